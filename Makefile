@@ -1,0 +1,77 @@
+# `make help` lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# A registry to publish to; empty: one on loopback is started.
+REGISTRY ?=
+LOOPBACK := 127.0.0.1:5000
+TARGET_REGISTRY = $(or $(REGISTRY),$(LOOPBACK))
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+# What `make image` builds, and more options for it.
+ARCH ?= blackwell
+RELEASE ?= 0.20.2
+VARIANT ?= awq
+FROM ?= wheel
+BASE ?= bootstrap
+OPTIONS ?=
+
+$(VENV)/.ready: requirements.txt
+	@scripts/tools.sh
+	@echo "setup: virtual environment with hashed dependencies" >&2
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	@touch $@
+
+.PHONY: venv setup image test unit e2e test-image lint render lock bench clean help
+
+venv: $(VENV)/.ready
+
+setup: venv ## Prepare this machine: packages, virtual environment, engine, registry
+	@scripts/tools.sh
+	@scripts/engine.sh
+	@if [ -z "$(REGISTRY)" ]; then scripts/registry.sh $(LOOPBACK); fi
+
+image: setup ## Build, check and publish an image (ARCH= RELEASE= VARIANT= FROM= BASE=)
+	@$(RUN) build.py --release $(RELEASE) --arch $(ARCH) --from $(FROM) --base $(BASE) \
+	  --variant $(VARIANT) --registry $(TARGET_REGISTRY) --push $(OPTIONS)
+
+test: lint unit e2e ## Lint, unit tests, then e2e against the real engine and registry
+
+unit: venv ## Unit tests: seconds, no engine
+	@$(RUN) -m pytest tests/unit -q
+
+e2e: setup ## Tests against the real engine and registry (builds the image of `make image`)
+	@REGISTRY=$(TARGET_REGISTRY) $(RUN) -m pytest tests/e2e -v
+
+test-image: setup ## Run the image tests against IMAGE= (ARCH= RELEASE= ... say what it must be)
+	@$(RUN) build.py verify $(IMAGE) --release $(RELEASE) --arch $(ARCH) --from $(FROM) \
+	  --base $(BASE) --variant $(VARIANT) $(OPTIONS)
+
+lint: venv ## ruff, mypy --strict, shellcheck, hadolint, rendered files and locks against inputs
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/shellcheck scripts/*.sh .ci/run
+	@$(RUN) build.py render --check
+	@find dockerfiles -name '*.Dockerfile' -print0 | xargs -0 $(VENV)/bin/hadolint --config .hadolint.yaml
+	@$(RUN) build.py lock --check
+
+render: venv ## Render the Dockerfiles
+	@$(RUN) build.py render
+
+lock: venv ## Make the dependency locks anew
+	@$(RUN) build.py lock
+
+bench: setup ## Benchmarks: ratios in one run, written to benchmarks/results
+	@REGISTRY=$(TARGET_REGISTRY) $(RUN) benchmarks/run.py
+
+clean: ## Remove this checkout's build state and virtual environment (images stay)
+	@rm -rf .build $(VENV) .mypy_cache .ruff_cache
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -1,0 +1,193 @@
+"""Base images: one from a hub, or one made here with debootstrap."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from fp4forge.errors import BaseImageError, ToolError, UsageError
+from fp4forge.paths import RELEASES
+
+DEBIAN_ARCH = {"linux/amd64": "amd64", "linux/arm64": "arm64"}
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base image and the Python that its distribution brings."""
+
+    name: str
+    python: str
+    image: str = ""  # reference on a hub, with its digest where a lock has it
+    suite: str = ""  # debootstrap suite, for a base made here
+
+    @property
+    def slug(self) -> str:
+        """The name as part of a file name."""
+        return re.sub(r"[^a-z0-9.]+", "-", self.name)
+
+    def reference(self, platform: str) -> str:
+        """What FROM names for a platform."""
+        if self.suite:
+            arch = DEBIAN_ARCH[platform]
+            return f"fp4forge.local/bootstrap:{self.suite}-{arch}-{_recipe(self.suite)}"
+        return self.image
+
+
+def _recipe(suite: str) -> str:
+    """Short hash of how a base is made: a changed recipe gives another base."""
+    return hashlib.sha256(f"{suite} minbase {_CLEAN}".encode()).hexdigest()[:8]
+
+
+@cache
+def _table() -> dict[str, Any]:
+    import yaml
+
+    table: dict[str, Any] = yaml.safe_load((RELEASES / "bases.yaml").read_text())["bases"]
+    return table
+
+
+def names() -> tuple[str, ...]:
+    """Names that ``--base`` takes."""
+    return tuple(_table())
+
+
+def load(name: str) -> Base:
+    """The base that ``--base`` names.
+
+    Raises:
+        UsageError: there is no such base.
+    """
+    if name not in _table():
+        raise UsageError(
+            f"--base {name!r} does not exist",
+            rule="one of " + ", ".join(names()),
+            remedy="add it to releases/bases.yaml",
+        )
+    entry = _table()[name]
+    image = entry.get("image", "")
+    if entry.get("digest"):
+        image += "@" + entry["digest"]
+    return Base(name, entry["python"], image, entry.get("suite", ""))
+
+
+# Files that differ from run to run and that no image needs.
+_CLEAN = (
+    "var/cache/apt/archives/*.deb",
+    "var/cache/apt/*.bin",
+    "var/lib/apt/lists/*_*",
+    "var/log/*.log",
+    "var/log/apt/*",
+    "var/cache/ldconfig/aux-cache",
+    "etc/machine-id",
+    "dev/*",
+)
+
+
+def ensure(base: Base, platform: str, report: Callable[[str], None]) -> str:
+    """Makes sure that the engine or its registry has the base; returns its reference.
+
+    Raises:
+        BaseImageError: neither the engine nor the hub has it, or debootstrap failed.
+        ToolError: debootstrap is not installed.
+    """
+    reference = base.reference(platform)
+    have = subprocess.run(["docker", "image", "inspect", reference], capture_output=True)
+    if have.returncode == 0:
+        return reference
+    if base.suite:
+        _bootstrap(base, platform, reference, report)
+        return reference
+    try:
+        probe = subprocess.run(
+            ["docker", "buildx", "imagetools", "inspect", "--raw", reference],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        reason = probe.stderr.strip().splitlines()[-1] if probe.stderr.strip() else ""
+        if probe.returncode == 0:
+            return reference
+    except subprocess.TimeoutExpired:
+        reason = "no answer within 60 s"
+    local = [name for name in names() if _table()[name].get("suite")]
+    raise BaseImageError(
+        f"the base image {reference} cannot be had: {reason}",
+        rule="a base comes from a registry that answers, or is made on this machine",
+        remedy=f"--base {local[0]} (debootstrap, needs only Debian's packages),"
+        " or 'docker pull' it where a mirror is configured",
+    )
+
+
+def _mirror() -> str:
+    """The mirror this machine's apt uses, without credentials; empty for debootstrap's default."""
+    targets = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"],
+        capture_output=True,
+        text=True,
+    )
+    for uri in targets.stdout.split():
+        if re.fullmatch(r"https?://[^@\s]+/debian/?", uri):
+            return uri
+    return ""
+
+
+def _bootstrap(base: Base, platform: str, reference: str, report: Callable[[str], None]) -> None:
+    if shutil.which("debootstrap") is None:
+        raise ToolError("debootstrap is not installed", remedy="run make setup")
+    if os.geteuid() != 0:
+        raise BaseImageError(
+            "debootstrap needs root", remedy="run as root, or use --base " + names()[0]
+        )
+    with tempfile.TemporaryDirectory(prefix="fp4forge-base-") as folder:
+        root = Path(folder) / "root"
+        command = ["debootstrap", "--variant=minbase", f"--arch={DEBIAN_ARCH[platform]}"]
+        command += [base.suite, str(root), *filter(None, [_mirror()])]
+        last = ""
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                last = line.strip()
+                report(f"debootstrap {last}")
+        if process.returncode != 0:
+            raise BaseImageError(
+                f"debootstrap {base.suite} for {platform} failed: {last}",
+                rule="Debian's package mirror must be reachable",
+            )
+        for pattern in _CLEAN:
+            for path in root.glob(pattern):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+        with subprocess.Popen(
+            ["tar", "--sort=name", "--numeric-owner", "-C", str(root), "-c", "."],
+            stdout=subprocess.PIPE,
+        ) as tar:
+            imported = subprocess.run(
+                [
+                    "docker",
+                    "import",
+                    "--platform",
+                    platform,
+                    "--change",
+                    'CMD ["bash"]',
+                    "-",
+                    reference,
+                ],
+                stdin=tar.stdout,
+                capture_output=True,
+                text=True,
+            )
+        if imported.returncode != 0:
+            raise BaseImageError(f"docker import failed: {imported.stderr.strip()}")

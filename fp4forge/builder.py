@@ -1,0 +1,224 @@
+"""Runs BuildKit on a staged plan and turns its event stream into progress and clear errors."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from fp4forge.errors import (
+    ArtefactError,
+    BuildError,
+    DiskError,
+    EngineError,
+    ForgeError,
+    PatchError,
+)
+from fp4forge.paths import ROOT, STATE
+from fp4forge.plan import Plan
+
+OCI_LAYOUT = STATE / "oci"
+COMPRESSION = "compression=zstd,compression-level=3,force-compression=true,oci-mediatypes=true"
+Report = Callable[[str], None]
+
+
+@dataclass
+class Vertex:
+    """One step of the build as BuildKit reports it."""
+
+    name: str
+    started: str = ""
+    completed: str = ""
+    cached: bool = False
+    error: str = ""
+    log: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a build gave: the digest of the image index, and how much of it was cached."""
+
+    digest: str
+    steps: int
+    cached: int
+
+
+def secrets() -> list[str]:
+    """``--secret`` flags: the host's CA bundle and the user's netrc, where there are any."""
+    ca = os.environ.get("SSL_CERT_FILE", "/etc/ssl/certs/ca-certificates.crt")
+    netrc = os.environ.get("NETRC", str(Path("~/.netrc").expanduser()))
+    found = [("ca", ca), ("netrc", netrc)]
+    return [f"--secret=id={name},src={path}" for name, path in found if Path(path).is_file()]
+
+
+def revision() -> str:
+    """The commit of this repository, with ``-dirty`` when files differ from it."""
+    done = subprocess.run(
+        ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--match=-"],
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout.strip() or "unknown"
+
+
+def command(
+    plan: Plan, context: Path, outputs: list[str], builder: str | None, no_cache: bool
+) -> list[str]:
+    """The buildx command line of a plan."""
+    flags = [
+        f"--file={context / 'Dockerfile'}",
+        f"--platform={plan.platform}",
+        f"--build-arg=SOURCE_DATE_EPOCH={plan.epoch}",
+        f"--build-arg=BASE={plan.base_image}",
+        f"--build-arg=PLAN_ID={plan.id}",
+        f"--build-arg=REVISION={revision()}",
+        "--provenance=mode=max",
+        *secrets(),
+        *[f"--output={output}" for output in outputs],
+    ]
+    flags += [f"--builder={builder}"] if builder else []
+    flags += ["--no-cache"] if no_cache else []
+    return ["docker", "buildx", "build", *flags, str(context)]
+
+
+def build(line: list[str], report: Report) -> Built:
+    """Runs a buildx command line.
+
+    Args:
+        line: from ``command``.
+        report: called with one line of progress at a time.
+
+    Raises:
+        BuildError: a step failed; the message has its command and its last lines.
+        PatchError, ArtefactError, DiskError, EngineError: the step's failure was one of these.
+    """
+    with tempfile.NamedTemporaryFile(prefix="fp4forge-", suffix=".json") as metadata:
+        process = subprocess.Popen(
+            [*line, "--progress=rawjson", f"--metadata-file={metadata.name}"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C reaches this process first, which then stops buildx
+        )
+        assert process.stderr is not None
+        vertices: dict[str, Vertex] = {}
+        rest: list[str] = []
+        try:
+            for event in events(process.stderr, rest):
+                _follow(event, vertices, report)
+            code = process.wait()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGINT)
+            process.wait(timeout=30)
+            raise
+        if code != 0:
+            raise explain(vertices.values(), "".join(rest))
+        found = json.loads(Path(metadata.name).read_text())
+    done = [v for v in vertices.values() if v.completed]
+    return Built(found["containerimage.digest"], len(done), sum(v.cached for v in done))
+
+
+def events(stream: IO[str], rest: list[str]) -> Iterator[dict[str, Any]]:
+    """JSON objects from a stream in which other text may stand; that text goes to rest."""
+    decoder = json.JSONDecoder()
+    buffer = ""
+    for line in stream:
+        if not buffer and not line.startswith("{"):
+            rest.append(line)
+            continue
+        buffer += line
+        # Objects are printed indented: only a brace in the first column can end one.
+        if line.startswith("}"):
+            yield decoder.decode(buffer)
+            buffer = ""
+        elif line.startswith("{") and line.rstrip().endswith("}"):
+            try:
+                yield decoder.decode(buffer)
+            except json.JSONDecodeError:
+                continue
+            buffer = ""
+
+
+def _follow(event: dict[str, Any], vertices: dict[str, Vertex], report: Report) -> None:
+    for data in event.get("vertexes") or []:
+        vertex = vertices.setdefault(data["digest"], Vertex(data.get("name", "")))
+        started, completed = data.get("started", ""), data.get("completed", "")
+        if started and not vertex.started and not data.get("cached"):
+            report(vertex.name)
+        vertex.started, vertex.completed = started, completed
+        vertex.cached = bool(data.get("cached"))
+        vertex.error = data.get("error", "")
+    for data in event.get("logs") or []:
+        if data["vertex"] in vertices:
+            text = base64.b64decode(data.get("data", "")).decode(errors="replace")
+            log = vertices[data["vertex"]].log
+            log.extend(line for line in text.splitlines() if line.strip())
+            del log[:-60]
+
+
+_PATTERNS: tuple[tuple[str, type[ForgeError], str], ...] = (
+    ("fp4forge: patch ", PatchError, "build.py patch check shows each patch against its source"),
+    (
+        "Hash mismatch",
+        ArtefactError,
+        "the file on the index is not the pinned one; do not install it",
+    ),
+    ("DO NOT MATCH THE HASHES", ArtefactError, "the file on the index is not the pinned one"),
+    ("no space left on device", DiskError, "docker buildx prune frees the build cache"),
+    ("No space left on device", DiskError, "docker buildx prune frees the build cache"),
+    ("Cannot connect to the Docker daemon", EngineError, "run make setup, or start the engine"),
+)
+
+
+def explain(vertices: Any, rest: str) -> ForgeError:
+    """The error that a failed build stands for."""
+    failed = [v for v in vertices if v.error and "context canceled" not in v.error]
+    log = [line for v in failed for line in v.log] or rest.strip().splitlines()
+    text = "\n".join(log) + "\n" + "\n".join(v.error for v in failed) + rest
+    for pattern, kind, remedy in _PATTERNS:
+        if pattern in text:
+            lines = [line for line in text.splitlines() if pattern in line]
+            message = lines[-1].removeprefix("fp4forge: ").strip()
+            if kind is ArtefactError:
+                message = "\n".join(log[-8:])
+            return kind(message, remedy=remedy)
+    name = failed[0].name if failed else "buildx"
+    return BuildError(
+        f"{name} failed\n" + "\n".join("  | " + line for line in log[-20:]),
+        remedy="the last lines above are the step's own; running again resumes from the cache",
+    )
+
+
+def write_layout_index(digest: str) -> None:
+    """Makes the OCI layout's index name one image, the one just built.
+
+    BuildKit adds to a layout's index.json; skopeo wants one image in it. Blobs of earlier
+    builds stay, so that unchanged layers are not exported again.
+    """
+    blob = OCI_LAYOUT / "blobs" / "sha256" / digest.removeprefix("sha256:")
+    media_type = json.loads(blob.read_bytes())["mediaType"]
+    descriptor = {"mediaType": media_type, "digest": digest, "size": blob.stat().st_size}
+    (OCI_LAYOUT / "index.json").write_text(
+        json.dumps({"schemaVersion": 2, "manifests": [descriptor]})
+    )
+
+
+def layers(digest: str) -> list[dict[str, Any]]:
+    """Layer descriptors (compressed size in bytes) of an image in the OCI layout."""
+    index = _blob(digest)
+    for entry in index["manifests"]:
+        if entry.get("platform", {}).get("os") != "unknown":
+            found: list[dict[str, Any]] = _blob(entry["digest"])["layers"]
+            return found
+    return []
+
+
+def _blob(digest: str) -> Any:
+    return json.loads((OCI_LAYOUT / "blobs" / "sha256" / digest.split(":")[1]).read_bytes())

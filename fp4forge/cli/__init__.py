@@ -1,0 +1,106 @@
+"""The command line: a group whose default action is to build. Commands are loaded when used."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from fp4forge import errors
+
+# Command name -> module and attribute; nothing is imported before the command is used.
+COMMANDS = {
+    "lock": ("fp4forge.cli.files", "lock", "Make or check the hashed dependency locks."),
+    "render": ("fp4forge.cli.files", "render", "Render the Dockerfiles, or check them."),
+    "verify": ("fp4forge.cli.image", "verify", "Run the image tests against an image."),
+    "matrix": ("fp4forge.cli.files", "matrix", "List everything that can be built."),
+    "completion": ("fp4forge.cli.files", "completion", "Print shell completion."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module when the command is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of all commands."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, imported now."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Help from the table, so that --help imports nothing."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry[2]) for name, entry in COMMANDS.items()])
+
+
+@click.group(
+    cls=LazyGroup,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option("--arch", help="GPU the image is for: sm100, sm103, sm120, sm121 or blackwell.")
+@click.option("--release", default="0.19.1", show_default=True, help="Release under releases/.")
+@click.option("--variant", default="awq", show_default=True, help="awq (all patches) or plain.")
+@click.option(
+    "--from", "strategy", default="source", show_default=True, help="source (compile) or wheel."
+)
+@click.option("--base", default="ubuntu:24.04", show_default=True,
+              help="Base image; bootstrap makes one here without a hub.")  # fmt: skip
+@click.option("--platform", help="linux/amd64 or linux/arm64; by default the GPU's.")
+@click.option("--registry", envvar="REGISTRY", help="Registry, HOST[:PORT][/PATH]. [env: REGISTRY]")
+@click.option("--repo", default="fp4forge/vllm", show_default=True, help="Repository in it.")
+@click.option("--tag", "tags", multiple=True, help="One more tag for the verified image.")
+@click.option("--push", is_flag=True, help="Push by digest, verify, then move the tags.")
+@click.option("--load", is_flag=True, help="Leave the verified image in the engine (default).")
+@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout, for scripts.")
+@click.option("--jobs", type=click.IntRange(1, 256), help="Parallel compile jobs.")
+@click.option("--builder", help="A buildx builder other than the engine's own.")
+@click.option("--no-cache", is_flag=True, help="Build every step anew.")
+@click.version_option(package_name=None, version=__import__("fp4forge").__version__)
+@click.pass_context
+def cli(ctx: click.Context, **options: Any) -> None:
+    """Build, check and publish a vLLM image with native NVFP4 for Blackwell GPUs.
+
+    Without a command: build. Example: build.py --arch sm121 --push
+    """
+    if ctx.invoked_subcommand is None:
+        from fp4forge.cli.image import build
+
+        build(**options)
+
+
+def main() -> None:
+    """Runs the command line; expected failures become one message and their exit code."""
+    as_json = "--json" in sys.argv
+    try:
+        sys.exit(cli.main(standalone_mode=False) or 0)
+    except errors.ForgeError as error:
+        fail(error, as_json)
+    except click.ClickException as error:
+        wrapped = errors.UsageError(error.format_message(), remedy="build.py --help")
+        fail(wrapped, as_json)
+    except (KeyboardInterrupt, click.Abort):
+        sys.stderr.write("interrupted: no tag was moved; running again resumes from the cache\n")
+        sys.exit(errors.INTERRUPTED)
+
+
+def fail(error: errors.ForgeError, as_json: bool) -> None:
+    """Prints an error for people, or as JSON, and leaves with its exit code."""
+    if as_json:
+        from fp4forge.console import print_json
+
+        print_json(error.as_json())
+    sys.stderr.write(f"error: {error.message}\n")
+    for label, text in (("rule", error.rule), ("try", error.remedy)):
+        if text:
+            sys.stderr.write(f"  {label}: {text}\n")
+    sys.exit(error.exit_code)

@@ -1,0 +1,85 @@
+"""Commands about the repository's own files: lock, render, matrix, completion."""
+
+from __future__ import annotations
+
+import click
+
+from fp4forge.console import Console, print_json
+from fp4forge.errors import DriftError
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Write nothing; fail when a lock has drifted.")
+def lock(check: bool) -> None:
+    """Make the hashed dependency locks, one per release, strategy, platform and Python."""
+    from fp4forge import lock as locking
+
+    console = Console()
+    with console.step("lock") as step:
+        step.report("uv resolves every release")
+        if check:
+            drifted = locking.drift()
+            step.detail = f"{len(drifted)} drifted"
+        else:
+            changed = locking.write_all()
+            step.detail = f"{len(changed)} changed"
+    if check and drifted:
+        raise DriftError(
+            "locks differ from what their releases give:\n  " + "\n  ".join(drifted),
+            remedy="build.py lock, then look at the difference",
+        )
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Write nothing; fail when a file differs.")
+def render(check: bool) -> None:
+    """Render every supported plan's Dockerfile into dockerfiles/."""
+    from fp4forge import render as rendering
+
+    if not check:
+        click.echo(f"{rendering.write()} Dockerfiles rendered")
+        return
+    lines = rendering.differences()
+    if lines:
+        raise DriftError(
+            "dockerfiles/ is not what the templates give:\n  " + "\n  ".join(lines),
+            remedy="build.py render, then look at the difference",
+        )
+    click.echo("dockerfiles/ is what the templates give")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+def matrix(as_json: bool) -> None:
+    """List everything that can be built, with its runner labels."""
+    from fp4forge import render as rendering
+
+    rows = [
+        {
+            "release": plan.release,
+            "arch": plan.arch,
+            "variant": plan.variant,
+            "from": plan.strategy,
+            "base": plan.base,
+            "platform": plan.platform,
+        }
+        for plan in rendering.supported().values()
+    ]
+    if as_json:
+        print_json({"include": rows})
+        return
+    for row in rows:
+        click.echo("  ".join(f"{value:<12}" for value in row.values()))
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script for SHELL; eval it in the shell's start-up file."""
+    from click.shell_completion import get_completion_class
+
+    from fp4forge.cli import cli
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(cli, {}, "build.py", "_BUILD_PY_COMPLETE").source())

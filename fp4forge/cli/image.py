@@ -1,0 +1,115 @@
+"""Commands about one image: build (the default action) and verify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fp4forge import pipeline, plan
+from fp4forge.console import Console, print_json
+from fp4forge.errors import UsageError
+from fp4forge.plan import Plan, Request
+
+
+def build(**o: Any) -> None:
+    """The default action; options as in ``fp4forge.cli``."""
+    if not o["arch"]:
+        raise UsageError(
+            "--arch is missing: which GPU is the image for?",
+            rule="sm100, sm103, sm120, sm121 or blackwell",
+            remedy="build.py --arch sm121 --push; build.py --help shows all options",
+        )
+    request = Request(
+        o["arch"], o["release"], o["variant"], o["strategy"], o["base"], o["platform"]
+    )
+    if o["push"] and not o["registry"] and not o["dry_run"]:
+        raise UsageError(
+            "--push needs a registry",
+            rule="--registry HOST[:PORT][/PATH] or REGISTRY in the environment",
+            remedy="make setup starts one at 127.0.0.1:5000",
+        )
+    repository = plan.repository(o["registry"], o["repo"])
+    where = pipeline.destination(repository, o["push"], o["load"], o["tags"])
+    if o["dry_run"]:
+        prepared, _ = pipeline.prepare(request)
+        if o["as_json"]:
+            print_json(prepared.as_json())
+        else:
+            _show(prepared)
+        return
+    console = Console(quiet=o["as_json"])
+    options = pipeline.Options(o["builder"], o["no_cache"], o["jobs"])
+    outcome = pipeline.run(request, where, options, console)
+    if o["as_json"]:
+        print_json(vars(outcome))
+        return
+    checks = [f"{check['name']}: {check['outcome']}" for check in outcome.checks]
+    console.table(
+        "fp4forge",
+        [
+            ("image", outcome.image),
+            ("digest", outcome.digest),
+            ("unpacked", f"{outcome.unpacked_bytes / 1e9:.2f} GB"),
+            ("compressed", f"{outcome.compressed_bytes / 1e9:.2f} GB"),
+            ("checked", "\n".join(checks)),
+            ("verdict", "verified; tags: " + ", ".join(outcome.tags)),
+        ],
+    )
+
+
+def _show(p: Plan) -> None:
+    rows = {
+        "plan": p.id,
+        "release": f"{p.release}: vLLM {p.vllm_version}, torch {p.torch}, CUDA {p.cuda},"
+        f" transformers {p.transformers}, FlashInfer {p.flashinfer}",
+        "GPU": f"{p.arch} ({', '.join(p.gpus)}), capability {', '.join(p.capabilities)}",
+        "arch list": p.arch_list,
+        "variant": f"{p.variant}: patches {', '.join(p.patches) or 'none'}",
+        "strategy": p.strategy,
+        "base": f"{p.base_image}, Python {p.python}",
+        "platform": p.platform,
+        "left out": "\n".join(f"{rule.glob}: {rule.why}" for rule in p.leave_out),
+        "hashed": "\n".join(f"{name} {digest[:12]}" for name, digest in p.patched_files.items())
+        or "nothing",
+        "tags": f"{p.immutable_tag}, {p.moving_tag}",
+    }
+    from rich.console import Console as Rich
+    from rich.table import Table
+
+    table = Table(show_header=False, pad_edge=False)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Rich(highlight=False).print(table, markup=False)
+
+
+@click.command()
+@click.argument("image")
+@click.option("--arch", required=True, help="GPU to hold the image to.")
+@click.option("--release", default="0.20.2", show_default=True)
+@click.option("--variant", default="awq", show_default=True)
+@click.option("--from", "strategy", default="wheel", show_default=True)
+@click.option("--base", default="ubuntu:24.04", show_default=True)
+@click.option("--platform")
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+@click.option("--junit", type=click.Path(path_type=Path), help="Also write JUnit XML there.")
+def verify(image: str, as_json: bool, junit: Path | None, **o: Any) -> None:
+    """Run the image tests against IMAGE, which the engine has or can pull."""
+    from dataclasses import asdict
+
+    from fp4forge import verify as verifying
+
+    request = Request(
+        o["arch"], o["release"], o["variant"], o["strategy"], o["base"], o["platform"]
+    )
+    wanted, _ = pipeline.prepare(request)
+    console = Console(quiet=as_json)
+    with console.step("verify") as step:
+        checks = verifying.run(image, wanted.as_json(), step.report, junit)
+        step.detail = f"{sum(c.outcome == 'passed' for c in checks)} of {len(checks)} passed"
+    if as_json:
+        print_json([asdict(check) for check in checks])
+    verifying.demand(checks)
+    for check in checks:
+        console.say(f"  {check.outcome:<8} {check.name}")

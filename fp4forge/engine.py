@@ -1,0 +1,142 @@
+"""The Docker engine: is it there, what can it build, and containers that never stay behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fp4forge.errors import DiskError, EngineError, PlatformError
+
+ROLE = "io.fp4forge.role"
+
+
+def connect() -> Any:
+    """A docker SDK client of an engine that answers.
+
+    Raises:
+        EngineError: none answers; the message has the address that was tried.
+    """
+    import docker
+    from docker.errors import DockerException
+
+    try:
+        client = docker.from_env()
+        client.ping()
+    except DockerException as error:
+        where = os.environ.get("DOCKER_HOST", "the default socket")
+        raise EngineError(
+            f"no Docker engine answers at {where}: {_last(str(error))}",
+            rule="building needs an engine with buildx",
+            remedy="run make setup, start the engine, or set DOCKER_HOST",
+        ) from None
+    return client
+
+
+def check_store(builder: str | None) -> None:
+    """Refuses an engine whose own builder cannot make attestations and OCI layouts.
+
+    Raises:
+        EngineError: there is no buildx, or the default builder has no containerd image store.
+    """
+    if subprocess.run(["docker", "buildx", "version"], capture_output=True).returncode != 0:
+        raise EngineError("the docker client has no buildx", remedy="run make setup")
+    info = connect().info()
+    store = dict(info.get("DriverStatus") or []).get("driver-type", "")
+    if builder is None and "containerd" not in store:
+        raise EngineError(
+            f"the engine stores images with {info.get('Driver')}",
+            rule="provenance, zstd layers and OCI layouts need the containerd image store",
+            remedy='set {"features": {"containerd-snapshotter": true}} in daemon.json,'
+            " or give --builder with a docker-container builder",
+        )
+
+
+def check_platform(platform: str, builder: str | None) -> None:
+    """Refuses a platform that the builder cannot run.
+
+    Raises:
+        PlatformError: with the choices that there are.
+        EngineError: the builder does not exist.
+    """
+    command = ["docker", "buildx", "inspect", *([builder] if builder else [])]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise EngineError(
+            f"builder {builder or 'default'}: {_last(done.stderr)}",
+            remedy="docker buildx ls shows the builders that there are",
+        )
+    found = set(re.findall(r"linux/[a-z0-9]+", " ".join(
+        line for line in done.stdout.splitlines() if line.strip().startswith("Platforms:")
+    )))  # fmt: skip
+    if platform not in found:
+        raise PlatformError(
+            f"this builder cannot build {platform}; it builds {', '.join(sorted(found))}",
+            rule="the builder's platforms, as docker buildx inspect shows them",
+            remedy=f"run on a {platform} machine, give --builder with one that has it,"
+            f" or --platform {'linux/amd64' if 'linux/amd64' in found else sorted(found)[0]}",
+        )
+
+
+def check_disk(client: Any, need_gb: float) -> None:
+    """Refuses to start a build that would fill the engine's disk.
+
+    Args:
+        client: docker SDK client.
+        need_gb: free space wanted, in GB (10^9 bytes).
+
+    Raises:
+        DiskError: there is less.
+    """
+    root = Path(client.info().get("DockerRootDir", "/"))
+    if not root.exists():  # a remote engine: its disk cannot be seen from here
+        return
+    free = shutil.disk_usage(root).free / 1e9
+    if free < need_gb:
+        raise DiskError(
+            f"{root} has {free:.1f} GB free",
+            rule=f"a build needs {need_gb:.0f} GB",
+            remedy="docker buildx prune, or docker image prune, frees some",
+        )
+
+
+@contextlib.contextmanager
+def container(client: Any, image: str, platform: str) -> Iterator[str]:
+    """The id of a container of the image in which nothing runs; removed in any case."""
+    made = client.containers.create(
+        image,
+        entrypoint=["sleep"],
+        command=["infinity"],
+        platform=platform,
+        network_mode="none",
+        labels={ROLE: "verify"},
+    )
+    try:
+        made.start()
+        yield made.id
+    finally:
+        with contextlib.suppress(Exception):
+            made.remove(force=True)
+
+
+def image_facts(client: Any, reference: str) -> dict[str, Any]:
+    """What ``docker image inspect`` says of an image."""
+    attributes: dict[str, Any] = client.images.get(reference).attrs
+    return attributes
+
+
+def buildx_json(*arguments: str) -> Any:
+    """Output of a buildx command that prints JSON; None where it fails."""
+    done = subprocess.run(["docker", "buildx", *arguments], capture_output=True, text=True)
+    return json.loads(done.stdout) if done.returncode == 0 else None
+
+
+def _last(text: str) -> str:
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"

@@ -1,0 +1,134 @@
+"""Every failure a user can meet: one class each, with its exit code and its remedy.
+
+A message says what is wrong and where, ``rule`` what was expected, ``remedy`` what to do next.
+Exit codes 0, 1 and 2 keep their usual meaning (success, defect in fp4forge, wrong usage).
+"""
+
+from __future__ import annotations
+
+
+class ForgeError(Exception):
+    """Base of all expected failures; the command line prints it without a traceback."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, rule: str = "", remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.rule = rule
+        self.remedy = remedy
+
+    def as_json(self) -> dict[str, object]:
+        """The error as a JSON object, for ``--json``."""
+        return {
+            "error": type(self).__name__,
+            "exit_code": self.exit_code,
+            "message": self.message,
+            "rule": self.rule,
+            "remedy": self.remedy,
+        }
+
+
+class UsageError(ForgeError):
+    """A flag, name or value on the command line cannot be used."""
+
+    exit_code = 2
+
+
+class CoverageError(ForgeError):
+    """A requested GPU would be left without what was asked for."""
+
+    exit_code = 3
+
+
+class EngineError(ForgeError):
+    """No Docker engine answers, or it lacks buildx or the containerd image store."""
+
+    exit_code = 4
+
+
+class RegistryError(ForgeError):
+    """The registry cannot be reached, or refuses."""
+
+    exit_code = 5
+
+
+class ReleaseError(ForgeError):
+    """A release file is missing, malformed or breaks the schema."""
+
+    exit_code = 6
+
+
+class PatchError(ForgeError):
+    """A patch series is malformed, or a patch does not apply to its pinned source."""
+
+    exit_code = 7
+
+
+class ArtefactError(ForgeError):
+    """A downloaded or local artefact does not have the pinned SHA-256."""
+
+    exit_code = 8
+
+
+class PlatformError(ForgeError):
+    """This host's builder cannot build the platform."""
+
+    exit_code = 9
+
+
+class BaseImageError(ForgeError):
+    """The base image cannot be had."""
+
+    exit_code = 10
+
+
+class BuildError(ForgeError):
+    """A step of the image build failed."""
+
+    exit_code = 11
+
+
+class VerifyError(ForgeError):
+    """A check on the built image failed; no tag was moved."""
+
+    exit_code = 12
+
+
+class DiskError(ForgeError):
+    """There is not enough disk space."""
+
+    exit_code = 13
+
+
+class TagError(ForgeError):
+    """An immutable tag already names another image."""
+
+    exit_code = 14
+
+
+class DriftError(ForgeError):
+    """A generated file (lock, Dockerfile) differs from what its inputs give."""
+
+    exit_code = 15
+
+
+class ToolError(ForgeError):
+    """A program that this step needs is not installed."""
+
+    exit_code = 16
+
+
+class UnavailableError(ForgeError):
+    """The plan is valid, but this version of fp4forge cannot carry it out yet."""
+
+    exit_code = 17
+
+
+class BinaryError(ForgeError):
+    """A file given as CUDA binary cannot be read as one."""
+
+    exit_code = 18
+
+
+INTERRUPTED = 130

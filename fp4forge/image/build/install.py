@@ -1,0 +1,142 @@
+"""Installs one locked layer of packages; runs in a build stage, with the standard library only.
+
+The result under --out is reproducible: the same lock gives the same bytes and times, so that a
+rebuilt layer has the digest it had before and nobody pulls it twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+UV_PLATFORM = {
+    "linux/amd64": "x86_64-manylinux_2_39",
+    "linux/arm64": "aarch64-manylinux_2_39",
+}
+PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def install(source: list[str], platform: str, prefix: Path) -> Path:
+    """Unpacks wheels under prefix; nothing of them is run, so any platform will do."""
+    command = ["uv", "pip", "install", "--prefix", str(prefix), "--python", sys.executable]
+    command += ["--python-platform", UV_PLATFORM[platform], "--no-deps", "--link-mode", "copy"]
+    command += ["--no-build", *source]
+    subprocess.run(command, check=True)
+    # Debian's and Ubuntu's Python look in dist-packages; RECORD's relative paths stay right.
+    site = prefix / "lib" / PYTHON / "dist-packages"
+    (site.parent / "site-packages").rename(site)
+    return site
+
+
+def matcher(glob: str) -> re.Pattern[str]:
+    """A pattern for a glob in which * stays inside a folder and ** crosses folders."""
+    parts = re.split(r"(\*\*/?|\*)", glob)
+    translated = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*"}
+    return re.compile("".join(translated.get(part, re.escape(part)) for part in parts))
+
+
+def leave_out(site: Path, rules: list[dict[str, str]]) -> list[dict[str, object]]:
+    """Deletes what the rules name; returns each deleted file with its size and rule."""
+    patterns = [(matcher(rule["glob"]), rule) for rule in rules]
+    gone: list[dict[str, object]] = []
+    for path in sorted(site.rglob("*")):
+        if path.is_dir() and not path.is_symlink():
+            continue
+        name = path.relative_to(site).as_posix()
+        for pattern, rule in patterns:
+            if pattern.fullmatch(name):
+                gone.append({"path": name, "bytes": path.lstat().st_size, "rule": rule["glob"]})
+                path.unlink()
+                break
+    for folder in sorted((p for p in site.rglob("*") if p.is_dir()), reverse=True):
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    return gone
+
+
+def complete_cuda(site: Path, prefix: Path) -> None:
+    """Gives the CUDA of PyPI's wheels the names that nvcc's users look for.
+
+    The wheels carry libcudart.so.13 but no libcudart.so, no lib64 and no stub of the driver's
+    libcuda.so; /usr/local/cuda is where FlashInfer and CMake look first.
+    """
+    cuda = site / "nvidia" / "cu13"
+    lib = cuda / "lib"
+    if not (cuda / "bin" / "nvcc").exists():
+        return
+    for library in sorted(lib.glob("lib*.so.*")):
+        plain = lib / (library.name.split(".so.")[0] + ".so")
+        if not plain.exists():
+            plain.symlink_to(library.name)
+    (cuda / "lib64").symlink_to("lib")
+    (lib / "stubs").mkdir()
+    # An empty library with the driver's soname: shared links succeed, and at run time the
+    # driver's own libcuda.so.1 is loaded. Its machine must be the target's.
+    machine = site_machine(lib)
+    compiler = {"x86_64": "x86_64-linux-gnu-gcc", "aarch64": "aarch64-linux-gnu-gcc"}[machine]
+    if shutil.which(compiler):
+        subprocess.run(
+            [compiler, "-shared", "-nostdlib", "-Wl,-soname,libcuda.so.1", "-Wl,--build-id=none",
+             "-x", "c", "/dev/null", "-o", str(lib / "stubs" / "libcuda.so")],
+            check=True,
+        )  # fmt: skip
+    (prefix / "cuda").symlink_to(cuda.relative_to(prefix))
+
+
+def site_machine(lib: Path) -> str:
+    """Machine of the installed libraries, from an ELF header (e_machine at offset 18)."""
+    library = next(path for path in sorted(lib.glob("libcudart.so.*")))
+    code = int.from_bytes(library.read_bytes()[18:20], "little")
+    return {62: "x86_64", 183: "aarch64"}[code]
+
+
+def compile_bytecode(site: Path) -> None:
+    """Compiles all modules with checked hashes: valid for any file time, void for edited files."""
+    subprocess.run(
+        [sys.executable, "-m", "compileall", "-q", "-j", "0", "--invalidation-mode",
+         "checked-hash", "-s", str(site.parents[4]), "-p", "/", str(site)],
+        # Some packages ship templates and code for other Python versions that cannot compile.
+        stdout=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+
+
+def settle_times(out: Path, epoch: int) -> None:
+    """Sets every time under out to the release's epoch."""
+    for folder, folders, files in os.walk(out):
+        for name in files + folders:
+            os.utime(Path(folder) / name, (epoch, epoch), follow_symlinks=False)
+    os.utime(out, (epoch, epoch))
+
+
+def main() -> None:
+    """Command line of the build stage."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--lock", type=Path)
+    source.add_argument("--wheel", type=Path)
+    parser.add_argument("--platform", required=True, choices=UV_PLATFORM)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+
+    prefix = args.out / "usr" / "local"
+    chosen = ["--require-hashes", "-r", str(args.lock)] if args.lock else [str(args.wheel)]
+    site = install(chosen, args.platform, prefix)
+    rules = json.loads(Path("/fp4forge/leave-out.json").read_text())
+    gone = leave_out(site, rules)
+    complete_cuda(site, prefix)
+    compile_bytecode(site)
+    name = args.lock.stem if args.lock else "vllm"
+    record = args.out / "opt" / "fp4forge" / "left-out" / f"{name}.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps(gone, indent=1) + "\n")
+    settle_times(args.out, int(os.environ["SOURCE_DATE_EPOCH"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""The main job: plan -> context -> base -> build -> push by digest -> verify -> tags."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fp4forge import base as bases
+from fp4forge import builder, engine, registry, verify
+from fp4forge import plan as planning
+from fp4forge.console import Console
+from fp4forge.errors import UnavailableError, UsageError
+from fp4forge.paths import STATE
+from fp4forge.plan import Plan, Request
+
+# What a cold build writes: build cache, unpacked image, compressed layers, registry.
+COLD_GB = 45.0
+WARM_GB = 8.0
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where the image goes."""
+
+    repository: str
+    push: bool
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the build runs; nothing here changes what is in the image."""
+
+    builder: str | None = None
+    no_cache: bool = False
+    jobs: int | None = None
+
+
+@dataclass
+class Outcome:
+    """What came of it; JSON on request."""
+
+    plan: dict[str, Any]
+    image: str = ""
+    digest: str = ""
+    tags: list[str] = field(default_factory=list)
+    unpacked_bytes: int = 0
+    compressed_bytes: int = 0
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+
+
+def prepare(request: Request) -> tuple[Plan, dict[str, bytes]]:
+    """The identified plan and its files; touches neither engine nor network."""
+    return planning.identify(planning.resolve(request))
+
+
+def run(request: Request, destination: Destination, options: Options, console: Console) -> Outcome:
+    """Builds, checks and publishes.
+
+    Raises:
+        ForgeError: one of its classes, whatever step failed; no tag was moved then.
+    """
+    with console.step("plan") as step:
+        plan, files = prepare(request)
+        if plan.strategy == "source":
+            _refuse_source(plan)
+        step.detail = f"{plan.id}: {plan.immutable_tag}"
+    with console.step("check") as step:
+        client = engine.connect()
+        engine.check_store(options.builder)
+        engine.check_platform(plan.platform, options.builder)
+        have = any(builder.OCI_LAYOUT.glob("blobs/sha256/*"))
+        engine.check_disk(client, float(os.environ.get("FP4FORGE_MIN_FREE_GB", 0)) or
+                          (WARM_GB if have else COLD_GB))  # fmt: skip
+        if destination.push:
+            registry.reach(destination.repository)
+        step.detail = f"engine {client.version()['Version']}"
+        if destination.push:
+            step.detail += f", registry {destination.repository.split('/')[0]}"
+    outcome = Outcome(plan.as_json())
+    with _alone(console):
+        with console.step("base") as step:
+            step.report(f"{plan.base} for {plan.platform}")
+            step.detail = bases.ensure(bases.load(plan.base), plan.platform, step.report)
+        context = planning.stage(plan, files)
+        if destination.push:
+            _push(plan, context, destination, options, console, outcome)
+        else:
+            _load(plan, context, destination, options, console, outcome)
+    outcome.steps = [
+        {"name": s.name, "seconds": round(s.seconds, 2), "verdict": s.verdict, "detail": s.detail}
+        for s in console.steps
+    ]
+    return outcome
+
+
+def _push(
+    plan: Plan, context: Any, destination: Destination, options: Options, console: Console,
+    outcome: Outcome,
+) -> None:  # fmt: skip
+    repository = destination.repository
+    layout = f"type=oci,tar=false,dest={builder.OCI_LAYOUT},{builder.COMPRESSION}"
+    with console.step("build") as step:
+        line = builder.command(plan, context, [layout], options.builder, options.no_cache)
+        built = builder.build(line, step.report)
+        builder.write_layout_index(built.digest)
+        step.detail = f"{built.steps} steps, {built.cached} cached"
+    outcome.compressed_bytes = sum(layer["size"] for layer in builder.layers(built.digest))
+    with console.step("push") as step:
+        registry.push(builder.OCI_LAYOUT, repository, built.digest, step.report)
+        step.detail = f"{built.digest[:19]} by digest"
+    image = f"{repository}@{built.digest}"
+    with console.step("pull") as step:
+        step.report("as a user would, by digest")
+        client = engine.connect()
+        client.images.pull(image, platform=plan.platform)
+        step.detail = "stock docker pull"
+    outcome.image, outcome.digest = image, built.digest
+    _verify(plan, image, console, outcome)
+    with console.step("publish") as step:
+        manifests = registry.image_manifests(builder._blob(built.digest))
+        digest = built.digest
+        known = registry.free_for(repository, plan.immutable_tag, manifests)
+        if known:  # the same image, with an older attestation: keep what the tag names
+            digest = known
+            outcome.image, outcome.digest = f"{repository}@{known}", known
+        for name in (*((plan.immutable_tag,) if not known else ()), plan.moving_tag,
+                     *destination.tags):  # fmt: skip
+            step.report(name)
+            registry.tag(repository, digest, name)
+        outcome.tags = [plan.immutable_tag, plan.moving_tag, *destination.tags]
+        step.detail = ", ".join(outcome.tags)
+
+
+def _load(
+    plan: Plan, context: Any, destination: Destination, options: Options, console: Console,
+    outcome: Outcome,
+) -> None:  # fmt: skip
+    client = engine.connect()
+    candidate = f"{destination.repository}:unverified-{plan.id}"
+    kind = "docker" if options.builder else "image"
+    with console.step("build") as step:
+        output = f"type={kind},name={candidate}"
+        output += f",{builder.COMPRESSION}" if kind == "image" else ""
+        line = builder.command(plan, context, [output], options.builder, options.no_cache)
+        built = builder.build(line, step.report)
+        step.detail = f"{built.steps} steps, {built.cached} cached"
+    try:
+        outcome.image, outcome.digest = candidate, built.digest
+        _verify(plan, candidate, console, outcome)
+        with console.step("name") as step:
+            outcome.tags = [plan.immutable_tag, plan.moving_tag, *destination.tags]
+            for name in outcome.tags:
+                client.images.get(candidate).tag(destination.repository, name)
+            outcome.image = f"{destination.repository}:{plan.immutable_tag}"
+            step.detail = "in the engine: " + ", ".join(outcome.tags)
+    finally:
+        with contextlib.suppress(Exception):
+            client.images.remove(candidate)
+
+
+def _verify(plan: Plan, image: str, console: Console, outcome: Outcome) -> None:
+    with console.step("verify") as step:
+        checks = verify.run(image, plan.as_json(), step.report)
+        outcome.checks = [asdict(check) for check in checks]
+        for check in checks:
+            outcome.unpacked_bytes = check.facts.get("unpacked_bytes", outcome.unpacked_bytes)
+        passed = sum(check.outcome == "passed" for check in checks)
+        skipped = sum(check.outcome == "skipped" for check in checks)
+        step.detail = f"{passed} of {len(checks)} checks passed"
+        step.detail += f", {skipped} skipped" if skipped else ""
+        verify.demand(checks)
+
+
+def _refuse_source(plan: Plan) -> None:
+    raise UnavailableError(
+        f"compiling vLLM {plan.vllm_version} from source is planned and rendered, not yet run",
+        rule="this version of fp4forge builds images from published wheels",
+        remedy="--release 0.20.2 --from wheel builds one now; --dry-run shows this plan,"
+        f" dockerfiles/{plan.release}/ its Dockerfile",
+    )
+
+
+@contextlib.contextmanager
+def _alone(console: Console) -> Iterator[None]:
+    """One build at a time per checkout: they share the OCI layout."""
+    STATE.mkdir(parents=True, exist_ok=True)
+    with (STATE / "lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            console.say("another build runs in this checkout; waiting for it")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def destination(repository: str, push: bool, load: bool, tags: tuple[str, ...]) -> Destination:
+    """Where to, after validation.
+
+    Raises:
+        UsageError: --push and --load together, or a tag that is none.
+    """
+    if push and load:
+        raise UsageError("--push and --load exclude each other", remedy="give one of them")
+    return Destination(repository, push, tuple(planning.check_tag(tag) for tag in tags))

@@ -1,0 +1,241 @@
+"""The plan: a release and a GPU, completely resolved, with a content-addressed id.
+
+A plan is computed without an engine and without the network, so that ``--dry-run`` tells
+everything that a build would do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fp4forge import base as bases
+from fp4forge import lock, release, series
+from fp4forge.errors import UsageError
+from fp4forge.gpu import platform_for, target
+from fp4forge.paths import IMAGE_FILES, STATE
+from fp4forge.release import STRATEGIES, VARIANTS
+
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+_REPOSITORY = re.compile(r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*")
+_REGISTRY = re.compile(r"[A-Za-z0-9]+(?:[.-][A-Za-z0-9]+)*(?::[0-9]{1,5})?")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks for, as given on the command line."""
+
+    arch: str
+    release: str = "0.19.1"
+    variant: str = "awq"
+    strategy: str = "source"
+    base: str = "ubuntu:24.04"
+    platform: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides what is in the image. JSON: ``as_json``."""
+
+    release: str
+    vllm_version: str
+    torch: str
+    cuda: str
+    transformers: str
+    flashinfer: str
+    arch: str
+    gpus: tuple[str, ...]
+    capabilities: tuple[str, ...]
+    arch_list: str
+    variant: str
+    strategy: str
+    base: str
+    base_image: str
+    platform: str
+    python: str
+    environment: dict[str, str]
+    max_jit_jobs: int
+    patches: tuple[str, ...]
+    patched_files: dict[str, str]  # path relative to dist-packages -> SHA-256
+    leave_out: tuple[release.LeaveOut, ...]
+    unpacked_gb: float
+    epoch: int
+    context: dict[str, str] = field(default_factory=dict)  # file -> SHA-256, the build's input
+    id: str = ""
+
+    @property
+    def site(self) -> str:
+        """The folder of installed packages, without leading slash."""
+        return f"usr/local/lib/python{self.python}/dist-packages"
+
+    @property
+    def moving_tag(self) -> str:
+        """The tag that follows the newest verified image."""
+        return f"{self.release}-{self.arch}-{self.variant}"
+
+    @property
+    def immutable_tag(self) -> str:
+        """The tag that names this plan's image and never another."""
+        return f"{self.moving_tag}-{self.id}"
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as JSON, tags included."""
+        return asdict(self) | {"tags": [self.immutable_tag, self.moving_tag]}
+
+
+def resolve(request: Request) -> Plan:
+    """Resolves a request; the plan has no id before ``stage`` has seen its files.
+
+    Raises:
+        UsageError: an unknown arch, release, variant, strategy, base or platform.
+        ReleaseError, PatchError: the release's files are malformed.
+    """
+    _one_of("--variant", request.variant, VARIANTS)
+    _one_of("--from", request.strategy, STRATEGIES)
+    chosen = target(request.arch)
+    what = release.load(request.release)
+    what.strategy(request.strategy)
+    base = bases.load(request.base)
+    platform = platform_for(chosen, request.platform)
+    if request.strategy == "wheel" and platform not in what.wheels:
+        raise UsageError(
+            f"release {what.release} has no published wheel for {platform}",
+            rule="wheels exist for " + ", ".join(what.wheels),
+            remedy="--from source",
+        )
+    gpus = tuple(gpu.name for gpu in chosen.gpus)
+    patches = series.load("vllm", what.vllm_version).for_variant(request.variant)
+    return Plan(
+        release=what.release,
+        vllm_version=what.vllm_version,
+        torch=what.torch,
+        cuda=what.cuda,
+        transformers=what.transformers,
+        flashinfer=what.flashinfer,
+        arch=chosen.name,
+        gpus=gpus,
+        capabilities=tuple(gpu.label for gpu in chosen.gpus),
+        arch_list=what.arch_list if chosen.name == "blackwell" else chosen.arch_list,
+        variant=request.variant,
+        strategy=request.strategy,
+        base=base.name,
+        base_image=base.reference(platform),
+        platform=platform,
+        python=base.python,
+        environment=what.environment.get(request.variant, {}),
+        max_jit_jobs=chosen.max_jit_jobs,
+        patches=tuple(patch.id for patch in patches),
+        patched_files=series.patched_files(patches),
+        leave_out=tuple(rule for rule in what.leave_out if not set(rule.unless) & set(gpus)),
+        unpacked_gb=what.unpacked_gb[chosen.name],
+        epoch=what.epoch,
+    )
+
+
+def context_files(plan: Plan) -> dict[str, bytes]:
+    """Every file of the build context with its content; the Dockerfile is one of them.
+
+    Raises:
+        DriftError: there is no lock for the plan.
+    """
+    from fp4forge.render import dockerfile
+
+    sequence = series.load("vllm", plan.vllm_version)
+    patches = sequence.for_variant(plan.variant)
+    files = {
+        "Dockerfile": dockerfile(plan).encode(),
+        "leave-out.json": _json([asdict(rule) for rule in plan.leave_out]),
+        "patches/series.json": _json(
+            {
+                "package": sequence.package,
+                "version": sequence.version,
+                "patches": [asdict(patch) for patch in patches],
+            }
+        ),
+    }
+    files |= {f"patches/{p.file}": (sequence.folder / p.file).read_bytes() for p in patches}
+    files |= {f"locks/{name}.txt": text.encode() for name, text in lock.layers(plan).items()}
+    for path in sorted(IMAGE_FILES.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            files["image/" + path.relative_to(IMAGE_FILES).as_posix()] = path.read_bytes()
+    return files
+
+
+def identify(plan: Plan) -> tuple[Plan, dict[str, bytes]]:
+    """The plan with its id, and the files that the id stands for.
+
+    The id is the first 12 hex digits of a SHA-256 over the plan and its files' hashes.
+    """
+    files = context_files(plan)
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
+    plain = replace(plan, context=hashes)
+    identity = hashlib.sha256(_json(asdict(plain))).hexdigest()[:12]
+    complete = replace(plain, id=identity)
+    return complete, files | {"plan.json": _json(complete.as_json())}
+
+
+def stage(plan: Plan, files: dict[str, bytes]) -> Path:
+    """Writes the build context; file times are the release's, so that layers repeat."""
+    import os
+
+    folder = STATE / "context" / plan.id
+    if folder.exists():
+        shutil.rmtree(folder)
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        path.chmod(0o755 if "/bin/" in name else 0o644)
+    for entry in [*folder.rglob("*"), folder]:
+        os.utime(entry, (plan.epoch, plan.epoch))
+    return folder
+
+
+def repository(registry: str | None, repo: str) -> str:
+    """``registry/repo`` after validation.
+
+    Raises:
+        UsageError: either is not of the form that the distribution spec allows.
+    """
+    if not _REPOSITORY.fullmatch(repo):
+        raise UsageError(
+            f"--repo {repo!r} is not a repository name",
+            rule="lower-case letters, digits and . _ - / as the OCI distribution spec has it",
+        )
+    if registry is None:
+        return repo
+    if not _REGISTRY.fullmatch(registry.split("/", 1)[0]) or (
+        "/" in registry and not _REPOSITORY.fullmatch(registry.split("/", 1)[1])
+    ):
+        raise UsageError(
+            f"--registry {registry!r} is not a registry", rule="HOST, HOST:PORT or HOST/PATH"
+        )
+    return f"{registry}/{repo}"
+
+
+def check_tag(tag: str) -> str:
+    """The tag, when it is one.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not _TAG.fullmatch(tag):
+        raise UsageError(
+            f"--tag {tag!r} is not a tag",
+            rule="at most 128 letters, digits and . _ -, not starting with . or -",
+        )
+    return tag
+
+
+def _one_of(flag: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UsageError(f"{flag} {value!r} does not exist", rule="one of " + ", ".join(allowed))
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()

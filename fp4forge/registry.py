@@ -1,0 +1,167 @@
+"""Registries: reach, push by digest, read, tag. skopeo and buildx do the work."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from fp4forge.builder import Report
+from fp4forge.errors import DiskError, RegistryError, TagError, ToolError
+
+_LOOPBACK = re.compile(r"(localhost|127\.[0-9.]+)(:[0-9]+)?/")
+
+
+def is_loopback(repository: str) -> bool:
+    """Whether the registry listens on loopback, where plain HTTP is usual."""
+    return bool(_LOOPBACK.match(repository))
+
+
+def reach(repository: str) -> None:
+    """Asks the registry's API root for an answer, before anything long is started.
+
+    Raises:
+        RegistryError: nothing answers there, or it is no registry.
+        ToolError: skopeo is not installed.
+    """
+    import requests
+
+    if shutil.which("skopeo") is None:
+        raise ToolError("skopeo is not installed", remedy="run make setup")
+    host = repository.split("/", 1)[0]
+    local = is_loopback(repository)
+    session = requests.Session()
+    session.trust_env = not local
+    try:
+        answer = session.get(f"{'http' if local else 'https'}://{host}/v2/", timeout=10)
+    except requests.RequestException as error:
+        reason = str(getattr(error, "args", [error])[0])
+        raise RegistryError(
+            f"no registry answers at {host}: {reason[:200]}",
+            rule="--push needs a registry (OCI distribution spec, GET /v2/)",
+            remedy="scripts/registry.sh starts one on loopback; or give --registry, or --load",
+        ) from None
+    if answer.status_code not in (200, 401):
+        raise RegistryError(f"{host} answers {answer.status_code} to GET /v2/: not a registry")
+
+
+def push(layout: Path, repository: str, digest: str, report: Report) -> None:
+    """Copies an image index with all it names from an OCI layout, by digest: no tag is made.
+
+    Raises:
+        RegistryError: the registry went away or refuses; nothing is tagged, and what was copied
+            is not copied again.
+    """
+    command = ["skopeo", "copy", "--all", "--preserve-digests", *_tls(repository, "dest")]
+    line = [*command, f"oci:{layout}", f"docker://{repository}@{digest}"]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    said: list[str] = []
+    try:
+        for text in process.stdout:
+            said.append(text.strip())
+            if text.startswith("Copying blob"):
+                report(text.strip())
+        code = process.wait()
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    if code != 0:
+        _raise(repository, "push", "\n".join(said))
+
+
+def resolve(repository: str, tag: str) -> tuple[str, dict[str, Any]] | None:
+    """Digest and manifest that a tag names; None when the tag is free.
+
+    Raises:
+        RegistryError: the registry does not answer, or refuses.
+    """
+    line = ["skopeo", "inspect", "--raw", *_tls(repository), f"docker://{repository}:{tag}"]
+    done = subprocess.run(line, capture_output=True)
+    if done.returncode == 0:
+        digest = "sha256:" + hashlib.sha256(done.stdout).hexdigest()
+        return digest, json.loads(done.stdout)
+    reason = done.stderr.decode(errors="replace")
+    if "manifest unknown" in reason or "name unknown" in reason or "not found" in reason.lower():
+        return None
+    _raise(repository, "read", reason)
+    return None
+
+
+def tag(repository: str, digest: str, name: str) -> None:
+    """Lets a tag name a digest that is already in the repository, and looks that it does.
+
+    Raises:
+        RegistryError: the registry refuses, or the tag names something else afterwards.
+    """
+    line = ["docker", "buildx", "imagetools", "create", "--progress=plain"]
+    line += ["--tag", f"{repository}:{name}", f"{repository}@{digest}"]
+    done = subprocess.run(line, capture_output=True, text=True)
+    if done.returncode != 0:
+        _raise(repository, f"tag {name}", done.stderr)
+    found = resolve(repository, name)
+    if found is None or found[0] != digest:
+        raise RegistryError(
+            f"{repository}:{name} names {found[0] if found else 'nothing'}",
+            rule=f"it was to name {digest}",
+            remedy="somebody else may have pushed; run again",
+        )
+
+
+def free_for(repository: str, name: str, manifests: set[str]) -> str | None:
+    """Checks that an immutable tag is free or already names the same image.
+
+    Args:
+        repository: where.
+        name: the tag.
+        manifests: digests of the image manifests (not attestations) to be published.
+
+    Returns:
+        The index digest that the tag names already, None when it is free.
+
+    Raises:
+        TagError: it names another image.
+    """
+    found = resolve(repository, name)
+    if found is None:
+        return None
+    digest, index = found
+    if image_manifests(index) == manifests:
+        return digest
+    raise TagError(
+        f"{repository}:{name} already names {digest[:19]}, another image of the same plan",
+        rule="an immutable tag is never moved",
+        remedy="the same plan gave other bytes (packages of the distribution moved on):"
+        " publish this one with --tag NAME, or delete the old tag in the registry",
+    )
+
+
+def image_manifests(index: dict[str, Any]) -> set[str]:
+    """Digests of an index's image manifests, attestations left aside."""
+    return {
+        entry["digest"]
+        for entry in index.get("manifests", [])
+        if entry.get("platform", {}).get("os") != "unknown"
+    }
+
+
+def _tls(repository: str, side: str = "") -> list[str]:
+    flag = f"--{side}-tls-verify" if side else "--tls-verify"
+    return [f"{flag}=false"] if is_loopback(repository) else []
+
+
+def _raise(repository: str, action: str, reason: str) -> None:
+    lines = [line for line in reason.strip().splitlines() if line.strip()]
+    last = re.sub(r'^time="[^"]*" level=\w+ msg="?', "", lines[-1] if lines else "no reason given")
+    if "no space left" in last.lower():
+        raise DiskError(f"{action} to {repository}: {last}", remedy="free space at the registry")
+    raise RegistryError(
+        f"{action} {repository}: {last.strip()}",
+        rule="no tag was moved",
+        remedy="check the registry and 'docker login'; running again resumes",
+    )

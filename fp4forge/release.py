@@ -1,0 +1,183 @@
+"""Releases: what goes into an image, read from ``releases/<version>.yaml``."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from fp4forge.errors import ReleaseError, UsageError
+from fp4forge.paths import RELEASES
+
+VARIANTS = ("awq", "plain")
+STRATEGIES = ("source", "wheel")
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A file on the package index, pinned by its SHA-256."""
+
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """What a build strategy adds to the release: requirement specifiers (PEP 508)."""
+
+    requirements: tuple[str, ...]
+    overrides: tuple[str, ...] = ()
+    build_requirements: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LeaveOut:
+    """Files of installed packages that the requested GPUs do not need."""
+
+    glob: str
+    why: str
+    unless: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Release:
+    """One release file, validated against ``releases/schema.json``."""
+
+    release: str
+    vllm_version: str
+    sdist: Artefact
+    wheels: dict[str, Artefact]
+    torch: str
+    cuda: str
+    transformers: str
+    flashinfer: str
+    arch_list: str
+    resolve_before: str
+    strategies: dict[str, Strategy]
+    environment: dict[str, dict[str, str]]
+    leave_out: tuple[LeaveOut, ...]
+    unpacked_gb: dict[str, float]
+
+    @property
+    def epoch(self) -> int:
+        """SOURCE_DATE_EPOCH of images of this release: the day its locks end, in seconds UTC."""
+        from datetime import UTC, datetime
+
+        return int(datetime.fromisoformat(self.resolve_before).replace(tzinfo=UTC).timestamp())
+
+    def strategy(self, name: str) -> Strategy:
+        """The strategy's requirements.
+
+        Raises:
+            UsageError: this release cannot be built that way.
+        """
+        if name not in self.strategies:
+            raise UsageError(
+                f"release {self.release} has no {name} strategy",
+                rule=f"it can be built from: {', '.join(self.strategies)}",
+                remedy=f"--from {next(iter(self.strategies))}, or another --release"
+                f" ({', '.join(names())})",
+            )
+        return self.strategies[name]
+
+
+def names() -> tuple[str, ...]:
+    """Names of all releases, oldest first."""
+    from packaging.version import Version
+
+    return tuple(sorted((p.stem for p in RELEASES.glob("[0-9]*.yaml")), key=Version))
+
+
+@cache
+def _schema() -> Any:
+    return json.loads((RELEASES / "schema.json").read_text())
+
+
+def parse(text: str, where: str) -> Release:
+    """Parses one release file.
+
+    Args:
+        text: the YAML.
+        where: its path, for messages.
+
+    Raises:
+        ReleaseError: the text is no YAML, or breaks the schema; the message names the field.
+    """
+    import jsonschema
+    import yaml
+
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        line = f" line {place.line + 1}" if place else ""
+        raise ReleaseError(
+            f"{where}{line} is not valid YAML: {getattr(error, 'problem', error)}",
+            rule="releases are YAML files that follow releases/schema.json",
+        ) from None
+    problems = sorted(
+        jsonschema.Draft202012Validator(_schema()).iter_errors(data), key=lambda e: list(e.path)
+    )
+    if problems:
+        first = problems[0]
+        field = ".".join(map(str, first.path)) or "(top level)"
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ReleaseError(
+            f"{where}: {field}: {first.message}{more}",
+            rule="releases follow releases/schema.json",
+            remedy=str(first.schema.get("description", ""))
+            if isinstance(first.schema, dict)
+            else "",
+        )
+    stem = Path(where).stem
+    if data["release"] != stem:
+        raise ReleaseError(
+            f"{where}: release is {data['release']!r}", rule="it equals the file's name"
+        )
+    return _from_data(data)
+
+
+def _from_data(data: dict[str, Any]) -> Release:
+    vllm = data["vllm"]
+    return Release(
+        release=data["release"],
+        vllm_version=vllm["version"],
+        sdist=Artefact(**vllm["sdist"]),
+        wheels={name: Artefact(**wheel) for name, wheel in vllm["wheels"].items()},
+        torch=data["torch"],
+        cuda=data["cuda"],
+        transformers=data["transformers"],
+        flashinfer=data["flashinfer"],
+        arch_list=data["arch_list"],
+        resolve_before=data["resolve_before"],
+        strategies={
+            name: Strategy(**{key: tuple(values) for key, values in strategy.items()})
+            for name, strategy in data["strategies"].items()
+        },
+        environment=data["environment"],
+        leave_out=tuple(
+            LeaveOut(rule["glob"], rule["why"], tuple(rule.get("unless", ())))
+            for rule in data["leave_out"]
+        ),
+        unpacked_gb=data["unpacked_gb"],
+    )
+
+
+def load(name: str) -> Release:
+    """Loads ``releases/<name>.yaml``.
+
+    Raises:
+        UsageError: there is no such release.
+        ReleaseError: the file is malformed or breaks the schema.
+    """
+    path = RELEASES / f"{name}.yaml"
+    if not re.fullmatch(r"[0-9][0-9a-z.]*", name) or not path.is_file():
+        raise UsageError(
+            f"--release {name!r} does not exist",
+            rule="one of " + ", ".join(names()),
+            remedy="docs/releases.md says how to add one",
+        )
+    return parse(path.read_text(), str(path.relative_to(RELEASES.parent)))

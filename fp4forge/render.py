@@ -1,0 +1,91 @@
+"""Dockerfiles from templates; every supported plan's is committed under ``dockerfiles/``."""
+
+from __future__ import annotations
+
+import itertools
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from fp4forge import base as bases
+from fp4forge import release
+from fp4forge.gpu import TARGETS
+from fp4forge.lock import GROUPS
+from fp4forge.paths import DOCKERFILES, TEMPLATES
+from fp4forge.release import STRATEGIES, VARIANTS
+
+if TYPE_CHECKING:
+    from fp4forge.plan import Plan
+
+UID = 2000
+
+
+@cache
+def _environment() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    return Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701 - these are Dockerfiles; what users give is validated
+    )
+
+
+def dockerfile(plan: Plan) -> str:
+    """The Dockerfile of a plan."""
+    environment = _environment()
+    macros = environment.get_template("macros.j2").module
+    text: str = environment.get_template("Dockerfile.j2").render(
+        plan=plan,
+        site=plan.site,
+        groups=GROUPS,
+        uid=UID,
+        m=macros,
+        base_image=plan.base_image,
+    )
+    return text
+
+
+def supported() -> dict[str, Plan]:
+    """File name under ``dockerfiles/`` and plan, for everything that can be built."""
+    from fp4forge.plan import Request, resolve
+
+    plans: dict[str, Plan] = {}
+    for name, strategy, base in itertools.product(release.names(), STRATEGIES, bases.names()):
+        if strategy not in release.load(name).strategies:
+            continue
+        for arch, variant in itertools.product(TARGETS, VARIANTS):
+            platform = TARGETS[arch].default_platform or "linux/amd64"
+            plan = resolve(Request(arch, name, variant, strategy, base, platform))
+            folder = f"{name}/{strategy}-{bases.load(base).slug}"
+            plans[f"{folder}/{arch}-{variant}.Dockerfile"] = plan
+    return plans
+
+
+def differences() -> list[str]:
+    """What ``dockerfiles/`` has that differs from what would be rendered, a line each."""
+    wanted = {name: dockerfile(plan) for name, plan in supported().items()}
+    have = {p.relative_to(DOCKERFILES).as_posix(): p for p in DOCKERFILES.rglob("*.Dockerfile")}
+    lines = [f"missing: {name}" for name in sorted(wanted.keys() - have.keys())]
+    lines += [f"not rendered from anything: {name}" for name in sorted(have.keys() - wanted.keys())]
+    lines += [
+        f"differs: {name}"
+        for name in sorted(wanted.keys() & have.keys())
+        if have[name].read_text() != wanted[name]
+    ]
+    return lines
+
+
+def write() -> int:
+    """Renders everything into ``dockerfiles/``; returns the number of files."""
+    wanted = {name: dockerfile(plan) for name, plan in supported().items()}
+    for path in DOCKERFILES.rglob("*.Dockerfile"):
+        if path.relative_to(DOCKERFILES).as_posix() not in wanted:
+            path.unlink()
+    for name, text in wanted.items():
+        path = DOCKERFILES / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return len(wanted)

@@ -1,0 +1,127 @@
+"""Patch series: ``patches/<package>/<version>/series.yaml`` and its unified diffs."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fp4forge.errors import PatchError
+from fp4forge.paths import PATCHES
+
+TIERS = ("python", "csrc")
+_REQUIRED = {"id", "file", "title", "why", "upstream", "tier", "variants", "files", "proof"}
+
+
+@dataclass(frozen=True)
+class FileHash:
+    """SHA-256 of one file before and after a patch; the path is relative to dist-packages."""
+
+    path: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One record of a series."""
+
+    id: str
+    file: str
+    title: str
+    why: str
+    upstream: str
+    fixed_in: str
+    tier: str
+    variants: tuple[str, ...]
+    files: tuple[FileHash, ...]
+    proof: str
+    sha256: str  # of the diff itself
+
+
+@dataclass(frozen=True)
+class Series:
+    """All patches of one package version, in the order in which they are applied."""
+
+    package: str
+    version: str
+    patches: tuple[Patch, ...]
+    folder: Path
+
+    def for_variant(self, variant: str, tier: str = "python") -> tuple[Patch, ...]:
+        """The patches of a variant in one tier."""
+        return tuple(p for p in self.patches if variant in p.variants and p.tier == tier)
+
+
+def patched_files(patches: tuple[Patch, ...]) -> dict[str, str]:
+    """Path of every patched file with the SHA-256 it has after the last patch."""
+    return {file.path: file.after for patch in patches for file in patch.files}
+
+
+def load(package: str, version: str) -> Series:
+    """Loads a series; a version without a folder has an empty one.
+
+    Raises:
+        PatchError: the YAML is malformed, a record is incomplete, a diff is missing, or the
+            hashes of two patches to one file do not chain.
+    """
+    import yaml
+
+    folder = PATCHES / package / version
+    path = folder / "series.yaml"
+    where = f"patches/{package}/{version}/series.yaml"
+    if not path.is_file():
+        return Series(package, version, (), folder)
+    try:
+        data = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise PatchError(f"{where} is not valid YAML: {error}") from None
+    if not isinstance(data, dict) or not isinstance(data.get("patches"), list):
+        raise PatchError(f"{where} has no list 'patches'")
+    patches = tuple(_patch(folder, where, record) for record in data["patches"])
+    _check_chain(where, patches)
+    return Series(package, version, patches, folder)
+
+
+def _patch(folder: Path, where: str, record: dict[str, Any]) -> Patch:
+    name = record.get("id", "(no id)")
+    missing = _REQUIRED - record.keys()
+    if missing:
+        raise PatchError(f"{where}: {name}: {', '.join(sorted(missing))} missing")
+    if record["tier"] not in TIERS:
+        raise PatchError(
+            f"{where}: {name}: tier {record['tier']!r}", rule="one of " + ", ".join(TIERS)
+        )
+    diff = folder / record["file"]
+    if diff.parent != folder or not diff.is_file():
+        raise PatchError(f"{where}: {name}: there is no diff {record['file']!r} beside it")
+    return Patch(
+        id=name,
+        file=record["file"],
+        title=record["title"],
+        why=" ".join(record["why"].split()),
+        upstream=record["upstream"],
+        fixed_in=record.get("fixed_in", ""),
+        tier=record["tier"],
+        variants=tuple(record["variants"]),
+        files=tuple(
+            FileHash(path, hashes["before"], hashes["after"])
+            for path, hashes in record["files"].items()
+        ),
+        proof=record["proof"],
+        sha256=hashlib.sha256(diff.read_bytes()).hexdigest(),
+    )
+
+
+def _check_chain(where: str, patches: tuple[Patch, ...]) -> None:
+    current: dict[str, str] = {}
+    for patch in patches:
+        for file in patch.files:
+            if current.get(file.path, file.before) != file.before:
+                raise PatchError(
+                    f"{where}: {patch.id}: {file.path} starts from {file.before[:12]}",
+                    rule=f"the patch before it leaves {current[file.path][:12]}",
+                    remedy="run build.py patch refresh",
+                )
+            current[file.path] = file.after

@@ -1,0 +1,93 @@
+"""Runs the image tests (tests/image, pytest-testinfra) against an image and reads their report."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fp4forge import engine
+from fp4forge.builder import Report
+from fp4forge.errors import VerifyError
+from fp4forge.paths import IMAGE_TESTS, ROOT
+
+
+@dataclass(frozen=True)
+class Check:
+    """One image test: its outcome (passed, failed, skipped), the reason if not passed, figures."""
+
+    name: str
+    outcome: str
+    message: str
+    seconds: float
+    facts: dict[str, Any]
+
+
+def run(
+    image: str, plan: dict[str, Any], report: Report, junit: Path | None = None
+) -> tuple[Check, ...]:
+    """Runs every image test against an image that the engine has.
+
+    Args:
+        image: reference by digest or tag.
+        plan: the plan as JSON; the image is held to it.
+        report: called with the name of each check as it ends.
+        junit: where to write JUnit XML, if anywhere.
+
+    Raises:
+        VerifyError: the suite itself could not run.
+    """
+    client = engine.connect()
+    with (
+        tempfile.TemporaryDirectory(prefix="fp4forge-verify-") as folder,
+        engine.container(client, image, plan["platform"]) as container,
+    ):
+        plan_file, result = Path(folder, "plan.json"), Path(folder, "checks.jsonl")
+        plan_file.write_text(json.dumps(plan))
+        result.touch()
+        line = [sys.executable, "-m", "pytest", str(IMAGE_TESTS), "-v", "-p", "no:cacheprovider"]
+        line += ["-p", "no:randomly", "--rootdir", str(ROOT), f"--image={image}"]
+        line += [f"--container={container}", f"--plan={plan_file}", f"--checks={result}"]
+        line += [f"--junitxml={junit}"] if junit else []
+        environment = {k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"}
+        process = subprocess.Popen(
+            line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        )
+        assert process.stdout is not None
+        said = []
+        try:
+            for text in process.stdout:
+                said.append(text)
+                if "::" in text:
+                    report(text.split("::", 1)[1].split(" ")[0])
+            process.wait()
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        checks = tuple(Check(**json.loads(text)) for text in result.read_text().splitlines())
+    if process.returncode not in (0, 1) or not checks:
+        raise VerifyError(
+            "the image tests could not run:\n" + "".join(said[-15:]), remedy="run make setup"
+        )
+    return checks
+
+
+def demand(checks: tuple[Check, ...]) -> None:
+    """Refuses an image of which any check failed.
+
+    Raises:
+        VerifyError: with each failed check and its message.
+    """
+    failed = [check for check in checks if check.outcome == "failed"]
+    if failed:
+        raise VerifyError(
+            "\n".join(f"{check.name}: {check.message}" for check in failed),
+            rule="a tag never points at an image that was not verified",
+            remedy="no tag was moved; the image is there by digest for a look",
+        )

@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# Gives this machine a Docker engine with buildx and the containerd image store.
+# An engine that already answers is used as it is: never reconfigured, never stopped.
+set -euo pipefail
+
+state=${FP4FORGE_STATE:-/var/lib/fp4forge}
+
+say() { printf 'engine: %s\n' "$*" >&2; }
+die() { say "$1"; exit "${2:-1}"; }
+
+answers() { command -v docker >/dev/null && docker version --format '{{.Server.Version}}' >/dev/null 2>&1; }
+has_buildx() { docker buildx version >/dev/null 2>&1; }
+
+report() {
+    say "Docker $(docker version --format '{{.Server.Version}}'), $(docker buildx version | cut -d' ' -f2), store $(docker info --format '{{.Driver}}')"
+}
+
+if answers && has_buildx; then
+    report
+    exit 0
+fi
+answers && die "an engine answers, but this client has no buildx: install Docker's buildx plugin" 4
+
+# From here on there is no engine. Only Debian as root is set up by itself.
+[ "$(id -u)" = 0 ] || die "no Docker engine answers and this user is not root: start one, or run as root" 4
+command -v apt-get >/dev/null || die "no Docker engine answers and this is not Debian: install Docker with buildx" 4
+# shellcheck source=/dev/null
+. /etc/os-release
+
+export DEBIAN_FRONTEND=noninteractive
+suite=()
+if [ "${VERSION_CODENAME:-}" = bookworm ]; then
+    # bookworm's docker.io is 20.10 without buildx; the next suite's runs on its glibc.
+    # A pin of 50 lets nothing come from there that is not asked for by name.
+    suite=(-t trixie)
+    printf 'Package: *\nPin: release n=trixie*\nPin-Priority: 50\n' >/etc/apt/preferences.d/fp4forge-trixie
+    next=/etc/apt/sources.list.d/fp4forge-trixie.sources
+    if [ -f /etc/apt/sources.list.d/debian.sources ]; then
+        sed '/^Suites:/!b; s/bookworm/trixie/g' /etc/apt/sources.list.d/debian.sources |
+            sed '/^#/d' >"$next"
+    else
+        next=${next%.sources}.list
+        sed -n 's/bookworm/trixie/gp' /etc/apt/sources.list >"$next"
+    fi
+fi
+
+# The image store is chosen before the first start; a configuration that is there is left alone.
+if [ ! -e /etc/docker/daemon.json ]; then
+    mkdir -p /etc/docker
+    printf '{"features": {"containerd-snapshotter": true}}\n' >/etc/docker/daemon.json
+fi
+
+say "installing docker.io and docker-buildx"
+apt-get update -qq
+apt-get install -qq -y --no-install-recommends "${suite[@]}" docker.io docker-cli docker-buildx >/dev/null
+apt-get install -qq -y --no-install-recommends iptables ca-certificates >/dev/null
+
+if [ -d /run/systemd/system ]; then
+    systemctl start docker
+elif ! answers; then
+    mkdir -p "$state"
+    say "starting dockerd (log: $state/dockerd.log)"
+    setsid nohup dockerd --pidfile "$state/dockerd.pid" >"$state/dockerd.log" 2>&1 </dev/null &
+fi
+
+for _ in $(seq 60); do
+    if answers; then
+        report
+        exit 0
+    fi
+    sleep 0.5
+done
+tail -n 5 "$state/dockerd.log" >&2 || true
+die "the engine did not answer within 30 s" 4

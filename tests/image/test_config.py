@@ -1,0 +1,60 @@
+"""The image's configuration: user, entrypoint, health check, labels, environment, platform."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def test_entrypoint(config: dict[str, Any]) -> None:
+    """entrypoint is vllm"""
+    assert config["Entrypoint"] == ["vllm"], f"entrypoint is {config['Entrypoint']}"
+
+
+def test_user(config: dict[str, Any]) -> None:
+    """user is not root"""
+    user = (config.get("User") or "root").split(":")[0]
+    assert user not in ("root", "0", ""), f"the image runs as {user}"
+
+
+def test_healthcheck(config: dict[str, Any]) -> None:
+    """there is a health check whose start period fits a 5 minute load"""
+    check = config.get("Healthcheck") or {}
+    assert check.get("Test"), "the image has no health check"
+    assert check.get("StartPeriod", 0) >= 300e9, "its start period is under 5 minutes"
+
+
+def test_port(config: dict[str, Any]) -> None:
+    """port 8000 is exposed"""
+    assert "8000/tcp" in (config.get("ExposedPorts") or {}), "port 8000 is not exposed"
+
+
+def test_labels(config: dict[str, Any], plan: dict[str, Any]) -> None:
+    """labels name the release, arch, variant and plan"""
+    labels = config.get("Labels") or {}
+    wanted = {
+        "io.fp4forge.release": plan["release"],
+        "io.fp4forge.arch": plan["arch"],
+        "io.fp4forge.variant": plan["variant"],
+        "io.fp4forge.plan": plan["id"],
+        "org.opencontainers.image.version": plan["release"],
+    }
+    wrong = [f"{k}={labels.get(k)}, wanted {v}" for k, v in wanted.items() if labels.get(k) != v]
+    assert not wrong, "; ".join(wrong)
+
+
+def test_environment(config: dict[str, Any], plan: dict[str, Any]) -> None:
+    """environment has the release's defaults and the JIT's cap"""
+    have = dict(entry.split("=", 1) for entry in config.get("Env") or [])
+    wanted = plan["environment"] | {
+        "MAX_JOBS": str(plan["max_jit_jobs"]),
+        "CUDA_HOME": "/usr/local/cuda",
+        "TRITON_PTXAS_PATH": "/usr/local/cuda/bin/ptxas",
+    }
+    wrong = [f"{k}={have.get(k)}, wanted {v}" for k, v in wanted.items() if have.get(k) != v]
+    assert not wrong, "; ".join(wrong)
+
+
+def test_platform(image: dict[str, Any], plan: dict[str, Any]) -> None:
+    """platform is the plan's"""
+    found = f"{image['Os']}/{image['Architecture']}"
+    assert found == plan["platform"], f"the image is for {found}, wanted {plan['platform']}"
