@@ -76,7 +76,9 @@ class Console:
             if step.note != shown or now - silent_since > 30:
                 shown, silent_since = step.note, now
                 self.rich.print(
-                    f"  ...   {step.name:<8} {now - start:7.1f} s  {shown[:150]}", markup=False
+                    f"  ...   {step.name:<8} {now - start:7.1f} s  {shown[:150]}",
+                    markup=False,
+                    soft_wrap=True,
                 )
 
     def table(self, title: str, rows: list[tuple[str, str]]) -> None:

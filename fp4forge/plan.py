@@ -19,7 +19,7 @@ from fp4forge import lock, release, series
 from fp4forge.errors import UsageError
 from fp4forge.gpu import platform_for, target
 from fp4forge.paths import IMAGE_FILES, STATE
-from fp4forge.release import STRATEGIES, VARIANTS
+from fp4forge.release import STRATEGIES, VARIANTS, LeaveOut
 
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _REPOSITORY = re.compile(r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*")
@@ -62,7 +62,7 @@ class Plan:
     max_jit_jobs: int
     patches: tuple[str, ...]
     patched_files: dict[str, str]  # path relative to dist-packages -> SHA-256
-    leave_out: tuple[release.LeaveOut, ...]
+    leave_out: tuple[LeaveOut, ...]
     unpacked_gb: float
     epoch: int
     context: dict[str, str] = field(default_factory=dict)  # file -> SHA-256, the build's input

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -118,6 +119,12 @@ def parse(text: str, where: str) -> Release:
             f"{where}{line} is not valid YAML: {getattr(error, 'problem', error)}",
             rule="releases are YAML files that follow releases/schema.json",
         ) from None
+    # Python's $ matches before a final newline, which would end a Dockerfile's line.
+    for value in _strings(data):
+        if not value.isprintable():
+            raise ReleaseError(
+                f"{where}: {value!r} has a control character", rule="values are printable text"
+            )
     problems = sorted(
         jsonschema.Draft202012Validator(_schema()).iter_errors(data), key=lambda e: list(e.path)
     )
@@ -138,6 +145,18 @@ def parse(text: str, where: str) -> Release:
             f"{where}: release is {data['release']!r}", rule="it equals the file's name"
         )
     return _from_data(data)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            yield from _strings(key)
+            yield from _strings(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _strings(entry)
 
 
 def _from_data(data: dict[str, Any]) -> Release:

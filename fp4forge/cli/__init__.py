@@ -67,7 +67,7 @@ class LazyGroup(click.Group):
 @click.option("--no-cache", is_flag=True, help="Build every step anew.")
 @click.version_option(package_name=None, version=__import__("fp4forge").__version__)
 @click.pass_context
-def cli(ctx: click.Context, **options: Any) -> None:
+def cli(ctx: click.Context, /, **options: Any) -> None:
     """Build, check and publish a vLLM image with native NVFP4 for Blackwell GPUs.
 
     Without a command: build. Example: build.py --arch sm121 --push

@@ -24,13 +24,14 @@ def build(**o: Any) -> None:
     request = Request(
         o["arch"], o["release"], o["variant"], o["strategy"], o["base"], o["platform"]
     )
-    if o["push"] and not o["registry"] and not o["dry_run"]:
+    registry = o["registry"] or None
+    if o["push"] and not registry and not o["dry_run"]:
         raise UsageError(
             "--push needs a registry",
             rule="--registry HOST[:PORT][/PATH] or REGISTRY in the environment",
             remedy="make setup starts one at 127.0.0.1:5000",
         )
-    repository = plan.repository(o["registry"], o["repo"])
+    repository = plan.repository(registry, o["repo"])
     where = pipeline.destination(repository, o["push"], o["load"], o["tags"])
     if o["dry_run"]:
         prepared, _ = pipeline.prepare(request)

@@ -1,0 +1,96 @@
+"""The real image, built and published once per run through the command line users have."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+REGISTRY = os.environ.get("REGISTRY", "127.0.0.1:5000")
+REPO = "fp4forge/e2e"
+WHEEL = ("--release", "0.20.2", "--arch", "blackwell", "--from", "wheel", "--base", "bootstrap",
+         "--repo", REPO)  # fmt: skip
+
+Completed = subprocess.CompletedProcess[str]
+
+
+def shell(*command: str, check: bool = True, **environment: str) -> Completed:
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | environment, cwd=ROOT
+    )
+    assert not check or done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return done
+
+
+def build(*arguments: str, registry: str = REGISTRY, **environment: str) -> Completed:
+    """Runs build.py for the wheel image; its exit code is the test's business."""
+    return shell(
+        sys.executable, "build.py", *WHEEL, "--registry", registry, *arguments,
+        check=False, **environment,
+    )  # fmt: skip
+
+
+def raw(reference: str) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(
+        shell("skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{reference}").stdout
+    )
+    return data
+
+
+def tag_digest(tag: str, registry: str = REGISTRY) -> str | None:
+    done = shell(
+        "skopeo", "inspect", "--tls-verify=false", "--no-tags", "--format", "{{.Digest}}",
+        f"docker://{registry}/{REPO}:{tag}", check=False,
+    )  # fmt: skip
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def verify_containers() -> str:
+    return shell("docker", "ps", "-aq", "--filter", "label=io.fp4forge.role").stdout
+
+
+@pytest.fixture(scope="session")
+def published() -> dict[str, Any]:
+    done = build("--push", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    outcome: dict[str, Any] = json.loads(done.stdout)
+    return outcome
+
+
+@pytest.fixture(scope="session")
+def inside(published: dict[str, Any]) -> Callable[..., Completed]:
+    """Runs a command in a fresh container of the published image."""
+
+    def run(*command: str, check: bool = True) -> Completed:
+        return shell(
+            "docker", "run", "--rm", "--network=none", published["image"], *command, check=check
+        )
+
+    return run
+
+
+@pytest.fixture
+def copied_patches(tmp_path: Path) -> Path:
+    """A copy of patches/ to change, for FP4FORGE_PATCHES."""
+    import shutil
+
+    copy = tmp_path / "patches"
+    shutil.copytree(ROOT / "patches", copy)
+    return copy
+
+
+@pytest.fixture
+def copied_releases(tmp_path: Path) -> Path:
+    """A copy of releases/ to change, for FP4FORGE_RELEASES."""
+    import shutil
+
+    copy = tmp_path / "releases"
+    shutil.copytree(ROOT / "releases", copy)
+    return copy

@@ -1,0 +1,198 @@
+"""Failures leave no tag moved, no container, one message and the right exit code."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import (
+    REGISTRY,
+    ROOT,
+    WHEEL,
+    build,
+    shell,
+    tag_digest,
+    verify_containers,
+)
+
+MOVING = "0.20.2-blackwell-awq"
+
+
+@pytest.fixture(autouse=True)
+def nothing_moved(published: dict[str, Any]) -> Iterator[None]:
+    """Every failure here leaves the tags and the containers as they were."""
+    before = tag_digest(MOVING)
+    yield
+    assert tag_digest(MOVING) == before
+    assert verify_containers() == ""
+
+
+def change(folder: Path, name: str, old: str, new: str) -> None:
+    path = folder / name
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+
+
+def test_a_failed_check_moves_no_tag(copied_releases: Path) -> None:
+    change(copied_releases, "0.20.2.yaml", "blackwell: 9.0", "blackwell: 1.0")
+    done = build("--push", FP4FORGE_RELEASES=str(copied_releases))
+    assert done.returncode == 12, done.stderr
+    assert "the budget is 1.0 GB" in done.stderr
+    assert "no tag was moved" in done.stderr
+
+
+def test_a_wrong_artefact_hash(copied_releases: Path) -> None:
+    sha = "22a7dd06eb03371298e13d6100f3dedbf307352342aaf08e87c929c60aae9b4d"
+    name = "locks/0.20.2-wheel-linux-amd64-py313.txt"
+    change(copied_releases, name, f"sha256:{sha}", "sha256:" + "0" * 64)
+    done = build("--push", FP4FORGE_RELEASES=str(copied_releases))
+    assert done.returncode == 8, done.stderr
+    assert "vllm" in done.stderr
+
+
+def test_a_tampered_patch(copied_patches: Path) -> None:
+    diff = "vllm/0.20.2/gemma4-moe-prefix.patch"
+    change(copied_patches, diff, "+                # Names", "+                # Evil")
+    done = build("--push", FP4FORGE_PATCHES=str(copied_patches))
+    assert done.returncode == 7, done.stderr
+    assert "gemma4.py" in done.stderr
+
+
+def test_a_patch_that_does_not_apply(copied_patches: Path) -> None:
+    diff = "vllm/0.20.2/gemma4-moe-prefix.patch"
+    change(copied_patches, diff, " # Remap individual 2D", " # Remap single 2D")
+    done = build("--push", FP4FORGE_PATCHES=str(copied_patches))
+    assert done.returncode == 7, done.stderr
+    assert "gemma4.py hunk 1" in done.stderr
+
+
+def test_an_unreachable_registry() -> None:
+    done = build("--push", registry="127.0.0.1:9")
+    assert done.returncode == 5
+    assert "127.0.0.1:9" in done.stderr
+
+
+def test_too_little_disk_is_told_before_building() -> None:
+    done = build("--push", FP4FORGE_MIN_FREE_GB="1000000")
+    assert done.returncode == 13
+    assert "GB free" in done.stderr
+
+
+def test_a_platform_that_this_builder_lacks() -> None:
+    done = build("--platform", "linux/arm64", "--push")
+    if done.returncode == 0:
+        pytest.skip("this builder can build linux/arm64")
+    assert done.returncode == 9
+    assert "--builder" in done.stderr
+
+
+def test_a_base_that_cannot_be_had() -> None:
+    done = build("--base", "ubuntu:24.04", "--push")
+    if done.returncode == 0:
+        pytest.skip("a hub answers here")
+    assert done.returncode == 10
+    assert "--base bootstrap" in done.stderr
+
+
+def test_compiling_says_what_is_missing() -> None:
+    done = build("--release", "0.19.1", "--from", "source", "--push")
+    assert done.returncode == 17
+    assert "--from wheel" in done.stderr
+
+
+@pytest.fixture
+def second_registry(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes], Path]]:
+    """A registry of its own, on a small disk."""
+    storage = tmp_path / "registry"
+    storage.mkdir()
+    shell("mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(storage))
+    address = "127.0.0.1:5077"
+    config = tmp_path / "registry.yml"
+    config.write_text(
+        "version: 0.1\nlog: {level: error}\n"
+        f"storage: {{filesystem: {{rootdirectory: {storage}}}}}\nhttp: {{addr: '{address}'}}\n"
+    )
+    process = subprocess.Popen(
+        ["docker-registry", "serve", str(config)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        for _ in range(40):
+            if shell("curl", "-fsS", f"http://{address}/v2/", check=False).returncode == 0:
+                break
+            time.sleep(0.25)
+        yield address, process, storage
+    finally:
+        process.kill()
+        process.wait()
+        shell("umount", str(storage))
+
+
+@pytest.mark.skipif(
+    shutil.which("docker-registry") is None, reason="needs Debian's docker-registry"
+)
+def test_a_registry_whose_disk_is_full(
+    second_registry: tuple[str, subprocess.Popen[bytes], Path],
+) -> None:
+    address, _, _ = second_registry
+    done = build("--push", registry=address)
+    assert done.returncode in (5, 13), done.stderr
+    assert "Traceback" not in done.stderr
+    assert tag_digest(MOVING, address) is None
+
+
+def start(registry: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "build.py", *WHEEL, "--registry", registry, "--push"],
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=ROOT,
+        env=os.environ,
+    )  # fmt: skip
+
+
+def wait_for(process: subprocess.Popen[str], pattern: str) -> str:
+    assert process.stderr is not None
+    said = ""
+    for line in process.stderr:
+        said += line
+        if re.search(pattern, line):
+            return said
+    raise AssertionError(f"never said {pattern}: {said}")
+
+
+@pytest.mark.parametrize("moment", [r"build", r"push", r"verify .*test_"])
+def test_ctrl_c(moment: str) -> None:
+    process = start(REGISTRY)
+    wait_for(process, rf"(ok|\.\.\.)\s+{moment}" if moment != "build" else r"ok\s+base")
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "interrupted" in said
+    assert "Traceback" not in said
+
+
+def test_a_registry_that_goes_away(
+    second_registry: tuple[str, subprocess.Popen[bytes], Path],
+) -> None:
+    address, registry, _ = second_registry
+    process = start(address)
+    wait_for(process, r"ok\s+base")
+    registry.kill()
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 5, said
+    assert "no tag was moved" in said
+    assert "Traceback" not in said
+
+
+def test_after_all_that_building_goes_on(published: dict[str, Any]) -> None:
+    assert build("--push").returncode == 0

@@ -1,0 +1,129 @@
+"""What the published image does on a machine without a GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import REGISTRY, REPO, Completed, build, raw, shell
+
+Inside = Callable[..., Completed]
+
+
+def test_version_and_usage(inside: Inside) -> None:
+    assert inside("--version").stdout.strip() == "0.20.2"
+    assert inside("vllm", "--version").stdout.strip() == "0.20.2"
+    assert "serve MODEL" in inside().stdout
+
+
+def test_runs_as_a_user_that_cannot_write_the_packages(inside: Inside) -> None:
+    assert inside("bash", "-c", "id -u").stdout.strip() == "2000"
+    done = inside("bash", "-c", "touch /usr/local/lib/python3.13/dist-packages/x", check=False)
+    assert done.returncode != 0
+    inside("bash", "-c", "touch ~/.cache/x")
+
+
+@pytest.mark.parametrize("capability", [100, 120, 121])
+def test_triton_compiles_for_every_requested_gpu(inside: Inside, capability: int) -> None:
+    code = f"""
+import triton, triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+open("/tmp/kernel.py", "w").write('''
+import triton, triton.language as tl
+@triton.jit
+def add(x, y, n, B: tl.constexpr):
+    i = tl.program_id(0) * B + tl.arange(0, B)
+    tl.store(y + i, tl.load(x + i, mask=i < n) + 1, mask=i < n)
+''')
+import sys; sys.path.insert(0, "/tmp")
+from kernel import add
+source = ASTSource(add, signature={{"x": "*fp32", "y": "*fp32", "n": "i32", "B": "constexpr"}},
+                   constexprs={{"B": 128}})
+binary = triton.compile(source, target=GPUTarget("cuda", {capability}, 32))
+print("cubin", len(binary.asm["cubin"]))
+"""
+    assert "cubin" in inside("python3", "-c", code).stdout
+
+
+@pytest.mark.parametrize("target", ["sm_100a", "sm_120f", "sm_121a"])
+def test_nvcc_compiles_and_links_as_flashinfer_does(inside: Inside, target: str) -> None:
+    arch = target.replace("sm_", "compute_")
+    code = f"""cd /tmp && cat > k.cu <<'X'
+#include <cuda_fp4.h>
+#include <cuda.h>
+#include <cuda_runtime.h>
+#include <cub/cub.cuh>
+__global__ void f(float* x, unsigned char* y) {{
+  y[threadIdx.x] = __nv_cvt_float_to_fp4(x[threadIdx.x], __NV_E2M1, cudaRoundNearest);
+}}
+X
+nvcc -gencode arch={arch},code={target} -Xcompiler -fPIC -c k.cu -o k.o
+g++ -shared k.o -L$CUDA_HOME/lib64 -L$CUDA_HOME/lib64/stubs -lcudart -lcuda -o k.so && ninja --version
+"""
+    inside("bash", "-ec", code)
+
+
+def test_flashinfer_is_usable_by_vllm(inside: Inside) -> None:
+    code = "from vllm.utils.flashinfer import has_flashinfer; print(has_flashinfer())"
+    assert inside("python3", "-c", code).stdout.strip().endswith("True")
+
+
+def test_secrets_stay_out(inside: Inside, published: dict[str, Any], tmp_path: Path) -> None:
+    token = "s3cr3t-token-of-this-test"
+    netrc = tmp_path / "netrc"
+    netrc.write_text(f"machine 127.0.0.1 login me password {token}\n")
+    netrc.chmod(0o600)
+    assert build("--push", NETRC=str(netrc)).returncode == 0
+    index = raw(f"{REGISTRY}/{REPO}:0.20.2-blackwell-awq")
+    texts = [json.dumps(index)]
+    for entry in index["manifests"]:
+        reference = f"{REGISTRY}/{REPO}@{entry['digest']}"
+        manifest = raw(reference)
+        texts.append(json.dumps(manifest))
+        blobs = [manifest["config"]] + [
+            layer for layer in manifest["layers"] if "json" in layer["mediaType"]
+        ]
+        for blob in blobs:
+            texts.append(
+                shell("curl", "-fsS", f"http://{REGISTRY}/v2/{REPO}/blobs/{blob['digest']}").stdout
+            )
+    assert any("slsa.dev/provenance" in text for text in texts)
+    assert not any(token in text for text in texts)
+    places = "/etc /home /opt /root /run /tmp /var"
+    found = inside("bash", "-c", f"grep -rls {token} {places} 2>/dev/null", check=False)
+    assert found.stdout == ""
+    assert (
+        "ca.pem" not in inside("bash", "-c", "find / -xdev -name ca.pem 2>/dev/null; true").stdout
+    )
+
+
+def test_the_hosts_own_ca_is_not_in_the_image(inside: Inside) -> None:
+    bundle = Path(os.environ.get("SSL_CERT_FILE", "/etc/ssl/certs/ca-certificates.crt")).read_text()
+    ours = set(bundle.replace("\n", "").split("-----BEGIN CERTIFICATE-----"))
+    theirs = (
+        inside("cat", "/etc/ssl/certs/ca-certificates.crt", check=False).stdout
+        or inside("bash", "-c", "cat /etc/ssl/certs/ca-certificates.crt").stdout
+    )
+    image = set(theirs.replace("\n", "").split("-----BEGIN CERTIFICATE-----"))
+    local = {
+        c.read_text().replace("\n", "").split("-----BEGIN CERTIFICATE-----")[-1]
+        for c in Path("/usr/local/share/ca-certificates").rglob("*.crt")
+    }
+    assert image & ours, "the image has Debian's own bundle"
+    assert not image & local
+
+
+def test_layers_hold_nothing_but_their_part(inside: Inside) -> None:
+    left = json.loads(inside("bash", "-c", "cat /opt/fp4forge/left-out/vllm.json").stdout)
+    assert [entry["path"] for entry in left] == ["vllm/vllm_flash_attn/_vllm_fa3_C.abi3.so"]
+    stray = inside(
+        "bash", "-c", "find / -xdev \\( -name __pycache__ -path '/fp4forge*' -o -path /fp4forge"
+        " -o -path '/root/.cache/*' -o -name '*.rej' -o -name '*.orig' \\) 2>/dev/null; true",
+    ).stdout  # fmt: skip
+    assert stray == ""

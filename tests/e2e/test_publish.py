@@ -1,0 +1,111 @@
+"""The published image: tags, digests, layers, attestations; what a stock client sees."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.e2e.conftest import (
+    REGISTRY,
+    REPO,
+    build,
+    raw,
+    shell,
+    tag_digest,
+    verify_containers,
+)
+
+
+def test_both_tags_name_the_verified_digest(published: dict[str, Any]) -> None:
+    for tag in published["plan"]["tags"]:
+        assert tag_digest(tag) is not None
+        digest = hashlib.sha256(
+            shell("skopeo", "inspect", "--raw", "--tls-verify=false",
+                  f"docker://{REGISTRY}/{REPO}:{tag}").stdout.encode()
+        ).hexdigest()  # fmt: skip
+        assert published["digest"] == f"sha256:{digest}"
+    assert all(check["outcome"] == "passed" for check in published["checks"])
+    assert len(published["checks"]) >= 15
+
+
+def test_layers_are_zstd_and_provenance_is_attached(published: dict[str, Any]) -> None:
+    index = raw(published["image"])
+    images = [m for m in index["manifests"] if m["platform"]["os"] == "linux"]
+    attestations = [m for m in index["manifests"] if m["platform"]["os"] == "unknown"]
+    assert len(images) == len(attestations) == 1
+    manifest = raw(f"{REGISTRY}/{REPO}@{images[0]['digest']}")
+    assert {layer["mediaType"] for layer in manifest["layers"]} == {
+        "application/vnd.oci.image.layer.v1.tar+zstd"
+    }
+    statement = raw(f"{REGISTRY}/{REPO}@{attestations[0]['digest']}")
+    kinds = [layer["annotations"]["in-toto.io/predicate-type"] for layer in statement["layers"]]
+    assert any("slsa.dev/provenance" in kind for kind in kinds)
+
+
+def test_a_stock_pull_works(published: dict[str, Any]) -> None:
+    tag = published["plan"]["tags"][1]
+    shell("docker", "pull", "--quiet", f"{REGISTRY}/{REPO}:{tag}")
+    shell("docker", "rmi", f"{REGISTRY}/{REPO}:{tag}")
+
+
+def test_sizes_are_reported_and_within_budget(published: dict[str, Any]) -> None:
+    assert 5e9 < published["unpacked_bytes"] <= 9e9
+    assert 2e9 < published["compressed_bytes"] < 5e9
+
+
+def test_building_again_changes_nothing(published: dict[str, Any]) -> None:
+    done = build("--push", "--json")
+    assert done.returncode == 0, done.stderr
+    again = json.loads(done.stdout)
+    assert again["digest"] == published["digest"]
+    assert again["plan"]["id"] == published["plan"]["id"]
+
+
+def test_a_patch_edit_changes_only_the_last_thin_layers(
+    published: dict[str, Any], copied_patches: Path
+) -> None:
+    edit_patch(copied_patches, "keep it as it is", "keep it exactly as it is")
+    done = build("--push", "--json", FP4FORGE_PATCHES=str(copied_patches))
+    assert done.returncode == 0, done.stdout + done.stderr
+    edited = json.loads(done.stdout)
+    old, new = (layers(outcome["image"]) for outcome in (published, edited))
+    changed = [layer for layer in new if layer not in old]
+    assert 0 < sum(layer["size"] for layer in changed) < 200_000
+    assert new[: len(new) - 4] == old[: len(old) - 4]
+    # The moving tag followed the edit; put it back for the tests after this one.
+    assert build("--push").returncode == 0
+
+
+def layers(image: str) -> list[dict[str, Any]]:
+    index = raw(image)
+    digest = next(m["digest"] for m in index["manifests"] if m["platform"]["os"] == "linux")
+    found: list[dict[str, Any]] = raw(f"{REGISTRY}/{REPO}@{digest}")["layers"]
+    return found
+
+
+def edit_patch(patches: Path, old: str, new: str) -> None:
+    """Changes a line that a patch adds and records the new hash, as a developer would."""
+    import yaml
+
+    folder = patches / "vllm" / "0.20.2"
+    diff = folder / "gemma4-moe-prefix.patch"
+    assert old in diff.read_text()
+    diff.write_text(diff.read_text().replace(old, new))
+    series = yaml.safe_load((folder / "series.yaml").read_text())
+    path = "vllm/model_executor/models/gemma4.py"
+    source = shell(
+        "docker", "run", "--rm", "--entrypoint=cat",
+        f"{REGISTRY}/{REPO}:0.20.2-blackwell-awq",
+        f"/usr/local/lib/python3.13/dist-packages/{path}",
+    ).stdout  # fmt: skip
+    edited = source.replace(old, new)
+    hashed = [p for p in series["patches"] if path in p["files"]]
+    assert len(hashed) == 1, "this test edits the only patch to the file"
+    hashed[0]["files"][path]["after"] = hashlib.sha256(edited.encode()).hexdigest()
+    (folder / "series.yaml").write_text(yaml.safe_dump(series, sort_keys=False))
+
+
+def test_nothing_temporary_stays() -> None:
+    assert verify_containers() == ""

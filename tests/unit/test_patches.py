@@ -1,0 +1,164 @@
+"""The applier of patches, as it runs in the build: zero fuzz, hashes, messages."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fp4forge import series
+from fp4forge.errors import PatchError
+from fp4forge.paths import IMAGE_FILES
+
+SCRIPT = IMAGE_FILES / "build" / "apply_patches.py"
+BEFORE = "".join(f"a{n} = {n}\n" for n in range(1, 21))
+AFTER = BEFORE.replace("a10 = 10\n", "a10 = 11\n")
+DIFF = """--- a/pkg/mod.py
++++ b/pkg/mod.py
+@@ -7,7 +7,7 @@
+ a7 = 7
+ a8 = 8
+ a9 = 9
+-a10 = 10
++a10 = 11
+ a11 = 11
+ a12 = 12
+ a13 = 13
+"""
+
+
+def sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    site = tmp_path / "in" / "usr/local/lib/python3/dist-packages"
+    (site / "pkg").mkdir(parents=True)
+    (site / "pkg" / "mod.py").write_text(BEFORE)
+    record = {
+        "id": "ten",
+        "file": "ten.patch",
+        "sha256": sha(DIFF),
+        "files": [{"path": "pkg/mod.py", "before": sha(BEFORE), "after": sha(AFTER)}],
+    }
+    (tmp_path / "series.json").write_text(
+        json.dumps({"package": "pkg", "version": "1", "patches": [record]})
+    )
+    (tmp_path / "ten.patch").write_text(DIFF)
+    return tmp_path
+
+
+def apply(tree: Path) -> subprocess.CompletedProcess[str]:
+    site = "usr/local/lib/python3/dist-packages"
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), "--series", str(tree / "series.json"),
+         "--installed", str(tree / "in" / site), "--out", str(tree / "out" / site),
+         "--record", str(tree / "out/opt/fp4forge/patches.json")],
+        capture_output=True, text=True, env={"SOURCE_DATE_EPOCH": "0", "PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+
+
+def edit(tree: Path, change: Any) -> None:
+    data = json.loads((tree / "series.json").read_text())
+    change(data["patches"][0])
+    (tree / "series.json").write_text(json.dumps(data))
+
+
+def test_a_patch_is_applied_recorded_and_compiled(tree: Path) -> None:
+    done = apply(tree)
+    assert done.returncode == 0, done.stderr
+    site = tree / "out/usr/local/lib/python3/dist-packages"
+    assert (site / "pkg/mod.py").read_text() == AFTER
+    record = json.loads((tree / "out/opt/fp4forge/patches.json").read_text())
+    assert record["files"]["pkg/mod.py"] == {"before": sha(BEFORE), "after": sha(AFTER)}
+    assert len(list(site.rglob("*.pyc"))) == 1
+    assert (tree / "in/usr/local/lib/python3/dist-packages/pkg/mod.py").read_text() == BEFORE
+
+
+def test_another_source_file_is_refused(tree: Path) -> None:
+    (tree / "in/usr/local/lib/python3/dist-packages/pkg/mod.py").write_text(BEFORE + "more\n")
+    done = apply(tree)
+    assert done.returncode == 7
+    assert "pkg/mod.py is not the file that the patch was made for" in done.stderr
+
+
+def test_a_hunk_that_needs_fuzz_is_refused_by_name(tree: Path) -> None:
+    moved = DIFF.replace(" a9 = 9\n", " b9 = 9\n").replace(" a13 = 13\n", " b13 = 13\n")
+    (tree / "ten.patch").write_text(moved)
+    edit(tree, lambda record: record.update(sha256=sha(moved)))
+    done = apply(tree)
+    assert done.returncode == 7
+    assert "pkg/mod.py hunk 1 (line 7)" in done.stderr
+
+
+def test_a_tampered_diff_is_refused(tree: Path) -> None:
+    (tree / "ten.patch").write_text(DIFF.replace("= 11", "= 66"))
+    done = apply(tree)
+    assert done.returncode == 7
+    assert "ten.patch is not the recorded diff" in done.stderr
+
+
+def test_another_result_than_recorded_is_refused(tree: Path) -> None:
+    edit(tree, lambda record: record["files"][0].update(after=sha("something else")))
+    done = apply(tree)
+    assert done.returncode == 7
+    assert "afterwards" in done.stderr
+
+
+def test_a_missing_file_is_refused(tree: Path) -> None:
+    (tree / "in/usr/local/lib/python3/dist-packages/pkg/mod.py").unlink()
+    done = apply(tree)
+    assert done.returncode == 7
+    assert "pkg/mod.py does not exist" in done.stderr
+
+
+@pytest.mark.parametrize("version", ["0.19.1", "0.20.2"])
+def test_committed_series_are_well_formed(version: str) -> None:
+    found = series.load("vllm", version)
+    assert found.patches
+    for patch in found.patches:
+        assert patch.upstream.startswith(("vllm-project/", "none")), patch.id
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("patches: {", "not valid YAML"),
+        ("series: []", "no list 'patches'"),
+        ("patches: [{id: x}]", "missing"),
+    ],
+)
+def test_malformed_series(
+    text: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "vllm" / "1.0"
+    folder.mkdir(parents=True)
+    (folder / "series.yaml").write_text(text)
+    monkeypatch.setattr(series, "PATCHES", tmp_path)
+    with pytest.raises(PatchError, match=says):
+        series.load("vllm", "1.0")
+
+
+def test_globs_of_left_out_files() -> None:
+    spec = importlib.util.spec_from_file_location("install", IMAGE_FILES / "build" / "install.py")
+    assert spec is not None
+    assert spec.loader is not None
+    install = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(install)
+
+    def matches(glob: str, path: str) -> bool:
+        return install.matcher(glob).fullmatch(path) is not None
+
+    assert matches("**/*.a", "x/y/lib.a")
+    assert matches("**/*.a", "lib.a")
+    assert not matches("**/*.a", "x/lib.au")
+    assert matches("pkg/**", "pkg/a/b")
+    assert not matches("pkg/*", "pkg/a/b")
+    assert not matches("pkg/**", "pkg2/a")

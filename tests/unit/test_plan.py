@@ -1,0 +1,90 @@
+"""Plans: what decides the id, what is left out for whom, tags and names."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from fp4forge import lock, plan, render
+from fp4forge.errors import UsageError
+from fp4forge.plan import Request
+
+WHEEL = Request("blackwell", "0.20.2", "awq", "wheel", "bootstrap", "linux/amd64")
+
+
+def identity(request: Request) -> str:
+    return plan.identify(plan.resolve(request))[0].id
+
+
+def test_the_same_request_has_the_same_id() -> None:
+    assert identity(WHEEL) == identity(WHEEL)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"arch": "sm120"},
+        {"variant": "plain"},
+        {"base": "ubuntu:24.04"},
+        {"platform": "linux/arm64"},
+        {"strategy": "source"},
+    ],
+)
+def test_everything_asked_for_changes_the_id(change: dict[str, str]) -> None:
+    assert identity(replace(WHEEL, **change)) != identity(WHEEL)
+
+
+def test_flashinfer_cubins_follow_the_gpu() -> None:
+    def globs(arch: str) -> set[str]:
+        return {rule.glob for rule in plan.resolve(replace(WHEEL, arch=arch)).leave_out}
+
+    assert "flashinfer_cubin/**" in globs("sm120")
+    assert "flashinfer_cubin/**" not in globs("blackwell")
+    assert "**/*.a" in globs("sm100")
+
+
+def test_plain_has_no_patches() -> None:
+    assert plan.resolve(replace(WHEEL, variant="plain")).patches == ()
+    assert plan.resolve(WHEEL).patched_files
+
+
+def test_every_layer_comes_from_the_lock() -> None:
+    texts = lock.layers(plan.resolve(WHEEL))
+    assert "torch==2.11.0" in texts["torch"]
+    assert "nvidia-cuda-nvcc==13.0.88" in texts["cuda"]
+    assert "transformers==5.5.4" in texts["python"]
+    assert texts["vllm"].count("--hash") == 1
+    for text in texts.values():
+        assert all("--hash" in block for block in lock.entries(text).values())
+
+
+def test_committed_dockerfiles_are_what_the_templates_give() -> None:
+    assert render.differences() == []
+
+
+def test_a_changed_dockerfile_is_noticed(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+    from pathlib import Path
+
+    copy = Path(str(tmp_path)) / "dockerfiles"
+    shutil.copytree(render.DOCKERFILES, copy)
+    monkeypatch.setattr(render, "DOCKERFILES", copy)
+    first = sorted(copy.rglob("*.Dockerfile"))[0]
+    first.write_text(first.read_text() + "RUN true\n")
+    (copy / "stray.Dockerfile").write_text("FROM scratch\n")
+    lines = render.differences()
+    assert any(line.startswith("differs: ") for line in lines)
+    assert "not rendered from anything: stray.Dockerfile" in lines
+
+
+@pytest.mark.parametrize("registry", ["127.0.0.1:5000", "registry.example/team", None])
+def test_repositories(registry: str | None) -> None:
+    found = plan.repository(registry, "fp4forge/vllm")
+    assert found.endswith("fp4forge/vllm")
+
+
+@pytest.mark.parametrize("registry", ["a;b", "host:port", "-x", "h/UPPER"])
+def test_bad_registries(registry: str) -> None:
+    with pytest.raises(UsageError):
+        plan.repository(registry, "fp4forge/vllm")
