@@ -44,7 +44,7 @@ class Base:
 
 def _recipe(suite: str) -> str:
     """Short hash of how a base is made: a changed recipe gives another base."""
-    return hashlib.sha256(f"{suite} minbase {_CLEAN}".encode()).hexdigest()[:8]
+    return hashlib.sha256(f"{suite} minbase {_CLEAN} {_EPOCH}".encode()).hexdigest()[:8]
 
 
 @cache
@@ -78,6 +78,9 @@ def load(name: str) -> Base:
         image += "@" + entry["digest"]
     return Base(name, entry["python"], image, entry.get("suite", ""))
 
+
+# No file of a base is newer (2026-01-01, UTC): the same packages give the same layer.
+_EPOCH = "1767225600"
 
 # Files that differ from run to run and that no image needs.
 _CLEAN = (
@@ -153,7 +156,11 @@ def _bootstrap(base: Base, platform: str, reference: str, report: Callable[[str]
         command += [base.suite, str(root), *filter(None, [_mirror()])]
         last = ""
         with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"SOURCE_DATE_EPOCH": _EPOCH},  # read by passwd's tools
         ) as process:
             assert process.stdout is not None
             for line in process.stdout:
@@ -171,7 +178,17 @@ def _bootstrap(base: Base, platform: str, reference: str, report: Callable[[str]
                 else:
                     path.unlink()
         with subprocess.Popen(
-            ["tar", "--sort=name", "--numeric-owner", "-C", str(root), "-c", "."],
+            [
+                "tar",
+                "--sort=name",
+                "--numeric-owner",
+                "--clamp-mtime",
+                f"--mtime=@{_EPOCH}",
+                "-C",
+                str(root),
+                "-c",
+                ".",
+            ],
             stdout=subprocess.PIPE,
         ) as tar:
             imported = subprocess.run(

@@ -212,13 +212,14 @@ def write_layout_index(digest: str) -> None:
 
 def layers(digest: str) -> list[dict[str, Any]]:
     """Layer descriptors (compressed size in bytes) of an image in the OCI layout."""
-    index = _blob(digest)
+    index = blob(digest)
     for entry in index["manifests"]:
         if entry.get("platform", {}).get("os") != "unknown":
-            found: list[dict[str, Any]] = _blob(entry["digest"])["layers"]
+            found: list[dict[str, Any]] = blob(entry["digest"])["layers"]
             return found
     return []
 
 
-def _blob(digest: str) -> Any:
+def blob(digest: str) -> Any:
+    """A JSON blob (index, manifest, config) of the OCI layout."""
     return json.loads((OCI_LAYOUT / "blobs" / "sha256" / digest.split(":")[1]).read_bytes())

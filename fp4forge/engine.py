@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -125,16 +124,23 @@ def container(client: Any, image: str, platform: str) -> Iterator[str]:
             made.remove(force=True)
 
 
-def image_facts(client: Any, reference: str) -> dict[str, Any]:
-    """What ``docker image inspect`` says of an image."""
-    attributes: dict[str, Any] = client.images.get(reference).attrs
-    return attributes
+def retire(client: Any, repository: str, keep: str, labels: dict[str, str]) -> None:
+    """Removes local copies, pulled by digest for their checks, that a newer build replaced.
 
+    Args:
+        client: docker SDK client.
+        repository: only images of it are touched, and only those without a tag.
+        keep: digest of the image that stays; its unpacked layers make the next check fast.
+        labels: labels that a copy must have.
+    """
+    from docker.errors import APIError
 
-def buildx_json(*arguments: str) -> Any:
-    """Output of a buildx command that prints JSON; None where it fails."""
-    done = subprocess.run(["docker", "buildx", *arguments], capture_output=True, text=True)
-    return json.loads(done.stdout) if done.returncode == 0 else None
+    filters = {"label": [f"{name}={value}" for name, value in labels.items()], "dangling": True}
+    for image in client.images.list(filters=filters):
+        for digest in image.attrs.get("RepoDigests") or []:
+            if digest.startswith(f"{repository}@") and not digest.endswith(keep):
+                with contextlib.suppress(APIError):
+                    client.images.remove(digest)
 
 
 def _last(text: str) -> str:

@@ -48,6 +48,7 @@ class Outcome:
     image: str = ""
     digest: str = ""
     tags: list[str] = field(default_factory=list)
+    verified_before: bool = False  # by the build that made the immutable tag
     unpacked_bytes: int = 0
     compressed_bytes: int = 0
     checks: list[dict[str, Any]] = field(default_factory=list)
@@ -111,30 +112,28 @@ def _push(
         builder.write_layout_index(built.digest)
         step.detail = f"{built.steps} steps, {built.cached} cached"
     outcome.compressed_bytes = sum(layer["size"] for layer in builder.layers(built.digest))
-    with console.step("push") as step:
-        registry.push(builder.OCI_LAYOUT, repository, built.digest, step.report)
-        step.detail = f"{built.digest[:19]} by digest"
-    image = f"{repository}@{built.digest}"
-    with console.step("pull") as step:
-        step.report("as a user would, by digest")
-        client = engine.connect()
-        client.images.pull(image, platform=plan.platform)
-        step.detail = "stock docker pull"
-    outcome.image, outcome.digest = image, built.digest
-    _verify(plan, image, console, outcome)
+    manifests = registry.image_manifests(builder.blob(built.digest))
+    known = registry.free_for(repository, plan.immutable_tag, manifests)
+    digest = known or built.digest  # known: the same image, with its first attestation
+    outcome.image, outcome.digest = f"{repository}@{digest}", digest
+    outcome.verified_before = known is not None
+    if not known:
+        with console.step("push") as step:
+            registry.push(builder.OCI_LAYOUT, repository, digest, step.report)
+            step.detail = f"{digest[:19]} by digest"
+        with console.step("pull") as step:
+            step.report("as a user would, by digest")
+            engine.connect().images.pull(outcome.image, platform=plan.platform)
+            step.detail = "stock docker pull"
+        _verify(plan, outcome.image, console, outcome)
     with console.step("publish") as step:
-        manifests = registry.image_manifests(builder._blob(built.digest))
-        digest = built.digest
-        known = registry.free_for(repository, plan.immutable_tag, manifests)
-        if known:  # the same image, with an older attestation: keep what the tag names
-            digest = known
-            outcome.image, outcome.digest = f"{repository}@{known}", known
-        for name in (*((plan.immutable_tag,) if not known else ()), plan.moving_tag,
-                     *destination.tags):  # fmt: skip
+        outcome.tags = [plan.immutable_tag, plan.moving_tag, *destination.tags]
+        for name in outcome.tags[1:] if known else outcome.tags:
             step.report(name)
             registry.tag(repository, digest, name)
-        outcome.tags = [plan.immutable_tag, plan.moving_tag, *destination.tags]
         step.detail = ", ".join(outcome.tags)
+        same = {"io.fp4forge.arch": plan.arch, "io.fp4forge.variant": plan.variant}
+        engine.retire(engine.connect(), repository, digest, same)
 
 
 def _load(

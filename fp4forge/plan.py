@@ -18,7 +18,7 @@ from fp4forge import base as bases
 from fp4forge import lock, release, series
 from fp4forge.errors import UsageError
 from fp4forge.gpu import platform_for, target
-from fp4forge.paths import IMAGE_FILES, STATE
+from fp4forge.paths import IMAGE_FILES, IMAGE_TESTS, STATE
 from fp4forge.release import STRATEGIES, VARIANTS, LeaveOut
 
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
@@ -65,6 +65,7 @@ class Plan:
     leave_out: tuple[LeaveOut, ...]
     unpacked_gb: float
     epoch: int
+    checks: str = ""  # SHA-256 over the image tests: other tests, another verification
     context: dict[str, str] = field(default_factory=dict)  # file -> SHA-256, the build's input
     id: str = ""
 
@@ -173,10 +174,17 @@ def identify(plan: Plan) -> tuple[Plan, dict[str, bytes]]:
     """
     files = context_files(plan)
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
-    plain = replace(plan, context=hashes)
+    plain = replace(plan, context=hashes, checks=_image_tests())
     identity = hashlib.sha256(_json(asdict(plain))).hexdigest()[:12]
     complete = replace(plain, id=identity)
     return complete, files | {"plan.json": _json(complete.as_json())}
+
+
+def _image_tests() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(IMAGE_TESTS.rglob("*.py")):
+        digest.update(path.relative_to(IMAGE_TESTS).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def stage(plan: Plan, files: dict[str, bytes]) -> Path:

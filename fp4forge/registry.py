@@ -99,6 +99,9 @@ def tag(repository: str, digest: str, name: str) -> None:
     Raises:
         RegistryError: the registry refuses, or the tag names something else afterwards.
     """
+    current = resolve(repository, name)
+    if current is not None and current[0] == digest:
+        return
     line = ["docker", "buildx", "imagetools", "create", "--progress=plain"]
     line += ["--tag", f"{repository}:{name}", f"{repository}@{digest}"]
     done = subprocess.run(line, capture_output=True, text=True)

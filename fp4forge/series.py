@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fp4forge import paths
 from fp4forge.errors import PatchError
-from fp4forge.paths import PATCHES
 
 TIERS = ("python", "csrc")
 _REQUIRED = {"id", "file", "title", "why", "upstream", "tier", "variants", "files", "proof"}
@@ -68,7 +68,7 @@ def load(package: str, version: str) -> Series:
     """
     import yaml
 
-    folder = PATCHES / package / version
+    folder = paths.PATCHES / package / version
     path = folder / "series.yaml"
     where = f"patches/{package}/{version}/series.yaml"
     if not path.is_file():

@@ -52,12 +52,16 @@ def build(**o: Any) -> None:
         [
             ("image", outcome.image),
             ("digest", outcome.digest),
-            ("unpacked", f"{outcome.unpacked_bytes / 1e9:.2f} GB"),
-            ("compressed", f"{outcome.compressed_bytes / 1e9:.2f} GB"),
-            ("checked", "\n".join(checks)),
+            *_sizes(outcome),
+            ("checked", "\n".join(checks) or "when its immutable tag was made"),
             ("verdict", "verified; tags: " + ", ".join(outcome.tags)),
         ],
     )
+
+
+def _sizes(outcome: pipeline.Outcome) -> list[tuple[str, str]]:
+    sizes = {"unpacked": outcome.unpacked_bytes, "compressed": outcome.compressed_bytes}
+    return [(name, f"{size / 1e9:.2f} GB") for name, size in sizes.items() if size]
 
 
 def _show(p: Plan) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fp4forge import series
+from fp4forge import paths, series
 from fp4forge.errors import PatchError
 from fp4forge.paths import IMAGE_FILES
 
@@ -141,7 +141,7 @@ def test_malformed_series(
     folder = tmp_path / "vllm" / "1.0"
     folder.mkdir(parents=True)
     (folder / "series.yaml").write_text(text)
-    monkeypatch.setattr(series, "PATCHES", tmp_path)
+    monkeypatch.setattr(paths, "PATCHES", tmp_path)
     with pytest.raises(PatchError, match=says):
         series.load("vllm", "1.0")
 

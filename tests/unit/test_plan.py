@@ -8,6 +8,7 @@ import pytest
 
 from fp4forge import lock, plan, render
 from fp4forge.errors import UsageError
+from fp4forge.paths import DOCKERFILES
 from fp4forge.plan import Request
 
 WHEEL = Request("blackwell", "0.20.2", "awq", "wheel", "bootstrap", "linux/amd64")
@@ -68,7 +69,7 @@ def test_a_changed_dockerfile_is_noticed(tmp_path: object, monkeypatch: pytest.M
     from pathlib import Path
 
     copy = Path(str(tmp_path)) / "dockerfiles"
-    shutil.copytree(render.DOCKERFILES, copy)
+    shutil.copytree(DOCKERFILES, copy)
     monkeypatch.setattr(render, "DOCKERFILES", copy)
     first = sorted(copy.rglob("*.Dockerfile"))[0]
     first.write_text(first.read_text() + "RUN true\n")

@@ -5,12 +5,13 @@
 #
 # Stages on the build platform install and compile; nothing in them runs on the target's
 # processor. The last stage only copies their results, from the slowest layer to the fastest.
-ARG BASE=fp4forge.local/bootstrap:trixie-amd64-dc8e1941
+ARG BASE=fp4forge.local/bootstrap:trixie-amd64-81eaf1b1
 ARG BUILD_BASE=${BASE}
 
 # ---- tools: the build platform's Python, uv and this project's build scripts -----------------
 FROM --platform=$BUILDPLATFORM ${BUILD_BASE} AS tools
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
+ARG SOURCE_DATE_EPOCH
 ENV PYTHONDONTWRITEBYTECODE=1 PIP_ROOT_USER_ACTION=ignore UV_NO_PROGRESS=1
 RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
     --mount=type=cache,target=/var/lib/apt/lists,sharing=locked \
@@ -24,7 +25,9 @@ RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
          python3 \
          python3-pip \
     && rm -rf /var/log/apt /var/log/dpkg.log /var/log/alternatives.log /var/cache/ldconfig/aux-cache \
-         /var/cache/debconf/*-old /var/lib/dpkg/*-old
+         /var/cache/debconf/*-old /var/lib/dpkg/*-old \
+    && find / -xdev -newermt "@${SOURCE_DATE_EPOCH}" ! -path '/proc*' ! -path '/sys*' ! -path '/dev*' \
+         -writable -exec touch --no-dereference --date="@${SOURCE_DATE_EPOCH}" {} +
 COPY locks/tools.txt /fp4forge/locks/
 RUN --mount=type=secret,id=ca,target=/run/secrets/ca.pem \
     --mount=type=secret,id=netrc,target=/root/.netrc \
@@ -32,7 +35,6 @@ RUN --mount=type=secret,id=ca,target=/run/secrets/ca.pem \
     && python3 -m pip install --no-cache-dir --break-system-packages --require-hashes \
        -r /fp4forge/locks/tools.txt
 COPY image/build/install.py /fp4forge/
-ARG SOURCE_DATE_EPOCH
 
 # ---- one stage per layer of installed packages; BuildKit runs them side by side --------------
 FROM tools AS cuda
@@ -73,7 +75,9 @@ RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
          libnuma-dev \
          libpython3-dev \
     && rm -rf /var/log/apt /var/log/dpkg.log /var/log/alternatives.log /var/cache/ldconfig/aux-cache \
-         /var/cache/debconf/*-old /var/lib/dpkg/*-old
+         /var/cache/debconf/*-old /var/lib/dpkg/*-old \
+    && find / -xdev -newermt "@${SOURCE_DATE_EPOCH}" ! -path '/proc*' ! -path '/sys*' ! -path '/dev*' \
+         -writable -exec touch --no-dereference --date="@${SOURCE_DATE_EPOCH}" {} +
 COPY --from=cuda /out /
 COPY --from=torch /out /
 COPY --from=python /out /
@@ -115,6 +119,7 @@ RUN --mount=type=bind,from=vllm,source=/out,target=/in \
 # ---- system: distribution packages and the user; changes rarely -------------------------------
 FROM ${BASE} AS system
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
+ARG SOURCE_DATE_EPOCH
 # g++ and Python's headers serve Triton's launcher and FlashInfer's JIT; libnuma serves vLLM.
 RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
     --mount=type=cache,target=/var/lib/apt/lists,sharing=locked \
@@ -127,13 +132,20 @@ RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
          python3 \
          libpython3-dev \
     && rm -rf /var/log/apt /var/log/dpkg.log /var/log/alternatives.log /var/cache/ldconfig/aux-cache \
-         /var/cache/debconf/*-old /var/lib/dpkg/*-old
+         /var/cache/debconf/*-old /var/lib/dpkg/*-old \
+    && find / -xdev -newermt "@${SOURCE_DATE_EPOCH}" ! -path '/proc*' ! -path '/sys*' ! -path '/dev*' \
+         -writable -exec touch --no-dereference --date="@${SOURCE_DATE_EPOCH}" {} +
 # What stays of the archives is what a shared link needs; the rest is for static linking.
 RUN find / -xdev -name '*.a' ! -name 'libgcc*.a' ! -name libc_nonshared.a ! -name libpthread.a \
       ! -name libdl.a ! -name librt.a -delete \
     && useradd --uid 2000 --user-group --create-home --shell /bin/bash vllm \
     && install -d -o 2000 -g 2000 /home/vllm/.cache /models \
-    && rm -f /var/log/lastlog /var/log/faillog /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow-
+    && rm -f /var/log/lastlog /var/log/faillog /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- \
+    && find / -xdev -newermt "@${SOURCE_DATE_EPOCH}" ! -path '/proc*' ! -path '/sys*' ! -path '/dev*' \
+         -writable -exec touch --no-dereference --date="@${SOURCE_DATE_EPOCH}" {} +
+# Here, not below: on top of linked layers it would make BuildKit merge them all on disk, 11 s
+# after every edit.
+WORKDIR /home/vllm
 
 # ---- image -------------------------------------------------------------------------------------
 FROM system AS image
@@ -158,7 +170,6 @@ ENV PATH=/opt/fp4forge/bin:/usr/local/cuda/bin:/usr/local/sbin:/usr/local/bin:/u
 # (flashinfer-ai/flashinfer#3634).
 
 USER 2000:2000
-WORKDIR /home/vllm
 EXPOSE 8000
 HEALTHCHECK --interval=30s --timeout=5s --start-period=10m --retries=3 \
     CMD ["/opt/fp4forge/bin/healthcheck"]
@@ -172,7 +183,7 @@ LABEL org.opencontainers.image.title="fp4forge vLLM" \
       org.opencontainers.image.version="0.20.2" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.base.name="fp4forge.local/bootstrap:trixie-amd64-dc8e1941" \
+      org.opencontainers.image.base.name="fp4forge.local/bootstrap:trixie-amd64-81eaf1b1" \
       io.fp4forge.release="0.20.2" \
       io.fp4forge.arch="sm100" \
       io.fp4forge.variant="awq" \

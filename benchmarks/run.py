@@ -1,0 +1,254 @@
+"""Benchmarks of what users wait for. Every figure is a ratio of two things measured in one run.
+
+Method: docs/benchmarks.md. Usage: make bench, or run.py NAME ... for some of them. Needs the
+image of `make image`; writes benchmarks/results/<name>.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from fp4forge import builder, paths, plan, registry  # noqa: E402
+from fp4forge.plan import Plan, Request  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results"
+REGISTRY = os.environ.get("REGISTRY", "127.0.0.1:5000")
+REPO = f"{REGISTRY}/fp4forge/bench"
+REQUEST = Request("blackwell", "0.20.2", "awq", "wheel", "bootstrap")
+BUILD = [sys.executable, str(ROOT / "build.py"), "--arch", REQUEST.arch, "--release",
+         REQUEST.release, "--from", REQUEST.strategy, "--base", REQUEST.base, "--push",
+         "--registry", REGISTRY, "--repo", "fp4forge/bench"]  # fmt: skip
+
+
+def quiet(_: str) -> None:
+    """Takes progress and drops it."""
+
+
+def seconds(action: Callable[[], object], repeat: int = 1) -> float:
+    """Median wall seconds of an action."""
+    times = []
+    for _ in range(repeat):
+        start = time.monotonic()
+        action()
+        times.append(time.monotonic() - start)
+    return statistics.median(times)
+
+
+def shell(line: list[str], **environment: str) -> str:
+    """Output of a command that must succeed."""
+    return subprocess.run(
+        line, check=True, capture_output=True, text=True, env=os.environ | environment
+    ).stdout
+
+
+def export(context: Path, prepared: Plan, layout: Path, compression: str) -> str:
+    """Builds a context into an OCI layout with plain buildx; returns the index digest."""
+    attributes = f"force-compression=true,oci-mediatypes=true,compression={compression}"
+    line = builder.command(
+        prepared, context, [f"type=oci,tar=false,dest={layout},{attributes}"], None, False
+    )
+    digest = builder.build(line, quiet).digest
+    blob = layout / "blobs/sha256" / digest.split(":")[1]
+    entry = {
+        "mediaType": json.loads(blob.read_text())["mediaType"],
+        "digest": digest,
+        "size": blob.stat().st_size,
+    }
+    (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+    return digest
+
+
+def layer_sizes(layout: Path, digest: str) -> dict[str, int]:
+    """Compressed size in bytes of each layer, by digest."""
+    blobs = layout / "blobs/sha256"
+    index = json.loads((blobs / digest.split(":")[1]).read_text())
+    image = next(m for m in index["manifests"] if m["platform"]["os"] != "unknown")
+    manifest = json.loads((blobs / image["digest"].split(":")[1]).read_text())
+    return {layer["digest"]: layer["size"] for layer in manifest["layers"]}
+
+
+def no_op() -> dict[str, Any]:
+    """A build that changes nothing, against the raw buildx command line of the same Dockerfile."""
+    shell(BUILD)
+    prepared, files = plan.identify(plan.resolve(REQUEST))
+    context = plan.stage(prepared, files)
+    with tempfile.TemporaryDirectory(dir=paths.STATE) as folder:
+        layout = Path(folder)
+        export(context, prepared, layout, "zstd")
+        raw_line = builder.command(
+            prepared, context,
+            [f"type=oci,tar=false,dest={layout},{builder.COMPRESSION}"], None, False,
+        )  # fmt: skip
+        ours = seconds(lambda: shell(BUILD), 5)
+        raw = seconds(lambda: shell([*raw_line, "--progress=quiet"]), 5)
+    return {"ours_s": ours, "raw_buildx_s": raw, "ratio": ours / raw, "goal": "at most 1.3"}
+
+
+def edited_patches(folder: Path, number: int) -> Path:
+    """A copy of patches/ in which one comment line that a patch adds is another."""
+    import hashlib
+
+    import yaml
+
+    copy = folder / f"patches{number}"
+    shutil.copytree(ROOT / "patches", copy)
+    home = copy / "vllm" / REQUEST.release
+    data = yaml.safe_load((home / "series.yaml").read_text())
+    path, word = "vllm/model_executor/models/gemma4.py", "keep it as it is"
+    diff = home / "gemma4-moe-prefix.patch"
+    diff.write_text(diff.read_text().replace(word, f"{word} ({number})"))
+    text = shell(
+        ["docker", "run", "--rm", "--entrypoint=cat",
+         f"{REPO}:{REQUEST.release}-{REQUEST.arch}-{REQUEST.variant}",
+         f"/usr/local/lib/python3.13/dist-packages/{path}"]
+    ).replace(word, f"{word} ({number})")  # fmt: skip
+    record = [p for p in data["patches"] if path in p["files"]][-1]
+    record["files"][path]["after"] = hashlib.sha256(text.encode()).hexdigest()
+    (home / "series.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
+    return copy
+
+
+def patch_edit() -> dict[str, Any]:
+    """One line of a patch: rebuilt and pushed, against patching before vLLM's layer is made."""
+    shell(BUILD)
+    with tempfile.TemporaryDirectory(dir=paths.STATE) as name:
+        folder, original = Path(name), paths.PATCHES
+        measured: dict[str, list[tuple[float, int]]] = {"ours": [], "before_install": []}
+        for layout_name in measured:
+            layout = folder / layout_name
+            known: dict[str, int] = {}
+            for number in range(4):
+                if layout_name == "ours":
+                    paths.PATCHES = edited_patches(folder, number)
+                else:
+                    paths.PATCHES = folder / f"patches{number}"
+                prepared, files = plan.identify(plan.resolve(REQUEST))
+                if layout_name == "before_install":
+                    files["Dockerfile"] = patch_first(files["Dockerfile"].decode()).encode()
+                context = plan.stage(prepared, files)
+                start = time.monotonic()
+                digest = export(context, prepared, layout, "zstd")
+                registry.push(layout, f"{REPO}-{layout_name.replace('_', '-')}", digest, quiet)
+                took = time.monotonic() - start
+                sizes = layer_sizes(layout, digest)
+                pushed = sum(size for layer, size in sizes.items() if layer not in known)
+                known |= sizes
+                if number:  # the first build is the base of the edits
+                    measured[layout_name].append((took, pushed))
+        paths.PATCHES = original
+    ours, theirs = (
+        tuple(statistics.median(column) for column in zip(*rows, strict=True))
+        for rows in measured.values()
+    )
+    return {
+        "ours_s": ours[0],
+        "ours_bytes": ours[1],
+        "patch_before_install_s": theirs[0],
+        "patch_before_install_bytes": theirs[1],
+        "ratio_s": ours[0] / theirs[0],
+        "ratio_bytes": ours[1] / theirs[1],
+        "goal": "under 5 s and under 200 KB",
+    }
+
+
+def patch_first(dockerfile: str) -> str:
+    """The same Dockerfile with the patches applied to vLLM before its one layer is made."""
+    apply = (
+        "FROM vllm AS vllm-patched\n"
+        "COPY image/build/apply_patches.py /fp4forge/\nCOPY patches/ /fp4forge/patches/\n"
+        "RUN mkdir /in && cp -al /out/. /in && python3 /fp4forge/apply_patches.py"
+        " --series /fp4forge/patches/series.json"
+        " --installed /in/usr/local/lib/python3.13/dist-packages"
+        " --out /tmp/p/usr/local/lib/python3.13/dist-packages"
+        " --record /tmp/p/opt/fp4forge/patches.json"
+        " && cp -a --remove-destination /tmp/p/. /out/ && rm -rf /in /tmp/p\n\n"
+    )
+    text = dockerfile.replace("# ---- system:", apply + "# ---- system:")
+    text = text.replace("COPY --link --from=vllm /out /\n", "")
+    return text.replace("--from=patched /out /", "--from=vllm-patched /out /")
+
+
+def first_push() -> dict[str, Any]:
+    """The first export and push of the whole image, zstd against gzip; one run each."""
+    prepared, files = plan.identify(plan.resolve(REQUEST))
+    context = plan.stage(prepared, files)
+    found: dict[str, Any] = {}
+    for compression in ("zstd", "gzip"):
+        with tempfile.TemporaryDirectory(dir=paths.STATE) as name:
+            layout = Path(name)
+            # Another level than the default, so that no layer is compressed already.
+            level = {"zstd": 4, "gzip": 6}[compression]
+            start = time.monotonic()
+            digest = export(context, prepared, layout, f"{compression},compression-level={level}")
+            registry.push(layout, f"{REPO}-first-{compression}", digest, quiet)
+            found[f"{compression}_s"] = time.monotonic() - start
+            found[f"{compression}_bytes"] = sum(layer_sizes(layout, digest).values())
+    found["ratio_s"] = found["zstd_s"] / found["gzip_s"]
+    found["ratio_bytes"] = found["zstd_bytes"] / found["gzip_bytes"]
+    return found
+
+
+def bytecode() -> dict[str, Any]:
+    """A fresh container's imports with the image's bytecode, against none."""
+    shell(BUILD)
+    image = f"{REPO}:{REQUEST.release}-{REQUEST.arch}-{REQUEST.variant}"
+    line = ["docker", "run", "--rm", "--network=none", "--entrypoint=python3"]
+    code = ["-c", "import vllm, torch, flashinfer, transformers"]
+    without = ["-e", "PYTHONDONTWRITEBYTECODE=1", "-e", "PYTHONPYCACHEPREFIX=/nonexistent"]
+    shell([*line, image, *code])  # the page cache is warm for both
+    compiled = seconds(lambda: shell([*line, image, *code]), 3)
+    plain = seconds(lambda: shell([*line, *without, image, *code]), 3)
+    return {"compiled_s": compiled, "none_s": plain, "ratio": compiled / plain}
+
+
+def help_start() -> dict[str, Any]:
+    """CPU time of build.py --help, against an empty Python program."""
+
+    def cpu(line: list[str]) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        for _ in range(10):
+            shell(line)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return (after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime) / 10
+
+    ours = cpu([sys.executable, str(ROOT / "build.py"), "--help"])
+    empty = cpu([sys.executable, "-c", "pass"])
+    return {"ours_cpu_s": ours, "empty_python_cpu_s": empty, "ratio": ours / empty,
+            "goal": "under 0.150 s of CPU"}  # fmt: skip
+
+
+BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {
+    "help-start": help_start,
+    "no-op": no_op,
+    "patch-edit": patch_edit,
+    "bytecode": bytecode,
+    "first-push": first_push,
+}
+
+
+def main() -> None:
+    """Runs the named benchmarks, or all."""
+    RESULTS.mkdir(exist_ok=True)
+    for name in sys.argv[1:] or BENCHMARKS:
+        result = BENCHMARKS[name]()
+        rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in result.items()}
+        (RESULTS / f"{name}.json").write_text(json.dumps(rounded, indent=2) + "\n")
+        print(f"{name:<11} " + "  ".join(f"{k}={v}" for k, v in rounded.items()), flush=True)
+
+
+if __name__ == "__main__":
+    main()
