@@ -79,6 +79,35 @@ def load(name: str) -> Base:
     return Base(name, entry["python"], image, entry.get("suite", ""))
 
 
+def pin() -> dict[str, str]:
+    """Writes the digest of every hub base whose registry answers into releases/bases.yaml.
+
+    Returns:
+        For each hub base what came of it; a digest that cannot be read is left as it is, never
+        invented.
+    """
+    path = RELEASES / "bases.yaml"
+    said: dict[str, str] = {}
+    for name, entry in _table().items():
+        if not entry.get("image"):
+            continue
+        line = ["skopeo", "inspect", "--raw", f"docker://{entry['image']}"]
+        try:
+            done = subprocess.run(line, capture_output=True, timeout=30)
+        except (subprocess.TimeoutExpired, FileNotFoundError) as error:
+            said[name] = f"not pinned: {type(error).__name__}"
+            continue
+        if done.returncode != 0:
+            reason = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+            said[name] = f"not pinned: {' '.join(reason)[:120]}"
+            continue
+        digest = "sha256:" + hashlib.sha256(done.stdout).hexdigest()
+        pattern = rf'(?m)(^  {re.escape(name)}:\n(?:    .*\n)*?    digest: )".*"'
+        path.write_text(re.sub(pattern, rf'\1"{digest}"', path.read_text()))
+        said[name] = digest
+    return said
+
+
 # No file of a base is newer (2026-01-01, UTC): the same packages give the same layer.
 _EPOCH = "1767225600"
 

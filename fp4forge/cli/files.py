@@ -23,6 +23,11 @@ def lock(check: bool) -> None:
         else:
             changed = locking.write_all()
             step.detail = f"{len(changed)} changed"
+    if not check:
+        from fp4forge import base as bases
+
+        for name, result in bases.pin().items():
+            console.say(f"base {name}: {result}")
     if check and drifted:
         raise DriftError(
             "locks differ from what their releases give:\n  " + "\n  ".join(drifted),
@@ -33,19 +38,23 @@ def lock(check: bool) -> None:
 @click.command()
 @click.option("--check", is_flag=True, help="Write nothing; fail when a file differs.")
 def render(check: bool) -> None:
-    """Render every supported plan's Dockerfile into dockerfiles/."""
+    """Render every supported plan's Dockerfile into dockerfiles/, and docs/cli.md."""
     from fp4forge import render as rendering
+    from fp4forge.cli import reference
 
     if not check:
-        click.echo(f"{rendering.write()} Dockerfiles rendered")
+        reference.PATH.write_text(reference.text())
+        click.echo(f"{rendering.write()} Dockerfiles and docs/cli.md rendered")
         return
     lines = rendering.differences()
+    if reference.PATH.read_text() != reference.text():
+        lines.append("differs: docs/cli.md")
     if lines:
         raise DriftError(
-            "dockerfiles/ is not what the templates give:\n  " + "\n  ".join(lines),
+            "generated files are not what their sources give:\n  " + "\n  ".join(lines),
             remedy="build.py render, then look at the difference",
         )
-    click.echo("dockerfiles/ is what the templates give")
+    click.echo("dockerfiles/ and docs/cli.md are what their sources give")
 
 
 @click.command()
