@@ -21,7 +21,7 @@ from fp4forge.errors import (
     ForgeError,
     PatchError,
 )
-from fp4forge.paths import ROOT, STATE
+from fp4forge.paths import STATE
 from fp4forge.plan import Plan
 
 OCI_LAYOUT = STATE / "oci"
@@ -58,16 +58,6 @@ def secrets() -> list[str]:
     return [f"--secret=id={name},src={path}" for name, path in found if Path(path).is_file()]
 
 
-def revision() -> str:
-    """The commit of this repository, with ``-dirty`` when files differ from it."""
-    done = subprocess.run(
-        ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--match=-"],
-        capture_output=True,
-        text=True,
-    )
-    return done.stdout.strip() or "unknown"
-
-
 def command(
     plan: Plan, context: Path, outputs: list[str], builder: str | None, no_cache: bool
 ) -> list[str]:
@@ -78,7 +68,7 @@ def command(
         f"--build-arg=SOURCE_DATE_EPOCH={plan.epoch}",
         f"--build-arg=BASE={plan.base_image}",
         f"--build-arg=PLAN_ID={plan.id}",
-        f"--build-arg=REVISION={revision()}",
+        f"--build-arg=REVISION={plan.revision}",
         "--provenance=mode=max",
         *secrets(),
         *[f"--output={output}" for output in outputs],

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from fp4forge import base as bases
 from fp4forge import lock, release, series
 from fp4forge.errors import UsageError
 from fp4forge.gpu import platform_for, target
-from fp4forge.paths import IMAGE_FILES, IMAGE_TESTS, STATE
+from fp4forge.paths import IMAGE_FILES, IMAGE_TESTS, ROOT, STATE
 from fp4forge.release import STRATEGIES, VARIANTS, LeaveOut
 
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
@@ -65,6 +66,7 @@ class Plan:
     leave_out: tuple[LeaveOut, ...]
     unpacked_gb: float
     epoch: int
+    revision: str = ""  # commit of the inputs, for the image's label
     checks: str = ""  # SHA-256 over the image tests: other tests, another verification
     context: dict[str, str] = field(default_factory=dict)  # file -> SHA-256, the build's input
     id: str = ""
@@ -174,10 +176,28 @@ def identify(plan: Plan) -> tuple[Plan, dict[str, bytes]]:
     """
     files = context_files(plan)
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
-    plain = replace(plan, context=hashes, checks=_image_tests())
+    plain = replace(plan, context=hashes, checks=_image_tests(), revision=_revision())
     identity = hashlib.sha256(_json(asdict(plain))).hexdigest()[:12]
     complete = replace(plain, id=identity)
     return complete, files | {"plan.json": _json(complete.as_json())}
+
+
+def _revision() -> str:
+    """The last commit that changed an image's inputs; ``-dirty`` when files differ from it.
+
+    Part of the plan: it is in the image's configuration, and one id never names two images.
+    """
+    inputs = ["releases", "templates", "patches", "fp4forge"]
+    git = ["git", "-C", str(ROOT)]
+    commit = subprocess.run(
+        [*git, "log", "-1", "--format=%H", "--", *inputs], capture_output=True, text=True
+    )
+    changed = subprocess.run(
+        [*git, "status", "--porcelain", "--", *inputs], capture_output=True, text=True
+    )
+    if not commit.stdout.strip():
+        return "unknown"
+    return commit.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")
 
 
 def _image_tests() -> str:
