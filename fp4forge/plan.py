@@ -187,7 +187,7 @@ def _revision() -> str:
 
     Part of the plan: it is in the image's configuration, and one id never names two images.
     """
-    inputs = ["releases", "templates", "patches", "fp4forge"]
+    inputs = ["releases", "templates", "patches", "fp4forge/image"]
     git = ["git", "-C", str(ROOT)]
     commit = subprocess.run(
         [*git, "log", "-1", "--format=%H", "--", *inputs], capture_output=True, text=True
