@@ -124,6 +124,12 @@ _CLEAN = (
 )
 
 
+def present(base: Base, platform: str) -> bool:
+    """Whether the engine has the base already."""
+    line = ["docker", "image", "inspect", base.reference(platform)]
+    return subprocess.run(line, capture_output=True).returncode == 0
+
+
 def ensure(base: Base, platform: str, report: Callable[[str], None]) -> str:
     """Makes sure that the engine or its registry has the base; returns its reference.
 
@@ -132,8 +138,7 @@ def ensure(base: Base, platform: str, report: Callable[[str], None]) -> str:
         ToolError: debootstrap is not installed.
     """
     reference = base.reference(platform)
-    have = subprocess.run(["docker", "image", "inspect", reference], capture_output=True)
-    if have.returncode == 0:
+    if present(base, platform):
         return reference
     if base.suite:
         _bootstrap(base, platform, reference, report)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -78,12 +79,13 @@ def command(
     return ["docker", "buildx", "build", *flags, str(context)]
 
 
-def build(line: list[str], report: Report) -> Built:
+def build(line: list[str], report: Report, checked: Future[Any] | None = None) -> Built:
     """Runs a buildx command line.
 
     Args:
         line: from ``command``.
         report: called with one line of progress at a time.
+        checked: checks that run beside the build; their failure stops it and is what is raised.
 
     Raises:
         BuildError: a step failed; the message has its command and its last lines.
@@ -103,11 +105,15 @@ def build(line: list[str], report: Report) -> Built:
         try:
             for event in events(process.stderr, rest):
                 _follow(event, vertices, report)
+                if checked and checked.done():
+                    checked.result()
             code = process.wait()
         except BaseException:
             os.killpg(process.pid, signal.SIGINT)
             process.wait(timeout=30)
             raise
+        if checked:
+            checked.result()
         if code != 0:
             raise explain(vertices.values(), "".join(rest))
         found = json.loads(Path(metadata.name).read_text())

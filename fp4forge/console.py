@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import threading
 import time
@@ -13,7 +14,7 @@ from typing import Any
 
 @dataclass
 class Step:
-    """One step of the pipeline, as the closing table shows it."""
+    """One step of the pipeline, as the closing table shows it; seconds of wall time."""
 
     name: str
     seconds: float = 0.0
@@ -30,11 +31,19 @@ class Console:
     """Shows steps as they run: one live line on a terminal, plain lines elsewhere."""
 
     def __init__(self, quiet: bool = False) -> None:
-        from rich.console import Console as Rich
-
-        self.rich = Rich(stderr=True, highlight=False)
         self.quiet = quiet
         self.steps: list[Step] = []
+
+    @functools.cached_property
+    def rich(self) -> Any:
+        """rich's console on stderr; imported when there is something to show."""
+        from rich.console import Console as Rich
+
+        return Rich(stderr=True, highlight=False)
+
+    def add(self, step: Step) -> None:
+        """Takes in a step that ran beside the others."""
+        self.steps.insert(1, step)
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[Step]:
@@ -62,6 +71,8 @@ class Console:
 
     def _watch(self, step: Step, start: float, stop: threading.Event) -> None:
         if self.quiet:
+            return
+        if stop.wait(0.3):  # too short to show
             return
         if self.rich.is_terminal:
             with self.rich.status(step.name) as status:

@@ -42,10 +42,8 @@ def check_store(builder: str | None) -> None:
     """Refuses an engine whose own builder cannot make attestations and OCI layouts.
 
     Raises:
-        EngineError: there is no buildx, or the default builder has no containerd image store.
+        EngineError: the default builder has no containerd image store.
     """
-    if subprocess.run(["docker", "buildx", "version"], capture_output=True).returncode != 0:
-        raise EngineError("the docker client has no buildx", remedy="run make setup")
     info = connect().info()
     store = dict(info.get("DriverStatus") or []).get("driver-type", "")
     if builder is None and "containerd" not in store:
@@ -62,10 +60,12 @@ def check_platform(platform: str, builder: str | None) -> None:
 
     Raises:
         PlatformError: with the choices that there are.
-        EngineError: the builder does not exist.
+        EngineError: there is no buildx, or the builder does not exist.
     """
     command = ["docker", "buildx", "inspect", *([builder] if builder else [])]
     done = subprocess.run(command, capture_output=True, text=True)
+    if "is not a docker command" in done.stderr or "unknown command" in done.stderr:
+        raise EngineError("the docker client has no buildx", remedy="run make setup")
     if done.returncode != 0:
         raise EngineError(
             f"builder {builder or 'default'}: {_last(done.stderr)}",

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fp4forge import base as bases
 from fp4forge import builder, engine, registry, verify
 from fp4forge import plan as planning
-from fp4forge.console import Console
+from fp4forge.console import Console, Step
 from fp4forge.errors import UnavailableError, UsageError
 from fp4forge.paths import STATE
 from fp4forge.plan import Plan, Request
@@ -71,28 +73,47 @@ def run(request: Request, destination: Destination, options: Options, console: C
         if plan.strategy == "source":
             _refuse_source(plan)
         step.detail = f"{plan.id}: {plan.immutable_tag}"
-    with console.step("check") as step:
-        client = engine.connect()
-        engine.check_store(options.builder)
-        engine.check_platform(plan.platform, options.builder)
-        have = any(builder.OCI_LAYOUT.glob("blobs/sha256/*"))
-        engine.check_disk(client, float(os.environ.get("FP4FORGE_MIN_FREE_GB", 0)) or
-                          (WARM_GB if have else COLD_GB))  # fmt: skip
-        if destination.push:
-            registry.reach(destination.repository)
-        step.detail = f"engine {client.version()['Version']}"
-        if destination.push:
-            step.detail += f", registry {destination.repository.split('/')[0]}"
+    # The checks take as long as a build that changes nothing: they run beside it, and stop it.
+    pool = ThreadPoolExecutor(1)
+    checked = pool.submit(_check, plan, destination, options)
+    try:
+        return _make(plan, files, destination, options, console, checked)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _check(plan: Plan, destination: Destination, options: Options) -> Step:
+    """Whether engine, platform, disk and registry allow the build; the step for the table."""
+    start = time.monotonic()
+    client = engine.connect()
+    engine.check_store(options.builder)
+    engine.check_platform(plan.platform, options.builder)
+    have = any(builder.OCI_LAYOUT.glob("blobs/sha256/*"))
+    least = float(os.environ.get("FP4FORGE_MIN_FREE_GB", 0)) or (WARM_GB if have else COLD_GB)
+    engine.check_disk(client, least)
+    detail = f"engine {client.version()['Version']}"
+    if destination.push:
+        registry.reach(destination.repository)
+        detail += f", registry {destination.repository.split('/')[0]}"
+    return Step("check", time.monotonic() - start, detail)
+
+
+def _make(
+    plan: Plan, files: dict[str, bytes], destination: Destination, options: Options,
+    console: Console, checked: Future[Step],
+) -> Outcome:  # fmt: skip
     outcome = Outcome(plan.as_json())
     with _alone(console):
         with console.step("base") as step:
             step.report(f"{plan.base} for {plan.platform}")
-            step.detail = bases.ensure(bases.load(plan.base), plan.platform, step.report)
+            base = bases.load(plan.base)
+            if not bases.present(base, plan.platform):
+                checked.result()  # making or fetching a base is long: nothing is started in vain
+            step.detail = bases.ensure(base, plan.platform, step.report)
         context = planning.stage(plan, files)
-        if destination.push:
-            _push(plan, context, destination, options, console, outcome)
-        else:
-            _load(plan, context, destination, options, console, outcome)
+        make = _push if destination.push else _load
+        make(plan, context, destination, options, console, outcome, checked)
+    console.add(checked.result())
     outcome.steps = [
         {"name": s.name, "seconds": round(s.seconds, 2), "verdict": s.verdict, "detail": s.detail}
         for s in console.steps
@@ -102,13 +123,13 @@ def run(request: Request, destination: Destination, options: Options, console: C
 
 def _push(
     plan: Plan, context: Any, destination: Destination, options: Options, console: Console,
-    outcome: Outcome,
+    outcome: Outcome, checked: Future[Step],
 ) -> None:  # fmt: skip
     repository = destination.repository
     layout = f"type=oci,tar=false,dest={builder.OCI_LAYOUT},{builder.COMPRESSION}"
     with console.step("build") as step:
         line = builder.command(plan, context, [layout], options.builder, options.no_cache)
-        built = builder.build(line, step.report)
+        built = builder.build(line, step.report, checked)
         builder.write_layout_index(built.digest)
         step.detail = f"{built.steps} steps, {built.cached} cached"
     outcome.compressed_bytes = sum(layer["size"] for layer in builder.layers(built.digest))
@@ -132,13 +153,15 @@ def _push(
             step.report(name)
             registry.tag(repository, digest, name)
         step.detail = ", ".join(outcome.tags)
+        if known:
+            return
         same = {"io.fp4forge.arch": plan.arch, "io.fp4forge.variant": plan.variant}
         engine.retire(engine.connect(), repository, digest, same)
 
 
 def _load(
     plan: Plan, context: Any, destination: Destination, options: Options, console: Console,
-    outcome: Outcome,
+    outcome: Outcome, checked: Future[Step],
 ) -> None:  # fmt: skip
     client = engine.connect()
     candidate = f"{destination.repository}:unverified-{plan.id}"
@@ -147,7 +170,7 @@ def _load(
         output = f"type={kind},name={candidate}"
         output += f",{builder.COMPRESSION}" if kind == "image" else ""
         line = builder.command(plan, context, [output], options.builder, options.no_cache)
-        built = builder.build(line, step.report)
+        built = builder.build(line, step.report, checked)
         step.detail = f"{built.steps} steps, {built.cached} cached"
     try:
         outcome.image, outcome.digest = candidate, built.digest

@@ -1,0 +1,73 @@
+"""Commands about architecture lists: arch explain, arch extract."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from fp4forge import archs
+from fp4forge.console import print_json
+
+
+@click.group()
+def arch() -> None:
+    """What a TORCH_CUDA_ARCH_LIST becomes in vLLM, before anything is compiled."""
+
+
+@arch.command()
+@click.argument("list_", metavar="LIST")
+@click.option("--vllm", default="0.19.1", show_default=True, help="vLLM release.")
+@click.option("--cuda", default="13.0", show_default=True, help="CUDA of the compiler.")
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+def explain(list_: str, vllm: str, cuda: str, as_json: bool) -> None:
+    """Predict every kernel group's targets for LIST, and what each Blackwell GPU gets.
+
+    Exit code 0 when every Blackwell GPU that LIST names gets NVFP4, 3 when one does not, 2 when
+    LIST cannot be used.
+    """
+    prediction = archs.predict(list_, vllm, cuda)
+    if as_json:
+        print_json(prediction.as_json())
+    else:
+        _show(prediction)
+    if prediction.lost(prediction.named) or not prediction.named:
+        sys.exit(3)
+
+
+def _show(prediction: archs.Prediction) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    groups = Table("kernel group", "compiled for", pad_edge=False)
+    for name, targets in prediction.groups.items():
+        groups.add_row(name, " ".join(targets) or "(left out)")
+    gpus = Table("GPU", "NVFP4", "FP8", "MoE Marlin", "why", pad_edge=False)
+    for name, verdict in prediction.gpus.items():
+        mark = " (named)" if name in prediction.named else ""
+        gpus.add_row(
+            name + mark, verdict["fp4"], verdict["fp8"], verdict["moe_marlin"], verdict["reason"]
+        )
+    console.print(
+        f"{prediction.list} with vLLM {prediction.vllm} and CUDA {prediction.cuda}", markup=False
+    )
+    console.print(groups, gpus)
+
+
+@arch.command()
+@click.argument("tree", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--vllm", required=True, help="The version that TREE is.")
+def extract(tree: Path, vllm: str) -> None:
+    """Read the CMake rules of a vLLM source TREE into releases/archs/."""
+    from fp4forge import cmake_rules
+    from fp4forge.paths import RELEASES
+    from fp4forge.plan import check_tag
+
+    path = RELEASES / "archs" / f"{check_tag(vllm)}.json"
+    path.parent.mkdir(exist_ok=True)
+    data = cmake_rules.extract(tree)
+    path.write_text(json.dumps(data, indent=1) + "\n")
+    click.echo(f"{path.relative_to(RELEASES.parent)}: {len(data['steps'])} steps")

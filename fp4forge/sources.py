@@ -1,0 +1,90 @@
+"""Fetches pinned artefacts (sdists, wheels) from the package index and checks their SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path
+from urllib.parse import urljoin
+
+from fp4forge import paths, release
+from fp4forge.errors import ArtefactError
+from fp4forge.release import Artefact
+
+
+def index_url() -> str:
+    """The simple index that pip would use: from the environment, else pip's own default."""
+    from pip._internal.models.index import PyPI  # the repository names no registry's host
+
+    chosen = os.environ.get("UV_DEFAULT_INDEX") or os.environ.get("PIP_INDEX_URL")
+    return (chosen or str(PyPI.simple_url)).rstrip("/") + "/"
+
+
+def fetch(artefact: Artefact) -> Path:
+    """A pinned file, from the cache under ``.build/sources`` or from the index.
+
+    The index is read as PEP 691 JSON.
+
+    Raises:
+        ArtefactError: the index does not list the file, does not answer, or the bytes have
+            another SHA-256 than the pinned one; nothing is kept then.
+    """
+    path = paths.STATE / "sources" / artefact.file
+    if path.is_file() and _sha256(path) == artefact.sha256:
+        return path
+    import requests
+
+    project = urljoin(index_url(), re.split(r"-[0-9]", artefact.file)[0].replace("_", "-") + "/")
+    try:
+        listing = requests.get(
+            project, headers={"Accept": "application/vnd.pypi.simple.v1+json"}, timeout=60
+        )
+        listing.raise_for_status()
+        files = {entry["filename"]: entry["url"] for entry in listing.json()["files"]}
+        if artefact.file not in files:
+            raise ArtefactError(f"the package index does not list {artefact.file}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            requests.get(urljoin(project, files[artefact.file]), stream=True, timeout=60) as answer,
+            tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as partial,
+        ):
+            answer.raise_for_status()
+            shutil.copyfileobj(answer.raw, partial)
+    except requests.RequestException as error:
+        raise ArtefactError(
+            f"{artefact.file} cannot be fetched: {type(error).__name__}",
+            remedy="check the network and the index settings (UV_DEFAULT_INDEX, PIP_INDEX_URL)",
+        ) from None
+    found = _sha256(Path(partial.name))
+    if found != artefact.sha256:
+        Path(partial.name).unlink()
+        raise ArtefactError(
+            f"{artefact.file} has SHA-256 {found[:16]}…, the release pins {artefact.sha256[:16]}…",
+            rule="an artefact is used only with the pinned hash",
+            remedy="do not install it; find out why the index changed",
+        )
+    Path(partial.name).replace(path)
+    return path
+
+
+def source_tree(vllm: str) -> Path:
+    """The unpacked sdist of a release's vLLM."""
+    artefact = release.load(vllm).sdist
+    folder = paths.STATE / "sources" / artefact.file.removesuffix(".tar.gz")
+    if not folder.is_dir():
+        with (
+            tempfile.TemporaryDirectory(dir=fetch(artefact).parent) as partial,
+            tarfile.open(fetch(artefact)) as archive,
+        ):
+            archive.extractall(partial, filter="data")
+            (Path(partial) / folder.name).rename(folder)
+    return folder
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
