@@ -67,6 +67,7 @@ class Console:
                 self.rich.print(
                     f"{step.verdict:>6}  {name:<8} {step.seconds:7.1f} s  {step.detail}",
                     markup=False,
+                    soft_wrap=True,
                 )
 
     def _watch(self, step: Step, start: float, stop: threading.Event) -> None:

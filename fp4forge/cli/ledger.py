@@ -1,0 +1,60 @@
+"""build.py ledger: what a binary, wheel, container or image can do, and for which GPU."""
+
+from __future__ import annotations
+
+import click
+
+from fp4forge import ledger as ledgers
+from fp4forge.console import Console, print_json
+from fp4forge.errors import CoverageError
+from fp4forge.gpu import GPUS
+
+
+@click.command()
+@click.argument("target")
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout, every cubin and kernel.")
+@click.option("--require", multiple=True, type=click.Choice(list(GPUS)),
+              help="Fail (3) when this GPU lacks NVFP4 GEMM or quantise.")  # fmt: skip
+def ledger(target: str, as_json: bool, require: tuple[str, ...]) -> None:
+    """Tell which GPUs TARGET's FP4 kernels run on, read off the binaries.
+
+    TARGET is a shared object, a wheel, a folder, a container, or an image (not started).
+    """
+    console = Console(quiet=as_json)
+    with console.step("ledger") as step:
+        found = ledgers.read(target, step.report)
+        step.detail = f"{len(found.files)} files with device code"
+    if as_json:
+        print_json(found.as_json())
+    else:
+        _show(found)
+    lacking = ledgers.lost(found, require)
+    if lacking:
+        raise CoverageError(
+            "; ".join(f"{gpu} lacks {groups}" for gpu, groups in lacking.items()),
+            rule=f"--require {' '.join(require)}: native or family kernels",
+            remedy="build.py arch explain LIST tells which list gives them",
+        )
+
+
+def _show(found: ledgers.Ledger) -> None:
+    from rich.console import Console as Rich
+    from rich.table import Table
+
+    rich = Rich(highlight=False)
+    files = Table("file", "cubins", "PTX", "FP4 MMA", "FP4 convert", pad_edge=False)
+    for file in found.files:
+        archs = sorted({c.arch.removeprefix("sm_") for c in file.code.cubins})
+        kernels = [k for c in file.code.cubins for k in c.kernels]
+        files.add_row(
+            file.path,
+            " ".join(archs),
+            " ".join(sorted({p.arch.removeprefix("sm_") for p in file.code.ptx})),
+            str(sum(k.fp4_mma for k in kernels)),
+            str(sum(k.fp4_cvt for k in kernels)),
+        )
+    gpus = Table("GPU", *ledgers.GROUPS, "NVFP4", pad_edge=False)
+    for name, verdict in found.gpus.items():
+        words = [verdict[group] for group in ledgers.GROUPS]
+        gpus.add_row(name, *words, "yes" if verdict["ok"] else "NO")
+    rich.print(files, gpus)

@@ -1,0 +1,265 @@
+"""The ledger: which kernels a target holds, for which GPUs they run, and how.
+
+A target is a shared object, a wheel, a folder, a container or an image. Verdicts are read off the
+binaries: FP4 by its instructions, architectures by the cubins' notes.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from fp4forge import cubins
+from fp4forge.archs import serves
+from fp4forge.cubins import DeviceCode, Kernel
+from fp4forge.errors import BinaryError, UsageError
+from fp4forge.gpu import GPUS
+
+Report = Callable[[str], None]
+
+# Kernel groups of the verdict. Names tell only which group a kernel with the instructions is of.
+GROUPS = ("nvfp4_gemm", "nvfp4_grouped_gemm", "nvfp4_quantise", "fp8_gemm", "marlin", "moe_marlin")
+REQUIRED = ("nvfp4_gemm", "nvfp4_quantise")
+_WORDS = {"exact": "native", "family": "family", "ptx": "ptx", "none": "missing"}
+_RANK = ("native", "family", "ptx", "missing")
+
+
+@dataclass(frozen=True)
+class File:
+    """One extension and its device code; the path is relative to the target."""
+
+    path: str
+    code: DeviceCode
+
+    def as_json(self) -> dict[str, Any]:
+        """The file as the ledger prints it."""
+        return {
+            "path": self.path,
+            "sha256": self.code.sha256,
+            "cubins": [cubin.as_json() for cubin in self.code.cubins],
+            "ptx": [{"arch": p.arch, "kernels": len(p.kernels)} for p in self.code.ptx],
+        }
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """All files of a target and what each GPU gets."""
+
+    target: str
+    files: tuple[File, ...]
+
+    @property
+    def gpus(self) -> dict[str, dict[str, Any]]:
+        """For each GPU every group's verdict (native, family, ptx, missing), and ``ok``."""
+        best = {name: dict.fromkeys(GROUPS, "missing") for name in GPUS}
+        for target, groups in self._groups():
+            for gpu in GPUS.values():
+                word = _WORDS[serves(target, gpu)]
+                for group in groups:
+                    if _RANK.index(word) < _RANK.index(best[gpu.name][group]):
+                        best[gpu.name][group] = word
+        return {
+            name: {**found, "ok": all(found[g] in ("native", "family") for g in REQUIRED)}
+            for name, found in best.items()
+        }
+
+    def targets(self) -> dict[str, list[str]]:
+        """For each group the architectures that hold it, such as ``12.0f`` or ``8.0+PTX``."""
+        found: dict[str, set[str]] = {group: set() for group in GROUPS}
+        for target, groups in self._groups():
+            for group in groups:
+                found[group].add(target)
+        return {group: sorted(targets) for group, targets in found.items()}
+
+    def _groups(self) -> Iterator[tuple[str, set[str]]]:
+        for file in self.files:
+            for cubin in file.code.cubins:
+                yield cubin.target, {g for k in cubin.kernels for g in groups_of(k)}
+            for ptx in file.code.ptx:
+                yield ptx.target, {g for n in ptx.kernels for g in groups_of(Kernel(n))}
+
+    def as_json(self, details: bool = True) -> dict[str, Any]:
+        """The documented JSON; without details no kernels, for keeping in an image."""
+        files = [file.as_json() for file in self.files]
+        if not details:
+            for file in files:
+                for cubin in file["cubins"]:
+                    cubin["kernels"] = len(cubin["kernels"])
+        return {"target": self.target, "files": files, "groups": self.targets(),
+                "gpus": self.gpus}  # fmt: skip
+
+
+def groups_of(kernel: Kernel) -> Iterator[str]:
+    """The groups that a kernel counts for."""
+    if kernel.fp4_mma:
+        grouped = "GroupProblemShape" in kernel.name
+        yield "nvfp4_grouped_gemm" if grouped else "nvfp4_gemm"
+    if kernel.fp4_cvt:
+        yield "nvfp4_quantise"
+    if kernel.fp8_mma and "float_e4m3" in kernel.name and "GroupProblemShape" not in kernel.name:
+        yield "fp8_gemm"
+    if "6Marlin" in kernel.name:
+        yield "moe_marlin" if "marlin_moe" in kernel.name else "marlin"
+
+
+def read(target: str, report: Report) -> Ledger:
+    """Reads whatever a target names.
+
+    Raises:
+        BinaryError: the file, wheel or folder cannot be read or holds no device code.
+        UsageError: nothing of that name exists here.
+    """
+    path = Path(target)
+    if path.is_dir():
+        return _folder(target, path, report)
+    if path.suffix == ".whl":
+        return _wheel(target, path, report)
+    if path.exists() or ("/" in target and path.suffix in (".so", ".o", ".cubin")):
+        return Ledger(target, (File(path.name, cubins.read(path, report)),))
+    with _from_engine(target, report) as folder:
+        return _folder(target, folder, report)
+
+
+def _folder(target: str, root: Path, report: Report) -> Ledger:
+    found = [
+        path
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and not path.is_symlink() and re.search(r"\.(so|o|cubin)\b", path.name)
+    ]
+    files = tuple(
+        File(path.relative_to(root).as_posix(), cubins.read(path, report))
+        for path in found
+        if cubins.has_device_code(path)
+    )
+    if not files:
+        raise BinaryError(
+            f"{target} has no file with CUDA device code",
+            rule="ELF objects with a section .nv_fatbin",
+        )
+    return Ledger(target, files)
+
+
+def _wheel(target: str, path: Path, report: Report) -> Ledger:
+    try:
+        with tempfile.TemporaryDirectory(prefix="fp4forge-wheel-") as folder:
+            with zipfile.ZipFile(path) as archive:
+                for entry in archive.infolist():
+                    name = PurePosixPath(entry.filename)
+                    if name.is_absolute() or ".." in name.parts:
+                        raise BinaryError(
+                            f"{target}: entry {entry.filename!r} leaves the wheel",
+                            rule="paths in a wheel are relative and without ..",
+                            remedy="do not install it",
+                        )
+                    if name.suffix == ".so":
+                        report(f"unpacking {name.name}")
+                        archive.extract(entry, folder)
+            return _folder(target, Path(folder), report)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise BinaryError(f"{target} is no readable wheel: {error}") from None
+
+
+# Where images keep vLLM: distributions' Python, virtual environments, conda.
+_PREFIXES = ("/usr/local/lib", "/usr/lib", "/opt/venv/lib", "/opt/conda/lib", "/app/.venv/lib",
+             "/workspace/.venv/lib", "/root/.venv/lib")  # fmt: skip
+_PARTS = ("vllm", "flashinfer/data/aot", "flashinfer_jit_cache")
+
+
+@contextmanager
+def _from_engine(target: str, report: Report) -> Iterator[Path]:
+    """A folder with the extensions of a container, or of an image that is not started."""
+    from docker.errors import APIError, ImageNotFound, NotFound
+
+    from fp4forge import engine
+
+    client = engine.connect()
+    made = None
+    try:
+        try:
+            container = client.containers.get(target)
+        except (NotFound, APIError):
+            try:
+                client.images.get(target)
+            except ImageNotFound:
+                report(f"pulling {target}")
+                try:
+                    client.images.pull(target)
+                except APIError as error:
+                    raise UsageError(
+                        f"{target!r} is no file, folder, container or image here",
+                        rule="a .so, .whl, folder, container name, or an image that can be pulled",
+                        remedy=str(error.explanation or error)[:160],
+                    ) from None
+            made = container = client.containers.create(
+                target, command=["none"], network_mode="none", labels={engine.ROLE: "ledger"}
+            )
+        with tempfile.TemporaryDirectory(prefix="fp4forge-image-") as name:
+            sites = [s for s in _sites(container) if _unpack(container, s, Path(name), report)]
+            if not sites:
+                raise BinaryError(
+                    f"{target} has no vLLM in any Python that is known here",
+                    rule="vllm under dist-packages or site-packages of " + ", ".join(_PREFIXES),
+                )
+            yield Path(name)
+    finally:
+        if made is not None:
+            made.remove(force=True)
+
+
+def _sites(container: Any) -> Iterator[str]:
+    for prefix in _PREFIXES:
+        for minor in range(9, 16):
+            for kind in ("dist-packages", "site-packages"):
+                yield f"{prefix}/python3.{minor}/{kind}"
+
+
+def _unpack(container: Any, site: str, folder: Path, report: Report) -> bool:
+    """Unpacks the shared objects of a container's packages; False where vLLM is not there."""
+    from docker.errors import APIError
+
+    for part in _PARTS:
+        try:
+            stream, _ = container.get_archive(f"{site}/{part}", chunk_size=4 << 20)
+        except APIError:
+            if part == "vllm":
+                return False
+            continue
+        report(f"reading {site}/{part}")
+        with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as pipe:
+            _copy(stream, pipe, folder / PurePosixPath(part).parent)
+    return True
+
+
+def _copy(stream: Any, pipe: Any, folder: Path) -> None:
+    """Feeds an API stream through a pipe into tarfile, which wants a file."""
+    import threading
+
+    def feed() -> None:
+        for chunk in stream:
+            pipe.stdin.write(chunk)
+        pipe.stdin.close()
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    with tarfile.open(fileobj=pipe.stdout, mode="r|") as archive:
+        for member in archive:
+            if member.isfile() and ".so" in PurePosixPath(member.name).name:
+                archive.extract(member, folder, filter="data")
+    feeder.join()
+
+
+def lost(ledger: Ledger, required: tuple[str, ...]) -> dict[str, str]:
+    """Required GPUs that lack a required group, with what they lack."""
+    return {
+        name: ", ".join(g for g in REQUIRED if ledger.gpus[name][g] not in ("native", "family"))
+        for name in required
+        if not ledger.gpus[name]["ok"]
+    }
