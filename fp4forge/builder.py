@@ -60,9 +60,14 @@ def secrets() -> list[str]:
 
 
 def command(
-    plan: Plan, context: Path, outputs: list[str], builder: str | None, no_cache: bool
+    plan: Plan,
+    context: Path,
+    outputs: list[str],
+    builder: str | None,
+    no_cache: bool,
+    ledger: str = "",
 ) -> list[str]:
-    """The buildx command line of a plan."""
+    """The buildx command line of a plan; ledger is the SHA-256 for the image's label."""
     flags = [
         f"--file={context / 'Dockerfile'}",
         f"--platform={plan.platform}",
@@ -70,6 +75,7 @@ def command(
         f"--build-arg=BASE={plan.base_image}",
         f"--build-arg=PLAN_ID={plan.id}",
         f"--build-arg=REVISION={plan.revision}",
+        f"--build-arg=LEDGER={ledger}",
         "--provenance=mode=max",
         *secrets(),
         *[f"--output={output}" for output in outputs],
@@ -157,6 +163,27 @@ def _follow(event: dict[str, Any], vertices: dict[str, Vertex], report: Report) 
             log = vertices[data["vertex"]].log
             log.extend(line for line in text.splitlines() if line.strip())
             del log[:-60]
+
+
+def ledger(
+    plan: Plan, context: Path, builder: str | None, no_cache: bool, report: Report,
+    checked: Future[Any] | None = None,
+) -> bytes:  # fmt: skip
+    """Builds as far as the ledger and returns its JSON; a plan's ledger is kept, it cannot change.
+
+    Raises:
+        As ``build``.
+    """
+    kept = STATE / "ledgers" / f"{plan.id}.json"
+    if not kept.is_file() or no_cache:
+        folder = context.with_name(f"{plan.id}.ledger")
+        line = command(plan, context, [f"type=local,dest={folder}"], builder, no_cache)
+        line.remove("--provenance=mode=max")
+        build([*line, "--target=ledger-file"], report, checked)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        (folder / "ledger.json").replace(kept)
+        folder.rmdir()
+    return kept.read_bytes()
 
 
 _PATTERNS: tuple[tuple[str, type[ForgeError], str], ...] = (

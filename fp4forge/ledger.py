@@ -25,7 +25,11 @@ from fp4forge.gpu import GPUS
 
 Report = Callable[[str], None]
 
-# Kernel groups of the verdict. Names tell only which group a kernel with the instructions is of.
+# Marlin's first two template arguments are the types of activations and weights.
+_MARLIN = re.compile(r"6MarlinILl(\d+)ELl(\d+)E")
+
+# Kernel groups of the verdict; Marlin counts where it takes FP4 weights with 16-bit activations.
+# Names tell only which group a kernel with the instructions is of.
 GROUPS = ("nvfp4_gemm", "nvfp4_grouped_gemm", "nvfp4_quantise", "fp8_gemm", "marlin", "moe_marlin")
 REQUIRED = ("nvfp4_gemm", "nvfp4_quantise")
 _WORDS = {"exact": "native", "family": "family", "ptx": "ptx", "none": "missing"}
@@ -106,8 +110,15 @@ def groups_of(kernel: Kernel) -> Iterator[str]:
         yield "nvfp4_quantise"
     if kernel.fp8_mma and "float_e4m3" in kernel.name and "GroupProblemShape" not in kernel.name:
         yield "fp8_gemm"
-    if "6Marlin" in kernel.name:
-        yield "moe_marlin" if "marlin_moe" in kernel.name else "marlin"
+    if match := _MARLIN.search(kernel.name):
+        activation, weight = (_scalar(int(number)) for number in match.groups())
+        if weight == (2, 1) and activation in ((5, 10), (8, 7)):
+            yield "moe_marlin" if "marlin_moe" in kernel.name else "marlin"
+
+
+def _scalar(number: int) -> tuple[int, int]:
+    """Exponent and mantissa bits of a vllm::ScalarType id (csrc/core/scalar_type.hpp)."""
+    return number & 0xFF, number >> 8 & 0xFF
 
 
 def read(target: str, report: Report) -> Ledger:
@@ -254,6 +265,46 @@ def _copy(stream: Any, pipe: Any, folder: Path) -> None:
             if member.isfile() and ".so" in PurePosixPath(member.name).name:
                 archive.extract(member, folder, filter="data")
     feeder.join()
+
+
+# Which of vLLM's CMake groups compiles the kernels of a verdict's group, by SM family.
+_COMPILED_BY = {
+    "nvfp4_gemm": ("nvfp4_sm10x", "nvfp4_sm12x"),
+    "nvfp4_quantise": ("nvfp4_sm10x", "nvfp4_sm12x"),
+    "fp8_gemm": ("fp8_scaled_mm_sm10x", "fp8_scaled_mm_sm12x"),
+    "moe_marlin": ("moe_marlin_sm80",),
+}
+
+
+def expected(groups: dict[str, list[str]]) -> dict[str, list[str]]:
+    """What a ledger's ``targets`` must be, from the predicted targets of vLLM's CMake groups.
+
+    FP8 for SM12x counts no target but 12.0, which alone ``enable_sm120_only`` lets through.
+    """
+    found = {}
+    for group, names in _COMPILED_BY.items():
+        targets = {t for name in names for t in groups.get(name, ())}
+        if group == "fp8_gemm":
+            targets = {t for t in targets if t.rstrip("af") != "12.1"}
+        found[group] = sorted(targets)
+    return found
+
+
+def differences(predicted: dict[str, list[str]], found: dict[str, list[str]]) -> list[str]:
+    """Groups in which prediction and ledger differ, a line each with both columns.
+
+    A target with +PTX is compiled as SASS for the same architecture too; that is no difference.
+    """
+    lines = []
+    for group, targets in predicted.items():
+        with_sass = set(targets) | {t.removesuffix("+PTX") for t in targets}
+        have = set(found.get(group, ()))
+        if not set(targets) <= have <= with_sass:
+            lines.append(
+                f"{group}: predicted {' '.join(targets) or 'nothing'},"
+                f" found {' '.join(sorted(have)) or 'nothing'}"
+            )
+    return lines
 
 
 def lost(ledger: Ledger, required: tuple[str, ...]) -> dict[str, str]:

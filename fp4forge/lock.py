@@ -32,7 +32,12 @@ _UV_PLATFORM = {
     "linux/arm64": "aarch64-manylinux_2_39",
 }
 TOOLS = "tools.txt"
-_TOOLS_REQUIREMENTS = ("uv==0.13.9",)
+_TOOLS_REQUIREMENTS = (
+    "uv==0.13.9",
+    "nvidia-cuda-cuobjdump==13.2.86",
+    "nvidia-cuda-nvdisasm==13.2.86",
+    "pyelftools==0.33",
+)
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
+import json
 import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from fp4forge import base as bases
 from fp4forge import builder, engine, registry, verify
+from fp4forge import ledger as ledgers
 from fp4forge import plan as planning
 from fp4forge.console import Console, Step
-from fp4forge.errors import UnavailableError, UsageError
+from fp4forge.errors import CoverageError, UnavailableError, UsageError
 from fp4forge.paths import STATE
 from fp4forge.plan import Plan, Request
 
@@ -111,8 +115,9 @@ def _make(
                 checked.result()  # making or fetching a base is long: nothing is started in vain
             step.detail = bases.ensure(base, plan.platform, step.report)
         context = planning.stage(plan, files)
+        digest = _ledger(plan, context, options, console, checked)
         make = _push if destination.push else _load
-        make(plan, context, destination, options, console, outcome, checked)
+        make(plan, context, destination, options, console, outcome, checked, digest)
     console.add(checked.result())
     outcome.steps = [
         {"name": s.name, "seconds": round(s.seconds, 2), "verdict": s.verdict, "detail": s.detail}
@@ -121,14 +126,45 @@ def _make(
     return outcome
 
 
+def _ledger(
+    plan: Plan, context: Path, options: Options, console: Console, checked: Future[Step]
+) -> str:
+    """Builds the extensions, compares their ledger with the plan; returns its SHA-256."""
+    with console.step("ledger") as step:
+        content = builder.ledger(
+            plan, context, options.builder, options.no_cache, step.report, checked
+        )
+        found = json.loads(content)
+        lines = ledgers.differences(plan.predicted, found["groups"])
+        if lines:
+            raise CoverageError(
+                "the kernels are not the predicted ones:\n  " + "\n  ".join(lines),
+                rule=f"vLLM {plan.vllm_version}'s CMake rules for {plan.arch_list}",
+                remedy="build.py ledger shows every cubin; nothing was published",
+            )
+        lost = [
+            gpu
+            for gpu in plan.gpus
+            if not found["gpus"][gpu]["ok"] and gpu not in plan.allow_missing
+        ]
+        if lost:
+            raise CoverageError(
+                f"no native or family NVFP4 kernels for {', '.join(lost)} in the built extensions",
+                remedy="--allow-missing GPU builds without it",
+            )
+        fp4 = {gpu: found["gpus"][gpu]["nvfp4_gemm"] for gpu in plan.gpus}
+        step.detail = "as predicted; NVFP4 " + ", ".join(f"{g} {w}" for g, w in fp4.items())
+        return "sha256:" + hashlib.sha256(content).hexdigest()
+
+
 def _push(
     plan: Plan, context: Any, destination: Destination, options: Options, console: Console,
-    outcome: Outcome, checked: Future[Step],
+    outcome: Outcome, checked: Future[Step], ledger: str,
 ) -> None:  # fmt: skip
     repository = destination.repository
     layout = f"type=oci,tar=false,dest={builder.OCI_LAYOUT},{builder.COMPRESSION}"
     with console.step("build") as step:
-        line = builder.command(plan, context, [layout], options.builder, options.no_cache)
+        line = builder.command(plan, context, [layout], options.builder, options.no_cache, ledger)
         built = builder.build(line, step.report, checked)
         builder.write_layout_index(built.digest)
         step.detail = f"{built.steps} steps, {built.cached} cached"
@@ -161,7 +197,7 @@ def _push(
 
 def _load(
     plan: Plan, context: Any, destination: Destination, options: Options, console: Console,
-    outcome: Outcome, checked: Future[Step],
+    outcome: Outcome, checked: Future[Step], ledger: str,
 ) -> None:  # fmt: skip
     client = engine.connect()
     candidate = f"{destination.repository}:unverified-{plan.id}"
@@ -169,7 +205,7 @@ def _load(
     with console.step("build") as step:
         output = f"type={kind},name={candidate}"
         output += f",{builder.COMPRESSION}" if kind == "image" else ""
-        line = builder.command(plan, context, [output], options.builder, options.no_cache)
+        line = builder.command(plan, context, [output], options.builder, options.no_cache, ledger)
         built = builder.build(line, step.report, checked)
         step.detail = f"{built.steps} steps, {built.cached} cached"
     try:

@@ -15,12 +15,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fp4forge import archs, ledger, lock, release, series
 from fp4forge import base as bases
-from fp4forge import lock, release, series
-from fp4forge.errors import UsageError
+from fp4forge.errors import CoverageError, UsageError
 from fp4forge.gpu import platform_for, target
 from fp4forge.paths import IMAGE_FILES, IMAGE_TESTS, ROOT, STATE
 from fp4forge.release import STRATEGIES, VARIANTS, LeaveOut
+
+# What the ledger's stage in the build imports.
+LEDGER_MODULES = ("__init__", "archs", "cubins", "errors", "gpu", "ledger", "paths")
 
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _REPOSITORY = re.compile(r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*")
@@ -37,6 +40,8 @@ class Request:
     strategy: str = "source"
     base: str = "ubuntu:24.04"
     platform: str | None = None
+    arch_list: str | None = None
+    allow_missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,8 @@ class Plan:
     gpus: tuple[str, ...]
     capabilities: tuple[str, ...]
     arch_list: str
+    predicted: dict[str, list[str]]  # targets of the ledger's groups
+    allow_missing: tuple[str, ...]  # GPUs that may go without FP4, on request
     variant: str
     strategy: str
     base: str
@@ -112,6 +119,9 @@ def resolve(request: Request) -> Plan:
             remedy="--from source",
         )
     gpus = tuple(gpu.name for gpu in chosen.gpus)
+    arch_list = _arch_list(request, what, platform)
+    prediction = archs.predict(arch_list, what.vllm_version, what.cuda)
+    _check_coverage(request, prediction, gpus)
     patches = series.load("vllm", what.vllm_version).for_variant(request.variant)
     return Plan(
         release=what.release,
@@ -123,7 +133,9 @@ def resolve(request: Request) -> Plan:
         arch=chosen.name,
         gpus=gpus,
         capabilities=tuple(gpu.label for gpu in chosen.gpus),
-        arch_list=what.arch_list if chosen.name == "blackwell" else chosen.arch_list,
+        arch_list=arch_list,
+        predicted=ledger.expected(prediction.groups),
+        allow_missing=request.allow_missing,
         variant=request.variant,
         strategy=request.strategy,
         base=base.name,
@@ -138,6 +150,30 @@ def resolve(request: Request) -> Plan:
         unpacked_gb=what.unpacked_gb[chosen.name],
         epoch=what.epoch,
     )
+
+
+def _arch_list(request: Request, what: release.Release, platform: str) -> str:
+    if request.strategy == "wheel":
+        if request.arch_list:
+            raise UsageError(
+                "--arch-list goes with --from source",
+                rule="a published wheel is compiled already",
+                remedy="--from source, or leave --arch-list out",
+            )
+        return what.wheel_arch_lists[platform]
+    chosen = target(request.arch)
+    return request.arch_list or (what.arch_list if chosen.name == "blackwell" else chosen.arch_list)
+
+
+def _check_coverage(request: Request, prediction: archs.Prediction, gpus: tuple[str, ...]) -> None:
+    lost = {g: why for g, why in prediction.lost(gpus).items() if g not in request.allow_missing}
+    if lost:
+        raise CoverageError(
+            "\n".join(f"{gpu} would get no FP4: {why}" for gpu, why in lost.items()),
+            rule=f"every GPU of --arch {request.arch} is served by {prediction.list!r}",
+            remedy="build.py arch explain shows what a list gives;"
+            f" --allow-missing {next(iter(lost))} builds without it",
+        )
 
 
 def context_files(plan: Plan) -> dict[str, bytes]:
@@ -163,6 +199,8 @@ def context_files(plan: Plan) -> dict[str, bytes]:
     }
     files |= {f"patches/{p.file}": (sequence.folder / p.file).read_bytes() for p in patches}
     files |= {f"locks/{name}.txt": text.encode() for name, text in lock.layers(plan).items()}
+    for name in LEDGER_MODULES:
+        files[f"ledger/fp4forge/{name}.py"] = (ROOT / "fp4forge" / f"{name}.py").read_bytes()
     for path in sorted(IMAGE_FILES.rglob("*")):
         if path.is_file() and "__pycache__" not in path.parts:
             files["image/" + path.relative_to(IMAGE_FILES).as_posix()] = path.read_bytes()

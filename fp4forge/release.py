@@ -51,6 +51,7 @@ class Release:
     vllm_version: str
     sdist: Artefact
     wheels: dict[str, Artefact]
+    wheel_arch_lists: dict[str, str]
     torch: str
     cuda: str
     transformers: str
@@ -166,6 +167,7 @@ def _from_data(data: dict[str, Any]) -> Release:
         vllm_version=vllm["version"],
         sdist=Artefact(**vllm["sdist"]),
         wheels={name: Artefact(**wheel) for name, wheel in vllm["wheels"].items()},
+        wheel_arch_lists=vllm.get("wheel_arch_lists", {}),
         torch=data["torch"],
         cuda=data["cuda"],
         transformers=data["transformers"],

@@ -24,24 +24,26 @@ answers && die "an engine answers, but this client has no buildx: install Docker
 # From here on there is no engine. Only Debian as root is set up by itself.
 [ "$(id -u)" = 0 ] || die "no Docker engine answers and this user is not root: start one, or run as root" 4
 command -v apt-get >/dev/null || die "no Docker engine answers and this is not Debian: install Docker with buildx" 4
-# shellcheck source=/dev/null
-. /etc/os-release
 
 export DEBIAN_FRONTEND=noninteractive
-suite=()
-if [ "${VERSION_CODENAME:-}" = bookworm ]; then
-    # bookworm's docker.io is 20.10 without buildx; the next suite's runs on its glibc.
-    # A pin of 50 lets nothing come from there that is not asked for by name.
-    suite=(-t trixie)
+has_candidate() { apt-cache policy "$1" | grep -q 'Candidate: [0-9]'; }
+say "reading package lists"
+apt-get update -qq
+from=
+if ! has_candidate docker-buildx; then
+    # bookworm's docker.io is 20.10 and has no buildx. The next suite's runs on bookworm's libc, but
+    # only these packages may come from there: a whole target release (-t trixie) brings its runc,
+    # with it libc6, and makes another distribution of the host. A pin of 50 lets nothing else in.
+    from=/trixie
     printf 'Package: *\nPin: release n=trixie*\nPin-Priority: 50\n' >/etc/apt/preferences.d/fp4forge-trixie
-    next=/etc/apt/sources.list.d/fp4forge-trixie.sources
     if [ -f /etc/apt/sources.list.d/debian.sources ]; then
-        sed '/^Suites:/!b; s/bookworm/trixie/g' /etc/apt/sources.list.d/debian.sources |
-            sed '/^#/d' >"$next"
+        sed '/^#/d; /^Suites:/s/bookworm/trixie/g' /etc/apt/sources.list.d/debian.sources \
+            >/etc/apt/sources.list.d/fp4forge-trixie.sources
     else
-        next=${next%.sources}.list
-        sed -n 's/bookworm/trixie/gp' /etc/apt/sources.list >"$next"
+        sed -n 's/bookworm/trixie/gp' /etc/apt/sources.list >/etc/apt/sources.list.d/fp4forge-trixie.list
     fi
+    apt-get update -qq
+    has_candidate docker-buildx || die "no package docker-buildx in Debian's bookworm or trixie: install Docker with buildx" 4
 fi
 
 # The image store is chosen before the first start; a configuration that is there is left alone.
@@ -51,9 +53,8 @@ if [ ! -e /etc/docker/daemon.json ]; then
 fi
 
 say "installing docker.io and docker-buildx"
-apt-get update -qq
-apt-get install -qq -y --no-install-recommends "${suite[@]}" docker.io docker-cli docker-buildx >/dev/null
-apt-get install -qq -y --no-install-recommends iptables ca-certificates >/dev/null
+apt-get install -qq -y --no-install-recommends ca-certificates iptables runc \
+    "docker.io$from" "docker-cli$from" "docker-buildx$from" "containerd$from" >/dev/null
 
 if [ -d /run/systemd/system ]; then
     systemctl start docker

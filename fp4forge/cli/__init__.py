@@ -49,6 +49,9 @@ class LazyGroup(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.option("--arch", help="GPU the image is for: sm100, sm103, sm120, sm121 or blackwell.")
+@click.option("--arch-list", help="TORCH_CUDA_ARCH_LIST to compile for; by default the GPU's.")
+@click.option("--allow-missing", multiple=True, metavar="GPU",
+              help="Build although this GPU of --arch gets no FP4.")  # fmt: skip
 @click.option("--release", default="0.19.1", show_default=True, help="Release under releases/.")
 @click.option("--variant", default="awq", show_default=True, help="awq (all patches) or plain.")
 @click.option(

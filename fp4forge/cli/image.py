@@ -22,8 +22,9 @@ def build(**o: Any) -> None:
             remedy="build.py --arch sm121 --push; build.py --help shows all options",
         )
     request = Request(
-        o["arch"], o["release"], o["variant"], o["strategy"], o["base"], o["platform"]
-    )
+        o["arch"], o["release"], o["variant"], o["strategy"], o["base"], o["platform"],
+        o["arch_list"], o["allow_missing"],
+    )  # fmt: skip
     registry = o["registry"] or None
     if o["push"] and not registry and not o["dry_run"]:
         raise UsageError(
@@ -71,6 +72,8 @@ def _show(p: Plan) -> None:
         f" transformers {p.transformers}, FlashInfer {p.flashinfer}",
         "GPU": f"{p.arch} ({', '.join(p.gpus)}), capability {', '.join(p.capabilities)}",
         "arch list": p.arch_list,
+        "predicted": "\n".join(f"{g}: {' '.join(t)}" for g, t in p.predicted.items()),
+        "may miss FP4": ", ".join(p.allow_missing) or "none",
         "variant": f"{p.variant}: patches {', '.join(p.patches) or 'none'}",
         "strategy": p.strategy,
         "base": f"{p.base_image}, Python {p.python}",

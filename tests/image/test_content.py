@@ -88,3 +88,24 @@ def test_bytecode(host: Any, site: str) -> None:
     )
     done = host.run("python3 -c %s", code)
     assert done.rc == 0, f"bytecode missing or stale: {done.stderr.strip().splitlines()[-1:]}"
+
+
+def test_ledger(host: Any, plan: dict[str, Any], config: dict[str, Any]) -> None:
+    """the ledger is the labelled one and has native or family NVFP4 for every requested GPU"""
+    path = "/opt/fp4forge/ledger.json"
+    digest = host.check_output(f"sha256sum {path}").split()[0]
+    label = (config.get("Labels") or {}).get("io.fp4forge.ledger")
+    assert label == f"sha256:{digest}", f"{path} is not the labelled one ({label})"
+    gpus = json.loads(host.file(path).content_string)["gpus"]
+    lost = [g for g in plan["gpus"] if not gpus[g]["ok"] and g not in plan["allow_missing"]]
+    assert not lost, f"no native or family NVFP4 kernels for {', '.join(lost)}"
+
+
+def test_ledger_is_of_these_files(host: Any, site: str) -> None:
+    """every extension in the ledger has the SHA-256 that the ledger says"""
+    files = json.loads(host.file("/opt/fp4forge/ledger.json").content_string)["files"]
+    listed = {f"{site}/vllm/{file['path']}": file["sha256"] for file in files}
+    done = host.run("sha256sum -- " + " ".join(listed))
+    found = {line[66:]: line[:64] for line in done.stdout.splitlines()}
+    wrong = [path for path, digest in listed.items() if found.get(path) != digest]
+    assert not wrong, f"not the file of the ledger: {', '.join(wrong)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ def test_the_same_request_has_the_same_id() -> None:
         {"strategy": "source"},
     ],
 )
-def test_everything_asked_for_changes_the_id(change: dict[str, str]) -> None:
+def test_everything_asked_for_changes_the_id(change: dict[str, Any]) -> None:
     assert identity(replace(WHEEL, **change)) != identity(WHEEL)
 
 

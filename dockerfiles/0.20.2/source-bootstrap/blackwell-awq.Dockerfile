@@ -107,6 +107,17 @@ RUN --mount=type=cache,target=/root/.cache/uv \
     if [ -s /run/secrets/ca.pem ]; then export SSL_CERT_FILE=/run/secrets/ca.pem PIP_CERT=/run/secrets/ca.pem; fi \
     && python3 /fp4forge/install.py --wheel /fp4forge/wheels --platform "${TARGETPLATFORM}" --out /out
 
+# ---- ledger: which kernels are in it, read off the binaries -----------------------------------
+FROM tools AS ledger
+COPY ledger/ /fp4forge/
+COPY image/build/make_ledger.py /fp4forge/
+RUN --mount=type=bind,from=vllm,source=/out,target=/in \
+    python3 /fp4forge/make_ledger.py --installed /in/usr/local/lib/python3.13/dist-packages --out /out/opt/fp4forge/ledger.json
+
+# What the build reads before it goes on: prediction and ledger are compared.
+FROM scratch AS ledger-file
+COPY --from=ledger /out/opt/fp4forge/ledger.json /
+
 # ---- patched: only the files that the patches change ------------------------------------------
 FROM tools AS patched
 COPY image/build/apply_patches.py /fp4forge/
@@ -153,6 +164,7 @@ COPY --link --from=cuda /out /
 COPY --link --from=torch /out /
 COPY --link --from=python /out /
 COPY --link --from=vllm /out /
+COPY --link --from=ledger /out /
 COPY --link --from=patched /out /
 COPY --link image/runtime/ /opt/fp4forge/
 COPY --link plan.json /opt/fp4forge/
@@ -178,6 +190,7 @@ CMD ["--help"]
 
 ARG PLAN_ID
 ARG REVISION
+ARG LEDGER
 LABEL org.opencontainers.image.title="fp4forge vLLM" \
       org.opencontainers.image.description="vLLM 0.20.2 with native NVFP4 for blackwell" \
       org.opencontainers.image.version="0.20.2" \
@@ -188,4 +201,5 @@ LABEL org.opencontainers.image.title="fp4forge vLLM" \
       io.fp4forge.arch="blackwell" \
       io.fp4forge.variant="awq" \
       io.fp4forge.strategy="source" \
+      io.fp4forge.ledger="${LEDGER}" \
       io.fp4forge.plan="${PLAN_ID}"

@@ -1,0 +1,35 @@
+"""Writes an image's ledger; runs in a build stage, beside copies of fp4forge's modules."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from fp4forge import errors, ledger
+
+
+def main() -> None:
+    """Command line of the build stage."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--installed", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    os.chdir(args.installed)
+    try:
+        found = ledger.read("vllm", lambda text: print(text, flush=True))
+    except errors.ForgeError as error:
+        raise SystemExit(f"fp4forge: {error.message}") from None
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(found.as_json(details=False), indent=1) + "\n")
+    epoch = int(os.environ["SOURCE_DATE_EPOCH"])
+    for path in [args.out, *list(args.out.parents)[:3]]:
+        os.utime(path, (epoch, epoch))
+
+
+if __name__ == "__main__":
+    main()
