@@ -26,7 +26,7 @@ answers && die "an engine answers, but this client has no buildx: install Docker
 command -v apt-get >/dev/null || die "no Docker engine answers and this is not Debian: install Docker with buildx" 4
 
 export DEBIAN_FRONTEND=noninteractive
-has_candidate() { apt-cache policy "$1" | grep -q 'Candidate: [0-9]'; }
+has_candidate() { [[ $(apt-cache policy "$1") == *"Candidate: "[0-9]* ]]; }
 say "reading package lists"
 apt-get update -qq
 from=
