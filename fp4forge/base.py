@@ -127,6 +127,8 @@ _CLEAN = (
 def present(base: Base, platform: str) -> bool:
     """Whether the engine has the base already."""
     line = ["docker", "image", "inspect", base.reference(platform)]
+    if shutil.which("docker") is None:
+        return False
     return subprocess.run(line, capture_output=True).returncode == 0
 
 

@@ -35,6 +35,8 @@ def connect() -> Any:
             rule="building needs an engine with buildx",
             remedy="run make setup, start the engine, or set DOCKER_HOST",
         ) from None
+    if shutil.which("docker") is None:
+        raise EngineError("there is no docker client in PATH", remedy="run make setup")
     return client
 
 

@@ -7,6 +7,7 @@ binaries: FP4 by its instructions, architectures by the cubins' notes.
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import tarfile
 import tempfile
@@ -262,8 +263,17 @@ def _copy(stream: Any, pipe: Any, folder: Path) -> None:
     feeder.start()
     with tarfile.open(fileobj=pipe.stdout, mode="r|") as archive:
         for member in archive:
-            if member.isfile() and ".so" in PurePosixPath(member.name).name:
-                archive.extract(member, folder, filter="data")
+            name = PurePosixPath(member.name)
+            if not member.isfile() or ".so" not in name.name:
+                continue
+            if name.is_absolute() or ".." in name.parts:
+                raise BinaryError(f"entry {member.name!r} leaves the archive")
+            content = archive.extractfile(member)
+            assert content is not None
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as file:
+                shutil.copyfileobj(content, file, 1 << 20)
     feeder.join()
 
 
