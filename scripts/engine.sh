@@ -30,7 +30,7 @@ has_candidate() { [[ $(apt-cache policy "$1") == *"Candidate: "[0-9]* ]]; }
 say "reading package lists"
 apt-get update -qq
 from=
-if ! has_candidate docker-buildx; then
+if [ -e /etc/apt/preferences.d/fp4forge-trixie ] || ! has_candidate docker-buildx; then
     # bookworm's docker.io is 20.10 and has no buildx. The next suite's runs on bookworm's libc, but
     # only these packages may come from there: a whole target release (-t trixie) brings its runc,
     # with it libc6, and makes another distribution of the host. A pin of 50 lets nothing else in.
