@@ -1,0 +1,183 @@
+"""The ledger on real binaries: objects compiled here, published wheels, the published image."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fp4forge import release, sources
+from fp4forge.release import Artefact
+from tests.e2e.conftest import ROOT, Completed, shell
+
+KERNELS = Path(__file__).parent / "kernels"
+
+# name -> nvcc's flags; nvcc 13.0 is the image's own.
+OBJECTS = {
+    "bare": "-gencode arch=compute_120,code=sm_120",
+    "exact120": "-gencode arch=compute_120a,code=sm_120a",
+    "family": "-gencode arch=compute_120f,code=sm_120f",
+    "exact121": "-gencode arch=compute_121a,code=sm_121a",
+    "compressed": "-gencode arch=compute_120f,code=sm_120f -Xfatbin -compress-all",
+    "ptx": "-gencode arch=compute_120,code=compute_120",
+    "emptied": "-DEMPTY -gencode arch=compute_120f,code=sm_120f",
+}
+
+# What nvfp4_gemm must be on (sm120, sm121).
+VERDICTS = {
+    "bare": ("missing", "missing"),
+    "exact120": ("native", "missing"),
+    "family": ("family", "family"),
+    "exact121": ("missing", "native"),
+    "compressed": ("family", "family"),
+    "ptx": ("missing", "missing"),
+    "emptied": ("missing", "missing"),
+}
+
+
+@pytest.fixture(scope="session")
+def objects(published: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("objects")
+    folder.chmod(0o777)
+    lines = [f"nvcc -c {flags} /src/fp4.cu -o /out/{n}.o" for n, flags in OBJECTS.items()]
+    lines.append("g++ -shared /out/family.o -o /out/family.so && strip /out/family.so -o /out/s.so")
+    shell(
+        "docker", "run", "--rm", "--network=none", "--entrypoint=bash", f"--volume={KERNELS}:/src",
+        f"--volume={folder}:/out", published["image"], "-ec", "\n".join(lines),
+    )  # fmt: skip
+    return folder
+
+
+def ledger(target: object, *arguments: str) -> Completed:
+    return subprocess.run(
+        [sys.executable, "build.py", "ledger", str(target), *arguments],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+
+
+def read(target: object) -> dict[str, Any]:
+    done = ledger(target, "--json")
+    assert done.returncode == 0, done.stderr
+    data: dict[str, Any] = json.loads(done.stdout)
+    return data
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_each_object_is_told_right(objects: Path, name: str) -> None:
+    data = read(objects / f"{name}.o")
+    found = tuple(data["gpus"][gpu]["nvfp4_gemm"] for gpu in ("sm120", "sm121"))
+    assert found == VERDICTS[name]
+    kinds = {cubin["arch"]: cubin["kind"] for cubin in data["files"][0]["cubins"]}
+    wanted = {
+        "bare": {"sm_120": "bare"},
+        "exact120": {"sm_120a": "exact"},
+        "exact121": {"sm_121a": "exact"},
+        "ptx": {},
+    }
+    assert kinds == wanted.get(name, {"sm_120f": "family"})
+    if name == "ptx":
+        assert [p["arch"] for p in data["files"][0]["ptx"]]
+
+
+def test_an_emptied_kernel_keeps_its_symbol(objects: Path) -> None:
+    cubin = read(objects / "emptied.o")["files"][0]["cubins"][0]
+    assert any("nvfp4_gemm" in kernel["name"] for kernel in cubin["kernels"])
+    assert (cubin["fp4_mma"], cubin["fp4_cvt"]) == (0, 0)
+
+
+def test_a_stripped_library_is_read(objects: Path) -> None:
+    cubin = read(objects / "s.so")["files"][0]["cubins"][0]
+    assert cubin["arch"] == "sm_120f"
+    assert cubin["fp4_mma"] >= 1
+    assert cubin["fp4_cvt"] >= 1
+
+
+def test_require(objects: Path) -> None:
+    assert ledger(objects / "exact120.o", "--require", "sm120").returncode == 0
+    done = ledger(objects / "exact120.o", "--require", "sm121")
+    assert done.returncode == 3
+    assert "sm121 lacks nvfp4_gemm" in done.stderr
+
+
+def test_a_corrupt_fatbin_is_told(objects: Path, tmp_path: Path) -> None:
+    from elftools.elf.elffile import ELFFile
+
+    broken = tmp_path / "broken.so"
+    content = bytearray((objects / "family.so").read_bytes())
+    with (objects / "family.so").open("rb") as file:
+        section = ELFFile(file).get_section_by_name(".nv_fatbin")
+        assert section is not None
+        start, size = section["sh_offset"], section["sh_size"]
+    content[start : start + size] = b"\xa5" * size
+    broken.write_bytes(content)
+    done = ledger(broken)
+    assert done.returncode == 18, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+WHEELS = {
+    "0.19.1 x86_64": ("0.19.1", "linux/amd64", {"sm100": "native", "sm120": "native",
+                                                "sm103": "missing", "sm121": "missing"}),
+    "0.20.2 x86_64": ("0.20.2", "linux/amd64", dict.fromkeys(
+        ("sm100", "sm103", "sm120", "sm121"), "family")),
+    "0.20.2 aarch64": ("0.20.2", "linux/arm64", dict.fromkeys(
+        ("sm100", "sm103", "sm120", "sm121"), "family")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WHEELS)
+def test_published_wheels(name: str) -> None:
+    version, platform, wanted = WHEELS[name]
+    artefact: Artefact = release.load(version).wheels[platform]
+    data = read(sources.fetch(artefact))
+    assert {gpu: data["gpus"][gpu]["nvfp4_gemm"] for gpu in wanted} == wanted
+    assert {gpu: data["gpus"][gpu]["nvfp4_grouped_gemm"] for gpu in wanted} == wanted
+    # bf16 Marlin is PTX for compute_80 on every Blackwell.
+    assert {v["moe_marlin"] for v in data["gpus"].values()} == {"ptx"}
+    if name.endswith("x86_64"):
+        omma = sorted(
+            (cubin["arch"], cubin["fp4_mma"])
+            for file in data["files"]
+            for cubin in file["cubins"]
+            if cubin["fp4_mma"] and cubin["arch"].startswith("sm_12")
+        )
+        suffix = "a" if version == "0.19.1" else "f"
+        assert omma == [(f"sm_120{suffix}", 64), (f"sm_120{suffix}", 384)]
+
+
+def test_an_image_is_read_without_starting_it(published: dict[str, Any]) -> None:
+    data = read(published["image"])
+    assert all(data["gpus"][gpu]["ok"] for gpu in ("sm100", "sm103", "sm120", "sm121"))
+    assert {file["path"] for file in data["files"]} >= {"vllm/_C.abi3.so", "vllm/_moe_C.abi3.so"}
+    assert shell("docker", "ps", "-aq", "--filter", "label=io.fp4forge.role").stdout == ""
+
+
+def test_the_image_carries_its_ledger(
+    published: dict[str, Any], inside: Callable[..., Completed]
+) -> None:
+    kept = json.loads(inside("bash", "-c", "cat /opt/fp4forge/ledger.json").stdout)
+    now = read(published["image"])
+    assert kept["gpus"] == now["gpus"]
+    assert kept["groups"] == now["groups"]
+    for group, targets in published["plan"]["predicted"].items():
+        assert set(targets) <= set(kept["groups"][group]), group
+
+
+def test_a_container_is_read(published: dict[str, Any]) -> None:
+    name = "fp4forge-ledger-test"
+    shell("docker", "create", "--name", name, published["image"])
+    try:
+        assert read(name)["gpus"]["sm121"]["ok"]
+    finally:
+        shell("docker", "rm", name)
+
+
+def test_what_is_nowhere_is_told() -> None:
+    done = ledger("127.0.0.1:9/nothing:here")
+    assert done.returncode == 2
+    assert "no file, folder, container or image" in done.stderr
