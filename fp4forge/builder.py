@@ -44,7 +44,7 @@ class Vertex:
 
 @dataclass(frozen=True)
 class Built:
-    """What a build gave: the digest of the image index, and how much of it was cached."""
+    """What a build gave: digest of the image index (none for files), and what was cached."""
 
     digest: str
     steps: int
@@ -124,7 +124,7 @@ def build(line: list[str], report: Report, checked: Future[Any] | None = None) -
             raise explain(vertices.values(), "".join(rest))
         found = json.loads(Path(metadata.name).read_text())
     done = [v for v in vertices.values() if v.completed]
-    return Built(found["containerimage.digest"], len(done), sum(v.cached for v in done))
+    return Built(found.get("containerimage.digest", ""), len(done), sum(v.cached for v in done))
 
 
 def events(stream: IO[str], rest: list[str]) -> Iterator[dict[str, Any]]:

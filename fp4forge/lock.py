@@ -104,6 +104,17 @@ def layers(plan: Plan) -> dict[str, str]:
     return texts | {"tools": (LOCKS / TOOLS).read_text()}
 
 
+def versions(plan: Plan) -> dict[str, str]:
+    """Locked version of every package of the plan."""
+    name = LockName(plan.release, plan.strategy, plan.platform, plan.python)
+    found = {}
+    for package, block in read(name).items():
+        match = re.match(r"[^=]+==([^\s;]+)", block)
+        assert match is not None, block[:80]
+        found[package] = match[1]
+    return found
+
+
 def resolve(name: LockName) -> str:
     """Resolves one lock's text with uv, from uploads before the release's ``resolve_before``.
 

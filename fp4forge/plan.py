@@ -73,6 +73,7 @@ class Plan:
     leave_out: tuple[LeaveOut, ...]
     unpacked_gb: float
     epoch: int
+    packages: dict[str, str] = field(default_factory=dict)  # locked version of each
     revision: str = ""  # commit of the inputs, for the image's label
     checks: str = ""  # SHA-256 over the image tests: other tests, another verification
     context: dict[str, str] = field(default_factory=dict)  # file -> SHA-256, the build's input
@@ -214,7 +215,10 @@ def identify(plan: Plan) -> tuple[Plan, dict[str, bytes]]:
     """
     files = context_files(plan)
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
-    plain = replace(plan, context=hashes, checks=_image_tests(), revision=_revision())
+    packages = lock.versions(plan)
+    plain = replace(
+        plan, packages=packages, context=hashes, checks=_image_tests(), revision=_revision()
+    )
     identity = hashlib.sha256(_json(asdict(plain))).hexdigest()[:12]
     complete = replace(plain, id=identity)
     return complete, files | {"plan.json": _json(complete.as_json())}

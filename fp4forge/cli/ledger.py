@@ -58,3 +58,30 @@ def _show(found: ledgers.Ledger) -> None:
         words = [verdict[group] for group in ledgers.GROUPS]
         gpus.add_row(name, *words, "yes" if verdict["ok"] else "NO")
     rich.print(files, gpus)
+
+
+@click.command()
+@click.argument("old")
+@click.argument("new")
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+def compare(old: str, new: str, as_json: bool) -> None:
+    """Show what changed from image OLD to image NEW: kernels, packages, patched files, layers."""
+    from fp4forge import compare as comparing
+
+    console = Console(quiet=as_json)
+    with console.step("compare") as step:
+        first = comparing.describe(old, step.report)
+        second = comparing.describe(new, step.report)
+        changed = comparing.differences(first, second)
+        step.detail = f"{sum(map(len, changed.values()))} differences"
+    if as_json:
+        print_json({"old": old, "new": new, "changed": changed})
+        return
+    from rich.console import Console as Rich
+    from rich.table import Table
+
+    for section, rows in changed.items():
+        table = Table(section, "old", "new", pad_edge=False)
+        for row in rows:
+            table.add_row(row["what"], str(row["old"] or "-"), str(row["new"] or "-"))
+        Rich(highlight=False).print(table if rows else f"{section}: unchanged")

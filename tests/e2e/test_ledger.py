@@ -13,7 +13,7 @@ import pytest
 
 from fp4forge import release, sources
 from fp4forge.release import Artefact
-from tests.e2e.conftest import ROOT, Completed, shell
+from tests.e2e.conftest import ROOT, Completed, build, shell
 
 KERNELS = Path(__file__).parent / "kernels"
 
@@ -181,3 +181,23 @@ def test_what_is_nowhere_is_told() -> None:
     done = ledger("127.0.0.1:9/nothing:here")
     assert done.returncode == 2
     assert "no file, folder, container or image" in done.stderr
+
+
+def test_compare_shows_what_a_patch_edit_changed(
+    published: dict[str, Any], copied_patches: Path
+) -> None:
+    from tests.e2e.test_publish import edit_patch
+
+    edit_patch(copied_patches, "keep it as it is", "keep it just as it is")
+    done = build("--push", "--json", FP4FORGE_PATCHES=str(copied_patches))
+    assert done.returncode == 0, done.stderr
+    edited = json.loads(done.stdout)["image"]
+    line = [sys.executable, "build.py", "compare", published["image"], edited, "--json"]
+    changed = json.loads(shell(*line).stdout)["changed"]
+    assert [row["what"] for row in changed["patched files"]] == [
+        "vllm/model_executor/models/gemma4.py"
+    ]
+    assert changed["kernels"] == changed["packages"] == changed["verdicts"] == []
+    same = [sys.executable, "build.py", "compare", edited, edited, "--json"]
+    assert not any(json.loads(shell(*same).stdout)["changed"].values())
+    assert build("--push").returncode == 0  # the moving tag goes back
