@@ -46,6 +46,7 @@ unit: venv ## Unit tests: seconds, no engine
 	@$(RUN) -m pytest tests/unit -q
 
 e2e: setup ## Tests against the real engine and registry (builds the image of `make image`)
+	@scripts/browser.sh
 	@REGISTRY=$(TARGET_REGISTRY) $(RUN) -m pytest tests/e2e -v
 
 test-image: setup ## Run the image tests against IMAGE= (ARCH= RELEASE= ... say what it must be)

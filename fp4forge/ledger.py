@@ -282,7 +282,8 @@ _COMPILED_BY = {
     "nvfp4_gemm": ("nvfp4_sm10x", "nvfp4_sm12x"),
     "nvfp4_quantise": ("nvfp4_sm10x", "nvfp4_sm12x"),
     "fp8_gemm": ("fp8_scaled_mm_sm10x", "fp8_scaled_mm_sm12x"),
-    "moe_marlin": ("moe_marlin_sm80",),
+    "marlin": ("marlin_sm75", "marlin_sm80", "marlin_bf16"),
+    "moe_marlin": ("moe_marlin_sm75", "moe_marlin_sm80"),
 }
 
 

@@ -14,6 +14,7 @@ from fp4forge.paths import DOCKERFILES, TEMPLATES
 from fp4forge.release import STRATEGIES, VARIANTS
 
 if TYPE_CHECKING:
+    from fp4forge.ledger import Ledger
     from fp4forge.plan import Plan
 
 UID = 2000
@@ -44,6 +45,28 @@ def dockerfile(plan: Plan) -> str:
         uid=UID,
         m=macros,
         base_image=plan.base_image,
+    )
+    return text
+
+
+def ledger_page(found: Ledger) -> str:
+    """A ledger as one self-contained HTML page; names from binaries are escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    from fp4forge.gpu import GPUS
+    from fp4forge.ledger import GROUPS as LEDGER_GROUPS
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+    )
+    text: str = environment.get_template("ledger.html.j2").render(
+        ledger=found,
+        groups=LEDGER_GROUPS,
+        targets=found.targets(),
+        products={name: ", ".join(gpu.products) for name, gpu in GPUS.items()},
     )
     return text
 

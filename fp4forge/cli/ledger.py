@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from fp4forge import ledger as ledgers
@@ -15,7 +17,8 @@ from fp4forge.gpu import GPUS
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout, every cubin and kernel.")
 @click.option("--require", multiple=True, type=click.Choice(list(GPUS)),
               help="Fail (3) when this GPU lacks NVFP4 GEMM or quantise.")  # fmt: skip
-def ledger(target: str, as_json: bool, require: tuple[str, ...]) -> None:
+@click.option("--html", type=click.Path(path_type=Path), help="Also write a page to look at.")
+def ledger(target: str, as_json: bool, require: tuple[str, ...], html: Path | None) -> None:
     """Tell which GPUs TARGET's FP4 kernels run on, read off the binaries.
 
     TARGET is a shared object, a wheel, a folder, a container, or an image (not started).
@@ -24,6 +27,10 @@ def ledger(target: str, as_json: bool, require: tuple[str, ...]) -> None:
     with console.step("ledger") as step:
         found = ledgers.read(target, step.report)
         step.detail = f"{len(found.files)} files with device code"
+    if html:
+        from fp4forge.render import ledger_page
+
+        html.write_text(ledger_page(found))
     if as_json:
         print_json(found.as_json())
     else:

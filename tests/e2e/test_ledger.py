@@ -183,6 +183,23 @@ def test_what_is_nowhere_is_told() -> None:
     assert "no file, folder, container or image" in done.stderr
 
 
+def test_the_page_shows_what_a_gpu_lacks(objects: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    page, picture = tmp_path / "ledger.html", tmp_path / "ledger.png"
+    assert ledger(objects / "exact120.o", "--html", str(page)).returncode == 0
+    browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+    shell(*browser, "--window-size=1200,900", f"--screenshot={picture}", page.as_uri())
+    colours = Image.open(picture).convert("RGB").getcolors(1 << 24) or []
+    pixels = {colour: count for count, colour in colours}
+    # Green for native, red for missing: both are on the page, as areas.
+    assert pixels.get((0x1A, 0x7F, 0x37), 0) > 2000
+    assert pixels.get((0xFF, 0xCE, 0xCB), 0) > 2000
+    dom = shell(*browser, "--dump-dom", page.as_uri()).stdout
+    assert "sm_120a" in dom
+    assert "http" not in page.read_text(), "the page is self-contained"
+
+
 def test_compare_shows_what_a_patch_edit_changed(
     published: dict[str, Any], copied_patches: Path
 ) -> None:
