@@ -231,11 +231,44 @@ def help_start() -> dict[str, Any]:
             "goal": "under 0.150 s of CPU"}  # fmt: skip
 
 
+def ledger_reading() -> dict[str, Any]:
+    """Reading one extension with the ledger, against disassembling all of it with cuobjdump."""
+    import zipfile
+
+    from fp4forge import cubins, release, sources
+
+    wheel = sources.fetch(release.load("0.20.2").wheels["linux/amd64"])
+    with tempfile.TemporaryDirectory(dir=paths.STATE) as name:
+        with zipfile.ZipFile(wheel) as archive:
+            library = Path(archive.extract("vllm/_C.abi3.so", name))
+
+        def read() -> None:
+            shutil.rmtree(paths.STATE / "ledger", ignore_errors=True)
+            cubins.read(library, quiet)
+
+        def dump() -> None:
+            line = [cubins.tool("cuobjdump"), "--dump-sass", str(library)]
+            subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
+
+        dump_s, read_s = seconds(dump), seconds(read)
+    return {"ours_s": read_s, "cuobjdump_sass_s": dump_s, "ratio": read_s / dump_s,
+            "bytes": library_size(wheel)}  # fmt: skip
+
+
+def library_size(wheel: Path) -> int:
+    """Bytes of the extension that ``ledger_reading`` reads."""
+    import zipfile
+
+    with zipfile.ZipFile(wheel) as archive:
+        return archive.getinfo("vllm/_C.abi3.so").file_size
+
+
 BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {
     "help-start": help_start,
     "no-op": no_op,
     "patch-edit": patch_edit,
     "bytecode": bytecode,
+    "ledger": ledger_reading,
     "first-push": first_push,
 }
 

@@ -19,6 +19,13 @@ from fp4forge.errors import ReleaseError
 _FILES = ("CMakeLists.txt", "cmake/external_projects/flashmla.cmake",
           "cmake/external_projects/qutlass.cmake")  # fmt: skip
 
+# vllm-flash-attn's CMake is not in vLLM's sdist. Read from vllm-project/flash-attention at
+# 01ed8aa91c9bd24cbc676037fe7b005d099b25c5; the wheels of 0.19.1 and 0.20.2 hold just that.
+_FLASH_ATTENTION = (
+    ("flash_attn_2", "8.0+PTX", "csrc/flash_attn/src/flash_fwd_*.cu"),
+    ("flash_attn_3", "9.0a", "hopper/instantiations/flash_fwd_*_sm90.cu"),
+)
+
 _TOKEN = re.compile(
     r"""\#\[(=*)\[.*?\]\1\] | \#[^\n]* | "(?:\\.|[^"\\])*" | \( | \) | [^\s()"\#]+ """,
     re.VERBOSE | re.DOTALL,
@@ -206,6 +213,10 @@ def extract(tree: Path) -> dict[str, Any]:
         steps += reader.steps
     if not any("nvfp4" in s for step in steps for s in step.get("sources", ())):
         raise ReleaseError(f"{tree}/CMakeLists.txt names no NVFP4 kernels")
+    for name, archs, sources in _FLASH_ATTENTION:
+        variable = f"{name.upper()}_ARCHS"
+        steps.append({"do": "intersect", "var": variable, "archs": archs, "if": []})
+        steps.append({"do": "group", "name": name, "var": variable, "sources": [sources], "if": []})
     dispatch = tree / "csrc/quantization/w8a8/cutlass/c3x"
     text = "".join(p.read_text() for p in sorted(tree.glob("csrc/**/scaled_mm*sm120*fp8*")))
     text += "".join(p.read_text() for p in sorted(dispatch.glob("scaled_mm.cuh")))
