@@ -8,13 +8,14 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fp4forge.errors import BaseImageError, ToolError, UsageError
+from fp4forge import registry
+from fp4forge.console import Report
+from fp4forge.errors import BaseImageError, ForgeError, ToolError, UsageError
 from fp4forge.paths import RELEASES
 
 DEBIAN_ARCH = {"linux/amd64": "amd64", "linux/arm64": "arm64"}
@@ -91,17 +92,16 @@ def pin() -> dict[str, str]:
     for name, entry in _table().items():
         if not entry.get("image"):
             continue
-        line = ["skopeo", "inspect", "--raw", f"docker://{entry['image']}"]
+        repository, _, tag = entry["image"].rpartition(":")
         try:
-            done = subprocess.run(line, capture_output=True, timeout=30)
-        except (subprocess.TimeoutExpired, FileNotFoundError) as error:
-            said[name] = f"not pinned: {type(error).__name__}"
+            found = registry.resolve(repository, tag)
+        except (ForgeError, subprocess.TimeoutExpired, FileNotFoundError) as error:
+            said[name] = f"not pinned: {getattr(error, 'message', error)}"
             continue
-        if done.returncode != 0:
-            reason = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-            said[name] = f"not pinned: {' '.join(reason)[:120]}"
+        if found is None:
+            said[name] = f"not pinned: the registry has no {entry['image']}"
             continue
-        digest = "sha256:" + hashlib.sha256(done.stdout).hexdigest()
+        digest = found[0]
         pattern = rf'(?m)(^  {re.escape(name)}:\n(?:    .*\n)*?    digest: )".*"'
         path.write_text(re.sub(pattern, rf'\1"{digest}"', path.read_text()))
         said[name] = digest
@@ -132,7 +132,7 @@ def present(base: Base, platform: str) -> bool:
     return subprocess.run(line, capture_output=True).returncode == 0
 
 
-def ensure(base: Base, platform: str, report: Callable[[str], None]) -> str:
+def ensure(base: Base, platform: str, report: Report) -> str:
     """Makes sure that the engine or its registry has the base; returns its reference.
 
     Raises:
@@ -179,7 +179,7 @@ def _mirror() -> str:
     return ""
 
 
-def _bootstrap(base: Base, platform: str, reference: str, report: Callable[[str], None]) -> None:
+def _bootstrap(base: Base, platform: str, reference: str, report: Report) -> None:
     if shutil.which("debootstrap") is None:
         raise ToolError("debootstrap is not installed", remedy="run make setup")
     if os.geteuid() != 0:

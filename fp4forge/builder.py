@@ -8,12 +8,13 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from fp4forge.console import Report
 from fp4forge.errors import (
     ArtefactError,
     BuildError,
@@ -27,7 +28,6 @@ from fp4forge.plan import Plan
 
 OCI_LAYOUT = STATE / "oci"
 COMPRESSION = "compression=zstd,compression-level=3,force-compression=true,oci-mediatypes=true"
-Report = Callable[[str], None]
 
 
 @dataclass

@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from fp4forge import engine, ledger
+from fp4forge.console import Report
 from fp4forge.errors import UsageError
 
 
@@ -25,7 +25,7 @@ class Description:
     layers: list[tuple[str, int]]  # command that made it, unpacked bytes
 
 
-def describe(image: str, report: Callable[[str], None]) -> Description:
+def describe(image: str, report: Report) -> Description:
     """Reads an image without starting it; pulls it when the engine does not have it.
 
     Raises:

@@ -7,9 +7,12 @@ import functools
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+# Called with one line of progress at a time.
+Report = Callable[[str], None]
 
 
 @dataclass

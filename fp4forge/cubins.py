@@ -19,13 +19,14 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from fp4forge import paths
+from fp4forge.console import Report
 from fp4forge.errors import BinaryError, ToolError
 
 # Another number when what is read changes: cached results of older code are void.
@@ -162,7 +163,7 @@ def _check(path: Path) -> None:
         )
 
 
-def read(path: Path, report: Callable[[str], None]) -> DeviceCode:
+def read(path: Path, report: Report) -> DeviceCode:
     """Reads one file, or its cached result (by SHA-256 of the file).
 
     Raises:
@@ -201,9 +202,7 @@ def _load(data: dict[str, Any]) -> DeviceCode:
     )
 
 
-def _extract(
-    path: Path, report: Callable[[str], None]
-) -> tuple[tuple[Cubin, ...], tuple[Ptx, ...]]:
+def _extract(path: Path, report: Report) -> tuple[tuple[Cubin, ...], tuple[Ptx, ...]]:
     with (
         tempfile.TemporaryDirectory(prefix="fp4forge-ledger-") as name,
         ThreadPoolExecutor(3) as pool,

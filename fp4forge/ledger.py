@@ -12,7 +12,7 @@ import subprocess
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -20,11 +20,10 @@ from typing import Any
 
 from fp4forge import cubins
 from fp4forge.archs import serves
+from fp4forge.console import Report
 from fp4forge.cubins import DeviceCode, Kernel
 from fp4forge.errors import BinaryError, UsageError
 from fp4forge.gpu import GPUS
-
-Report = Callable[[str], None]
 
 # Marlin's first two template arguments are the types of activations and weights.
 _MARLIN = re.compile(r"6MarlinILl(\d+)ELl(\d+)E")

@@ -23,7 +23,7 @@ from fp4forge.paths import IMAGE_FILES, IMAGE_TESTS, ROOT, STATE
 from fp4forge.release import STRATEGIES, VARIANTS, LeaveOut
 
 # What the ledger's stage in the build imports.
-LEDGER_MODULES = ("__init__", "archs", "cubins", "errors", "gpu", "ledger", "paths")
+LEDGER_MODULES = ("__init__", "archs", "console", "cubins", "errors", "gpu", "ledger", "paths")
 
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _REPOSITORY = re.compile(r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*")

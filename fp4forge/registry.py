@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from fp4forge.builder import Report
+from fp4forge.console import Report
 from fp4forge.errors import DiskError, RegistryError, TagError, ToolError
 
 _LOOPBACK = re.compile(r"(localhost|127\.[0-9.]+)(:[0-9]+)?/")
@@ -82,7 +82,7 @@ def resolve(repository: str, tag: str) -> tuple[str, dict[str, Any]] | None:
         RegistryError: the registry does not answer, or refuses.
     """
     line = ["skopeo", "inspect", "--raw", *_tls(repository), f"docker://{repository}:{tag}"]
-    done = subprocess.run(line, capture_output=True)
+    done = subprocess.run(line, capture_output=True, timeout=60)
     if done.returncode == 0:
         digest = "sha256:" + hashlib.sha256(done.stdout).hexdigest()
         return digest, json.loads(done.stdout)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fp4forge import engine
-from fp4forge.builder import Report
+from fp4forge.console import Report
 from fp4forge.errors import VerifyError
 from fp4forge.paths import IMAGE_TESTS, ROOT
 

@@ -134,3 +134,18 @@ def test_a_layer_of_distribution_packages_built_anew_has_the_same_digest(
     built = builder.build([*line, "--no-cache-filter=system"], lambda _: None)
     found = [layer["digest"] for layer in builder.layers(built.digest)]
     assert found == [layer["digest"] for layer in layers(published["image"])]
+
+
+def test_a_base_is_pinned_where_a_registry_answers(
+    published: dict[str, Any], copied_releases: Path
+) -> None:
+    import sys
+
+    bases = copied_releases / "bases.yaml"
+    ours = f"{REGISTRY}/{REPO}:{published['plan']['tags'][1]}"
+    bases.write_text(bases.read_text().replace("image: ubuntu:24.04", f"image: {ours}"))
+    code = "from fp4forge import base; print(base.pin())"
+    said = shell(sys.executable, "-c", code, FP4FORGE_RELEASES=str(copied_releases)).stdout
+    assert published["digest"] in said
+    assert f'digest: "{published["digest"]}"' in bases.read_text()
+    assert "suite: trixie" in bases.read_text()
