@@ -23,8 +23,9 @@ from fp4forge.errors import CoverageError, UnavailableError, UsageError
 from fp4forge.paths import STATE
 from fp4forge.plan import Plan, Request
 
-# What a cold build writes: build cache, unpacked image, compressed layers, registry.
-COLD_GB = 45.0
+# GB that a build needs free: cold, it writes build cache, unpacked image, compressed layers and
+# registry (36 GB measured for blackwell); warm, when the engine has the base, little more.
+COLD_GB = 40.0
 WARM_GB = 8.0
 
 
@@ -92,8 +93,8 @@ def _check(plan: Plan, destination: Destination, options: Options) -> Step:
     client = engine.connect()
     engine.check_store(options.builder)
     engine.check_platform(plan.platform, options.builder)
-    have = any(builder.OCI_LAYOUT.glob("blobs/sha256/*"))
-    least = float(os.environ.get("FP4FORGE_MIN_FREE_GB", 0)) or (WARM_GB if have else COLD_GB)
+    warm = bases.present(bases.load(plan.base), plan.platform)
+    least = float(os.environ.get("FP4FORGE_MIN_FREE_GB", 0)) or (WARM_GB if warm else COLD_GB)
     engine.check_disk(client, least)
     detail = f"engine {client.version()['Version']}"
     if destination.push:
