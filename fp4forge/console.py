@@ -103,6 +103,8 @@ class Console:
         from rich.table import Table
 
         table = Table(title=title, title_justify="left", show_header=False, pad_edge=False)
+        for _ in range(4):
+            table.add_column(overflow="fold")  # a digest is never cut
         for step in self.steps:
             table.add_row(step.name, f"{step.seconds:.1f} s", step.verdict, step.detail)
         table.add_section()
