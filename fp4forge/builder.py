@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import signal
@@ -115,8 +116,7 @@ def build(line: list[str], report: Report, checked: Future[Any] | None = None) -
                     checked.result()
             code = process.wait()
         except BaseException:
-            os.killpg(process.pid, signal.SIGINT)
-            process.wait(timeout=30)
+            _stop(process)
             raise
         if checked:
             checked.result()
@@ -125,6 +125,17 @@ def build(line: list[str], report: Report, checked: Future[Any] | None = None) -
         found = json.loads(Path(metadata.name).read_text())
     done = [v for v in vertices.values() if v.completed]
     return Built(found.get("containerimage.digest", ""), len(done), sum(v.cached for v in done))
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    """Ends buildx, which takes its build in the engine with it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGINT)
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def events(stream: IO[str], rest: list[str]) -> Iterator[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from typing import Any
 
@@ -87,6 +88,9 @@ def cli(ctx: click.Context, /, **options: Any) -> None:
 def main() -> None:
     """Runs the command line; expected failures become one message and their exit code."""
     as_json = "--json" in sys.argv
+    # A job started in the background inherits an ignored SIGINT; a runner that cancels sends SIGTERM.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         sys.exit(cli.main(standalone_mode=False) or 0)
     except errors.ForgeError as error:

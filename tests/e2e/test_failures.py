@@ -170,13 +170,22 @@ def wait_for(process: subprocess.Popen[str], pattern: str) -> str:
     raise AssertionError(f"never said {pattern}: {said}")
 
 
-@pytest.mark.parametrize("moment", [r"build", r"push", r"verify .*test_"])
-def test_ctrl_c(moment: str, copied_releases: Path) -> None:
+@pytest.mark.parametrize(
+    ("moment", "kind"),
+    [
+        ("build", signal.SIGINT),
+        ("push", signal.SIGINT),
+        ("verify .*test_", signal.SIGINT),
+        ("verify .*test_", signal.SIGTERM),
+    ],
+)
+def test_interrupts(moment: str, kind: signal.Signals, copied_releases: Path) -> None:
     # A plan of its own: an image that is published already is not verified again.
-    change(copied_releases, "0.20.2.yaml", "blackwell: 9.0", f"blackwell: 8.99{len(moment)}")
+    budget = f"8.9{len(moment)}{kind.value}"
+    change(copied_releases, "0.20.2.yaml", "blackwell: 9.0", f"blackwell: {budget}")
     process = start(REGISTRY, FP4FORGE_RELEASES=str(copied_releases))
     wait_for(process, rf"(ok|\.\.\.)\s+{moment}" if moment != "build" else r"ok\s+base")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(kind)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert "interrupted" in said
@@ -188,7 +197,7 @@ def test_a_registry_that_goes_away(
 ) -> None:
     address, registry, _ = second_registry
     process = start(address)
-    wait_for(process, r"ok\s+base")
+    wait_for(process, r"ok\s+build")
     registry.kill()
     _, said = process.communicate(timeout=300)
     assert process.returncode == 5, said

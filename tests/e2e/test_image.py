@@ -134,3 +134,42 @@ def test_layers_hold_nothing_but_their_part(inside: Inside) -> None:
         " -o -path '/root/.cache/*' -o -name '*.rej' -o -name '*.orig' \\) 2>/dev/null; true",
     ).stdout  # fmt: skip
     assert stray == ""
+
+
+PATCHED = "/usr/local/lib/python3.13/dist-packages/vllm/model_executor/models/gemma4.py"
+
+
+def with_mount(published: dict[str, Any], tmp_path: Path, *arguments: str) -> Completed:
+    stale = tmp_path / "gemma4_patched.py"
+    stale.write_text("# an older patch, mounted as the card says\n")
+    stale.chmod(0o644)
+    tmp_path.chmod(0o755)
+    line = ["docker", "run", "--rm", "--network=none", f"--volume={stale}:{PATCHED}:ro"]
+    line += [*arguments[:-2], published["image"], *arguments[-2:]]
+    return shell(*line, check=False)
+
+
+def test_a_file_mounted_over_a_patched_one_is_refused(
+    published: dict[str, Any], tmp_path: Path
+) -> None:
+    done = with_mount(published, tmp_path, "serve", "/models/x")
+    assert done.returncode == 78, done.stdout + done.stderr
+    assert f"Remove the mount that ends in :{PATCHED}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_modified_file_can_be_allowed_and_is_warned_of(
+    published: dict[str, Any], tmp_path: Path
+) -> None:
+    done = with_mount(published, tmp_path, "--env=FP4FORGE_ALLOW_MODIFIED=1", "serve", "/models/x")
+    assert done.returncode != 78
+    assert "WARNING" in done.stderr
+    assert PATCHED in done.stderr
+
+
+def test_info(inside: Inside) -> None:
+    said = inside("fp4forge-info").stdout
+    assert "vLLM 0.20.2" in said
+    assert "gemma4-moe-prefix" in said
+    assert "sm121: nvfp4_gemm family" in said
+    assert json.loads(inside("fp4forge-info", "--json").stdout)["plan"]["release"] == "0.20.2"
