@@ -88,7 +88,7 @@ def cli(ctx: click.Context, /, **options: Any) -> None:
 def main() -> None:
     """Runs the command line; expected failures become one message and their exit code."""
     as_json = "--json" in sys.argv
-    # A job started in the background inherits an ignored SIGINT; a runner that cancels sends SIGTERM.
+    # Background jobs inherit an ignored SIGINT; a runner that cancels sends SIGTERM.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     try:
