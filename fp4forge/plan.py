@@ -18,7 +18,7 @@ from typing import Any
 from fp4forge import archs, ledger, lock, release, series
 from fp4forge import base as bases
 from fp4forge.errors import CoverageError, UsageError
-from fp4forge.gpu import platform_for, target
+from fp4forge.gpu import GPUS, platform_for, target
 from fp4forge.paths import IMAGE_FILES, IMAGE_TESTS, ROOT, STATE
 from fp4forge.release import STRATEGIES, VARIANTS, LeaveOut
 
@@ -108,6 +108,8 @@ def resolve(request: Request) -> Plan:
     """
     _one_of("--variant", request.variant, VARIANTS)
     _one_of("--from", request.strategy, STRATEGIES)
+    for gpu in request.allow_missing:
+        _one_of("--allow-missing", gpu, tuple(GPUS))
     chosen = target(request.arch)
     what = release.load(request.release)
     what.strategy(request.strategy)

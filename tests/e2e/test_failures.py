@@ -207,3 +207,11 @@ def test_a_registry_that_goes_away(
 
 def test_after_all_that_building_goes_on(published: dict[str, Any]) -> None:
     assert build("--push").returncode == 0
+
+
+def test_kernels_other_than_predicted_fail_the_build(copied_releases: Path) -> None:
+    old, new = "7.5;8.0;8.6;8.9;9.0;10.0;12.0", "8.0;8.6;8.9;9.0;10.0;11.0;12.0"
+    change(copied_releases, "0.20.2.yaml", old, new)
+    done = build("--push", FP4FORGE_RELEASES=str(copied_releases))
+    assert done.returncode == 3, done.stderr
+    assert "nvfp4_gemm: predicted 10.0f 11.0f 12.0f, found 10.0f 12.0f" in done.stderr

@@ -157,3 +157,34 @@ def test_json() -> None:
 def test_what_torch_refuses(entry: str) -> None:
     with pytest.raises(UsageError):
         archs.torch_archs(entry)
+
+
+def build(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "build.py", "--dry-run", "--json", *arguments],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+
+
+def test_a_build_refuses_a_list_that_leaves_a_gpu_without_fp4() -> None:
+    done = build("--arch", "blackwell", "--arch-list", "10.0;12.0a;12.1a")
+    assert done.returncode == 3
+    assert "sm121 would get no FP4" in done.stderr
+    assert "sm120 would" not in done.stderr
+    assert "--allow-missing sm121" in done.stderr
+
+
+def test_allow_missing_overrides_and_is_recorded() -> None:
+    done = build(
+        "--arch", "blackwell", "--arch-list", "10.0;12.0a;12.1a", "--allow-missing", "sm121"
+    )
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["allow_missing"] == ["sm121"]
+    assert plan["predicted"]["nvfp4_gemm"] == ["10.0f", "12.0a"]
+
+
+def test_an_arch_list_is_not_for_a_published_wheel() -> None:
+    done = build("--arch", "sm120", "--release", "0.20.2", "--from", "wheel", "--arch-list", "12.0")
+    assert done.returncode == 2
+    assert "--from source" in done.stderr
