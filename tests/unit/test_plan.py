@@ -90,3 +90,15 @@ def test_repositories(registry: str | None) -> None:
 def test_bad_registries(registry: str) -> None:
     with pytest.raises(UsageError):
         plan.repository(registry, "fp4forge/vllm")
+
+
+@pytest.mark.parametrize("strategy", ["wheel", "source"])
+def test_the_context_has_every_file_that_the_dockerfile_copies(strategy: str) -> None:
+    import re
+
+    for release in ("0.19.1", "0.20.2") if strategy == "source" else ("0.20.2",):
+        request = replace(WHEEL, strategy=strategy, release=release)
+        files = plan.identify(plan.resolve(request))[1]
+        for line in re.findall(r"(?m)^COPY (?!.*--from)(.*) \S+$", files["Dockerfile"].decode()):
+            for source in line.replace("--link ", "").split():
+                assert any(name == source or name.startswith(source) for name in files), source

@@ -93,6 +93,7 @@ RUN --mount=type=cache,target=/root/.cache/uv \
        -d /src -r /fp4forge/locks/sdist.txt
 ENV TORCH_CUDA_ARCH_LIST="10.0" VLLM_TARGET_DEVICE=cuda CUDA_HOME=/usr/local/cuda
 ARG MAX_JOBS=1
+COPY image/build/compile.py /fp4forge/
 RUN --mount=type=cache,target=/root/.cache/sccache \
     python3 /fp4forge/compile.py --sdist /src --arch-list "${TORCH_CUDA_ARCH_LIST}" \
       --jobs "${MAX_JOBS}" --out /wheels
@@ -105,7 +106,7 @@ RUN --mount=type=cache,target=/root/.cache/uv \
     --mount=type=secret,id=ca,target=/run/secrets/ca.pem \
     --mount=type=secret,id=netrc,target=/root/.netrc \
     if [ -s /run/secrets/ca.pem ]; then export SSL_CERT_FILE=/run/secrets/ca.pem PIP_CERT=/run/secrets/ca.pem; fi \
-    && python3 /fp4forge/install.py --wheel /fp4forge/wheels --platform "${TARGETPLATFORM}" --out /out
+    && python3 /fp4forge/install.py --wheels /fp4forge/wheels --platform "${TARGETPLATFORM}" --out /out
 
 # ---- ledger: which kernels are in it, read off the binaries -----------------------------------
 FROM tools AS ledger

@@ -119,13 +119,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--lock", type=Path)
-    source.add_argument("--wheel", type=Path)
+    source.add_argument("--wheels", type=Path, help="folder with the wheel compiled before")
     parser.add_argument("--platform", required=True, choices=UV_PLATFORM)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
 
     prefix = args.out / "usr" / "local"
-    chosen = ["--require-hashes", "-r", str(args.lock)] if args.lock else [str(args.wheel)]
+    chosen = ["--require-hashes", "-r", str(args.lock)] if args.lock else []
+    chosen += [str(wheel) for wheel in args.wheels.glob("*.whl")] if args.wheels else []
     site = install(chosen, args.platform, prefix)
     rules = json.loads(Path("/fp4forge/leave-out.json").read_text())
     gone = leave_out(site, rules)
