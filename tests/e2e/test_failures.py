@@ -97,7 +97,8 @@ def test_a_platform_that_this_builder_lacks() -> None:
 
 
 def test_a_base_that_cannot_be_had() -> None:
-    done = build("--base", "ubuntu:24.04", "--push")
+    # Without its base a build counts as cold, and this disk may be too full for one.
+    done = build("--base", "ubuntu:24.04", "--push", FP4FORGE_MIN_FREE_GB="1")
     if done.returncode == 0:
         pytest.skip("a hub answers here")
     assert done.returncode == 10
