@@ -171,7 +171,7 @@ def _push(
         step.detail = f"{built.steps} steps, {built.cached} cached"
     outcome.compressed_bytes = sum(layer["size"] for layer in builder.layers(built.digest))
     manifests = registry.image_manifests(builder.blob(built.digest))
-    known = registry.free_for(repository, plan.immutable_tag, manifests)
+    immutable, known = registry.immutable(repository, plan.immutable_tag, manifests)
     digest = known or built.digest  # known: the same image, with its first attestation
     outcome.image, outcome.digest = f"{repository}@{digest}", digest
     outcome.verified_before = known is not None
@@ -185,7 +185,7 @@ def _push(
             step.detail = "stock docker pull"
         _verify(plan, outcome.image, console, outcome)
     with console.step("publish") as step:
-        outcome.tags = [plan.immutable_tag, plan.moving_tag, *destination.tags]
+        outcome.tags = [immutable, plan.moving_tag, *destination.tags]
         for name in outcome.tags[1:] if known else outcome.tags:
             step.report(name)
             registry.tag(repository, digest, name)

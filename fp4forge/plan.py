@@ -24,6 +24,8 @@ from fp4forge.release import STRATEGIES, VARIANTS, LeaveOut
 
 # What the ledger's stage in the build imports.
 LEDGER_MODULES = ("__init__", "archs", "console", "cubins", "errors", "gpu", "ledger", "paths")
+# Where the plan lies in the build context: the tree that the image gets as it is.
+PLAN_FILE = "image/runtime/opt/fp4forge/plan.json"
 
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _REPOSITORY = re.compile(r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*")
@@ -223,7 +225,7 @@ def identify(plan: Plan) -> tuple[Plan, dict[str, bytes]]:
     )
     identity = hashlib.sha256(_json(asdict(plain))).hexdigest()[:12]
     complete = replace(plain, id=identity)
-    return complete, files | {"plan.json": _json(complete.as_json())}
+    return complete, files | {PLAN_FILE: _json(complete.as_json())}
 
 
 def _revision() -> str:

@@ -116,31 +116,33 @@ def tag(repository: str, digest: str, name: str) -> None:
         )
 
 
-def free_for(repository: str, name: str, manifests: set[str]) -> str | None:
-    """Checks that an immutable tag is free or already names the same image.
+def immutable(repository: str, name: str, manifests: set[str]) -> tuple[str, str | None]:
+    """The immutable tag for an image: ``name``, or where another image has it, ``name-<digest>``.
+
+    One plan gives other bytes when packages of the distribution moved on; both images stay.
 
     Args:
         repository: where.
-        name: the tag.
+        name: the plan's tag.
         manifests: digests of the image manifests (not attestations) to be published.
 
     Returns:
-        The index digest that the tag names already, None when it is free.
+        The tag, and the index digest that it names already; None when it is free.
 
     Raises:
-        TagError: it names another image.
+        TagError: both names are taken by other images.
     """
-    found = resolve(repository, name)
-    if found is None:
-        return None
-    digest, index = found
-    if image_manifests(index) == manifests:
-        return digest
+    other = f"{name}-{min(manifests)[7:15]}"
+    for candidate in (name, other):
+        found = resolve(repository, candidate)
+        if found is None:
+            return candidate, None
+        if image_manifests(found[1]) == manifests:
+            return candidate, found[0]
     raise TagError(
-        f"{repository}:{name} already names {digest[:19]}, another image of the same plan",
+        f"{repository}:{other} already names another image",
         rule="an immutable tag is never moved",
-        remedy="the same plan gave other bytes (packages of the distribution moved on):"
-        " publish this one with --tag NAME, or delete the old tag in the registry",
+        remedy="publish this image in another repository (--repo)",
     )
 
 

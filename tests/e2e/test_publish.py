@@ -117,8 +117,18 @@ def test_nothing_temporary_stays() -> None:
     assert verify_containers() == ""
 
 
-def test_a_layer_of_distribution_packages_built_anew_has_the_same_digest(
-    published: dict[str, Any], tmp_path: Path
+def test_an_immutable_tag_that_another_image_has_is_left_alone(published: dict[str, Any]) -> None:
+    from fp4forge import registry
+
+    repository, tag = f"{REGISTRY}/{REPO}", published["plan"]["tags"][0]
+    manifests = registry.image_manifests(raw(published["image"]))
+    assert registry.immutable(repository, tag, manifests) == (tag, published["digest"])
+    other = {"sha256:" + "0123456789abcdef" * 4}
+    assert registry.immutable(repository, tag, other) == (f"{tag}-01234567", None)
+
+
+def test_layers_built_anew_have_the_same_digest(
+    published: dict[str, Any],
 ) -> None:
     from fp4forge import builder, plan
 
@@ -131,7 +141,7 @@ def test_a_layer_of_distribution_packages_built_anew_has_the_same_digest(
         None,
         no_cache=False,
     )
-    built = builder.build([*line, "--no-cache-filter=system"], lambda _: None)
+    built = builder.build([*line, "--no-cache-filter=system,image"], lambda _: None)
     found = [layer["digest"] for layer in builder.layers(built.digest)]
     assert found == [layer["digest"] for layer in layers(published["image"])]
 

@@ -167,8 +167,9 @@ COPY --link --from=python /out /
 COPY --link --from=vllm /out /
 COPY --link --from=ledger /out /
 COPY --link --from=patched /out /
-COPY --link image/runtime/ /opt/fp4forge/
-COPY --link plan.json /opt/fp4forge/
+# A whole tree, not a folder into /opt/fp4forge: BuildKit gives parents that it makes the time of
+# the build, and the layer would never repeat.
+COPY --link image/runtime/ /
 
 # /opt/fp4forge/bin comes first so that `vllm` is the entrypoint's check however it is called.
 ENV PATH=/opt/fp4forge/bin:/usr/local/cuda/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
