@@ -59,7 +59,7 @@ def export(context: Path, prepared: Plan, layout: Path, compression: str) -> str
     """Builds a context into an OCI layout with plain buildx; returns the index digest."""
     attributes = f"force-compression=true,oci-mediatypes=true,compression={compression}"
     line = builder.command(
-        prepared, context, [f"type=oci,tar=false,dest={layout},{attributes}"], None, False
+        prepared, context, [f"type=oci,tar=false,dest={layout},{attributes}"], builder.Options()
     )
     digest = builder.build(line, quiet).digest
     blob = layout / "blobs/sha256" / digest.split(":")[1]
@@ -91,7 +91,7 @@ def no_op() -> dict[str, Any]:
         export(context, prepared, layout, "zstd")
         raw_line = builder.command(
             prepared, context,
-            [f"type=oci,tar=false,dest={layout},{builder.COMPRESSION}"], None, False,
+            [f"type=oci,tar=false,dest={layout},{builder.COMPRESSION}"], builder.Options(),
         )  # fmt: skip
         ours = seconds(lambda: shell(BUILD), 5)
         raw = seconds(lambda: shell([*raw_line, "--progress=quiet"]), 5)

@@ -19,6 +19,7 @@ from fp4forge.console import Report
 from fp4forge.errors import (
     ArtefactError,
     BuildError,
+    CoverageError,
     DiskError,
     EngineError,
     ForgeError,
@@ -28,6 +29,8 @@ from fp4forge.paths import STATE
 from fp4forge.plan import Plan
 
 OCI_LAYOUT = STATE / "oci"
+# Lines of a build step's log that are progress (fp4forge/image/build/compile.py).
+PROGRESS = "fp4forge: progress "
 COMPRESSION = "compression=zstd,compression-level=3,force-compression=true,oci-mediatypes=true"
 
 
@@ -41,6 +44,16 @@ class Vertex:
     cached: bool = False
     error: str = ""
     log: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a build runs; nothing here changes what is in the image."""
+
+    builder: str | None = None
+    no_cache: bool = False
+    jobs: int | None = None
+    sources: dict[str, Path] = field(default_factory=dict)  # local trees, hashed in the plan
 
 
 @dataclass(frozen=True)
@@ -60,12 +73,21 @@ def secrets() -> list[str]:
     return [f"--secret=id={name},src={path}" for name, path in found if Path(path).is_file()]
 
 
+def _compile_settings(jobs: int | None) -> Path:
+    """A file with jobs and sccache's settings from the environment, for a secret mount."""
+    chosen = {k: v for k, v in os.environ.items() if k.startswith(("SCCACHE_", "AWS_"))}
+    chosen |= {"FP4FORGE_JOBS": str(jobs)} if jobs else {}
+    path = STATE / "compile.env"
+    path.touch(mode=0o600)
+    path.write_text("".join(f"{key}={value}\n" for key, value in sorted(chosen.items())))
+    return path
+
+
 def command(
     plan: Plan,
     context: Path,
     outputs: list[str],
-    builder: str | None,
-    no_cache: bool,
+    options: Options,
     ledger: str = "",
 ) -> list[str]:
     """The buildx command line of a plan; ledger is the SHA-256 for the image's label."""
@@ -81,8 +103,11 @@ def command(
         *secrets(),
         *[f"--output={output}" for output in outputs],
     ]
-    flags += [f"--builder={builder}"] if builder else []
-    flags += ["--no-cache"] if no_cache else []
+    if plan.strategy == "source":
+        flags.append(f"--secret=id=compile,src={_compile_settings(options.jobs)}")
+        flags += [f"--build-context=source-{n}={path}" for n, path in options.sources.items()]
+    flags += [f"--builder={options.builder}"] if options.builder else []
+    flags += ["--no-cache"] if options.no_cache else []
     return ["docker", "buildx", "build", *flags, str(context)]
 
 
@@ -172,32 +197,58 @@ def _follow(event: dict[str, Any], vertices: dict[str, Vertex], report: Report) 
         if data["vertex"] in vertices:
             text = base64.b64decode(data.get("data", "")).decode(errors="replace")
             log = vertices[data["vertex"]].log
-            log.extend(line for line in text.splitlines() if line.strip())
+            lines = [line for line in text.splitlines() if line.strip()]
+            for line in lines:
+                if line.startswith(PROGRESS):
+                    report(line.removeprefix(PROGRESS))
+            log.extend(line for line in lines if not line.startswith(PROGRESS))
             del log[:-60]
 
 
 def ledger(
-    plan: Plan, context: Path, builder: str | None, no_cache: bool, report: Report,
-    checked: Future[Any] | None = None,
-) -> bytes:  # fmt: skip
+    plan: Plan, context: Path, options: Options, report: Report, checked: Future[Any] | None = None
+) -> bytes:
     """Builds as far as the ledger and returns its JSON; a plan's ledger is kept, it cannot change.
 
     Raises:
         As ``build``.
     """
     kept = STATE / "ledgers" / f"{plan.id}.json"
-    if not kept.is_file() or no_cache:
-        folder = context.with_name(f"{plan.id}.ledger")
-        line = command(plan, context, [f"type=local,dest={folder}"], builder, no_cache)
-        line.remove("--provenance=mode=max")
-        build([*line, "--target=ledger-file"], report, checked)
+    if not kept.is_file() or options.no_cache:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        (folder / "ledger.json").replace(kept)
-        folder.rmdir()
+        _export("ledger-file", "ledger.json", kept, plan, context, options, report, checked)
     return kept.read_bytes()
 
 
+def compile_record(plan: Plan, context: Path, options: Options, report: Report) -> dict[str, Any]:
+    """What compiling took (``image/build/compile.py``), after the build; seconds by object.
+
+    Raises:
+        As ``build``.
+    """
+    kept = STATE / "compiled" / f"{plan.id}.json"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    _export("compile-record", "compile.json", kept, plan, context, options, report)
+    found: dict[str, Any] = json.loads(kept.read_bytes())
+    return found
+
+
+def _export(
+    target: str, name: str, kept: Path, plan: Plan, context: Path, options: Options,
+    report: Report, checked: Future[Any] | None = None,
+) -> None:  # fmt: skip
+    """Builds a stage that holds one file, and keeps the file."""
+    folder = context.with_name(f"{plan.id}.{target}")
+    line = command(plan, context, [f"type=local,dest={folder}"], options)
+    line.remove("--provenance=mode=max")
+    build([*line, f"--target={target}"], report, checked)
+    (folder / name).replace(kept)
+    folder.rmdir()
+
+
 _PATTERNS: tuple[tuple[str, type[ForgeError], str], ...] = (
+    ("fp4forge: compile: patch ", PatchError, "build.py patch check shows each patch"),
+    ("fp4forge: compile: gate: ", CoverageError, "nothing was compiled but this one object"),
     ("fp4forge: patch ", PatchError, "build.py patch check shows each patch against its source"),
     (
         "Hash mismatch",

@@ -103,7 +103,13 @@ def layers(plan: Plan) -> dict[str, str]:
         what = release.load(plan.release)
         pin = f"vllm=={what.vllm_version} --hash=sha256:{what.sdist.sha256}\n"
         del texts["vllm"]
-        texts |= {"build": (LOCKS / build_file(plan.release)).read_text(), "sdist": pin}
+        # nvcc links these statically into what CMake tries; images have no archives.
+        static = read(name)["nvidia-cuda-runtime"]
+        texts |= {
+            "runtime": static,
+            "build": (LOCKS / build_file(plan.release)).read_text(),
+            "sdist": pin,
+        }
     return texts | {"tools": (LOCKS / TOOLS).read_text()}
 
 

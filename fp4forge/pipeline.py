@@ -18,8 +18,9 @@ from fp4forge import base as bases
 from fp4forge import builder, engine, registry, verify
 from fp4forge import ledger as ledgers
 from fp4forge import plan as planning
+from fp4forge.builder import Options
 from fp4forge.console import Console, Step
-from fp4forge.errors import CoverageError, UnavailableError, UsageError
+from fp4forge.errors import CoverageError, UsageError
 from fp4forge.paths import STATE
 from fp4forge.plan import Plan, Request
 
@@ -38,15 +39,6 @@ class Destination:
     tags: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Options:
-    """How the build runs; nothing here changes what is in the image."""
-
-    builder: str | None = None
-    no_cache: bool = False
-    jobs: int | None = None
-
-
 @dataclass
 class Outcome:
     """What came of it; JSON on request."""
@@ -58,6 +50,7 @@ class Outcome:
     verified_before: bool = False  # by the build that made the immutable tag
     unpacked_bytes: int = 0
     compressed_bytes: int = 0
+    compiled: dict[str, Any] = field(default_factory=dict)  # of a source build, by object
     checks: list[dict[str, Any]] = field(default_factory=list)
     steps: list[dict[str, Any]] = field(default_factory=list)
 
@@ -75,8 +68,6 @@ def run(request: Request, destination: Destination, options: Options, console: C
     """
     with console.step("plan") as step:
         plan, files = prepare(request)
-        if plan.strategy == "source":
-            _refuse_source(plan)
         step.detail = f"{plan.id}: {plan.immutable_tag}"
     # The checks take as long as a build that changes nothing: they run beside it, and stop it.
     pool = ThreadPoolExecutor(1)
@@ -117,6 +108,8 @@ def _make(
             step.detail = bases.ensure(base, plan.platform, step.report)
         context = planning.stage(plan, files)
         digest = _ledger(plan, context, options, console, checked)
+        if plan.strategy == "source":
+            _compiled(plan, context, options, console, outcome)
         make = _push if destination.push else _load
         make(plan, context, destination, options, console, outcome, checked, digest)
     console.add(checked.result())
@@ -132,9 +125,7 @@ def _ledger(
 ) -> str:
     """Builds the extensions, compares their ledger with the plan; returns its SHA-256."""
     with console.step("ledger") as step:
-        content = builder.ledger(
-            plan, context, options.builder, options.no_cache, step.report, checked
-        )
+        content = builder.ledger(plan, context, options, step.report, checked)
         found = json.loads(content)
         lines = ledgers.differences(plan.predicted, found["groups"])
         if lines:
@@ -158,6 +149,18 @@ def _ledger(
         return "sha256:" + hashlib.sha256(content).hexdigest()
 
 
+def _compiled(
+    plan: Plan, context: Path, options: Options, console: Console, outcome: Outcome
+) -> None:
+    with console.step("compiled") as step:
+        found = builder.compile_record(plan, context, options, step.report)
+        outcome.compiled = found
+        slowest = list(found["objects"].items())[:10]
+        step.detail = f"{len(found['objects'])} objects; slowest " + ", ".join(
+            f"{name.rsplit('/', 1)[-1]} {seconds:.0f} s" for name, seconds in slowest
+        )
+
+
 def _push(
     plan: Plan, context: Any, destination: Destination, options: Options, console: Console,
     outcome: Outcome, checked: Future[Step], ledger: str,
@@ -165,7 +168,7 @@ def _push(
     repository = destination.repository
     layout = f"type=oci,tar=false,dest={builder.OCI_LAYOUT},{builder.COMPRESSION}"
     with console.step("build") as step:
-        line = builder.command(plan, context, [layout], options.builder, options.no_cache, ledger)
+        line = builder.command(plan, context, [layout], options, ledger)
         built = builder.build(line, step.report, checked)
         builder.write_layout_index(built.digest)
         step.detail = f"{built.steps} steps, {built.cached} cached"
@@ -206,7 +209,7 @@ def _load(
     with console.step("build") as step:
         output = f"type={kind},name={candidate}"
         output += f",{builder.COMPRESSION}" if kind == "image" else ""
-        line = builder.command(plan, context, [output], options.builder, options.no_cache, ledger)
+        line = builder.command(plan, context, [output], options, ledger)
         built = builder.build(line, step.report, checked)
         step.detail = f"{built.steps} steps, {built.cached} cached"
     try:
@@ -234,15 +237,6 @@ def _verify(plan: Plan, image: str, console: Console, outcome: Outcome) -> None:
         step.detail = f"{passed} of {len(checks)} checks passed"
         step.detail += f", {skipped} skipped" if skipped else ""
         verify.demand(checks)
-
-
-def _refuse_source(plan: Plan) -> None:
-    raise UnavailableError(
-        f"compiling vLLM {plan.vllm_version} from source is planned and rendered, not yet run",
-        rule="this version of fp4forge builds images from published wheels",
-        remedy="--release 0.20.2 --from wheel builds one now; --dry-run shows this plan,"
-        f" dockerfiles/{plan.release}/ its Dockerfile",
-    )
 
 
 @contextlib.contextmanager

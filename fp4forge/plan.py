@@ -15,12 +15,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fp4forge import archs, ledger, lock, release, series
+from fp4forge import archs, components, ledger, lock, release, series
 from fp4forge import base as bases
+from fp4forge.components import Source
 from fp4forge.errors import CoverageError, UsageError
 from fp4forge.gpu import GPUS, platform_for, target
 from fp4forge.paths import IMAGE_FILES, IMAGE_TESTS, ROOT, STATE
 from fp4forge.release import STRATEGIES, VARIANTS, LeaveOut
+from fp4forge.series import Patch, Series
 
 # What the ledger's stage in the build imports.
 LEDGER_MODULES = ("__init__", "archs", "console", "cubins", "errors", "gpu", "ledger", "paths")
@@ -44,6 +46,8 @@ class Request:
     platform: str | None = None
     arch_list: str | None = None
     allow_missing: tuple[str, ...] = ()
+    components: str = "all"
+    sources: tuple[str, ...] = ()  # NAME=git|pypi|DIR
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,9 @@ class Plan:
     leave_out: tuple[LeaveOut, ...]
     unpacked_gb: float
     epoch: int
+    components: tuple[str, ...] = ()  # compiled ones, of a source build
+    components_left_out: dict[str, str] = field(default_factory=dict)  # with the reason
+    sources: dict[str, Source] = field(default_factory=dict)  # external ones
     packages: dict[str, str] = field(default_factory=dict)  # locked version of each
     revision: str = ""  # commit of the inputs, for the image's label
     checks: str = ""  # SHA-256 over the image tests: other tests, another verification
@@ -127,7 +134,20 @@ def resolve(request: Request) -> Plan:
     arch_list = _arch_list(request, what, platform)
     prediction = archs.predict(arch_list, what.vllm_version, what.cuda)
     _check_coverage(request, prediction, gpus)
-    patches = series.load("vllm", what.vllm_version).for_variant(request.variant)
+    sequence = series.load("vllm", what.vllm_version)
+    patches = sequence.for_variant(request.variant)
+    csrc: tuple[Patch, ...] = ()
+    choice = components.Choice()
+    if request.strategy == "source":
+        csrc = sequence.for_variant(request.variant, "csrc")
+        choice = components.choose(
+            request.components, request.sources, what, prediction.groups, gpus
+        )
+    elif request.components != "all" or request.sources:
+        raise UsageError(
+            "--components and --source go with --from source",
+            rule="a published wheel is compiled already",
+        )
     return Plan(
         release=what.release,
         vllm_version=what.vllm_version,
@@ -149,11 +169,14 @@ def resolve(request: Request) -> Plan:
         python=base.python,
         environment=what.environment.get(request.variant, {}),
         max_jit_jobs=chosen.max_jit_jobs,
-        patches=tuple(patch.id for patch in patches),
+        patches=tuple(patch.id for patch in (*patches, *csrc)),
         patched_files=series.patched_files(patches),
         leave_out=tuple(rule for rule in what.leave_out if not set(rule.unless) & set(gpus)),
         unpacked_gb=what.unpacked_gb[chosen.name],
         epoch=what.epoch,
+        components=choice.names,
+        components_left_out=choice.left_out,
+        sources=choice.sources,
     )
 
 
@@ -190,19 +213,15 @@ def context_files(plan: Plan) -> dict[str, bytes]:
     from fp4forge.render import dockerfile
 
     sequence = series.load("vllm", plan.vllm_version)
-    patches = sequence.for_variant(plan.variant)
     files = {
         "Dockerfile": dockerfile(plan).encode(),
         "leave-out.json": _json([asdict(rule) for rule in plan.leave_out]),
-        "patches/series.json": _json(
-            {
-                "package": sequence.package,
-                "version": sequence.version,
-                "patches": [asdict(patch) for patch in patches],
-            }
-        ),
+        **_series(sequence, plan.variant, "python", "patches"),
     }
-    files |= {f"patches/{p.file}": (sequence.folder / p.file).read_bytes() for p in patches}
+    if plan.strategy == "source":
+        choice = components.Choice(plan.components, plan.components_left_out, plan.sources)
+        files["compile.json"] = _json(choice.instructions(plan.arch_list, plan.predicted))
+        files |= _series(sequence, plan.variant, "csrc", "csrc")
     files |= {f"locks/{name}.txt": text.encode() for name, text in lock.layers(plan).items()}
     for name in LEDGER_MODULES:
         files[f"ledger/fp4forge/{name}.py"] = (ROOT / "fp4forge" / f"{name}.py").read_bytes()
@@ -210,6 +229,18 @@ def context_files(plan: Plan) -> dict[str, bytes]:
         if path.is_file() and "__pycache__" not in path.parts:
             files["image/" + path.relative_to(IMAGE_FILES).as_posix()] = path.read_bytes()
     return files
+
+
+def _series(sequence: Series, variant: str, tier: str, folder: str) -> dict[str, bytes]:
+    """A tier's patches in the build context: series.json and the diffs."""
+    patches = sequence.for_variant(variant, tier)
+    record = {
+        "package": sequence.package,
+        "version": sequence.version,
+        "patches": [asdict(patch) for patch in patches],
+    }
+    diffs = {f"{folder}/{p.file}": (sequence.folder / p.file).read_bytes() for p in patches}
+    return {f"{folder}/series.json": _json(record)} | diffs
 
 
 def identify(plan: Plan) -> tuple[Plan, dict[str, bytes]]:

@@ -44,6 +44,16 @@ class LeaveOut:
 
 
 @dataclass(frozen=True)
+class External:
+    """Sources that vLLM's CMake takes from elsewhere, at the commit or tag that it pins."""
+
+    git: str
+    commit: str
+    variable: str  # names a local tree to vLLM's CMake
+    pypi: str = ""
+
+
+@dataclass(frozen=True)
 class Release:
     """One release file, validated against ``releases/schema.json``."""
 
@@ -62,6 +72,7 @@ class Release:
     environment: dict[str, dict[str, str]]
     leave_out: tuple[LeaveOut, ...]
     unpacked_gb: dict[str, float]
+    externals: dict[str, External]
 
     @property
     def epoch(self) -> int:
@@ -184,6 +195,7 @@ def _from_data(data: dict[str, Any]) -> Release:
             for rule in data["leave_out"]
         ),
         unpacked_gb=data["unpacked_gb"],
+        externals={name: External(**pin) for name, pin in data["externals"].items()},
     )
 
 

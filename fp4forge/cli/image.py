@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fp4forge import pipeline, plan
+from fp4forge import builder, components, pipeline, plan
 from fp4forge.console import Console, print_json
 from fp4forge.errors import UsageError
 from fp4forge.plan import Plan, Request
@@ -23,7 +23,7 @@ def build(**o: Any) -> None:
         )
     request = Request(
         o["arch"], o["release"], o["variant"], o["strategy"], o["base"], o["platform"],
-        o["arch_list"], o["allow_missing"],
+        o["arch_list"], o["allow_missing"], o["components"], o["sources"],
     )  # fmt: skip
     registry = o["registry"] or None
     if o["push"] and not registry and not o["dry_run"]:
@@ -42,7 +42,8 @@ def build(**o: Any) -> None:
             _show(prepared)
         return
     console = Console(quiet=o["as_json"])
-    options = pipeline.Options(o["builder"], o["no_cache"], o["jobs"])
+    trees = components.local_trees(o["sources"])
+    options = builder.Options(o["builder"], o["no_cache"], o["jobs"], trees)
     outcome = pipeline.run(request, where, options, console)
     if o["as_json"]:
         print_json(vars(outcome))
@@ -76,6 +77,12 @@ def _show(p: Plan) -> None:
         "may miss FP4": ", ".join(p.allow_missing) or "none",
         "variant": f"{p.variant}: patches {', '.join(p.patches) or 'none'}",
         "strategy": p.strategy,
+        "components": ", ".join(p.components) or "as published",
+        "not compiled": "\n".join(f"{n}: {why}" for n, why in p.components_left_out.items()),
+        "sources": "\n".join(
+            f"{n}: {s.provider} {s.where}" + (f" ({s.note})" if s.note else "")
+            for n, s in p.sources.items()
+        ),
         "base": f"{p.base_image}, Python {p.python}",
         "platform": p.platform,
         "left out": "\n".join(f"{rule.glob}: {rule.why}" for rule in p.leave_out),
@@ -88,7 +95,8 @@ def _show(p: Plan) -> None:
 
     table = Table(show_header=False, pad_edge=False)
     for name, value in rows.items():
-        table.add_row(name, value)
+        if value:
+            table.add_row(name, value)
     Rich(highlight=False).print(table, markup=False)
 
 

@@ -78,25 +78,62 @@ RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
          /var/cache/debconf/*-old /var/lib/dpkg/*-old \
     && find / -xdev -newermt "@${SOURCE_DATE_EPOCH}" ! -path '/proc*' ! -path '/sys*' ! -path '/dev*' \
          -writable -exec touch --no-dereference --date="@${SOURCE_DATE_EPOCH}" {} +
-COPY --from=cuda /out /
-COPY --from=torch /out /
-COPY --from=python /out /
-
-FROM toolchain AS compile
-COPY locks/build.txt locks/sdist.txt /fp4forge/locks/
+COPY --link --from=cuda /out /
+COPY --link --from=torch /out /
+COPY --link --from=python /out /
+COPY locks/build.txt locks/runtime.txt locks/sdist.txt /fp4forge/locks/
 RUN --mount=type=cache,target=/root/.cache/uv \
     --mount=type=secret,id=ca,target=/run/secrets/ca.pem \
     --mount=type=secret,id=netrc,target=/root/.netrc \
     if [ -s /run/secrets/ca.pem ]; then export SSL_CERT_FILE=/run/secrets/ca.pem PIP_CERT=/run/secrets/ca.pem; fi \
     && uv pip install --system --break-system-packages --require-hashes -r /fp4forge/locks/build.txt \
-    && python3 -m pip download --no-deps --no-binary :all: --no-build-isolation --require-hashes \
-       -d /src -r /fp4forge/locks/sdist.txt
-ENV TORCH_CUDA_ARCH_LIST="10.0" VLLM_TARGET_DEVICE=cuda CUDA_HOME=/usr/local/cuda
-ARG MAX_JOBS=1
-COPY image/build/compile.py /fp4forge/
-RUN --mount=type=cache,target=/root/.cache/sccache \
-    python3 /fp4forge/compile.py --sdist /src --arch-list "${TORCH_CUDA_ARCH_LIST}" \
-      --jobs "${MAX_JOBS}" --out /wheels
+    && uv pip install --no-deps --require-hashes --target /tmp/runtime -r /fp4forge/locks/runtime.txt \
+    && cp -n /tmp/runtime/nvidia/cu13/lib/*.a /usr/local/cuda/lib/ && rm -r /tmp/runtime \
+    && VLLM_VERSION_OVERRIDE=0.19.1 python3 -m pip download --no-deps --no-binary :all: --no-build-isolation --require-hashes \
+       -d /fp4forge/sdist -r /fp4forge/locks/sdist.txt
+
+# --source cutlass=DIR puts a local tree in this stage's place.
+FROM scratch AS source-cutlass
+ADD https://github.com/NVIDIA/cutlass.git#v4.2.1 /
+# --source flash-attn=DIR puts a local tree in this stage's place.
+FROM scratch AS source-flash-attn
+ADD https://github.com/vllm-project/flash-attention.git#29210221863736a08f71a866459e368ad1ac4a95 /
+# --source flashmla=DIR puts a local tree in this stage's place.
+FROM scratch AS source-flashmla
+ADD https://github.com/vllm-project/FlashMLA.git#692917b1cda61b93ac9ee2d846ec54e75afe87b1 /
+# --source qutlass=DIR puts a local tree in this stage's place.
+FROM scratch AS source-qutlass
+ADD https://github.com/IST-DASLab/qutlass.git#830d2c4537c7396e14a02a46fbddd18b5d107c65 /
+# --source triton_kernels=DIR puts a local tree in this stage's place.
+FROM scratch AS source-triton_kernels
+ADD https://github.com/triton-lang/triton.git#v3.6.0 /
+
+# The build folder and the compiler's cache are cache mounts: an interrupted compile goes on where
+# it stopped, and an object is compiled once for all plans that need it.
+FROM toolchain AS gate
+COPY --from=source-cutlass / /externals/cutlass/
+COPY --from=source-flash-attn / /externals/flash-attn/
+COPY --from=source-flashmla / /externals/flashmla/
+COPY --from=source-qutlass / /externals/qutlass/
+COPY --from=source-triton_kernels / /externals/triton_kernels/
+COPY csrc/ /fp4forge/csrc/
+COPY ledger/ /fp4forge/
+COPY image/build/apply_patches.py image/build/compile.py /fp4forge/
+COPY compile.json /fp4forge/
+RUN --mount=type=cache,id=fp4forge-compile,target=/root/.cache/compile,sharing=locked \
+    --mount=type=cache,id=fp4forge-sccache,target=/root/.cache/sccache \
+    --mount=type=secret,id=compile,target=/run/secrets/compile.env \
+    python3 /fp4forge/compile.py gate
+
+FROM gate AS compile
+RUN --mount=type=cache,id=fp4forge-compile,target=/root/.cache/compile,sharing=locked \
+    --mount=type=cache,id=fp4forge-sccache,target=/root/.cache/sccache \
+    --mount=type=secret,id=compile,target=/run/secrets/compile.env \
+    python3 /fp4forge/compile.py all
+
+# Seconds by object, jobs and cache hits: for the closing table and the evidence.
+FROM scratch AS compile-record
+COPY --from=compile /record/compile.json /
 
 FROM tools AS vllm
 COPY leave-out.json /fp4forge/

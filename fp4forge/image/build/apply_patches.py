@@ -78,6 +78,8 @@ def apply_series(
 ) -> dict[str, dict[str, str]]:
     """Copies the files that the series touches from installed to out and patches them there.
 
+    Where out is installed, they are patched in place.
+
     Returns:
         For each file its SHA-256 before the first and after the last patch.
 
@@ -87,7 +89,8 @@ def apply_series(
     files: dict[str, dict[str, str]] = {}
     for patch in series["patches"]:
         for file in patch["files"]:
-            if file["path"] not in files and (installed / file["path"]).is_file():
+            here = out == installed
+            if not here and file["path"] not in files and (installed / file["path"]).is_file():
                 (out / file["path"]).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(installed / file["path"], out / file["path"])
             files.setdefault(file["path"], {"before": file["before"]})["after"] = file["after"]

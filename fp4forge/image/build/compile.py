@@ -1,48 +1,409 @@
-"""Compiles vLLM's wheel from its sdist; runs in a build stage, with the standard library only.
+"""Compiles vLLM's extensions and packs its wheel; runs in the build's compile stages.
 
-CUTLASS's headers come from PyPI's nvidia-cutlass (VLLM_CUTLASS_SRC_DIR, vLLM's CMakeLists.txt);
-sccache wraps nvcc and the host compiler, its store is a cache mount.
+    compile.py gate   configures, compiles the FP4 quantise object and reads its instructions
+    compile.py all    compiles the rest, links, and packs the wheel into /wheels
+
+Source tree and build folder live in a cache mount under a key of everything that goes in, so an
+interrupted compile goes on where it stopped; sccache has its own mount, shared by all keys.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import importlib
 import importlib.util
+import json
 import os
+import re
+import shutil
 import subprocess
 import sys
-import tarfile
+import threading
+import time
 from pathlib import Path
+from typing import Any
+
+HERE = Path("/fp4forge")
+WORK = Path("/work")  # the same path for every key, so that sccache's keys agree
+CACHE = Path("/root/.cache/compile")
+WHEELS = Path("/wheels")
+RECORD = Path("/record/compile.json")
+SETTINGS = Path("/run/secrets/compile.env")
+KEPT = 3  # build folders that stay in the cache mount
+# Memory of one nvcc on CUTLASS templates, in GiB: 3 to 8 measured; the uncapped default has run
+# hosts out of memory (vllm-project/vllm#8448, #13281).
+JOB_GIB = 5.0
+_KILLED = re.compile(r"died due to signal 9|Killed signal terminated|signal: 9|out of memory", re.I)
 
 
-def cutlass() -> str:
-    """Folder of CUTLASS's sources in the installed nvidia-cutlass package."""
-    spec = importlib.util.find_spec("cutlass_library")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("fp4forge: nvidia-cutlass is not installed in the compile stage")
-    return str(Path(next(iter(spec.submodule_search_locations))) / "source")
+class Failed(Exception):
+    """The compile cannot go on; the message is for the user."""
+
+
+def settings() -> dict[str, str]:
+    """KEY=VALUE lines of the secret: FP4FORGE_JOBS and sccache's settings."""
+    if not SETTINGS.is_file():
+        return {}
+    lines = (line.partition("=") for line in SETTINGS.read_text().splitlines())
+    return {key: value for key, equals, value in lines if equals}
+
+
+def jobs_for(cores: int, free_gib: float) -> int:
+    """Parallel compile jobs that cores and free memory allow; at least one."""
+    return max(1, min(cores, int(free_gib / JOB_GIB)))
+
+
+def free_gib() -> float:
+    """Memory that can be had now, in GiB: of the machine or of the container's limit."""
+    text = Path("/proc/meminfo").read_text()
+    match = re.search(r"MemAvailable:\s+(\d+) kB", text)
+    free = int(match[1]) / 2**20 if match else 4.0
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (value := limit.read_text().strip()).isdigit():
+        free = min(free, int(value) / 2**30)
+    return free
+
+
+class Compile:
+    """One configuration's source tree and build folder."""
+
+    def __init__(self) -> None:
+        self.instructions: dict[str, Any] = json.loads((HERE / "compile.json").read_text())
+        self.settings = settings()
+        self.key = self._key()
+        self.home = CACHE / self.key
+        self.source, self.build = WORK / "vllm", WORK / "build"
+        self.timings_file = CACHE / "timings.json"
+        self.environment = os.environ | {
+            "TORCH_CUDA_ARCH_LIST": self.instructions["arch_list"],
+            "VLLM_TARGET_DEVICE": "cuda",
+            "CUDA_HOME": "/usr/local/cuda",
+            "SCCACHE_DIR": "/root/.cache/sccache",
+            "SCCACHE_CACHE_SIZE": "20G",
+            "SCCACHE_IDLE_TIMEOUT": "0",
+            **{k: v for k, v in self.settings.items() if k.startswith(("SCCACHE_", "AWS_"))},
+            **{k: self._place(v) for k, v in self.instructions["sources"].items()},
+        }
+        self.environment["PATH"] = "/usr/local/cuda/bin:" + os.environ["PATH"]
+
+    def _key(self) -> str:
+        """Of everything that decides the objects: sources, patches, toolchain, instructions."""
+        digest = hashlib.sha256()
+        inputs = [HERE / "compile.json", HERE / "locks/build.txt", HERE / "locks/sdist.txt"]
+        inputs += sorted((HERE / "csrc").iterdir())
+        for path in inputs:
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+        for package in ("torch", "nvidia-cuda-nvcc", "nvidia-cuda-runtime"):
+            digest.update(_version(package).encode())
+        return digest.hexdigest()[:16]
+
+    @staticmethod
+    def _place(where: str) -> str:
+        """A source's folder: as given, or inside an installed package."""
+        if not where.startswith("package:"):
+            return where
+        package, _, folder = where.removeprefix("package:").partition("/")
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise Failed(f"{package} is not installed in the compile stage")
+        return str(Path(next(iter(spec.submodule_search_locations))) / folder)
+
+    def prepare(self) -> None:
+        """Unpacks and patches the sources once per key, and configures."""
+        if not (self.home / "vllm").is_dir():
+            for old in sorted(CACHE.glob("*/"), key=lambda p: p.stat().st_mtime)[: -KEPT + 1]:
+                shutil.rmtree(old)
+            partial = self.home.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            archive = next((HERE / "sdist").glob("vllm-*.tar.gz"))
+            subprocess.run(["tar", "-xf", archive, "-C", partial], check=True)  # hash checked
+            (partial / archive.name.removesuffix(".tar.gz")).rename(partial / "vllm")
+            self._patch(partial / "vllm")
+            partial.rename(self.home)
+        self.home.touch()
+        WORK.unlink(missing_ok=True)
+        WORK.symlink_to(self.home)
+        if not (self.build / "build.ninja").is_file():
+            self._configure()
+
+    def _patch(self, tree: Path) -> None:
+        apply_patches = importlib.import_module("apply_patches")
+        series = json.loads((HERE / "csrc/series.json").read_text())
+        try:
+            apply_patches.apply_series(series, HERE / "csrc", tree, tree)
+        except apply_patches.Refused as refusal:
+            raise Failed(str(refusal)) from None
+        for name in self.instructions["without"]:
+            file = tree / "cmake/external_projects" / f"{name}.cmake"
+            if file.is_file():
+                file.write_text(f'message(STATUS "fp4forge: {name} is left out")\n')
+
+    def _configure(self) -> None:
+        launchers = [f"-DCMAKE_{lang}_COMPILER_LAUNCHER=sccache" for lang in ("C", "CXX", "CUDA")]
+        line = ["cmake", "-G", "Ninja", "-S", str(self.source), "-B", str(self.build), *launchers]
+        line += ["-DCMAKE_BUILD_TYPE=Release", "-DVLLM_TARGET_DEVICE=cuda", "-DNVCC_THREADS=1"]
+        line += [f"-DVLLM_PYTHON_EXECUTABLE={sys.executable}"]
+        line += [f"-DVLLM_PYTHON_PATH={':'.join(filter(None, sys.path))}"]
+        line += ["-DCMAKE_CUDA_COMPILER=/usr/local/cuda/bin/nvcc"]
+        line += [f"-DFETCHCONTENT_BASE_DIR={self.home / 'deps'}"]
+        say("configuring")
+        done = subprocess.run(
+            line, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        (self.home / "configure.log").write_text(done.stdout)
+        if done.returncode != 0:
+            (self.build / "build.ninja").unlink(missing_ok=True)
+            raise Failed("CMake cannot configure vLLM:\n" + tail(done.stdout, 25))
+
+    def ninja(self, targets: list[str]) -> None:
+        """Compiles targets; after an out-of-memory kill again with half the jobs.
+
+        Raises:
+            Failed: an object cannot be compiled; its command and last lines are in the message.
+        """
+        given = self.settings.get("FP4FORGE_JOBS")
+        jobs = int(given) if given else jobs_for(os.cpu_count() or 1, free_gib())
+        while True:
+            say(f"{jobs} jobs, {free_gib():.0f} GiB free")
+            output = self._run_ninja(jobs, targets)
+            if output is None:
+                return
+            if not _KILLED.search(output):
+                raise Failed(failure(output))
+            if jobs == 1:
+                raise Failed(
+                    "a compiler was killed for memory even as the only job\n" + tail(output)
+                )
+            jobs //= 2
+            say(f"a compiler was killed for memory: going on with {jobs} jobs")
+
+    def _run_ninja(self, jobs: int, targets: list[str]) -> str | None:
+        """None when all is built, else ninja's output."""
+        line = ["nice", "-n", "10", "ninja", "-C", str(self.build), "-j", str(jobs), *targets]
+        progress = Progress(self._timings(), jobs)
+        process = subprocess.Popen(
+            line, env=self.environment | {"NINJA_STATUS": "[%f/%t] "},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        assert process.stdout is not None
+        stop = threading.Event()
+        threading.Thread(target=progress.watch, args=(stop,), daemon=True).start()
+        lines: list[str] = []
+        for text in process.stdout:
+            lines.append(text)
+            progress.line(text)
+        stop.set()
+        code = process.wait()
+        self._keep_timings()
+        return None if code == 0 else "".join(lines)
+
+    def _timings(self) -> dict[str, float]:
+        if self.timings_file.is_file():
+            found: dict[str, float] = json.loads(self.timings_file.read_text())
+            return found
+        return {}
+
+    def object_seconds(self) -> dict[str, float]:
+        """Wall seconds by output, from ninja's log."""
+        log = self.build / ".ninja_log"
+        seconds = {}
+        for line in log.read_text().splitlines()[1:] if log.is_file() else []:
+            start, end, _, output, _ = line.split("\t")
+            seconds[short(output)] = (int(end) - int(start)) / 1000
+        return seconds
+
+    def _keep_timings(self) -> None:
+        """The longest time seen: a hit in the compiler's cache tells nothing about the next."""
+        old = self._timings()
+        for name, seconds in self.object_seconds().items():
+            old[name] = max(seconds, old.get(name, 0.0))
+        self.timings_file.write_text(json.dumps(old))
+
+    def gate(self) -> None:
+        """Compiles the FP4 quantise object with the build's own flags and reads the result.
+
+        Raises:
+            Failed: it does not compile, or lacks FP4 instructions for a predicted target.
+        """
+        gate = self.instructions["gate"]
+        listed = subprocess.run(
+            ["ninja", "-C", str(self.build), "-t", "targets", "all"],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        names = [line.split(": ")[0] for line in listed.splitlines() if ": CUDA_COMPILER" in line]
+        objects = [name for name in names if f"/{gate['source']}." in name]
+        if not objects:
+            raise Failed(f"gate: vLLM's CMake compiles no {gate['source']} for this list")
+        start = time.monotonic()
+        self.ninja(objects)
+        sys.path.insert(0, str(HERE))  # the ledger's modules
+        from fp4forge import cubins, ledger
+
+        files = [ledger.File(Path(o).name, cubins.read(self.build / o, say)) for o in objects]
+        found = ledger.Ledger("gate", tuple(files)).targets()["nvfp4_quantise"]
+        if sorted(found) != sorted(gate["targets"]):
+            raise Failed(
+                f"gate: {gate['source']} has FP4 instructions for {' '.join(found) or 'nothing'},"
+                f" predicted {' '.join(gate['targets'])}: toolchain, list or CUTLASS is wrong"
+            )
+        say(f"gate: FP4 instructions for {' '.join(found)}, {time.monotonic() - start:.0f} s")
+
+    def wheel(self) -> None:
+        """Packs vLLM's Python tree and the extensions into one wheel."""
+        tree, parts = WORK / "wheel-tree", WORK / "extensions"
+        for folder in (tree, parts, WORK / "unpacked", WHEELS):
+            shutil.rmtree(folder, ignore_errors=True)
+        for target in self.instructions["targets"]:
+            line = ["cmake", "--install", str(self.build), "--prefix", str(parts)]
+            subprocess.run([*line, "--component", target], check=True, stdout=subprocess.DEVNULL)
+        shutil.copytree(self.source, tree, ignore=shutil.ignore_patterns("csrc", "tests", "docs"))
+        version = next((HERE / "sdist").glob("*.tar.gz")).name.split("-")[1][: -len(".tar.gz")]
+        # "empty" compiles nothing; the extensions are those from above.
+        environment = os.environ | {
+            "VLLM_TARGET_DEVICE": "empty",
+            "VLLM_VERSION_OVERRIDE": version,
+            "SETUPTOOLS_SCM_PRETEND_VERSION": version,
+        }
+        pip = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-q"]
+        subprocess.run([*pip, "-w", str(WORK / "unpacked"), str(tree)], check=True, env=environment)
+        pure = next((WORK / "unpacked").glob("*.whl"))
+        wheel = [sys.executable, "-m", "wheel"]
+        subprocess.run([*wheel, "unpack", "-d", str(WORK / "unpacked"), str(pure)], check=True)
+        folder = next(p for p in (WORK / "unpacked").iterdir() if p.is_dir())
+        shutil.copytree(parts / "vllm", folder / "vllm", dirs_exist_ok=True)
+        info = next(folder.glob("*.dist-info")) / "WHEEL"
+        text = re.sub(r"(?m)^Tag: .*\n?", "", info.read_text())
+        text = text.replace("Root-Is-Purelib: true", "Root-Is-Purelib: false").rstrip("\n")
+        info.write_text(f"{text}\nTag: cp38-abi3-linux_{os.uname().machine}\n")
+        WHEELS.mkdir()
+        subprocess.run([*wheel, "pack", "-d", str(WHEELS), str(folder)], check=True)
+        shutil.rmtree(tree)
+        shutil.rmtree(WORK / "unpacked")
+
+    def record(self, seconds: float) -> None:
+        """Writes what the compile took, for the closing table and the evidence."""
+        stats = subprocess.run(
+            ["sccache", "--show-stats", "--stats-format=json"],
+            capture_output=True, text=True, env=self.environment,
+        ).stdout  # fmt: skip
+        extensions = {p.name: p.stat().st_size for p in sorted((WORK / "extensions").rglob("*.so"))}
+        objects = dict(sorted(self.object_seconds().items(), key=lambda item: -item[1]))
+        for name, took in list(objects.items())[:10]:
+            print(f"fp4forge: slowest {took:7.1f} s  {name}", flush=True)
+        RECORD.parent.mkdir(exist_ok=True)
+        RECORD.write_text(
+            json.dumps(
+                {
+                    "key": self.key,
+                    "instructions": self.instructions,
+                    "seconds": round(seconds, 1),
+                    "objects": objects,
+                    "extension_bytes": extensions,
+                    "sccache": json.loads(stats or "null"),
+                },
+                indent=1,
+            )
+            + "\n"
+        )
+
+
+class Progress:
+    """Objects done of all, time left from past timings, and the slowest that runs."""
+
+    def __init__(self, past: dict[str, float], jobs: int) -> None:
+        self.past, self.jobs = past, jobs
+        self.done, self.total = 0, 0
+        self.start = time.monotonic()
+        self.spent: list[float] = []
+
+    def line(self, text: str) -> None:
+        """Takes in one line of ninja's output."""
+        if match := re.match(r"\[(\d+)/(\d+)\]", text):
+            self.done, self.total = int(match[1]), int(match[2])
+
+    def watch(self, stop: threading.Event) -> None:
+        """Says every five seconds where the compile stands."""
+        while not stop.wait(5):
+            say(self.text())
+
+    def text(self) -> str:
+        """One line for people."""
+        seconds = time.monotonic() - self.start
+        left = ""
+        if self.done:
+            rest = seconds / self.done * (self.total - self.done)
+            left = f", about {rest / 60:.0f} min left"
+        slowest = max(running(), default=(0.0, ""))
+        now = f", {slowest[1]} since {slowest[0]:.0f} s" if slowest[1] else ""
+        total = self.total or "all"
+        return f"{self.done} of {total} objects, {seconds:.0f} s{left}{now}"
+
+
+def running() -> list[tuple[float, str]]:
+    """Seconds and short name of the objects being compiled, from the compilers' processes."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            age = time.time() - folder.stat().st_ctime
+        except OSError:
+            continue
+        if words[0].endswith(b"sccache") and b"-o" in words[:-1]:
+            found.append((age, short(words[words.index(b"-o") + 1].decode())))
+    return found
+
+
+def short(output: str) -> str:
+    """An object's name without CMake's folders."""
+    return re.sub(r"^CMakeFiles/[^/]*\.dir/|\.o$", "", output)
+
+
+def failure(output: str) -> str:
+    """The first failed object of ninja's output: its name, its command, its last lines."""
+    match = re.search(r"^FAILED: (?:\[code=\d+\] )?(\S+).*\n(.*)\n", output, re.M)
+    if not match:
+        return "ninja failed:\n" + tail(output)
+    rest = re.split(r"^\[\d+/\d+\]|^FAILED: ", output[match.end() :], maxsplit=1, flags=re.M)[0]
+    return f"{short(match[1])} does not compile\ncommand: {match[2]}\n{tail(rest, 12)}"
+
+
+def tail(text: str, lines: int = 20) -> str:
+    """The last lines of a text."""
+    return "\n".join(text.rstrip().splitlines()[-lines:])
+
+
+def say(text: str) -> None:
+    """One line of progress; the builder shows it while it is the last."""
+    print(f"fp4forge: progress {text}", flush=True)
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import version
+
+    return version(package)
 
 
 def main() -> None:
-    """Command line of the build stage."""
+    """Command line of the compile stages."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sdist", type=Path, required=True)
-    parser.add_argument("--arch-list", required=True)
-    parser.add_argument("--jobs", type=int, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("what", choices=["gate", "all"])
     args = parser.parse_args()
-    archive = next(args.sdist.glob("vllm-*.tar.gz"))
-    with tarfile.open(archive) as file:
-        file.extractall(args.sdist)  # noqa: S202 - pip checked its hash
-    tree = args.sdist / archive.name.removesuffix(".tar.gz")
-    environment = os.environ | {
-        "TORCH_CUDA_ARCH_LIST": args.arch_list,
-        "MAX_JOBS": str(args.jobs),
-        "VLLM_CUTLASS_SRC_DIR": cutlass(),
-        "SETUPTOOLS_SCM_PRETEND_VERSION": archive.name.split("-")[1].removesuffix(".tar.gz"),
-    }
-    line = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-v"]
-    subprocess.run([*line, "--wheel-dir", str(args.out), str(tree)], check=True, env=environment)
+    start = time.monotonic()
+    compile_ = Compile()
+    try:
+        compile_.prepare()
+        compile_.gate()
+        if args.what == "all":
+            compile_.ninja([t for t in compile_.instructions["targets"] if t])
+            compile_.wheel()
+            compile_.record(time.monotonic() - start)
+    except Failed as reason:
+        print(f"fp4forge: compile: {reason}", file=sys.stderr)
+        raise SystemExit(1) from None
+    finally:
+        subprocess.run(["sccache", "--stop-server"], capture_output=True, env=compile_.environment)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,183 @@
+"""What a source build compiles: vLLM's components and the external sources that they need.
+
+Targets, variables and file names are those of vLLM's CMake (CMakeLists.txt and
+cmake/external_projects/*.cmake of 0.19.1 and 0.20.2); the pins of the external sources stand in
+the release files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fp4forge.archs import serves
+from fp4forge.errors import ArtefactError, UsageError
+from fp4forge.gpu import GPUS
+
+if TYPE_CHECKING:
+    from fp4forge.release import Release
+
+PROVIDERS = ("git", "pypi")
+
+
+@dataclass(frozen=True)
+class Component:
+    """A part of vLLM that can be compiled or left out."""
+
+    targets: tuple[str, ...]  # of CMake
+    external: str  # the source it needs, as releases name it
+    cmake: str = ""  # file under cmake/external_projects
+    groups: tuple[str, ...] = ()  # kernel groups; without code for the GPUs it is left out
+
+
+COMPONENTS = {
+    "core": Component(("_C", "_C_stable_libtorch", "_moe_C", "cumem_allocator"), "cutlass"),
+    "fa2": Component(
+        ("_vllm_fa2_C", "_vllm_fa4_cutedsl_C"), "flash-attn", "vllm_flash_attn", ("flash_attn_2",)
+    ),
+    "fa3": Component(("_vllm_fa3_C",), "flash-attn", "vllm_flash_attn", ("flash_attn_3",)),
+    "flashmla": Component(
+        ("_flashmla_C", "_flashmla_extension_C"), "flashmla", "flashmla", ("flashmla",)
+    ),
+    # QuTLASS adds its sources to _C (qutlass.cmake).
+    "qutlass": Component((), "qutlass", "qutlass", ("qutlass",)),
+    "triton_kernels": Component(("triton_kernels",), "triton_kernels", "triton_kernels"),
+}
+# Cloned by vLLM's CMake, but not by this project: its extension is for one Python only.
+_NEVER = ("deepgemm",)
+# The object of the gate: the smallest that has FP4 instructions for every FP4 target.
+GATE_SOURCE = "nvfp4_quant_kernels.cu"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an external source comes from; ``note`` tells a deviation from vLLM's pin."""
+
+    provider: str  # git, pypi or local
+    where: str  # URL#commit, requirement, or SHA-256 of the local tree
+    variable: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The components of a plan."""
+
+    names: tuple[str, ...] = ()
+    left_out: dict[str, str] = field(default_factory=dict)  # component -> why
+    sources: dict[str, Source] = field(default_factory=dict)
+
+    def instructions(self, arch_list: str, predicted: dict[str, list[str]]) -> dict[str, Any]:
+        """What ``image/build/compile.py`` reads."""
+        files = {c.cmake for c in COMPONENTS.values() if c.cmake}
+        kept = {COMPONENTS[name].cmake for name in self.names}
+        return {
+            "arch_list": arch_list,
+            "targets": [t for name in self.names for t in COMPONENTS[name].targets],
+            "without": sorted(files - kept) + list(_NEVER),
+            "sources": {
+                source.variable: "package:cutlass_library/source"
+                if source.provider == "pypi"
+                else f"/externals/{name}" + _SUBFOLDER.get(name, "")
+                for name, source in self.sources.items()
+            },
+            "gate": {"source": GATE_SOURCE, "targets": predicted["nvfp4_quantise"]},
+        }
+
+
+# The variable names a folder inside the repository (triton_kernels.cmake).
+_SUBFOLDER = {"triton_kernels": "/python/triton_kernels/triton_kernels"}
+
+
+def choose(
+    wanted: str,
+    given: tuple[str, ...],
+    release: Release,
+    groups: dict[str, list[str]],
+    gpus: tuple[str, ...],
+) -> Choice:
+    """The components to compile and their sources.
+
+    Args:
+        wanted: ``all`` or names separated by commas.
+        given: ``NAME=git``, ``NAME=pypi`` or ``NAME=DIR`` for external sources.
+        release: with the pins.
+        groups: predicted targets of every CMake group.
+        gpus: names of the requested GPUs.
+
+    Raises:
+        UsageError: an unknown component, source or provider.
+        ArtefactError: a local tree that is none.
+    """
+    names = tuple(COMPONENTS) if wanted == "all" else tuple(dict.fromkeys(wanted.split(",")))
+    for name in names:
+        if name not in COMPONENTS:
+            raise UsageError(
+                f"--components {name!r} does not exist", rule="all, or " + ", ".join(COMPONENTS)
+            )
+    if "core" not in names:
+        raise UsageError("--components needs core", rule="the image serves through it")
+    left_out = {name: "not asked for" for name in COMPONENTS if name not in names}
+    for name in names:
+        targets = [t for group in COMPONENTS[name].groups for t in groups.get(group, ())]
+        if COMPONENTS[name].groups and not _served(targets, gpus):
+            left_out[name] = f"no code for {', '.join(gpus)}" + (
+                f": only {' '.join(targets)}" if targets else ""
+            )
+    kept = tuple(name for name in names if name not in left_out)
+    needed = dict.fromkeys(COMPONENTS[name].external for name in kept)
+    choices = dict(_parse(text, release) for text in given)
+    sources = {name: choices.get(name) or _pinned(name, "git", release) for name in needed}
+    return Choice(kept, left_out, sources)
+
+
+def local_trees(given: tuple[str, ...]) -> dict[str, Path]:
+    """The sources that are local trees, by name; BuildKit gets them as named contexts."""
+    pairs = (text.partition("=")[::2] for text in given)
+    return {name: Path(where).resolve() for name, where in pairs if where not in PROVIDERS}
+
+
+def _served(targets: list[str], gpus: tuple[str, ...]) -> bool:
+    return any(serves(target, GPUS[gpu]) != "none" for target in targets for gpu in gpus)
+
+
+def _pinned(name: str, provider: str, release: Release) -> Source:
+    pin = release.externals[name]
+    if provider == "git":
+        return Source("git", f"{pin.git}#{pin.commit}", pin.variable)
+    if not pin.pypi:
+        raise UsageError(
+            f"--source {name}=pypi: the package index has no {name}", rule="git or DIR"
+        )
+    note = f"vLLM {release.vllm_version} pins {pin.commit}"
+    return Source("pypi", pin.pypi, pin.variable, note)
+
+
+def _parse(text: str, release: Release) -> tuple[str, Source]:
+    name, equals, where = text.partition("=")
+    if not equals or name not in release.externals:
+        raise UsageError(
+            f"--source {text!r} names no external source",
+            rule="NAME=git, NAME=pypi or NAME=DIR with NAME one of " + ", ".join(release.externals),
+        )
+    if where in PROVIDERS:
+        return name, _pinned(name, where, release)
+    folder = Path(where)
+    if not folder.is_dir() or not any(folder.iterdir()):
+        raise ArtefactError(
+            f"--source {name}: {where!r} is no folder with sources", rule="a checkout of " + name
+        )
+    pin = release.externals[name]
+    note = f"a local tree; vLLM {release.vllm_version} pins {pin.commit}"
+    return name, Source("local", "sha256:" + _tree_hash(folder), pin.variable, note)
+
+
+def _tree_hash(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and ".git" not in path.relative_to(folder).parts:
+            digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
