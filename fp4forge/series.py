@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from fp4forge import paths
 from fp4forge.errors import PatchError
 
 TIERS = ("python", "csrc")
-_REQUIRED = {"id", "file", "title", "why", "upstream", "tier", "variants", "files", "proof"}
+_REQUIRED = {
+    "id", "file", "title", "why", "upstream", "detect", "tier", "variants", "files", "proof",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,22 @@ class Patch:
     title: str
     why: str
     upstream: str
-    fixed_in: str
+    fixed_in: str  # first version that has it, empty when none has
+    detect: dict[str, str]  # file -> pattern that only a source with the fix matches
     tier: str
     variants: tuple[str, ...]
     files: tuple[FileHash, ...]
     proof: str
     sha256: str  # of the diff itself
+
+
+@dataclass(frozen=True)
+class Upstreamed:
+    """A fix that other versions need a patch for and this one has itself."""
+
+    id: str
+    fixed_in: str
+    detect: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,7 @@ class Series:
     version: str
     patches: tuple[Patch, ...]
     folder: Path
+    already_upstream: tuple[Upstreamed, ...] = ()
 
     def for_variant(self, variant: str, tier: str = "python") -> tuple[Patch, ...]:
         """The patches of a variant in one tier."""
@@ -59,8 +73,10 @@ def patched_files(patches: tuple[Patch, ...]) -> dict[str, str]:
     return {file.path: file.after for patch in patches for file in patch.files}
 
 
-def load(package: str, version: str) -> Series:
+def load(package: str, version: str, chained: bool = True) -> Series:
     """Loads a series; a version without a folder has an empty one.
+
+    Without ``chained`` the recorded hashes need not follow each other: they are to be renewed.
 
     Raises:
         PatchError: the YAML is malformed, a record is incomplete, a diff is missing, or the
@@ -80,8 +96,10 @@ def load(package: str, version: str) -> Series:
     if not isinstance(data, dict) or not isinstance(data.get("patches"), list):
         raise PatchError(f"{where} has no list 'patches'")
     patches = tuple(_patch(folder, where, record) for record in data["patches"])
-    _check_chain(where, patches)
-    return Series(package, version, patches, folder)
+    if chained:
+        _check_chain(where, patches)
+    have = tuple(Upstreamed(**record) for record in data.get("already_upstream", []))
+    return Series(package, version, patches, folder, have)
 
 
 def _patch(folder: Path, where: str, record: dict[str, Any]) -> Patch:
@@ -103,6 +121,7 @@ def _patch(folder: Path, where: str, record: dict[str, Any]) -> Patch:
         why=" ".join(record["why"].split()),
         upstream=record["upstream"],
         fixed_in=record.get("fixed_in", ""),
+        detect=_patterns(where, name, record["detect"]),
         tier=record["tier"],
         variants=tuple(record["variants"]),
         files=tuple(
@@ -112,6 +131,25 @@ def _patch(folder: Path, where: str, record: dict[str, Any]) -> Patch:
         proof=record["proof"],
         sha256=hashlib.sha256(diff.read_bytes()).hexdigest(),
     )
+
+
+def _patterns(where: str, name: str, detect: Any) -> dict[str, str]:
+    try:
+        for pattern in detect.values():
+            re.compile(pattern)
+    except (AttributeError, TypeError, re.error) as error:
+        raise PatchError(
+            f"{where}: {name}: detect: {error}", rule="a file and a regular expression each"
+        ) from None
+    return dict(detect)
+
+
+def versions(package: str) -> tuple[str, ...]:
+    """Versions that have a series, oldest first."""
+    from packaging.version import Version
+
+    found = (path.parent.name for path in (paths.PATCHES / package).glob("*/series.yaml"))
+    return tuple(sorted(found, key=Version))
 
 
 def _check_chain(where: str, patches: tuple[Patch, ...]) -> None:

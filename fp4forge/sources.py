@@ -9,6 +9,7 @@ import shutil
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import Any
 from urllib.parse import urljoin
 
 from fp4forge import paths, release
@@ -24,10 +25,47 @@ def index_url() -> str:
     return (chosen or str(PyPI.simple_url)).rstrip("/") + "/"
 
 
+def _listing(project: str) -> list[dict[str, Any]]:
+    """The index's files of a project, as PEP 691 JSON.
+
+    Raises:
+        ArtefactError: the index does not answer.
+    """
+    import requests
+
+    try:
+        answer = requests.get(
+            urljoin(index_url(), project + "/"),
+            headers={"Accept": "application/vnd.pypi.simple.v1+json"},
+            timeout=60,
+        )
+        answer.raise_for_status()
+    except requests.RequestException as error:
+        raise ArtefactError(
+            f"the package index does not list {project}: {type(error).__name__}",
+            remedy="check the network and the index settings (UV_DEFAULT_INDEX, PIP_INDEX_URL)",
+        ) from None
+    files: list[dict[str, Any]] = answer.json()["files"]
+    return files
+
+
+def sdist(vllm: str) -> Artefact:
+    """vLLM's sdist of any version, with the hash that the index gives; to read, not to build.
+
+    Raises:
+        ArtefactError: the index has no such version.
+    """
+    if vllm in release.names():
+        return release.load(vllm).sdist
+    name = f"vllm-{vllm}.tar.gz"
+    for entry in _listing("vllm"):
+        if entry["filename"] == name:
+            return Artefact(name, entry["hashes"]["sha256"])
+    raise ArtefactError(f"the package index has no vLLM {vllm}", rule=f"a file {name}")
+
+
 def fetch(artefact: Artefact) -> Path:
     """A pinned file, from the cache under ``.build/sources`` or from the index.
-
-    The index is read as PEP 691 JSON.
 
     Raises:
         ArtefactError: the index does not list the file, does not answer, or the bytes have
@@ -38,18 +76,15 @@ def fetch(artefact: Artefact) -> Path:
         return path
     import requests
 
-    project = urljoin(index_url(), re.split(r"-[0-9]", artefact.file)[0].replace("_", "-") + "/")
+    project = re.split(r"-[0-9]", artefact.file)[0].replace("_", "-")
+    urls = {entry["filename"]: entry["url"] for entry in _listing(project)}
+    if artefact.file not in urls:
+        raise ArtefactError(f"the package index does not list {artefact.file}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    url = urljoin(urljoin(index_url(), project + "/"), urls[artefact.file])
     try:
-        listing = requests.get(
-            project, headers={"Accept": "application/vnd.pypi.simple.v1+json"}, timeout=60
-        )
-        listing.raise_for_status()
-        files = {entry["filename"]: entry["url"] for entry in listing.json()["files"]}
-        if artefact.file not in files:
-            raise ArtefactError(f"the package index does not list {artefact.file}")
-        path.parent.mkdir(parents=True, exist_ok=True)
         with (
-            requests.get(urljoin(project, files[artefact.file]), stream=True, timeout=60) as answer,
+            requests.get(url, stream=True, timeout=60) as answer,
             tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as partial,
         ):
             answer.raise_for_status()
@@ -57,13 +92,13 @@ def fetch(artefact: Artefact) -> Path:
     except requests.RequestException as error:
         raise ArtefactError(
             f"{artefact.file} cannot be fetched: {type(error).__name__}",
-            remedy="check the network and the index settings (UV_DEFAULT_INDEX, PIP_INDEX_URL)",
+            remedy="check the network; running again starts over with this file",
         ) from None
     found = _sha256(Path(partial.name))
     if found != artefact.sha256:
         Path(partial.name).unlink()
         raise ArtefactError(
-            f"{artefact.file} has SHA-256 {found[:16]}…, the release pins {artefact.sha256[:16]}…",
+            f"{artefact.file} has SHA-256 {found[:16]}…, pinned is {artefact.sha256[:16]}…",
             rule="an artefact is used only with the pinned hash",
             remedy="do not install it; find out why the index changed",
         )
@@ -72,8 +107,12 @@ def fetch(artefact: Artefact) -> Path:
 
 
 def source_tree(vllm: str) -> Path:
-    """The unpacked sdist of a release's vLLM."""
-    artefact = release.load(vllm).sdist
+    """The unpacked sdist of a vLLM version.
+
+    Raises:
+        ArtefactError: it cannot be had, or is not the pinned one.
+    """
+    artefact = sdist(vllm)
     folder = paths.STATE / "sources" / artefact.file.removesuffix(".tar.gz")
     if not folder.is_dir():
         with (

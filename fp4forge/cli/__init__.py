@@ -16,6 +16,7 @@ COMMANDS = {
     "arch": ("fp4forge.cli.arch", "arch", "Explain what an architecture list gives each GPU."),
     "ledger": ("fp4forge.cli.ledger", "ledger", "Tell which GPUs a binary's kernels run on."),
     "compare": ("fp4forge.cli.ledger", "compare", "Show what changed between two images."),
+    "patch": ("fp4forge.cli.patch", "patch", "List, check and rebase the patches to vLLM."),
     "lock": ("fp4forge.cli.files", "lock", "Make or check the hashed dependency locks."),
     "render": ("fp4forge.cli.files", "render", "Render the Dockerfiles, or check them."),
     "verify": ("fp4forge.cli.image", "verify", "Run the image tests against an image."),

@@ -1,0 +1,140 @@
+"""Commands about patches: list, show, check, refresh, drift."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from fp4forge import patching, series
+from fp4forge.console import Console, print_json
+from fp4forge.errors import DriftError, PatchError, UsageError
+
+_COLOURS = {patching.DRIFTED: "red", patching.UPSTREAM: "yellow", patching.OFFSET: "cyan"}
+
+
+@click.group()
+def patch() -> None:
+    """List, show, check and rebase the patches to vLLM."""
+
+
+def _versions(vllm: str | None) -> tuple[str, ...]:
+    known = series.versions("vllm")
+    if vllm is not None and vllm not in known:
+        raise UsageError(f"--vllm {vllm!r} has no series", rule="one of " + ", ".join(known))
+    return (vllm,) if vllm else known
+
+
+@patch.command("list")
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+def list_(as_json: bool) -> None:
+    """All patches: for which versions, why, and where upstream has them."""
+    loaded = {version: series.load("vllm", version) for version in series.versions("vllm")}
+    if as_json:
+        from dataclasses import asdict
+
+        print_json({v: [asdict(p) for p in s.patches] for v, s in loaded.items()})
+        return
+    rows: dict[str, list[str]] = {}
+    for version, sequence in loaded.items():
+        for p in sequence.patches:
+            row = rows.setdefault(p.id, [p.title, "", p.tier, p.upstream, p.fixed_in or "none"])
+            row[1] = f"{row[1]} {version}".strip()
+    _table(
+        ["patch", "what", "for", "tier", "upstream", "fixed in"], [[k, *v] for k, v in rows.items()]
+    )
+
+
+@patch.command()
+@click.argument("name")
+@click.option("--vllm", help="Version of vLLM; by default the newest that has the patch.")
+def show(name: str, vllm: str | None) -> None:
+    """One patch: its record and its diff."""
+    for version in reversed(_versions(vllm)):
+        sequence = series.load("vllm", version)
+        for p in sequence.patches:
+            if p.id == name:
+                click.echo(f"{p.id} for vLLM {version} ({p.tier}; {', '.join(p.variants)})")
+                click.echo(f"  {p.title}\n  why: {p.why}\n  upstream: {p.upstream}")
+                click.echo(f"  fixed in: {p.fixed_in or 'none'}\n  proof: {p.proof}")
+                for file in p.files:
+                    click.echo(f"  {file.path} {file.before[:12]} -> {file.after[:12]}")
+                click.echo("\n" + (sequence.folder / p.file).read_text(), nl=False)
+                return
+    raise UsageError(
+        f"there is no patch {name!r}" + (f" for vLLM {vllm}" if vllm else ""),
+        remedy="build.py patch list",
+    )
+
+
+@patch.command()
+@click.option("--vllm", help="One version of vLLM; by default all that have a series.")
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+def check(vllm: str | None, as_json: bool) -> None:
+    """Each patch against its pinned source; fails when one does not apply or is not needed."""
+    found = {version: patching.check(version) for version in _versions(vllm)}
+    _print(found, as_json)
+    recorded = {v: {u.id for u in series.load("vllm", v).already_upstream} for v in found}
+    bad = [f"{v}: {s.id}: {s.detail}" for v, states in found.items() for s in states
+           if s.state != patching.APPLIES and s.id not in recorded[v]]  # fmt: skip
+    bad += [f"{v}: {s.id}: {s.detail}" for v, states in found.items() for s in states
+            if s.state == patching.DRIFTED and s.id in recorded[v]]  # fmt: skip
+    if bad:
+        if as_json:
+            sys.exit(PatchError.exit_code)
+        raise PatchError(
+            "patches that do not fit their source:\n  " + "\n  ".join(bad),
+            remedy="build.py patch refresh rebases; drop what upstream has",
+        )
+
+
+@patch.command()
+@click.option("--vllm", help="One version of vLLM; by default all that have a series.")
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+def refresh(vllm: str | None, as_json: bool) -> None:
+    """Rebase patches that apply with offsets and record all hashes anew; never with fuzz."""
+    _print({version: patching.refresh(version) for version in _versions(vllm)}, as_json)
+
+
+@patch.command()
+@click.option("--vllm", required=True, help="Any version of vLLM on the package index.")
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+@click.option("--merge", is_flag=True, help="Print the conflicts as three-way diffs.")
+def drift(vllm: str, as_json: bool, merge: bool) -> None:
+    """What a move to another version of vLLM would need; exit 15 where patches conflict."""
+    console = Console(quiet=as_json)
+    with console.step("source") as step:
+        step.report(f"vLLM {vllm}'s sdist")
+        states = patching.drift(vllm)
+    _print({vllm: states}, as_json)
+    if merge and not as_json:
+        for state in states:
+            if state.merge:
+                click.echo(f"\n==== {state.id}\n{state.merge}")
+    bad = [s.id for s in states if s.state == patching.DRIFTED]
+    if bad:
+        if as_json:
+            sys.exit(DriftError.exit_code)
+        raise DriftError(
+            f"{len(bad)} of {len(states)} patches conflict with vLLM {vllm}: {', '.join(bad)}",
+            remedy="--merge shows each conflict; nothing was changed",
+        )
+
+
+def _print(found: dict[str, list[patching.State]], as_json: bool) -> None:
+    if as_json:
+        print_json({version: [s.as_json() for s in states] for version, states in found.items()})
+        return
+    rows = [[version, s.id, s.state, s.detail] for version, states in found.items() for s in states]
+    _table(["vLLM", "patch", "state", "detail"], rows)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console as Rich
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*head, pad_edge=False)
+    for row in rows:
+        table.add_row(*[Text(cell, style=_COLOURS.get(cell, "")) for cell in row])
+    Rich(highlight=False).print(table)
