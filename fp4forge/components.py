@@ -47,8 +47,10 @@ COMPONENTS = {
 }
 # Cloned by vLLM's CMake, but not by this project: its extension is for one Python only.
 _NEVER = ("deepgemm",)
-# The object of the gate: the smallest that has FP4 instructions for every FP4 target.
+# The objects of the gate: the smallest with FP4 instructions for every FP4 target, and a small one
+# that includes CUTLASS.
 GATE_SOURCE = "nvfp4_quant_kernels.cu"
+GATE_ENTRY = "nvfp4_scaled_mm_entry.cu"
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,11 @@ class Choice:
                 else f"/externals/{name}" + _SUBFOLDER.get(name, "")
                 for name, source in self.sources.items()
             },
-            "gate": {"source": GATE_SOURCE, "targets": predicted["nvfp4_quantise"]},
+            "gate": {
+                "source": GATE_SOURCE,
+                "entry": GATE_ENTRY,
+                "targets": predicted["nvfp4_quantise"],
+            },
         }
 
 

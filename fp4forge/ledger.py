@@ -286,15 +286,16 @@ _COMPILED_BY = {
 }
 
 
-def expected(groups: dict[str, list[str]]) -> dict[str, list[str]]:
+def expected(groups: dict[str, list[str]], fp8_family: bool = False) -> dict[str, list[str]]:
     """What a ledger's ``targets`` must be, from the predicted targets of vLLM's CMake groups.
 
-    FP8 for SM12x counts no target but 12.0, which alone ``enable_sm120_only`` lets through.
+    FP8 for SM12x counts no target but 12.0, which alone ``enable_sm120_only`` lets through;
+    with ``fp8_family`` (the patch fp8-sm12x-family) it counts them all.
     """
     found = {}
     for group, names in _COMPILED_BY.items():
         targets = {t for name in names for t in groups.get(name, ())}
-        if group == "fp8_gemm":
+        if group == "fp8_gemm" and not fp8_family:
             targets = {t for t in targets if t.rstrip("af") != "12.1"}
         found[group] = sorted(targets)
     return found

@@ -26,6 +26,8 @@ from fp4forge.series import Patch, Series
 
 # What the ledger's stage in the build imports.
 LEDGER_MODULES = ("__init__", "archs", "console", "cubins", "errors", "gpu", "ledger", "paths")
+# The csrc patch that lets FP8 kernels run on all of SM12x.
+FP8_FAMILY = "fp8-sm12x-family"
 # Where the plan lies in the build context: the tree that the image gets as it is.
 PLAN_FILE = "image/runtime/opt/fp4forge/plan.json"
 
@@ -159,7 +161,7 @@ def resolve(request: Request) -> Plan:
         gpus=gpus,
         capabilities=tuple(gpu.label for gpu in chosen.gpus),
         arch_list=arch_list,
-        predicted=ledger.expected(prediction.groups),
+        predicted=ledger.expected(prediction.groups, FP8_FAMILY in {p.id for p in csrc}),
         allow_missing=request.allow_missing,
         variant=request.variant,
         strategy=request.strategy,

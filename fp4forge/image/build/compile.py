@@ -90,7 +90,12 @@ class Compile:
     def _key(self) -> str:
         """Of everything that decides the objects: sources, patches, toolchain, instructions."""
         digest = hashlib.sha256()
-        inputs = [HERE / "compile.json", HERE / "locks/build.txt", HERE / "locks/sdist.txt"]
+        inputs = [
+            Path(__file__),
+            HERE / "compile.json",
+            HERE / "locks/build.txt",
+            HERE / "locks/sdist.txt",
+        ]
         inputs += sorted((HERE / "csrc").iterdir())
         for path in inputs:
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
@@ -148,6 +153,10 @@ class Compile:
         line += [f"-DVLLM_PYTHON_PATH={':'.join(filter(None, sys.path))}"]
         line += ["-DCMAKE_CUDA_COMPILER=/usr/local/cuda/bin/nvcc"]
         line += [f"-DFETCHCONTENT_BASE_DIR={self.home / 'deps'}"]
+        cutlass = Path(self.environment["VLLM_CUTLASS_SRC_DIR"])
+        if not (cutlass / "CMakeLists.txt").is_file():  # the index's package has headers only
+            line += [f"-DCUTLASS_INCLUDE_DIR={cutlass / 'include'}"]
+            line += [f"-DCUTLASS_TOOLS_UTIL_INCLUDE_DIR={cutlass / 'tools/util/include'}"]
         say("configuring")
         done = subprocess.run(
             line, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -222,7 +231,9 @@ class Compile:
         self.timings_file.write_text(json.dumps(old))
 
     def gate(self) -> None:
-        """Compiles the FP4 quantise object with the build's own flags and reads the result.
+        """Compiles two objects with the build's own flags and reads the FP4 instructions in one.
+
+        The quantise object shows toolchain and arch list, the entry that CUTLASS is found.
 
         Raises:
             Failed: it does not compile, or lacks FP4 instructions for a predicted target.
@@ -234,10 +245,11 @@ class Compile:
         ).stdout  # fmt: skip
         names = [line.split(": ")[0] for line in listed.splitlines() if ": CUDA_COMPILER" in line]
         objects = [name for name in names if f"/{gate['source']}." in name]
-        if not objects:
+        entries = [name for name in names if f"/{gate['entry']}." in name]
+        if not objects or not entries:
             raise Failed(f"gate: vLLM's CMake compiles no {gate['source']} for this list")
         start = time.monotonic()
-        self.ninja(objects)
+        self.ninja(objects + entries)
         sys.path.insert(0, str(HERE))  # the ledger's modules
         from fp4forge import cubins, ledger
 

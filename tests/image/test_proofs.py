@@ -1,0 +1,153 @@
+"""The patches do what their records say, and the code without them shows the symptom.
+
+``proofs/run.py`` runs in the container on its own vLLM, on a CPU; once with the patched files and
+once with the originals in their place (from the pinned sdist).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROOFS = Path(__file__).parent / "proofs"
+FOLDER = "/tmp/fp4forge-proofs"
+# Read without a patch by every other proof: it has its own run.
+EMULATION = "vllm/model_executor/layers/quantization/utils/nvfp4_emulation_utils.py"
+# bfloat16 keeps 8 bits: sums of 64 to 256 products differ by a few 2**-8 of their size.
+TOLERANCE = 0.05
+
+Results = dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def copied(request: pytest.FixtureRequest, plan: dict[str, Any]) -> None:
+    if plan["variant"] != "awq":
+        pytest.skip(f"the {plan['variant']} variant has no patches to prove")
+    import docker
+
+    from fp4forge import sources
+
+    container = docker.from_env().containers.get(request.config.getoption("--container"))
+    tree = sources.source_tree(plan["vllm_version"])
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for path in PROOFS.glob("*.py"):
+            archive.add(path, f"{FOLDER}/{path.name}")
+        for name in plan["patched_files"]:
+            kind = "emulation" if name == EMULATION else "originals"
+            archive.add(tree / name, f"{FOLDER}/{kind}/{name}")
+    container.put_archive("/", stream.getvalue())
+
+
+def run(host: Any, *arguments: str) -> Results:
+    done = host.run(f"python3 {FOLDER}/run.py {' '.join(arguments)}")
+    assert done.rc == 0, f"the proofs could not run: {done.stderr.strip()[-600:]}"
+    results: Results = json.loads(done.stdout.strip().splitlines()[-1])
+    return results
+
+
+@pytest.fixture(scope="session")
+def patched(host: Any, copied: None) -> Results:
+    return run(host)
+
+
+@pytest.fixture(scope="session")
+def original(host: Any, copied: None) -> Results:
+    return run(host, "--originals", f"{FOLDER}/originals")
+
+
+def loaded(result: dict[str, Any]) -> None:
+    assert result["outcome"] == "done", f"{result['outcome']}: {result.get('message')}"
+    assert not result["wrong"] + result["unknown"], f"wrong bytes in {result['wrong'][:3]}"
+    assert max(result["linear_error"], result["moe_error"]) < TOLERANCE, "numbers differ"
+
+
+def test_native_names_load(patched: Results, original: Results) -> None:
+    """ModelOpt's own names load, every expert tensor byte for byte in its place"""
+    for result in (patched["native"], patched["multimodal"], original["native"]):
+        loaded(result)
+        assert all("attn.attn" in name for name in result["untouched"]), result["untouched"]
+
+
+def test_moe_prefix(patched: Results, original: Results) -> None:
+    """gemma4-moe-prefix: names that carry .moe load; without the patch KeyError"""
+    for case in ("moe_prefix", "multimodal_moe_prefix"):
+        loaded(patched[case])
+        assert original[case]["outcome"] == "KeyError"
+        assert "moe.moe.experts" in original[case]["message"]
+
+
+def test_gelu_tanh(patched: Results, original: Results) -> None:
+    """gemma4-gelu-tanh: experts compute transformers' activation; without the patch erf"""
+    assert patched["activation"]["error"] < 1e-6
+    assert patched["activation"]["refuse"] == [], "MoE backends that refuse the activation"
+    assert original["activation"]["error"] > 1e-4
+
+
+def test_nan_block_scales(patched: Results, original: Results) -> None:
+    """modelopt-nan-block-scales: zeroed and counted in linear and MoE layers; without NaN"""
+    loaded(patched["nan_scales"])
+    log = patched["nan_scales"]["log"]
+    for where in ("o_proj: 1 of", "w13_weight_scale: 1 of", "w2_weight_scale: 1 of"):
+        assert where in log, f"no warning about {where}"
+    for kind in ("linear_error", "moe_error"):
+        assert original["nan_scales"][kind] == float("inf")
+    assert original["nan_scales"]["log"] == ""
+
+
+def test_expert_input_scales(patched: Results, original: Results) -> None:
+    """modelopt-expert-input-scales: missing, zero, negative are refused by name; without loaded"""
+    for case, experts in (
+        ("no_input_scale", "experts 2, 6"),
+        ("zero_input_scale", "experts 1"),
+        ("negative_input_scale", "experts 4"),
+    ):
+        assert patched[case]["outcome"] == "ValueError"
+        assert experts in patched[case]["message"]
+        assert "layers.0.moe.experts.w13_input_scale" in patched[case]["message"]
+        assert original[case]["outcome"] == "done"
+    assert any("input_scale" in name for name in original["no_input_scale"]["unknown"])
+
+
+def test_nvfp4_awq(patched: Results, original: Results) -> None:
+    """modelopt-nvfp4-awq: dense layers load and compute, experts are refused; without all are"""
+    loaded(patched["awq_dense"])
+    assert patched["awq_experts"]["outcome"] == "ValueError"
+    assert "pre_quant_scale" in patched["awq_experts"]["message"]
+    for case in ("awq_dense", "awq_experts"):
+        assert "currently only supports" in original[case]["message"]
+
+
+def test_nvfp4_awq_on_two_ranks(patched: Results, original: Results) -> None:
+    """modelopt-nvfp4-awq: factors are sharded with the input; unequal or missing ones refused"""
+    result = patched["tensor_parallel"]
+    assert result["outcome"] == "done", result.get("message")
+    assert result["second_half"], "rank 1 of 2 has not the second half"
+    assert "differ" in result["differing"]
+    assert "1 of 2 fused layers" in result["half_filled"]
+    assert original["tensor_parallel"]["outcome"] == "AttributeError"
+
+
+def test_batch_chat(patched: Results, original: Results) -> None:
+    """chat-batch-reasoning: reasoning and content come apart; without it is all content"""
+    assert patched["batch_chat"]["outcome"] == "done", patched["batch_chat"].get("message")
+    assert patched["batch_chat"]["reasoning"] == ["first I think"] * 2
+    content = "then I call <|tool_call>call:f{}<tool_call|>"
+    assert patched["batch_chat"]["content"] == [content] * 2
+    assert original["batch_chat"]["reasoning"] == [None] * 2
+    assert "first I think" in original["batch_chat"]["content"][0]
+
+
+def test_emulation_scales(host: Any, copied: None, plan: dict[str, Any], patched: Results) -> None:
+    """nvfp4-emulation-scales: the emulated layer is right; without it cannot compute"""
+    if EMULATION not in plan["patched_files"]:
+        pytest.skip(f"vLLM {plan['vllm_version']} has the fix itself")
+    loaded(patched["native"])
+    result = run(host, "--originals", f"{FOLDER}/emulation", "--only", "native")["native"]
+    wrong = result["outcome"] == "RuntimeError" or result["linear_error"] > 10 * TOLERANCE
+    assert wrong, "without the patch the numbers are right too"
