@@ -94,7 +94,7 @@ def text_config(shapes: dict[str, Any]) -> Any:
     return Gemma4TextConfig(**shapes)
 
 
-def float_weights(shapes: dict[str, Any], seed: int = 0) -> Tensors:
+def float_weights(shapes: dict[str, Any], seed: int = 0, device: str = "cpu") -> Tensors:
     """Random weights of transformers' own Gemma-4, by its names, in float32."""
     from transformers.models.gemma4.modeling_gemma4 import Gemma4ForCausalLM
 
@@ -105,7 +105,7 @@ def float_weights(shapes: dict[str, Any], seed: int = 0) -> Tensors:
     for name, meta in model.state_dict().items():
         if name == "lm_head.weight" and shapes["tie_word_embeddings"]:
             continue
-        tensor = torch.empty(meta.shape, dtype=torch.float32)
+        tensor = torch.empty(meta.shape, dtype=torch.float32, device=device)
         if meta.dim() >= 2:
             tensor.normal_(0.0, 0.7 / meta.shape[-1] ** 0.5)
         elif "norm" in name:
@@ -167,7 +167,7 @@ def quantised(weights: Tensors, case: Case) -> Tensors:
         if awq:
             width = tensor.shape[1]
             if key not in factors:
-                factors[key] = torch.rand(width, generator=generator) + 0.5
+                factors[key] = (torch.rand(width, generator=generator) + 0.5).to(tensor.device)
             out[base + "pre_quant_scale"] = factors[key].to(torch.bfloat16)
             tensor = tensor / factors[key].to(torch.bfloat16).float()
         packed, block_scale, scale = quantise(tensor, None if awq else amax[key])
@@ -217,7 +217,7 @@ def write(folder: Path, shapes: dict[str, Any], case: Case, weights: Tensors) ->
     folder.mkdir(parents=True, exist_ok=True)
     tensors = quantised(weights, case)
     save_file(
-        {n: t.contiguous() for n, t in rename(tensors, case).items()},
+        {n: t.cpu().contiguous() for n, t in rename(tensors, case).items()},
         str(folder / "model.safetensors"),
         metadata={"format": "pt"},
     )

@@ -23,11 +23,13 @@ def quantise(
     """
     out, columns = weight.shape
     blocks = weight.float().reshape(out, columns // BLOCK, BLOCK)
-    scale = torch.tensor((amax or float(blocks.abs().max())) / (6.0 * 448.0))
+    largest = amax or float(blocks.abs().max())
+    scale = torch.tensor(largest / (6.0 * 448.0), device=weight.device)
     block_scale = (blocks.abs().amax(-1) / 6.0 / scale).clamp(max=448.0).to(torch.float8_e4m3fn)
     step = block_scale.float() * scale
     ratio = torch.where(step[..., None] > 0, blocks / step[..., None], 0.0)
-    index = (ratio.abs()[..., None] - E2M1.to(ratio.device)).abs().argmin(-1)
+    middles = ((E2M1[1:] + E2M1[:-1]) / 2).to(ratio.device)
+    index = torch.bucketize(ratio.abs(), middles)
     nibbles = (index + 8 * (ratio < 0)).to(torch.uint8).reshape(out, columns)
     packed = nibbles[:, 0::2] | nibbles[:, 1::2] << 4
     return packed, block_scale, scale
@@ -40,4 +42,8 @@ def dequantise(
     low, high = packed & 0x0F, packed >> 4
     nibbles = torch.stack((low, high), dim=-1).reshape(packed.shape[0], -1).long()
     table = torch.cat((E2M1, -E2M1)).to(packed.device)
-    return table[nibbles] * block_scale.float().repeat_interleave(BLOCK, dim=1) * scale
+    return (
+        table[nibbles]
+        * block_scale.float().repeat_interleave(BLOCK, dim=1)
+        * scale.to(packed.device)
+    )

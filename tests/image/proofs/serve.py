@@ -1,0 +1,226 @@
+"""Serves generated checkpoints with vLLM on this GPU and compares; prints one JSON object.
+
+    python3 serve.py [--shapes reference|tiny] [--plain FOLDER] [--out FOLDER]
+
+FOLDER of --plain holds an unpatched vllm package: there each damaged checkpoint must show the
+symptom that its patch's record claims. Server logs go to --out.
+
+Tolerance of the logits. Server and reference use the same dequantised weights; they differ by
+bfloat16 arithmetic (2**-9 an operation, a few dozen in a row) and by the FP8 KV cache (E4M3, 2**-4
+an element, averaged over the keys). Logits are softcapped at 30 and spread by about 1: 0.25 in the
+log-probability of a token on average is far above both and far below a wrong layer (over 1).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import torch
+from checkpoint import (
+    REFERENCE,
+    TINY,
+    Case,
+    Tensors,
+    dequantised,
+    float_weights,
+    write,
+    write_tokenizer,
+)
+
+PORT = 8123
+MEAN_TOLERANCE = 0.25
+CASES = (
+    Case("native"),
+    Case("moe_prefix", moe_prefix=True),
+    Case("nan_scales", nan_scales=(("experts.3.gate_proj.weight_scale", 0x7F),)),
+    Case("no_input_scale", no_input_scale=(2, 6)),
+)
+
+
+class Server:
+    """``vllm serve`` in a process group of its own, until closed."""
+
+    def __init__(self, folder: Path, log: Path, plain: Path | None, eager: bool) -> None:
+        self.log = log
+        environment = dict(os.environ)
+        if plain:
+            environment["PYTHONPATH"] = f"{plain}:{environment.get('PYTHONPATH', '')}"
+        line = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder)]
+        line += ["--quantization", "modelopt", "--kv-cache-dtype", "fp8_e4m3"]
+        line += ["--moe-backend", "marlin", "--max-model-len", "2048", "--port", str(PORT)]
+        line += ["--gpu-memory-utilization", "0.4", "--served-model-name", "m"]
+        line += ["--reasoning-parser", "gemma4"]
+        line += ["--enforce-eager"] if eager else []
+        self.started = time.monotonic()
+        with log.open("w") as file:
+            self.process = subprocess.Popen(
+                line, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            )
+
+    def wait(self, seconds: float = 300) -> float | None:
+        """Seconds until /health answers; None when the server ended first."""
+        while time.monotonic() - self.started < seconds:
+            if self.process.poll() is not None:
+                return None
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health", timeout=2):
+                    return time.monotonic() - self.started
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.5)
+        return None
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        """The JSON answer to a request."""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{PORT}{path}", json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )  # fmt: skip
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return json.load(answer)
+
+    def close(self) -> None:
+        """Ends the server and its workers."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGTERM)
+            try:
+                self.process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+
+
+def reference_logprobs(shapes: dict[str, Any], source: Tensors, prompt: list[int]) -> torch.Tensor:
+    """Float32 log-probabilities [tokens, vocabulary] by transformers' own Gemma-4."""
+    from checkpoint import text_config
+    from transformers.models.gemma4.modeling_gemma4 import Gemma4ForCausalLM
+
+    config = text_config(shapes)
+    config.dtype = torch.float32
+    model = Gemma4ForCausalLM(config).cuda().float().eval()
+    plain = dequantised({name: tensor.cuda() for name, tensor in source.items()})
+    state = model.state_dict()
+    with torch.no_grad():
+        for name, tensor in state.items():
+            if name.endswith("experts.gate_up_proj"):
+                base = name.removesuffix("gate_up_proj")
+                for e in range(tensor.shape[0]):
+                    parts = [plain[f"{base}{e}.{p}.weight"] for p in ("gate_proj", "up_proj")]
+                    tensor[e].copy_(torch.cat(parts))
+            elif name.endswith("experts.down_proj"):
+                base = name.removesuffix("down_proj")
+                for e in range(tensor.shape[0]):
+                    tensor[e].copy_(plain[f"{base}{e}.down_proj.weight"])
+            elif name in plain:
+                tensor.copy_(plain[name])
+        logits = model(torch.tensor([prompt], device="cuda")).logits[0].float()
+    return logits.log_softmax(-1).cpu()
+
+
+def compare(server: Server, want: torch.Tensor, prompt: list[int]) -> dict[str, Any]:
+    """The server's log-probabilities of a prompt's tokens against the reference's."""
+    body = {"model": "m", "prompt": prompt, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 3}
+    answer = server.post("/v1/completions", body)
+    entries = answer["choices"][0]["prompt_logprobs"]
+    differences, agree = [], 0
+    for position, entry in enumerate(entries[1:]):
+        for token, found in entry.items():
+            differences.append(abs(found["logprob"] - float(want[position, int(token)])))
+        best = min(entry, key=lambda token: entry[token]["rank"])
+        agree += int(best) == int(want[position].argmax())
+    values = torch.tensor(differences)
+    return {
+        "tokens": len(entries) - 1,
+        "mean_difference": float(values.mean()),
+        "max_difference": float(values.max()),
+        "same_best_token": agree / (len(entries) - 1),
+        "tolerance": MEAN_TOLERANCE,
+    }
+
+
+def chat(server: Server) -> dict[str, Any]:
+    """One chat completion twice at temperature 0, and one batch."""
+    said = [{"role": "user", "content": "What is the capital of France?"}]
+    body = {"model": "m", "messages": said, "max_tokens": 24, "temperature": 0}
+    first, second = (server.post("/v1/chat/completions", body) for _ in "12")
+    texts = [answer["choices"][0]["message"]["content"] for answer in (first, second)]
+    batch = server.post("/v1/chat/completions/batch", {**body, "messages": [said, said]})
+    return {
+        "deterministic": texts[0] == texts[1],
+        "tokens": first["usage"]["completion_tokens"],
+        "batch_choices": len(batch["choices"]),
+    }
+
+
+def tail(log: Path) -> list[str]:
+    """The lines that say why a server ended."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if "Error" in line]
+    return [line[-300:] for line in lines[-4:]]
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shapes", choices=["reference", "tiny"], default="reference")
+    parser.add_argument("--plain", type=Path)
+    parser.add_argument("--out", type=Path, default=Path(tempfile.mkdtemp()))
+    args = parser.parse_args()
+    shapes = REFERENCE if args.shapes == "reference" else TINY
+    torch.manual_seed(0)
+    weights = float_weights(shapes, device="cuda")
+    prompt = [2, *torch.randint(23, 279, (96,)).tolist()]
+    results: dict[str, Any] = {"shapes": args.shapes, "device": torch.cuda.get_device_name()}
+    with tempfile.TemporaryDirectory() as root:
+        for case in CASES:
+            folder = Path(root, case.name)
+            source = write(folder, shapes, case, weights)
+            write_tokenizer(folder)
+            want = None
+            if case.name in ("native", "nan_scales"):
+                clean = {n: _clean(t) for n, t in source.items()}
+                want = reference_logprobs(shapes, clean, prompt)
+            for side, plain in (("patched", None), ("plain", args.plain)):
+                if side == "plain" and plain is None:
+                    continue
+                log = args.out / f"{case.name}-{side}.log"
+                server = Server(folder, log, plain, eager=case.name != "native")
+                try:
+                    entry: dict[str, Any] = {"ready_s": server.wait()}
+                    if entry["ready_s"] is None:
+                        entry["ended"] = tail(log)
+                    else:
+                        if want is not None:
+                            entry |= compare(server, want, prompt)
+                        entry |= chat(server)
+                except Exception as error:  # the error is the result
+                    entry["failed"] = f"{type(error).__name__}: {error}"[:300]
+                finally:
+                    server.close()
+                results.setdefault(case.name, {})[side] = entry
+                print(case.name, side, json.dumps(entry), file=sys.stderr, flush=True)
+    print(json.dumps(results))
+
+
+def _clean(tensor: torch.Tensor) -> torch.Tensor:
+    """Block scales with NaN as zero, which is what the patch makes of them."""
+    if tensor.dtype != torch.float8_e4m3fn:
+        return tensor
+    raw = tensor.view(torch.uint8).clone()
+    raw[(raw & 0x7F) == 0x7F] = 0
+    return raw.view(torch.float8_e4m3fn)
+
+
+if __name__ == "__main__":
+    main()
