@@ -9,6 +9,7 @@ LOOPBACK := 127.0.0.1:5000
 TARGET_REGISTRY = $(or $(REGISTRY),$(LOOPBACK))
 
 PYTHON ?= python3
+GPU_PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
@@ -27,7 +28,8 @@ $(VENV)/.ready: requirements.txt
 	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
 	@touch $@
 
-.PHONY: venv setup image test unit e2e test-image lint render lock bench clean help
+
+.PHONY: venv setup image image-source test unit e2e test-image test-gpu lint render lock bench clean help
 
 venv: $(VENV)/.ready
 
@@ -39,6 +41,10 @@ setup: venv ## Prepare this machine: packages, virtual environment, engine, regi
 image: setup ## Build, check and publish an image (ARCH= RELEASE= VARIANT= FROM= BASE=)
 	@$(RUN) build.py --release $(RELEASE) --arch $(ARCH) --from $(FROM) --base $(BASE) \
 	  --variant $(VARIANT) --registry $(TARGET_REGISTRY) --push $(OPTIONS)
+
+image-source: setup ## Compile vLLM 0.19.1 (components core) into an image: hours; resumes
+	@$(RUN) build.py --arch $(ARCH) --from source --components core --source cutlass=pypi \
+	  --base $(BASE) --variant $(VARIANT) --registry $(TARGET_REGISTRY) --push $(OPTIONS)
 
 test: lint unit e2e ## Lint, unit tests, then e2e against the real engine and registry
 
@@ -52,6 +58,9 @@ e2e: setup ## Tests against the real engine and registry (builds the image of `m
 test-image: setup ## Run the image tests against IMAGE= (ARCH= RELEASE= ... say what it must be)
 	@$(RUN) build.py verify $(IMAGE) --release $(RELEASE) --arch $(ARCH) --from $(FROM) \
 	  --base $(BASE) --variant $(VARIANT) $(OPTIONS)
+
+test-gpu: ## On a GPU: kernels and served checkpoints, without Docker (GPU_PYTHON=; docs/gpu.md)
+	@$(GPU_PYTHON) -m pytest tests/gpu -v -rs
 
 lint: venv ## ruff, mypy --strict, shellcheck, hadolint, rendered files and locks against inputs
 	@$(VENV)/bin/ruff check .
@@ -75,4 +84,4 @@ clean: ## Remove this checkout's build state and virtual environment (images sta
 	@rm -rf .build $(VENV) .mypy_cache .ruff_cache
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

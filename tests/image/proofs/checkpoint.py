@@ -75,7 +75,8 @@ class Case:
     name: str
     multimodal: bool = False
     moe_prefix: bool = False  # names already carry .moe
-    nan_scales: tuple[tuple[str, int], ...] = ()  # tensor suffix, byte planted
+    nan_scales: tuple[tuple[str, int], ...] = ()  # tensor suffix, byte planted once
+    nan_everywhere: bool = False  # planted in every other block of all such tensors
     no_input_scale: tuple[int, ...] = ()  # experts that saw no token
     input_scale: dict[int, float] = field(default_factory=dict)  # expert -> planted value
     algo: str = "NVFP4"
@@ -108,6 +109,10 @@ def float_weights(shapes: dict[str, Any], seed: int = 0, device: str = "cpu") ->
         tensor = torch.empty(meta.shape, dtype=torch.float32, device=device)
         if meta.dim() >= 2:
             tensor.normal_(0.0, 0.7 / meta.shape[-1] ** 0.5)
+        elif "q_norm" in name or "k_norm" in name:
+            # Trained models keep scores within a few units; at 1 they spread by 16 and a
+            # softmax over random ones only tells which rounding came first.
+            tensor.normal_(0.3, 0.03)
         elif "norm" in name:
             tensor.normal_(1.0, 0.1)
         else:
@@ -179,8 +184,10 @@ def quantised(weights: Tensors, case: Case) -> Tensors:
             value = case.input_scale.get(expert, 0.01) if expert is not None else 0.01
             out[base + "input_scale"] = torch.tensor(value)
     for suffix, byte in case.nan_scales:
-        name = next(n for n in out if n.endswith(suffix))
-        out[name].view(torch.uint8)[0, 0] = byte
+        names = [n for n in out if n.endswith(suffix)]
+        for name in names if case.nan_everywhere else names[:1]:
+            raw = out[name].view(torch.uint8)
+            (raw[:, ::2] if case.nan_everywhere else raw[:1, :1]).fill_(byte)
     return out
 
 
