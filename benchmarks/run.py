@@ -100,25 +100,13 @@ def no_op() -> dict[str, Any]:
 
 def edited_patches(folder: Path, number: int) -> Path:
     """A copy of patches/ in which one comment line that a patch adds is another."""
-    import hashlib
-
-    import yaml
-
     copy = folder / f"patches{number}"
     shutil.copytree(ROOT / "patches", copy)
-    home = copy / "vllm" / REQUEST.release
-    data = yaml.safe_load((home / "series.yaml").read_text())
-    path, word = "vllm/model_executor/models/gemma4.py", "keep it as it is"
-    diff = home / "gemma4-moe-prefix.patch"
+    diff = copy / "vllm" / REQUEST.release / "gemma4-moe-prefix.patch"
+    word = "keep it as it is"
     diff.write_text(diff.read_text().replace(word, f"{word} ({number})"))
-    text = shell(
-        ["docker", "run", "--rm", "--entrypoint=cat",
-         f"{REPO}:{REQUEST.release}-{REQUEST.arch}-{REQUEST.variant}",
-         f"/usr/local/lib/python3.13/dist-packages/{path}"]
-    ).replace(word, f"{word} ({number})")  # fmt: skip
-    record = [p for p in data["patches"] if path in p["files"]][-1]
-    record["files"][path]["after"] = hashlib.sha256(text.encode()).hexdigest()
-    (home / "series.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
+    refresh = [sys.executable, "build.py", "patch", "refresh", "--vllm", REQUEST.release]
+    shell(refresh, FP4FORGE_PATCHES=str(copy))
     return copy
 
 

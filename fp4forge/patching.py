@@ -62,7 +62,8 @@ def check(version: str) -> list[State]:
             try:
                 apply_one(asdict(patch), sequence.folder / patch.file, work)
             except Refused as refusal:
-                states.append(State(patch.id, DRIFTED, str(refusal)))
+                reason = str(refusal).removeprefix(f"patch {patch.id}: ")
+                states.append(State(patch.id, DRIFTED, reason))
                 continue
             found = has_fix(work, patch.detect)
             states.append(

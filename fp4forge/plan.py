@@ -85,6 +85,7 @@ class Plan:
     components_left_out: dict[str, str] = field(default_factory=dict)  # with the reason
     sources: dict[str, Source] = field(default_factory=dict)  # external ones
     packages: dict[str, str] = field(default_factory=dict)  # locked version of each
+    packages_overridden: tuple[str, ...] = ()  # by the release, against other packages' wishes
     revision: str = ""  # commit of the inputs, for the image's label
     checks: str = ""  # SHA-256 over the image tests: other tests, another verification
     context: dict[str, str] = field(default_factory=dict)  # file -> SHA-256, the build's input
@@ -176,6 +177,9 @@ def resolve(request: Request) -> Plan:
         leave_out=tuple(rule for rule in what.leave_out if not set(rule.unless) & set(gpus)),
         unpacked_gb=what.unpacked_gb[chosen.name],
         epoch=what.epoch,
+        packages_overridden=tuple(
+            re.split("[<=>!~]", text)[0] for text in what.strategy(request.strategy).overrides
+        ),
         components=choice.names,
         components_left_out=choice.left_out,
         sources=choice.sources,

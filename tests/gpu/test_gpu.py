@@ -1,4 +1,4 @@
-"""vLLM on a real GPU: kernels against float32, then generated checkpoints served (``make test-gpu``).
+"""vLLM on a real GPU: kernels against float32, generated checkpoints served (``make test-gpu``).
 
 Runs in whatever Python has vLLM, torch and a GPU; no Docker. FP4FORGE_PLAIN names a folder with an
 unpatched vllm package, in which each damaged checkpoint must show its record's symptom.

@@ -49,6 +49,14 @@ def config(image: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+@pytest.fixture(scope="session")
+def history(request: pytest.FixtureRequest) -> list[str]:
+    import docker
+
+    found = docker.from_env().images.get(request.config.getoption("--image")).history()
+    return [entry["CreatedBy"] for entry in found]
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
     report = yield

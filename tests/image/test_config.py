@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 
@@ -58,3 +59,18 @@ def test_platform(image: dict[str, Any], plan: dict[str, Any]) -> None:
     """platform is the plan's"""
     found = f"{image['Os']}/{image['Architecture']}"
     assert found == plan["platform"], f"the image is for {found}, wanted {plan['platform']}"
+
+
+SECRET = re.compile(
+    r"(?i)\b[A-Z0-9_]*(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL)[A-Z0-9_]*\s*[=:]\s*\S+"
+    r"|\b(?:hf|ghp|gho|glpat|sk)[-_][A-Za-z0-9]{16,}|AKIA[0-9A-Z]{16}|://[^/\s:@]+:[^/\s@]+@"
+)
+
+
+def test_secrets(config: dict[str, Any], history: list[str]) -> None:
+    """no token, password or key in the environment, labels or history"""
+    texts = [*(config.get("Env") or []), *history]
+    texts += [f"{key}={value}" for key, value in (config.get("Labels") or {}).items()]
+    # The name is told, the value is not: this report may be public.
+    found = {re.split("[=:]", m[0])[0][:40] for text in texts for m in SECRET.finditer(text)}
+    assert not found, f"looks like a secret: {', '.join(sorted(found))}"

@@ -109,3 +109,122 @@ def test_ledger_is_of_these_files(host: Any, site: str) -> None:
     found = {line[66:]: line[:64] for line in done.stdout.splitlines()}
     wrong = [path for path, digest in listed.items() if found.get(path) != digest]
     assert not wrong, f"not the file of the ledger: {', '.join(wrong)}"
+
+
+def test_times(host: Any, plan: dict[str, Any]) -> None:
+    """every file carries the release's time, so that layers repeat"""
+    newer = host.run(
+        f"find / -xdev -newermt @{plan['epoch']} -not -path '/proc*' -not -path '/sys*'"
+        " -not -path '/dev*' -not -path '/tmp*' -not -path '/etc/*' -not -path /etc"
+        " -not -path '/run*' -not -path / 2>/dev/null | head -3"
+    ).stdout.split()
+    assert not newer, f"newer than the release: {', '.join(newer)}"
+
+
+def test_installed_files(host: Any, plan: dict[str, Any], site: str) -> None:
+    """every installed file has the SHA-256 of its wheel's RECORD, patched files aside"""
+    code = f"""
+import base64, concurrent.futures, csv, glob, hashlib, json, os
+site, patched = {site!r}, set({list(plan["patched_files"])!r})
+gone = {{f["path"] for n in glob.glob("/opt/fp4forge/left-out/*.json") for f in json.load(open(n))}}
+rows = []
+for record in glob.glob(site + "/*.dist-info/RECORD"):
+    for path, digest, size in csv.reader(open(record)):
+        name = os.path.relpath(os.path.join(site, path), site)
+        if digest.startswith("sha256=") and not name.endswith(".pyc"):
+            if name not in patched and name not in gone:
+                rows.append((name, digest[7:]))
+def check(row):
+    name, digest = row
+    try:
+        with open(os.path.join(site, name), "rb") as file:
+            found = hashlib.file_digest(file, "sha256").digest()
+    except FileNotFoundError:
+        return "missing " + name
+    if base64.urlsafe_b64encode(found).rstrip(b"=").decode() != digest:
+        return "changed " + name
+with concurrent.futures.ThreadPoolExecutor() as pool:
+    wrong = [w for w in pool.map(check, rows) if w]
+print(json.dumps([len(rows), wrong[:5]]))
+"""
+    done = host.run("python3 -c %s", code)
+    assert done.rc == 0, done.stderr[-300:]
+    count, wrong = json.loads(done.stdout)
+    assert not wrong, f"not as their wheels installed them: {', '.join(wrong)}"
+    assert count > 10_000, f"only {count} files are listed in any RECORD"
+
+
+def test_requirements(host: Any, plan: dict[str, Any]) -> None:
+    """every installed package has its requirements, but for the release's own overrides"""
+    code = """
+import importlib.metadata as m, json, sys
+from packaging.requirements import Requirement
+have = {d.metadata["Name"].lower().replace("_", "-").replace(".", "-"): d.version
+        for d in m.distributions()}
+wrong = []
+for d in m.distributions():
+    for text in d.requires or []:
+        r = Requirement(text)
+        name = r.name.lower().replace("_", "-").replace(".", "-")
+        if r.marker and not r.marker.evaluate({"extra": ""}):
+            continue
+        if name not in have:
+            wrong.append([d.metadata["Name"], name, "is missing"])
+        elif not r.specifier.contains(have[name], prereleases=True):
+            wrong.append([d.metadata["Name"], name, have[name] + " is not " + str(r.specifier)])
+print(json.dumps(wrong))
+"""
+    found = json.loads(host.check_output("python3 -c %s", code))
+    allowed = set(plan["packages_overridden"])
+    wrong = [f"{who} needs {what}: {why}" for who, what, why in found if what not in allowed]
+    assert not wrong, "; ".join(wrong[:5])
+
+
+# Set by distributions; nothing of ours needs one.
+SETUID = {"su", "mount", "umount", "passwd", "chsh", "chfn", "gpasswd", "newgrp", "chage",
+          "expiry", "unix_chkpwd", "sudo", "wall", "write.ul"}  # fmt: skip
+
+
+def test_setuid(host: Any) -> None:
+    """no setuid or setgid files but the distribution's"""
+    found = host.check_output("find / -xdev -type f -perm /6000 2>/dev/null").split()
+    strange = [path for path in found if path.rsplit("/", 1)[1] not in SETUID]
+    assert not strange, f"setuid or setgid: {', '.join(strange)}"
+
+
+def test_cuda_once(host: Any, site: str) -> None:
+    """no CUDA library is there twice, by name or by content"""
+    listed = host.check_output(
+        f"find {site} /usr/lib /usr/local/lib -xdev -type f \\( -name 'libcu*.so*' -o"
+        " -name 'libnv*.so*' -o -name 'libnccl*.so*' \\) -printf '%f %s %p\\n'"
+    ).splitlines()
+    seen: dict[str, str] = {}
+    twice = []
+    for line in listed:
+        name, size, path = line.split(" ", 2)
+        for key in (name.split(".so")[0], f"{size} bytes"):
+            other = seen.setdefault(key, path)
+            if other != path and int(size) > 100_000:
+                twice.append(f"{path} and {other}")
+    assert not twice, f"twice: {'; '.join(sorted(set(twice))[:3])}"
+
+
+def test_runtime_compilers(host: Any) -> None:
+    """what kernels compiled at run time need is there: ptxas, nvcc, g++, ninja"""
+    for command in ("/usr/local/cuda/bin/ptxas", "/usr/local/cuda/bin/nvcc", "g++", "ninja"):
+        done = host.run(f"{command} --version")
+        assert done.rc == 0, f"{command} is missing or does not run"
+
+
+def test_leftovers(host: Any) -> None:
+    """no repositories, caches, package lists or credentials are left"""
+    names = " -o ".join(
+        f"-name {name}"
+        for name in (".git", ".netrc", ".pypirc", ".aws", "id_rsa", "id_ed25519", ".docker", ".ssh")
+    )
+    found = host.check_output(
+        f"find / -xdev \\( {names} \\) -not -path '/proc/*' 2>/dev/null"
+    ).split()
+    for folder in ("/root/.cache", "/var/lib/apt/lists", "/var/cache/apt/archives"):
+        found += host.run(f"find {folder} -type f 2>/dev/null | head -2").stdout.split()
+    assert not found, f"left in the image: {', '.join(found[:4])}"

@@ -130,8 +130,12 @@ class Compile:
         self.home.touch()
         WORK.unlink(missing_ok=True)
         WORK.symlink_to(self.home)
-        if not (self.build / "build.ninja").is_file():
-            self._configure()
+        line = self._configure_line()
+        configured = self.home / "configure.json"
+        if not configured.is_file() or json.loads(configured.read_text()) != line:
+            configured.unlink(missing_ok=True)
+            self._configure(line)
+            configured.write_text(json.dumps(line))
 
     def _patch(self, tree: Path) -> None:
         apply_patches = importlib.import_module("apply_patches")
@@ -145,7 +149,8 @@ class Compile:
             if file.is_file():
                 file.write_text(f'message(STATUS "fp4forge: {name} is left out")\n')
 
-    def _configure(self) -> None:
+    def _configure_line(self) -> list[str]:
+        """CMake's command line; another one configures the same folder again."""
         launchers = [f"-DCMAKE_{lang}_COMPILER_LAUNCHER=sccache" for lang in ("C", "CXX", "CUDA")]
         line = ["cmake", "-G", "Ninja", "-S", str(self.source), "-B", str(self.build), *launchers]
         line += ["-DCMAKE_BUILD_TYPE=Release", "-DVLLM_TARGET_DEVICE=cuda", "-DNVCC_THREADS=1"]
@@ -156,14 +161,17 @@ class Compile:
         cutlass = Path(self.environment["VLLM_CUTLASS_SRC_DIR"])
         if not (cutlass / "CMakeLists.txt").is_file():  # the index's package has headers only
             line += [f"-DCUTLASS_INCLUDE_DIR={cutlass / 'include'}"]
+            line += [f"-DCUTLASS_DIR={cutlass}"]  # CUTLASS MLA includes its examples
             line += [f"-DCUTLASS_TOOLS_UTIL_INCLUDE_DIR={cutlass / 'tools/util/include'}"]
+        return line
+
+    def _configure(self, line: list[str]) -> None:
         say("configuring")
         done = subprocess.run(
             line, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         (self.home / "configure.log").write_text(done.stdout)
         if done.returncode != 0:
-            (self.build / "build.ninja").unlink(missing_ok=True)
             raise Failed("CMake cannot configure vLLM:\n" + tail(done.stdout, 25))
 
     def ninja(self, targets: list[str]) -> None:

@@ -1,0 +1,94 @@
+"""build.py patch against the real sources of vLLM (fetched from the package index)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from tests.e2e.conftest import Completed, shell
+
+FOLDER = Path("vllm/0.20.2")
+
+
+def patch(*arguments: str, **environment: str) -> Completed:
+    return shell(sys.executable, "build.py", "patch", *arguments, check=False, **environment)
+
+
+def test_every_patch_applies_and_every_upstream_fix_is_found() -> None:
+    done = patch("check", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert {s["state"] for s in found["0.19.1"]} == {"applies"}
+    states = {s["id"]: s["state"] for s in found["0.20.2"]}
+    assert states.pop("nvfp4-emulation-scales") == "upstream"
+    assert states.pop("fp4-support-guards") == "upstream"
+    assert set(states.values()) == {"applies"}
+
+
+def test_a_patch_that_no_longer_fits_fails_the_check(copied_patches: Path) -> None:
+    diff = copied_patches / FOLDER / "chat-batch-reasoning.patch"
+    text = diff.read_text()
+    context = next(line for line in text.splitlines() if line.startswith(" "))
+    diff.write_text(text.replace(context, context + " # moved on"))
+    done = patch("check", "--vllm", "0.20.2", FP4FORGE_PATCHES=str(copied_patches))
+    assert done.returncode == 7
+    assert "chat-batch-reasoning: " in done.stderr and "batch_serving.py hunk" in done.stderr
+
+
+def test_a_fix_that_upstream_has_is_detected_in_the_source(copied_patches: Path) -> None:
+    series = copied_patches / FOLDER / "series.yaml"
+    text = series.read_text()
+    old = r"'\(\?<!\\\.moe\)\\\.experts'"
+    assert old in text
+    series.write_text(text.replace(old, "'class Gemma4MoE'"))
+    done = patch("check", "--vllm", "0.20.2", "--json", FP4FORGE_PATCHES=str(copied_patches))
+    assert done.returncode == 7
+    states = {s["id"]: s["state"] for s in json.loads(done.stdout)["0.20.2"]}
+    assert states["gemma4-moe-prefix"] == "upstream"
+
+
+def test_refresh_rebases_offsets_and_records_hashes(copied_patches: Path) -> None:
+    folder = copied_patches / FOLDER
+    diff, series = folder / "chat-batch-reasoning.patch", folder / "series.yaml"
+    right, recorded = diff.read_text(), series.read_text()
+    diff.write_text(right.replace("@@ -1", "@@ -9", 1))  # hunk counted from another line
+    series.write_text(recorded.replace("before: ", "before: dead", 1))
+    done = patch("refresh", "--vllm", "0.20.2", "--json", FP4FORGE_PATCHES=str(copied_patches))
+    assert done.returncode == 0, done.stderr
+    states = {s["id"]: s["state"] for s in json.loads(done.stdout)["0.20.2"]}
+    assert states["chat-batch-reasoning"] == "applies with offsets"
+    assert series.read_text() == recorded
+    assert diff.read_text() == right
+
+
+def test_refresh_never_uses_fuzz(copied_patches: Path) -> None:
+    folder = copied_patches / FOLDER
+    diff = folder / "chat-batch-reasoning.patch"
+    lines = diff.read_text().splitlines(keepends=True)
+    context = next(n for n, line in enumerate(lines) if line.startswith(" "))
+    lines[context] = " not what stands there\n"
+    diff.write_text("".join(lines))
+    before = (folder / "series.yaml").read_text()
+    done = patch("refresh", "--vllm", "0.20.2", FP4FORGE_PATCHES=str(copied_patches))
+    assert done.returncode == 7 and "without fuzz" in done.stderr
+    assert (folder / "series.yaml").read_text() == before
+
+
+def test_drift_tells_what_a_move_needs() -> None:
+    done = patch("drift", "--vllm", "0.21.0", "--merge")
+    assert done.returncode == 15
+    assert "modelopt-nvfp4-awq" in done.stderr
+    assert "<<<<<<< ours" in done.stdout and ">>>>>>> theirs" in done.stdout
+    done = patch("drift", "--vllm", "0.21.0", "--json")
+    assert done.returncode == 15
+    states = {s["id"]: s["state"] for s in json.loads(done.stdout)["0.21.0"]}
+    assert states["gemma4-moe-prefix"] == states["gemma4-gelu-tanh"] == "upstream"
+    assert states["modelopt-nvfp4-awq"] == "drifted"
+    assert states["chat-batch-reasoning"] == "applies with offsets"
+
+
+def test_a_version_that_does_not_exist() -> None:
+    done = patch("drift", "--vllm", "0.20.99")
+    assert done.returncode == 8 and "no vLLM 0.20.99" in done.stderr
+    assert patch("drift", "--vllm", "0.1;id").returncode == 2
