@@ -10,7 +10,7 @@ from typing import Any
 
 from fp4forge import engine, ledger
 from fp4forge.console import Report
-from fp4forge.errors import UsageError
+from fp4forge.errors import RegistryError, UsageError
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,10 @@ def describe(image: str, report: Report) -> Description:
             found = client.images.get(image)
         except ImageNotFound:
             report(f"pulling {image}")
-            client.images.pull(image)
+            engine.pull(client, image, None, report)
             found = client.images.get(image)
-    except APIError as error:
-        raise UsageError(
-            f"{image!r} is no image here", rule=str(error.explanation or error)[:160]
-        ) from None
+    except (APIError, RegistryError) as error:
+        raise UsageError(f"{image!r} is no image here", rule=str(error)[:160]) from None
     layers = [
         (entry["CreatedBy"].removesuffix(" # buildkit"), entry["Size"])
         for entry in reversed(found.history())

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fp4forge.errors import DiskError, EngineError, PlatformError
+from fp4forge.console import Report
+from fp4forge.errors import DiskError, EngineError, PlatformError, RegistryError
 
 ROLE = "io.fp4forge.role"
 
@@ -148,3 +149,31 @@ def retire(client: Any, repository: str, keep: str, labels: dict[str, str]) -> N
 def _last(text: str) -> str:
     lines = [line for line in text.strip().splitlines() if line.strip()]
     return lines[-1] if lines else "no reason given"
+
+
+def pull(client: Any, reference: str, platform: str | None, report: Report) -> None:
+    """Pulls an image, with progress.
+
+    docker's SDK drops the errors that the engine sends while it pulls; here they are raised.
+
+    Raises:
+        RegistryError: the image cannot be had, with the engine's reason.
+    """
+    from docker.errors import APIError
+
+    try:
+        for event in client.api.pull(reference, platform=platform, stream=True, decode=True):
+            if "error" in event:
+                raise RegistryError(
+                    f"{reference} cannot be pulled: {event['error'][:300]}",
+                    rule="what is published is what a stock docker pull brings",
+                    remedy="check the registry's storage and log; running again resumes",
+                )
+            if event.get("status") and event.get("id"):
+                report(f"{event['id']} {event['status']}")
+    except APIError as error:
+        raise RegistryError(
+            f"{reference} cannot be pulled: {str(error.explanation or error)[:300]}",
+            rule="the engine pulls from the registry by itself",
+            remedy="check the registry and 'docker login'",
+        ) from None

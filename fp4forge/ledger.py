@@ -22,7 +22,7 @@ from fp4forge import cubins
 from fp4forge.archs import serves
 from fp4forge.console import Report
 from fp4forge.cubins import DeviceCode, Kernel
-from fp4forge.errors import BinaryError, UsageError
+from fp4forge.errors import BinaryError, RegistryError, UsageError
 from fp4forge.gpu import GPUS
 
 # Marlin's first two template arguments are the types of activations and weights.
@@ -202,12 +202,12 @@ def _from_engine(target: str, report: Report) -> Iterator[Path]:
             except ImageNotFound:
                 report(f"pulling {target}")
                 try:
-                    client.images.pull(target)
-                except APIError as error:
+                    engine.pull(client, target, None, report)
+                except RegistryError as error:
                     raise UsageError(
                         f"{target!r} is no file, folder, container or image here",
                         rule="a .so, .whl, folder, container name, or an image that can be pulled",
-                        remedy=str(error.explanation or error)[:160],
+                        remedy=error.message[:160],
                     ) from None
             made = container = client.containers.create(
                 target, command=["none"], network_mode="none", labels={engine.ROLE: "ledger"}

@@ -184,7 +184,7 @@ def _push(
             step.detail = f"{digest[:19]} by digest"
         with console.step("pull") as step:
             step.report("as a user would, by digest")
-            engine.connect().images.pull(outcome.image, platform=plan.platform)
+            engine.pull(engine.connect(), outcome.image, plan.platform, step.report)
             step.detail = "stock docker pull"
         _verify(plan, outcome.image, console, outcome)
     with console.step("publish") as step:
