@@ -119,12 +119,6 @@ class ToolError(ForgeError):
     exit_code = 16
 
 
-class UnavailableError(ForgeError):
-    """The plan is valid, but this version of fp4forge cannot carry it out yet."""
-
-    exit_code = 17
-
-
 class BinaryError(ForgeError):
     """A file given as CUDA binary cannot be read as one."""
 

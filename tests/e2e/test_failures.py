@@ -105,12 +105,6 @@ def test_a_base_that_cannot_be_had() -> None:
     assert "--base bootstrap" in done.stderr
 
 
-def test_compiling_says_what_is_missing() -> None:
-    done = build("--release", "0.19.1", "--from", "source", "--push")
-    assert done.returncode == 17
-    assert "--from wheel" in done.stderr
-
-
 @pytest.fixture
 def second_registry(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes], Path]]:
     """A registry of its own, on a small disk."""

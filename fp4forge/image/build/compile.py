@@ -199,7 +199,7 @@ class Compile:
     def _run_ninja(self, jobs: int, targets: list[str]) -> str | None:
         """None when all is built, else ninja's output."""
         line = ["nice", "-n", "10", "ninja", "-C", str(self.build), "-j", str(jobs), *targets]
-        progress = Progress(self._timings(), jobs)
+        progress = Progress(self._expected_seconds(targets), jobs)
         process = subprocess.Popen(
             line, env=self.environment | {"NINJA_STATUS": "[%f/%t] "},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -215,6 +215,16 @@ class Compile:
         code = process.wait()
         self._keep_timings()
         return None if code == 0 else "".join(lines)
+
+    def _expected_seconds(self, targets: list[str]) -> dict[str, float]:
+        """What each object still to be compiled took before; the mean where none is known."""
+        dry = ["ninja", "-C", str(self.build), "-n", *targets]
+        listed = subprocess.run(dry, capture_output=True, text=True).stdout
+        names = [short(name) for name in re.findall(r" object (\S+)", listed)]
+        past = self._timings()
+        known = [past[name] for name in names if name in past]
+        mean = sum(known) / len(known) if known else 0.0
+        return {name: past.get(name, mean) for name in names}
 
     def _timings(self) -> dict[str, float]:
         if self.timings_file.is_file():
@@ -332,16 +342,16 @@ class Compile:
 class Progress:
     """Objects done of all, time left from past timings, and the slowest that runs."""
 
-    def __init__(self, past: dict[str, float], jobs: int) -> None:
-        self.past, self.jobs = past, jobs
+    def __init__(self, expected: dict[str, float], jobs: int) -> None:
+        self.waiting, self.jobs = dict(expected), jobs
         self.done, self.total = 0, 0
         self.start = time.monotonic()
-        self.spent: list[float] = []
 
     def line(self, text: str) -> None:
         """Takes in one line of ninja's output."""
-        if match := re.match(r"\[(\d+)/(\d+)\]", text):
+        if match := re.match(r"\[(\d+)/(\d+)\](?:.* object (\S+))?", text):
             self.done, self.total = int(match[1]), int(match[2])
+            self.waiting.pop(short(match[3] or ""), None)
 
     def watch(self, stop: threading.Event) -> None:
         """Says every five seconds where the compile stands."""
@@ -351,10 +361,10 @@ class Progress:
     def text(self) -> str:
         """One line for people."""
         seconds = time.monotonic() - self.start
-        left = ""
-        if self.done:
+        rest = sum(self.waiting.values()) / self.jobs
+        if not rest and self.done:  # compiled for the first time: all objects count alike
             rest = seconds / self.done * (self.total - self.done)
-            left = f", about {rest / 60:.0f} min left"
+        left = f", about {rest / 60:.0f} min left" if rest else ""
         slowest = max(running(), default=(0.0, ""))
         now = f", {slowest[1]} since {slowest[0]:.0f} s" if slowest[1] else ""
         total = self.total or "all"

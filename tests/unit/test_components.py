@@ -1,0 +1,122 @@
+"""Which components a source build compiles, and how its compile stage behaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fp4forge import archs, components, release
+from fp4forge.errors import ArtefactError, UsageError
+from fp4forge.image.build import compile as compiling
+
+RELEASE = release.load("0.19.1")
+
+
+def choose(wanted: str = "all", *given: str, arch_list: str = "12.1a", gpu: str = "sm121"):  # type: ignore[no-untyped-def]  # noqa: ANN201
+    groups = archs.predict(arch_list, "0.19.1", "13.0").groups
+    return components.choose(wanted, given, RELEASE, groups, (gpu,))
+
+
+def test_components_without_code_for_the_gpu_are_left_out_with_the_reason() -> None:
+    choice = choose()
+    assert "core" in choice.names and "fa2" in choice.names
+    assert "fa3" not in choice.names and "sm121" in choice.left_out["fa3"]
+    assert "no code for sm121" in choice.left_out["flashmla"]
+    assert "flashmla" not in choice.sources
+
+
+def test_flashmla_is_compiled_for_a_gpu_that_has_code() -> None:
+    assert "flashmla" in choose(arch_list="10.0", gpu="sm100").names
+
+
+def test_what_was_not_asked_for_is_told() -> None:
+    choice = choose("core")
+    assert choice.names == ("core",) and set(choice.sources) == {"cutlass"}
+    assert choice.left_out["fa2"] == "not asked for"
+
+
+def test_a_source_from_the_index_is_a_deviation_in_the_plan() -> None:
+    source = choose("core", "cutlass=pypi").sources["cutlass"]
+    assert source.where == "nvidia-cutlass==4.2.0.0" and "pins v4.2.1" in source.note
+
+
+def test_a_local_tree_is_known_by_its_content(tmp_path: Path) -> None:
+    (tmp_path / "a.h").write_text("one")
+    first = choose("core", f"cutlass={tmp_path}").sources["cutlass"]
+    (tmp_path / "a.h").write_text("two")
+    second = choose("core", f"cutlass={tmp_path}").sources["cutlass"]
+    assert first.provider == "local" and first.where != second.where
+    assert components.local_trees((f"cutlass={tmp_path}", "qutlass=git")) == {"cutlass": tmp_path}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "given", "error"),
+    [
+        ("core,fa9", (), UsageError),
+        ("fa2", (), UsageError),
+        ("core", ("cutlas=git",), UsageError),
+        ("core", ("cutlass",), UsageError),
+        ("core", ("qutlass=pypi",), UsageError),
+        ("core", ("cutlass=/no/such/folder",), ArtefactError),
+    ],
+)
+def test_bad_choices_are_refused(wanted: str, given: tuple[str, ...], error: type) -> None:
+    with pytest.raises(error):
+        choose(wanted, *given)
+
+
+def test_instructions_leave_the_other_externals_out() -> None:
+    told = choose("core", "cutlass=pypi").instructions("12.1a", {"nvfp4_quantise": ["12.1a"]})
+    assert told["targets"] == ["_C", "_C_stable_libtorch", "_moe_C", "cumem_allocator"]
+    assert {"flashmla", "qutlass", "vllm_flash_attn", "triton_kernels"} <= set(told["without"])
+    assert told["sources"] == {"VLLM_CUTLASS_SRC_DIR": "package:cutlass_library/source"}
+    assert told["gate"]["targets"] == ["12.1a"]
+
+
+@pytest.mark.parametrize(
+    ("cores", "free", "jobs"), [(2, 21.0, 2), (16, 24.0, 4), (16, 3.0, 1), (1, 100.0, 1)]
+)
+def test_jobs_follow_cores_and_memory(cores: int, free: float, jobs: int) -> None:
+    assert compiling.jobs_for(cores, free) == jobs
+
+
+NINJA = """[7/91] Building CUDA object CMakeFiles/_C.dir/csrc/sampler.cu.o
+FAILED: [code=1] CMakeFiles/_C.dir/csrc/x.cu.o
+sccache nvcc -c csrc/x.cu -o CMakeFiles/_C.dir/csrc/x.cu.o
+csrc/x.cu:3:10: fatal error: cutlass/cutlass.h: No such file or directory
+compilation terminated.
+[8/91] Building CUDA object CMakeFiles/_C.dir/csrc/y.cu.o
+ninja: build stopped: subcommand failed.
+"""
+
+
+def test_a_failed_object_is_told_with_command_and_last_lines() -> None:
+    text = compiling.failure(NINJA)
+    assert text.startswith("csrc/x.cu does not compile\ncommand: sccache nvcc -c csrc/x.cu")
+    assert "cutlass/cutlass.h: No such file" in text and "y.cu" not in text
+
+
+@pytest.mark.parametrize(
+    "line", ["nvcc error : 'cicc' died due to signal 9 (Kill signal)",
+             "c++: fatal error: Killed signal terminated program cc1plus"],
+)  # fmt: skip
+def test_an_out_of_memory_kill_is_recognised(line: str) -> None:
+    assert compiling._KILLED.search(line) and not compiling._KILLED.search(NINJA)
+
+
+def test_progress_counts_objects() -> None:
+    progress = compiling.Progress({}, 2)
+    for line in NINJA.splitlines():
+        progress.line(line)
+    assert (progress.done, progress.total) == (8, 91)
+    assert progress.text().startswith("8 of 91 objects")
+
+
+def test_time_left_comes_from_past_timings() -> None:
+    past = {"csrc/sampler.cu": 600.0, "csrc/y.cu": 60.0, "csrc/z.cu": 240.0}
+    progress = compiling.Progress(past, 2)
+    assert "about 8 min left" in progress.text()
+    for line in NINJA.splitlines():
+        progress.line(line)
+    assert "about 2 min left" in progress.text()
