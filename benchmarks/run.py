@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import statistics
@@ -167,7 +168,8 @@ def patch_first(dockerfile: str) -> str:
     )
     text = dockerfile.replace("# ---- system:", apply + "# ---- system:")
     text = text.replace("COPY --link --from=vllm /out /\n", "")
-    return text.replace("--from=patched /out /", "--from=vllm-patched /out /")
+    text = re.sub(r"COPY --link --from=patched /out/(?!record).*\n", "", text)
+    return text.replace("--from=patched /out/record /", "--from=vllm-patched /out /")
 
 
 def first_push() -> dict[str, Any]:

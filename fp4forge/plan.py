@@ -97,6 +97,12 @@ class Plan:
         return f"usr/local/lib/python{self.python}/dist-packages"
 
     @property
+    def patch_layers(self) -> tuple[str, ...]:
+        """One thin layer for each folder that has patched files."""
+        folders = {path.rsplit("/", 1)[0] for path in self.patched_files}
+        return tuple(sorted(folder.replace("/", "-") for folder in folders))
+
+    @property
     def moving_tag(self) -> str:
         """The tag that follows the newest verified image."""
         return f"{self.release}-{self.arch}-{self.variant}"

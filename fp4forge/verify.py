@@ -29,7 +29,7 @@ class Check:
 
 
 def run(
-    image: str, plan: dict[str, Any], report: Report, junit: Path | None = None
+    image: str, plan: dict[str, Any], report: Report, junit: Path | None = None, only: str = ""
 ) -> tuple[Check, ...]:
     """Runs every image test against an image that the engine has.
 
@@ -38,6 +38,7 @@ def run(
         plan: the plan as JSON; the image is held to it.
         report: called with the name of each check as it ends.
         junit: where to write JUnit XML, if anywhere.
+        only: a pytest expression that selects checks; all by default.
 
     Raises:
         VerifyError: the suite itself could not run.
@@ -54,6 +55,7 @@ def run(
         line += ["-p", "no:randomly", "--rootdir", str(ROOT), f"--image={image}"]
         line += [f"--container={container}", f"--plan={plan_file}", f"--checks={result}"]
         line += [f"--junitxml={junit}"] if junit else []
+        line += ["-k", only] if only else []
         environment = {k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"}
         process = subprocess.Popen(
             line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment

@@ -156,14 +156,14 @@ RUN --mount=type=bind,from=vllm,source=/out,target=/in \
 FROM scratch AS ledger-file
 COPY --from=ledger /out/opt/fp4forge/ledger.json /
 
-# ---- patched: only the files that the patches change ------------------------------------------
+# ---- patched: the files that patches change, a layer for each folder ---------------------------
 FROM tools AS patched
 COPY image/build/apply_patches.py /fp4forge/
 COPY patches/ /fp4forge/patches/
 RUN --mount=type=bind,from=vllm,source=/out,target=/in \
     python3 /fp4forge/apply_patches.py --series /fp4forge/patches/series.json \
-      --installed /in/usr/local/lib/python3.13/dist-packages --out /out/usr/local/lib/python3.13/dist-packages \
-      --record /out/opt/fp4forge/patches.json
+      --installed /in/usr/local/lib/python3.13/dist-packages --out /patched/usr/local/lib/python3.13/dist-packages \
+      --record /out/record/opt/fp4forge/patches.json --layers /out
 
 # ---- system: distribution packages and the user; changes rarely -------------------------------
 FROM ${BASE} AS system
@@ -203,7 +203,7 @@ COPY --link --from=torch /out /
 COPY --link --from=python /out /
 COPY --link --from=vllm /out /
 COPY --link --from=ledger /out /
-COPY --link --from=patched /out /
+COPY --link --from=patched /out/record /
 # A whole tree, not a folder into /opt/fp4forge: BuildKit gives parents that it makes the time of
 # the build, and the layer would never repeat.
 COPY --link image/runtime/ /

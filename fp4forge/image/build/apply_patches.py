@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument("--installed", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--record", type=Path, required=True)
+    parser.add_argument("--layers", type=Path, help="also copy the result here, by folder")
     args = parser.parse_args()
     series = json.loads(args.series.read_text())
     args.out.mkdir(parents=True, exist_ok=True)
@@ -125,11 +126,29 @@ def main() -> None:
     args.record.write_text(
         json.dumps({**record, "files": files, "patches": series["patches"]}, indent=1) + "\n"
     )
+    if args.layers:
+        split(args.out, args.layers, files)
     epoch = int(os.environ["SOURCE_DATE_EPOCH"])
-    root = args.record.parents[2]
-    for folder, folders, names in os.walk(root):
-        for name in names + folders:
-            os.utime(Path(folder) / name, (epoch, epoch), follow_symlinks=False)
+    for root in (args.record.parents[2], *([args.layers] if args.layers else [])):
+        for folder, folders, names in os.walk(root):
+            for name in names + folders:
+                os.utime(Path(folder) / name, (epoch, epoch), follow_symlinks=False)
+
+
+def split(out: Path, layers: Path, files: dict[str, dict[str, str]]) -> None:
+    """Copies patched files and their bytecode into one root for each folder of the package.
+
+    Each becomes a layer of its own, so that an edit is pushed with its folder alone; the name is
+    that of ``fp4forge.plan.Plan.patch_layers``.
+    """
+    site = Path(*out.parts[out.parts.index("usr") :])
+    for name in files:
+        path = Path(name)
+        target = layers / path.parent.as_posix().replace("/", "-") / site / path.parent
+        (target / "__pycache__").mkdir(parents=True, exist_ok=True)
+        shutil.copy(out / path, target)
+        for compiled in (out / path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
+            shutil.copy(compiled, target / "__pycache__")
 
 
 if __name__ == "__main__":

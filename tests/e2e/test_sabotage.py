@@ -1,0 +1,132 @@
+"""A test of the tests: each way to spoil an image is caught, and by the check that claims it."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fp4forge import sources, verify
+from tests.e2e.conftest import shell
+
+SITE = "/usr/local/lib/python3.13/dist-packages"
+CUDA = f"{SITE}/nvidia/cu13"
+# Checks that take seconds run only where a sabotage names them; a new layer's files are new.
+SLOW = ("imports", "entrypoint_runs", "installed_files", "requirements", "test_proofs", "times",
+        "runtime_compilers", "versions", "unpacked_size", "cuda_once")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sabotage:
+    """A thin layer on the real image, or another plan, and the checks that must catch it."""
+
+    name: str
+    lines: str  # of a Dockerfile
+    caught_by: tuple[str, ...]
+    plan: tuple[tuple[str, Any], ...] = ()
+
+
+def edit_version(package: str, version: str) -> str:
+    return f"RUN sed -i 's/^Version: .*/Version: {version}/' {SITE}/{package}-*.dist-info/METADATA"
+
+
+SABOTAGES = (
+    Sabotage("stock modelopt.py put back",
+             f"COPY modelopt.py {SITE}/vllm/model_executor/layers/quantization/modelopt.py",
+             ("patched_files",)),
+    Sabotage("one byte more in gemma4.py",
+             f"RUN echo >> {SITE}/vllm/model_executor/models/gemma4.py",
+             ("patched_files", "bytecode")),
+    Sabotage("the patch record edited",
+             "RUN sed -i '0,/\"after\": \"./s//\"after\": \"0/' /opt/fp4forge/patches.json",
+             ("patch_record",)),
+    Sabotage("an extension without FP4 in the FP4 extension's place",
+             f"RUN cp {SITE}/vllm/_moe_C.abi3.so {SITE}/vllm/_C_stable_libtorch.abi3.so",
+             ("ledger_is_of_these_files", "installed_files")),
+    Sabotage("the ledger edited",
+             "RUN sed -i 's/missing/native/' /opt/fp4forge/ledger.json", ("test_ledger",)),
+    Sabotage("transformers 5.5.0", edit_version("transformers", "5.5.0"), ("versions",)),
+    Sabotage("transformers 5.15.0", edit_version("transformers", "5.15.0"), ("versions",)),
+    Sabotage("another torch", edit_version("torch", "2.10.0"), ("versions", "requirements")),
+    Sabotage("ptxas removed", f"RUN rm {CUDA}/bin/ptxas", ("runtime_compilers",)),
+    Sabotage("nvcc removed", f"RUN rm {CUDA}/bin/nvcc", ("runtime_compilers", "versions")),
+    Sabotage("the host compiler removed", "RUN rm /usr/bin/g++", ("runtime_compilers",)),
+    Sabotage("root user", "USER root", ("test_user",)),
+    Sabotage("a token in the environment", "ENV HF_TOKEN=abc", ("secrets",)),
+    Sabotage("a token in the history", "RUN : hf_abcdefghijklmnopqrstuvwxyz", ("secrets",)),
+    Sabotage("a password in a label", "LABEL registry.password=abc", ("secrets",)),
+    Sabotage("a static archive", f"RUN touch {CUDA}/lib/libcudart_static.a", ("left_out",)),
+    Sabotage("FlashAttention 3 back", f"RUN touch {SITE}/vllm/vllm_flash_attn/_vllm_fa3_C.abi3.so",
+             ("left_out",)),
+    Sabotage("a second libcudart",
+             f"RUN cp {CUDA}/lib/libcudart.so.13 {SITE}/torch/lib/libcudart.so.13",
+             ("cuda_once",)),
+    Sabotage("a file of a wheel deleted", f"RUN rm {SITE}/vllm/envs.py", ("installed_files",)),
+    Sabotage("a file of a wheel changed", f"RUN echo >> {SITE}/transformers/utils/hub.py",
+             ("installed_files",)),
+    Sabotage("a package removed", f"RUN rm -r {SITE}/regex-*.dist-info", ("requirements",)),
+    Sabotage("a label missing", "LABEL io.fp4forge.plan=", ("labels",)),
+    Sabotage("entrypoint changed", 'ENTRYPOINT ["sh"]', ("test_entrypoint and not runs",)),
+    Sabotage("no health check", "HEALTHCHECK NONE", ("healthcheck",)),
+    Sabotage("the JIT's cap lifted", "ENV MAX_JOBS=64", ("environment",)),
+    Sabotage("a repository left", "RUN mkdir /opt/src && touch /opt/src/.git", ("leftovers",)),
+    Sabotage("a netrc left", "RUN touch /home/vllm/.netrc", ("leftovers",)),
+    Sabotage("package lists left", "RUN touch /var/lib/apt/lists/x", ("leftovers",)),
+    Sabotage("a setuid file", "RUN cp /bin/true /usr/bin/become && chmod u+s /usr/bin/become",
+             ("setuid",)),
+    Sabotage("a file with the time of the build", "RUN touch /opt/fp4forge/bin/vllm", ("times",)),
+    Sabotage("vLLM that cannot be imported", f"RUN rm -r {SITE}/vllm/config", ("imports",)),
+    Sabotage("another version's entrypoint", "RUN ln -sf /bin/true /opt/fp4forge/bin/vllm",
+             ("entrypoint_runs",)),
+    Sabotage("an image for another platform", "", ("test_platform",),
+             (("platform", "linux/arm64"),)),
+    Sabotage("more than the budget", "", ("unpacked_size",), (("unpacked_gb", 1.0),)),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sabotage")
+    name = "vllm/model_executor/layers/quantization/modelopt.py"
+    (folder / "modelopt.py").write_bytes((sources.source_tree("0.20.2") / name).read_bytes())
+    return folder
+
+
+def spoil(image: str, sabotage: Sabotage, context: Path) -> str:
+    """The image with one layer more."""
+    reference = "fp4forge.local/sabotage:spoilt"
+    user = "" if "USER" in sabotage.lines else "\nUSER 2000:2000"
+    text = f"FROM {image}\nUSER 0\n{sabotage.lines}{user}\n"
+    done = subprocess.run(
+        ["docker", "buildx", "build", "-q", "-t", reference, "-f", "-", str(context)],
+        input=text, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return reference
+
+
+def failed(image: str, plan: dict[str, Any], only: str) -> dict[str, str]:
+    checks = verify.run(image, plan, lambda _: None, only=only)
+    return {check.name: check.message for check in checks if check.outcome == "failed"}
+
+
+@pytest.mark.parametrize("sabotage", SABOTAGES, ids=[s.name for s in SABOTAGES])
+def test_a_spoilt_image_is_caught(
+    published: dict[str, Any], sabotage: Sabotage, stock: Path
+) -> None:
+    plan = published["plan"] | dict(sabotage.plan)
+    image = spoil(published["image"], sabotage, stock)
+    claimed = " or ".join(f"({name})" for name in sabotage.caught_by)
+    try:
+        caught = failed(image, plan, claimed)
+
+        others = f"not ({claimed}) and not ({' or '.join(SLOW)})"
+        also = failed(image, plan, others)
+    finally:
+        shell("docker", "rmi", "-f", image, check=False)
+    assert len(caught) == len(sabotage.caught_by), f"caught by {sorted(caught)}"
+    assert all(len(message) > 10 for message in caught.values()), caught
+    assert also == {}, f"also caught by {also}"
