@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,44 @@ def test_a_modified_file_can_be_allowed_and_is_warned_of(
     assert done.returncode != 78
     assert "WARNING" in done.stderr
     assert PATCHED in done.stderr
+
+
+def on_gpu(published: dict[str, Any], tmp_path: Path, row: str, *flags: str) -> Completed:
+    """`serve` in a container whose nvidia-smi says what a machine with that GPU says."""
+    smi, device = tmp_path / "nvidia-smi", tmp_path / "nvidiactl"
+    smi.write_text(f"#!/bin/sh\necho '{row}'\n")
+    smi.chmod(0o755)
+    device.touch()
+    tmp_path.chmod(0o755)
+    mounts = (f"--volume={smi}:/usr/bin/nvidia-smi:ro", f"--volume={device}:/dev/nvidiactl:ro")
+    line = ["docker", "run", "--rm", "--network=none", *(mounts if row else ()), *flags]
+    return shell(*line, published["image"], "serve", "/models/x", check=False)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("", "no NVIDIA GPU is visible in this container: run it with --gpus all"),
+        ("NVIDIA H200, 9.0", "NVIDIA H200 (compute capability 9.0) has no FP4 tensor cores"),
+        ("NVIDIA L4, 8.9", "has no FP4 tensor cores"),
+        ("NVIDIA Thor, 11.0", "this image has no FP4 kernels for NVIDIA Thor"),
+    ],
+)
+def test_serving_without_a_fitting_gpu_is_refused_at_once(
+    published: dict[str, Any], tmp_path: Path, row: str, said: str
+) -> None:
+    start = time.monotonic()
+    done = on_gpu(published, tmp_path, row)
+    assert done.returncode == 69, done.stderr
+    assert said in done.stderr and len(done.stderr.splitlines()) == 1
+    assert time.monotonic() - start < 5
+
+
+def test_a_blackwell_gets_to_vllm(published: dict[str, Any], tmp_path: Path) -> None:
+    for flags in ((), ("--env=FP4FORGE_ALLOW_ANY_GPU=1",)):
+        row = "NVIDIA L4, 8.9" if flags else "NVIDIA GB10, 12.1"
+        done = on_gpu(published, tmp_path, row, *flags)
+        assert done.returncode not in (0, 69) and "fp4forge: error" not in done.stderr
 
 
 def test_info(inside: Inside) -> None:
