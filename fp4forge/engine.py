@@ -110,15 +110,28 @@ def check_disk(client: Any, need_gb: float) -> None:
 
 @contextlib.contextmanager
 def container(client: Any, image: str, platform: str) -> Iterator[str]:
-    """The id of a container of the image in which nothing runs; removed in any case."""
-    made = client.containers.create(
-        image,
-        entrypoint=["sleep"],
-        command=["infinity"],
-        platform=platform,
-        network_mode="none",
-        labels={ROLE: "verify"},
-    )
+    """The id of a container of the image in which nothing runs; removed in any case.
+
+    Raises:
+        PlatformError: the engine has no such image for that platform.
+    """
+    from docker.errors import NotFound
+
+    try:
+        made = client.containers.create(
+            image,
+            entrypoint=["sleep"],
+            command=["infinity"],
+            platform=platform,
+            network_mode="none",
+            labels={ROLE: "verify"},
+        )
+    except NotFound:
+        raise PlatformError(
+            f"{image} is not here, or not for {platform}",
+            rule="an image is checked on the platform of its plan",
+            remedy="docker pull it, or give the --platform it is for",
+        ) from None
     try:
         made.start()
         yield made.id
@@ -138,8 +151,11 @@ def retire(client: Any, repository: str, keep: str, labels: dict[str, str]) -> N
     """
     from docker.errors import APIError
 
-    filters = {"label": [f"{name}={value}" for name, value in labels.items()], "dangling": True}
+    # The containerd store calls nothing dangling that has a digest of a repository.
+    filters = {"label": [f"{name}={value}" for name, value in labels.items()]}
     for image in client.images.list(filters=filters):
+        if image.attrs.get("RepoTags"):
+            continue
         for digest in image.attrs.get("RepoDigests") or []:
             if digest.startswith(f"{repository}@") and not digest.endswith(keep):
                 with contextlib.suppress(APIError):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from fp4forge import sources, verify
+from fp4forge.errors import PlatformError
 from tests.e2e.conftest import shell
 
 SITE = "/usr/local/lib/python3.13/dist-packages"
@@ -47,7 +48,7 @@ SABOTAGES = (
              f"RUN cp {SITE}/vllm/_moe_C.abi3.so {SITE}/vllm/_C_stable_libtorch.abi3.so",
              ("ledger_is_of_these_files", "installed_files")),
     Sabotage("the ledger edited",
-             "RUN sed -i 's/missing/native/' /opt/fp4forge/ledger.json", ("test_ledger",)),
+             "RUN sed -i 's/family/native/' /opt/fp4forge/ledger.json", ("test_ledger",)),
     Sabotage("transformers 5.5.0", edit_version("transformers", "5.5.0"), ("versions",)),
     Sabotage("transformers 5.15.0", edit_version("transformers", "5.15.0"), ("versions",)),
     Sabotage("another torch", edit_version("torch", "2.10.0"), ("versions", "requirements")),
@@ -78,11 +79,9 @@ SABOTAGES = (
     Sabotage("a setuid file", "RUN cp /bin/true /usr/bin/become && chmod u+s /usr/bin/become",
              ("setuid",)),
     Sabotage("a file with the time of the build", "RUN touch /opt/fp4forge/bin/vllm", ("times",)),
-    Sabotage("vLLM that cannot be imported", f"RUN rm -r {SITE}/vllm/config", ("imports",)),
+    Sabotage("torch that cannot be imported", f"RUN echo 'raise ImportError' >> {SITE}/torch/__init__.py", ("imports",)),
     Sabotage("another version's entrypoint", "RUN ln -sf /bin/true /opt/fp4forge/bin/vllm",
              ("entrypoint_runs",)),
-    Sabotage("an image for another platform", "", ("test_platform",),
-             (("platform", "linux/arm64"),)),
     Sabotage("more than the budget", "", ("unpacked_size",), (("unpacked_gb", 1.0),)),
 )  # fmt: skip
 
@@ -130,3 +129,8 @@ def test_a_spoilt_image_is_caught(
     assert len(caught) == len(sabotage.caught_by), f"caught by {sorted(caught)}"
     assert all(len(message) > 10 for message in caught.values()), caught
     assert also == {}, f"also caught by {also}"
+
+
+def test_an_image_for_another_platform_is_refused(published: dict[str, Any]) -> None:
+    with pytest.raises(PlatformError, match="not for linux/arm64"):
+        verify.run(published["image"], published["plan"] | {"platform": "linux/arm64"}, print)
