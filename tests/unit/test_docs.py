@@ -1,0 +1,15 @@
+"""Generated pages are what their generators give."""
+
+from __future__ import annotations
+
+from fp4forge.paths import ROOT
+from tests.e2e import test_sabotage
+
+
+def test_the_table_of_sabotages_is_the_committed_one() -> None:
+    assert (ROOT / "docs/sabotage.md").read_text() == test_sabotage.table()
+
+
+def test_there_are_enough_ways_to_spoil_an_image() -> None:
+    names = [sabotage.name for sabotage in test_sabotage.SABOTAGES]
+    assert len(set(names)) == len(names) >= 25
