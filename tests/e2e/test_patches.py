@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from fp4forge import series, sources
+from fp4forge.image.build.apply_patches import apply_series
 from tests.e2e.conftest import Completed, shell
 
 FOLDER = Path("vllm/0.20.2")
@@ -92,3 +99,63 @@ def test_a_version_that_does_not_exist() -> None:
     done = patch("drift", "--vllm", "0.20.99")
     assert done.returncode == 8 and "no vLLM 0.20.99" in done.stderr
     assert patch("drift", "--vllm", "0.1;id").returncode == 2
+
+
+EMULATION = "vllm/model_executor/layers/quantization/utils/nvfp4_emulation_utils.py"
+PROOFS = Path(__file__).resolve().parents[1] / "image" / "proofs"
+
+
+@pytest.fixture(scope="module")
+def vllm_0_19_1(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """vLLM 0.19.1's Python tree from its sdist, patched; its originals beside it."""
+    root = tmp_path_factory.mktemp("vllm-0.19.1")
+    tree = sources.source_tree("0.19.1")
+    shutil.copytree(tree / "vllm", root / "site" / "vllm")
+    sequence = series.load("vllm", "0.19.1")
+    patches = sequence.for_variant("awq")
+    for name in series.patched_files(patches):
+        kind = "emulation" if name == EMULATION else "originals"
+        (root / kind / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(tree / name, root / kind / name)
+    record = {"patches": [asdict(patch) for patch in patches]}
+    apply_series(record, sequence.folder, root / "site", root / "site")
+    for folder in (root, *root.parents[:2]):
+        folder.chmod(0o755)
+    return root
+
+
+def prove(image: str, root: Path, *arguments: str) -> dict[str, Any]:
+    done = shell(
+        "docker", "run", "--rm", "--network=none", "--env=PYTHONPATH=/v/site",
+        f"--volume={root}:/v:ro", f"--volume={PROOFS}:/proofs:ro", "--entrypoint=python3",
+        image, "/proofs/run.py", *arguments,
+    )  # fmt: skip
+    results: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return results
+
+
+def test_the_series_of_0_19_1_does_what_it_says(
+    published: dict[str, Any], vllm_0_19_1: Path
+) -> None:
+    """Its image takes hours to compile: here its Python runs on 0.20.2's packages."""
+    patched = prove(published["image"], vllm_0_19_1)
+    for case in ("native", "moe_prefix", "multimodal", "multimodal_moe_prefix", "nan_scales"):
+        assert patched[case]["outcome"] == "done", patched[case]
+        assert not patched[case]["wrong"] + patched[case]["unknown"]
+        assert max(patched[case]["linear_error"], patched[case]["moe_error"]) < 0.05
+    assert patched["awq_dense"]["linear_error"] < 0.05
+    for case in ("no_input_scale", "zero_input_scale", "negative_input_scale", "awq_experts"):
+        assert patched[case]["outcome"] == "ValueError"
+    assert patched["activation"]["error"] < 1e-6
+    assert patched["batch_chat"]["reasoning"] == ["first I think"] * 2
+
+    original = prove(published["image"], vllm_0_19_1, "--originals", "/v/originals")
+    assert original["moe_prefix"]["outcome"] == "KeyError"
+    assert original["nan_scales"]["moe_error"] == float("inf")
+    assert original["no_input_scale"]["outcome"] == "done"
+    assert original["awq_dense"]["outcome"] == "ValidationError"
+    assert original["activation"]["error"] > 1e-4
+    assert original["batch_chat"]["reasoning"] == [None] * 2
+
+    arguments = ("--originals", "/v/emulation", "--only", "native")
+    assert prove(published["image"], vllm_0_19_1, *arguments)["native"]["outcome"] == "RuntimeError"

@@ -95,13 +95,33 @@ def text_config(shapes: dict[str, Any]) -> Any:
     return Gemma4TextConfig(**shapes)
 
 
-def float_weights(shapes: dict[str, Any], seed: int = 0, device: str = "cpu") -> Tensors:
+VISION = {
+    "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "head_dim": 24, "position_embedding_size": 64,
+}  # fmt: skip
+
+
+def multimodal_config(shapes: dict[str, Any]) -> Any:
+    """transformers' configuration of the model with a vision tower."""
+    from transformers.models.gemma4.configuration_gemma4 import Gemma4Config
+
+    text = text_config(shapes).to_dict()
+    return Gemma4Config(text_config=text, vision_config=dict(VISION), audio_config=None)
+
+
+def float_weights(
+    shapes: dict[str, Any], seed: int = 0, device: str = "cpu", multimodal: bool = False
+) -> Tensors:
     """Random weights of transformers' own Gemma-4, by its names, in float32."""
-    from transformers.models.gemma4.modeling_gemma4 import Gemma4ForCausalLM
+    from transformers.models.gemma4 import modeling_gemma4 as gemma4
 
     torch.manual_seed(seed)
     with torch.device("meta"):
-        model = Gemma4ForCausalLM(text_config(shapes))
+        model = (
+            gemma4.Gemma4ForConditionalGeneration(multimodal_config(shapes))
+            if multimodal
+            else gemma4.Gemma4ForCausalLM(text_config(shapes))
+        )
     weights = {}
     for name, meta in model.state_dict().items():
         if name == "lm_head.weight" and shapes["tie_word_embeddings"]:
@@ -141,7 +161,8 @@ def split_experts(weights: Tensors) -> Tensors:
 
 def is_quantised(name: str) -> bool:
     """Whether ModelOpt's NVFP4_DEFAULT_CFG quantises a layer of this model."""
-    return name.endswith("_proj.weight") and ".router." not in name
+    outside = (".router.", ".vision_tower.", ".embed_vision.")
+    return name.endswith("_proj.weight") and not any(part in name for part in outside)
 
 
 def _fused(name: str) -> str:
@@ -211,8 +232,6 @@ def rename(tensors: Tensors, case: Case) -> Tensors:
     renamed = {}
     for name, tensor in tensors.items():
         new = name.replace(".experts.", ".moe.experts.") if case.moe_prefix else name
-        if case.multimodal:
-            new = new.replace("model.", "model.language_model.", 1)
         renamed[new] = tensor
     return renamed
 
@@ -230,8 +249,9 @@ def write(folder: Path, shapes: dict[str, Any], case: Case, weights: Tensors) ->
     )
     excluded = ["lm_head", "*router*", "*vision_tower*", "*embed_vision*"]
     producer = {"name": "modelopt", "version": "0.43.0"}
-    config = text_config(shapes).to_dict()
-    config["architectures"] = ["Gemma4ForCausalLM"]
+    config = (multimodal_config if case.multimodal else text_config)(shapes).to_dict()
+    kind = "Gemma4ForConditionalGeneration" if case.multimodal else "Gemma4ForCausalLM"
+    config["architectures"] = [kind]
     config["quantization_config"] = {
         "quant_method": "modelopt", "quant_algo": case.algo, "producer": producer,
         "group_size": 16, "ignore": excluded,

@@ -46,8 +46,16 @@ CASES = (
 )  # fmt: skip
 
 
+def checkpoint_name(name: str) -> str:
+    """transformers' name of a module or parameter of vLLM's multimodal model."""
+    if name.startswith("language_model.model."):
+        return name.replace("language_model.model.", "model.language_model.", 1)
+    return "model." + name if name.startswith(("vision_tower.", "embed_vision.")) else name
+
+
 def expected(name: str, t: Tensors, layers: int) -> torch.Tensor | None:
     """What a parameter of vLLM's model must hold, from the checkpoint's tensors."""
+    name = checkpoint_name(name)
     old = name.replace(".moe.per_expert_scale", ".router.per_expert_scale")
     for fused, parts in (("qkv_proj", "qkv"), ("gate_up_proj", ("gate_proj", "up_proj"))):
         if f".{fused}." in name:
@@ -161,6 +169,7 @@ def _weight(base: str, source: Tensors) -> torch.Tensor:
 def _linear_error(name: str, layer: Any, method: Any, source: Tensors) -> float:
     """Relative error of the layer against float32; NaN counts as infinite."""
     parts = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
+    name = checkpoint_name(name)
     last = name.rsplit(".", 1)[1]
     bases = [name.replace(last, part) for part in parts.get(last, [last])]
     if f"{bases[-1]}.weight" not in source:  # k_eq_v
@@ -178,7 +187,7 @@ def _linear_error(name: str, layer: Any, method: Any, source: Tensors) -> float:
 
 def _moe_error(name: str, kwargs: dict[str, Any], source: Tensors) -> float:
     """Relative error of the weights that the backend would get."""
-    base = name.replace(".moe.experts", ".experts")
+    base = checkpoint_name(name).replace(".moe.experts", ".experts")
     worst = 0.0
     for e in range(EXPERTS):
         up = [_weight(f"{base}.{e}.{p}", source) for p in ("gate_proj", "up_proj")]
@@ -289,11 +298,13 @@ def main() -> None:
         for case in CASES:
             if args.only in case.name:
                 folder, shapes = Path(root, case.name), DENSE if case.dense else TINY
-                source = write(folder, shapes, case, float_weights(shapes))
+                weights = float_weights(shapes, multimodal=case.multimodal)
+                source = write(folder, shapes, case, weights)
                 results[case.name] = attempt(lambda f=folder, s=source: load(f, s))  # type: ignore[misc]
-        results["batch_chat"] = attempt(lambda: batch_chat(Path(root, "native")))
-        with configured(Path(root, "native")):
-            results["tensor_parallel"] = attempt(tensor_parallel)
+        if not args.only:
+            results["batch_chat"] = attempt(lambda: batch_chat(Path(root, "native")))
+            with configured(Path(root, "native")):
+                results["tensor_parallel"] = attempt(tensor_parallel)
     print(json.dumps(results))
 
 
