@@ -62,7 +62,7 @@ def export(context: Path, prepared: Plan, layout: Path, compression: str) -> str
     line = builder.command(
         prepared, context, [f"type=oci,tar=false,dest={layout},{attributes}"], builder.Options()
     )
-    digest = builder.build(line, quiet).digest
+    digest = builder.build(line, quiet, builder.Options()).digest
     blob = layout / "blobs/sha256" / digest.split(":")[1]
     entry = {
         "mediaType": json.loads(blob.read_text())["mediaType"],

@@ -73,14 +73,15 @@ def secrets() -> list[str]:
     return [f"--secret=id={name},src={path}" for name, path in found if Path(path).is_file()]
 
 
-def _compile_settings(jobs: int | None) -> Path:
-    """A file with jobs and sccache's settings from the environment, for a secret mount."""
+def environment(options: Options) -> dict[str, str]:
+    """buildx's environment, with jobs and sccache's settings as the secret that compiling reads.
+
+    They may hold credentials: they pass from memory to the secret mount and touch no disk.
+    """
     chosen = {k: v for k, v in os.environ.items() if k.startswith(("SCCACHE_", "AWS_"))}
-    chosen |= {"FP4FORGE_JOBS": str(jobs)} if jobs else {}
-    path = STATE / "compile.env"
-    path.touch(mode=0o600)
-    path.write_text("".join(f"{key}={value}\n" for key, value in sorted(chosen.items())))
-    return path
+    chosen |= {"FP4FORGE_JOBS": str(options.jobs)} if options.jobs else {}
+    text = "".join(f"{key}={value}\n" for key, value in sorted(chosen.items()))
+    return os.environ | {"FP4FORGE_COMPILE": text}
 
 
 def command(
@@ -104,18 +105,21 @@ def command(
         *[f"--output={output}" for output in outputs],
     ]
     if plan.strategy == "source":
-        flags.append(f"--secret=id=compile,src={_compile_settings(options.jobs)}")
+        flags.append("--secret=id=compile,env=FP4FORGE_COMPILE")
         flags += [f"--build-context=source-{n}={path}" for n, path in options.sources.items()]
     flags += [f"--builder={options.builder}"] if options.builder else []
     flags += ["--no-cache"] if options.no_cache else []
     return ["docker", "buildx", "build", *flags, str(context)]
 
 
-def build(line: list[str], report: Report, checked: Future[Any] | None = None) -> Built:
+def build(
+    line: list[str], report: Report, options: Options, checked: Future[Any] | None = None
+) -> Built:
     """Runs a buildx command line.
 
     Args:
         line: from ``command``.
+        options: those that ``command`` got.
         report: called with one line of progress at a time.
         checked: checks that run beside the build; their failure stops it and is what is raised.
 
@@ -129,6 +133,7 @@ def build(line: list[str], report: Report, checked: Future[Any] | None = None) -
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            env=environment(options),
             start_new_session=True,  # Ctrl-C reaches this process first, which then stops buildx
         )
         assert process.stderr is not None
@@ -241,7 +246,7 @@ def _export(
     folder = context.with_name(f"{plan.id}.{target}")
     line = command(plan, context, [f"type=local,dest={folder}"], options)
     line.remove("--provenance=mode=max")
-    build([*line, f"--target={target}"], report, checked)
+    build([*line, f"--target={target}"], report, options, checked)
     (folder / name).replace(kept)
     folder.rmdir()
 

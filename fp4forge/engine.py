@@ -112,6 +112,8 @@ def check_disk(client: Any, need_gb: float) -> None:
 def container(client: Any, image: str, platform: str) -> Iterator[str]:
     """The id of a container of the image in which nothing runs; removed in any case.
 
+    It lives as long as this process holds its standard input: killed outright, it goes too.
+
     Raises:
         PlatformError: the engine has no such image for that platform.
     """
@@ -120,10 +122,12 @@ def container(client: Any, image: str, platform: str) -> Iterator[str]:
     try:
         made = client.containers.create(
             image,
-            entrypoint=["sleep"],
-            command=["infinity"],
+            entrypoint=["cat"],
+            command=[],
             platform=platform,
             network_mode="none",
+            stdin_open=True,
+            auto_remove=True,
             labels={ROLE: "verify"},
         )
     except NotFound:
@@ -132,12 +136,14 @@ def container(client: Any, image: str, platform: str) -> Iterator[str]:
             rule="an image is checked on the platform of its plan",
             remedy="docker pull it, or give the --platform it is for",
         ) from None
+    held = made.attach_socket(params={"stdin": 1, "stream": 1})
     try:
         made.start()
         yield made.id
     finally:
         with contextlib.suppress(Exception):
             made.remove(force=True)
+        held.close()
 
 
 def retire(client: Any, repository: str, keep: str, labels: dict[str, str]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from fp4forge import series, sources
 from fp4forge.errors import PatchError, UsageError
-from fp4forge.image.build.apply_patches import Refused, apply_one, failed_hunks
+from fp4forge.image.build.apply_patches import Refused, apply_one, failed_hunks, gnu_patch
 from fp4forge.series import Patch, Series
 
 APPLIES, OFFSET, UPSTREAM, DRIFTED = "applies", "applies with offsets", "upstream", "drifted"
@@ -187,11 +187,7 @@ def _find(tree: Path, name: str) -> Path | None:
 
 def _apply(diff: Path, tree: Path) -> str:
     """Applies a diff with zero fuzz; returns GNU patch's words where lines had moved."""
-    done = subprocess.run(
-        ["patch", "-p1", "--fuzz=0", "--forward", "--batch", "--no-backup-if-mismatch",
-         "--reject-file=-", "--directory", str(tree), "--input", str(diff.resolve())],
-        capture_output=True, text=True,
-    )  # fmt: skip
+    done = gnu_patch(diff, tree)
     if done.returncode != 0:
         raise PatchError(
             f"{diff.name}: {failed_hunks(done.stdout)}",

@@ -169,7 +169,7 @@ def _push(
     layout = f"type=oci,tar=false,dest={builder.OCI_LAYOUT},{builder.COMPRESSION}"
     with console.step("build") as step:
         line = builder.command(plan, context, [layout], options, ledger)
-        built = builder.build(line, step.report, checked)
+        built = builder.build(line, step.report, options, checked)
         builder.write_layout_index(built.digest)
         step.detail = f"{built.steps} steps, {built.cached} cached"
     outcome.compressed_bytes = sum(layer["size"] for layer in builder.layers(built.digest))
@@ -210,7 +210,7 @@ def _load(
         output = f"type={kind},name={candidate}"
         output += f",{builder.COMPRESSION}" if kind == "image" else ""
         line = builder.command(plan, context, [output], options, ledger)
-        built = builder.build(line, step.report, checked)
+        built = builder.build(line, step.report, options, checked)
         step.detail = f"{built.steps} steps, {built.cached} cached"
     try:
         outcome.image, outcome.digest = candidate, built.digest

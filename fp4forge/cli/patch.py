@@ -74,11 +74,13 @@ def check(vllm: str | None, as_json: bool) -> None:
     """Each patch against its pinned source; fails when one does not apply or is not needed."""
     found = {version: patching.check(version) for version in _versions(vllm)}
     _print(found, as_json)
-    recorded = {v: {u.id for u in series.load("vllm", v).already_upstream} for v in found}
-    bad = [f"{v}: {s.id}: {s.detail}" for v, states in found.items() for s in states
-           if s.state != patching.APPLIES and s.id not in recorded[v]]  # fmt: skip
-    bad += [f"{v}: {s.id}: {s.detail}" for v, states in found.items() for s in states
-            if s.state == patching.DRIFTED and s.id in recorded[v]]  # fmt: skip
+    bad = []
+    for version, states in found.items():
+        upstream = {fix.id for fix in series.load("vllm", version).already_upstream}
+        for state in states:
+            wanted = patching.UPSTREAM if state.id in upstream else patching.APPLIES
+            if state.state != wanted:
+                bad.append(f"{version}: {state.id}: {state.detail}")
     if bad:
         if as_json:
             sys.exit(PatchError.exit_code)

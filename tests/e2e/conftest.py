@@ -52,8 +52,14 @@ def tag_digest(tag: str, registry: str = REGISTRY) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def verify_containers() -> str:
-    return shell("docker", "ps", "-aq", "--filter", "label=io.fp4forge.role").stdout
+def verify_containers() -> set[str]:
+    return set(shell("docker", "ps", "-aq", "--filter", "label=io.fp4forge.role").stdout.split())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def containers_before() -> set[str]:
+    """Another build on this engine may be verifying its own image."""
+    return verify_containers()
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import pytest
 
 from fp4forge import release, sources
 from fp4forge.release import Artefact
-from tests.e2e.conftest import ROOT, Completed, build, shell
+from tests.e2e.conftest import ROOT, Completed, build, shell, verify_containers
 
 KERNELS = Path(__file__).parent / "kernels"
 
@@ -150,11 +150,13 @@ def test_published_wheels(name: str) -> None:
         assert omma == [(f"sm_120{suffix}", 64), (f"sm_120{suffix}", 384)]
 
 
-def test_an_image_is_read_without_starting_it(published: dict[str, Any]) -> None:
+def test_an_image_is_read_without_starting_it(
+    published: dict[str, Any], containers_before: set[str]
+) -> None:
     data = read(published["image"])
     assert all(data["gpus"][gpu]["ok"] for gpu in ("sm100", "sm103", "sm120", "sm121"))
     assert {file["path"] for file in data["files"]} >= {"vllm/_C.abi3.so", "vllm/_moe_C.abi3.so"}
-    assert shell("docker", "ps", "-aq", "--filter", "label=io.fp4forge.role").stdout == ""
+    assert verify_containers() <= containers_before
 
 
 def test_the_image_carries_its_ledger(

@@ -105,8 +105,8 @@ def edit_patch(patches: Path, old: str, new: str) -> None:
     )  # fmt: skip
 
 
-def test_nothing_temporary_stays() -> None:
-    assert verify_containers() == ""
+def test_nothing_temporary_stays(containers_before: set[str]) -> None:
+    assert verify_containers() <= containers_before
 
 
 def test_an_immutable_tag_that_another_image_has_is_left_alone(published: dict[str, Any]) -> None:
@@ -132,7 +132,7 @@ def test_layers_built_anew_have_the_same_digest(
         [f"type=oci,tar=false,dest={builder.OCI_LAYOUT},{builder.COMPRESSION}"],
         builder.Options(),
     )
-    built = builder.build([*line, "--no-cache-filter=system"], lambda _: None)
+    built = builder.build([*line, "--no-cache-filter=system"], lambda _: None, builder.Options())
     found = [layer["digest"] for layer in builder.layers(built.digest)]
     assert found == [layer["digest"] for layer in layers(published["image"])]
 

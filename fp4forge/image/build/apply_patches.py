@@ -29,6 +29,15 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def gnu_patch(diff: Path, tree: Path) -> subprocess.CompletedProcess[str]:
+    """Runs GNU patch on tree, in place, with zero fuzz; whether it applied is its exit code."""
+    return subprocess.run(
+        ["patch", "-p1", "--fuzz=0", "--forward", "--batch", "--no-backup-if-mismatch",
+         "--reject-file=-", "--directory", str(tree), "--input", str(diff.resolve())],
+        capture_output=True, text=True,
+    )  # fmt: skip
+
+
 def apply_one(patch: dict[str, Any], diff: Path, tree: Path) -> None:
     """Applies one diff to tree, in place.
 
@@ -47,11 +56,7 @@ def apply_one(patch: dict[str, Any], diff: Path, tree: Path) -> None:
                 f"patch {name}: {file['path']} is not the file that the patch was made for"
                 f" (SHA-256 {sha256(path)[:12]}, recorded {file['before'][:12]})"
             )
-    done = subprocess.run(
-        ["patch", "-p1", "--fuzz=0", "--forward", "--batch", "--no-backup-if-mismatch",
-         "--reject-file=-", "--directory", str(tree), "--input", str(diff.resolve())],
-        capture_output=True, text=True,
-    )  # fmt: skip
+    done = gnu_patch(diff, tree)
     if done.returncode != 0:
         raise Refused(f"patch {name}: {failed_hunks(done.stdout)}")
     for file in patch["files"]:

@@ -90,12 +90,7 @@ class Compile:
     def _key(self) -> str:
         """Of everything that decides the objects: sources, patches, toolchain, instructions."""
         digest = hashlib.sha256()
-        inputs = [
-            Path(__file__),
-            HERE / "compile.json",
-            HERE / "locks/build.txt",
-            HERE / "locks/sdist.txt",
-        ]
+        inputs = [HERE / "compile.json", HERE / "locks/build.txt", HERE / "locks/sdist.txt"]
         inputs += sorted((HERE / "csrc").iterdir())
         for path in inputs:
             digest.update(path.name.encode() + b"\0" + path.read_bytes())

@@ -196,9 +196,8 @@ def quantised(weights: Tensors, case: Case) -> Tensors:
                 factors[key] = (torch.rand(width, generator=generator) + 0.5).to(tensor.device)
             out[base + "pre_quant_scale"] = factors[key].to(torch.bfloat16)
             tensor = tensor / factors[key].to(torch.bfloat16).float()
-        packed, block_scale, scale = quantise(tensor, None if awq else amax[key])
-        if awq:  # fused layers share their scale here too
-            packed, block_scale, scale = quantise(tensor, 4 * amax[key])
+        # Divided by factors of at least 0.5, AWQ's weights can be larger.
+        packed, block_scale, scale = quantise(tensor, 4 * amax[key] if awq else amax[key])
         out[base + "weight"], out[base + "weight_scale"] = packed, block_scale
         out[base + "weight_scale_2"] = scale
         if expert not in case.no_input_scale or expert is None:

@@ -44,19 +44,14 @@ def prepare(originals: Path | None) -> None:
     from vllm.platforms.cpu import CpuPlatform
 
     vllm.platforms._current_platform = CpuPlatform()
+    import vllm.model_executor.layers.fused_moe.oracle.nvfp4 as oracle
     import vllm.model_executor.layers.quantization.modelopt as modelopt
 
     def choose(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        return modelopt_backend(modelopt), None
+        # Its weights keep the checkpoint's layout until they are converted.
+        return oracle.NvFp4MoeBackend.VLLM_CUTLASS, None
 
     modelopt.select_nvfp4_moe_backend = choose
-
-
-def modelopt_backend(modelopt: Any) -> Any:
-    """A backend whose weights keep the checkpoint's layout until they are converted."""
-    import vllm.model_executor.layers.fused_moe.oracle.nvfp4 as oracle
-
-    return oracle.NvFp4MoeBackend.VLLM_CUTLASS
 
 
 _LIBRARIES: list[Any] = []
