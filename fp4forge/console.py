@@ -118,6 +118,19 @@ class Console:
             self.rich.print(text, markup=False)
 
 
+def print_rows(rows: list[tuple[str, str]]) -> None:
+    """A table of names and texts for people, on stdout."""
+    from rich.console import Console as Rich
+    from rich.table import Table
+
+    table = Table(show_header=False, pad_edge=False, show_lines=True)
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value)
+    Rich(highlight=False).print(table, markup=False)
+
+
 def print_json(value: Any) -> None:
     """JSON for scripts, on stdout."""
     import json

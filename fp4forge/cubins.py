@@ -219,7 +219,7 @@ def _extract(path: Path, report: Report) -> tuple[tuple[Cubin, ...], tuple[Ptx, 
 
 def _scratch(path: Path) -> str | None:
     """Memory for the extracted files where there is plenty of it: a fifth less time."""
-    memory = Path("/dev/shm")  # noqa: S108 - a private folder is made in it
+    memory = Path("/dev/shm")
     if memory.is_dir() and shutil.disk_usage(memory).free > 8 * path.stat().st_size:
         return str(memory)
     return None

@@ -125,4 +125,16 @@ class BinaryError(ForgeError):
     exit_code = 18
 
 
+class CheckpointError(ForgeError):
+    """A checkpoint is not there, cannot be read, or cannot be served."""
+
+    exit_code = 19
+
+
+class ServingError(ForgeError):
+    """A server is wrongly set up, does not answer, or answers wrongly."""
+
+    exit_code = 20
+
+
 INTERRUPTED = 130

@@ -1,8 +1,8 @@
 """The one table of GPUs: compute capability, products, platform, memory.
 
 Sources: NVIDIA's CUDA GPU list (developer documentation, "CUDA GPU Compute Capability") for
-capabilities; product data sheets for memory and bandwidth. Memory is in GB (10^9 bytes) as
-marketed, bandwidth in GB/s.
+capabilities; product data sheets for bandwidth; what nvidia-smi (on GB10 the kernel) reports as
+total for memory.
 """
 
 from __future__ import annotations
@@ -52,6 +52,49 @@ class Target:
     def max_jit_jobs(self) -> int:
         """The strictest cap among the GPUs."""
         return min(gpu.max_jit_jobs for gpu in self.gpus)
+
+
+@dataclass(frozen=True)
+class Product:
+    """A GPU that people buy: memory that software sees in MiB, bandwidth in GB/s (10^9)."""
+
+    name: str
+    title: str
+    gpu: str
+    memory_mib: int
+    bandwidth: int
+    unified: bool = False  # the host's programs live in the same memory
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory that software sees, in bytes."""
+        return self.memory_mib * 2**20
+
+
+PRODUCTS: dict[str, Product] = {
+    product.name: product
+    for product in (
+        Product("gb10", "DGX Spark (GB10)", "sm121", 122_500, 273, unified=True),
+        Product("rtx5090", "RTX 5090", "sm120", 32_607, 1792),
+        Product("rtxpro6000", "RTX PRO 6000 Blackwell", "sm120", 97_887, 1792),
+        Product("b200", "B200", "sm100", 183_359, 8000),
+        Product("gb200", "GB200", "sm100", 189_471, 8000),
+    )
+}
+
+
+def product(name: str) -> Product:
+    """The product that ``--gpu`` names.
+
+    Raises:
+        UsageError: the name is not one of ``PRODUCTS``.
+    """
+    if name not in PRODUCTS:
+        raise UsageError(
+            f"--gpu {name!r} is not a product that fp4forge knows",
+            rule="one of " + ", ".join(PRODUCTS),
+        )
+    return PRODUCTS[name]
 
 
 GPUS: dict[str, Gpu] = {

@@ -47,14 +47,18 @@ if [ -e /etc/apt/preferences.d/fp4forge-trixie ] || ! has_candidate docker-build
 fi
 
 # The image store is chosen before the first start; a configuration that is there is left alone.
+# By default BuildKit keeps a tenth of the disk, and drops the compile's own folder for the layers.
 if [ ! -e /etc/docker/daemon.json ]; then
     mkdir -p /etc/docker
-    printf '{"features": {"containerd-snapshotter": true}}\n' >/etc/docker/daemon.json
+    cat >/etc/docker/daemon.json <<'JSON'
+{"features": {"containerd-snapshotter": true},
+ "builder": {"gc": {"enabled": true, "defaultKeepStorage": "60GB"}}}
+JSON
 fi
 
-say "installing docker.io and docker-buildx"
+say "installing docker.io, docker-buildx and docker-compose"
 apt-get install -qq -y --no-install-recommends ca-certificates iptables runc \
-    "docker.io$from" "docker-cli$from" "docker-buildx$from" "containerd$from" >/dev/null
+    "docker.io$from" "docker-cli$from" "docker-buildx$from" "docker-compose$from" "containerd$from" >/dev/null
 
 if [ -d /run/systemd/system ]; then
     systemctl start docker

@@ -20,6 +20,8 @@ COMMANDS = {
     "lock": ("fp4forge.cli.files", "lock", "Make or check the hashed dependency locks."),
     "render": ("fp4forge.cli.files", "render", "Render the Dockerfiles, or check them."),
     "verify": ("fp4forge.cli.image", "verify", "Run the image tests against an image."),
+    "checkpoint": ("fp4forge.cli.checkpoint", "checkpoint", "Inspect or fetch a checkpoint."),
+    "serve": ("fp4forge.cli.serve", "serve", "From an image to a working server."),
     "matrix": ("fp4forge.cli.files", "matrix", "List everything that can be built."),
     "completion": ("fp4forge.cli.files", "completion", "Print shell completion."),
 }

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from fp4forge import builder, components, pipeline, plan
-from fp4forge.console import Console, print_json
+from fp4forge.console import Console, print_json, print_rows
 from fp4forge.errors import UsageError
 from fp4forge.plan import Plan, Request
 
@@ -90,14 +90,7 @@ def _show(p: Plan) -> None:
         or "nothing",
         "tags": f"{p.immutable_tag}, {p.moving_tag}",
     }
-    from rich.console import Console as Rich
-    from rich.table import Table
-
-    table = Table(show_header=False, pad_edge=False)
-    for name, value in rows.items():
-        if value:
-            table.add_row(name, value)
-    Rich(highlight=False).print(table, markup=False)
+    print_rows([(name, value) for name, value in rows.items() if value])
 
 
 @click.command()

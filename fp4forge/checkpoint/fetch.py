@@ -1,0 +1,67 @@
+"""Downloads a checkpoint from a Hugging Face hub: resumable, every file's hash looked at."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from fp4forge.console import Report
+from fp4forge.errors import ArtefactError, CheckpointError, UsageError
+
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$")
+# Other formats of the same weights, which no server here reads.
+IGNORED = ["*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx", "*.msgpack", "*.h5"]
+
+
+def fetch(repository: str, folder: Path, revision: str, report: Report) -> str:
+    """Downloads a repository into a folder; what is there already is kept.
+
+    Args:
+        repository: OWNER/NAME; the hub is HF_ENDPOINT's, the token HF_TOKEN's.
+        folder: where to.
+        revision: branch, tag or commit.
+        report: called with progress.
+
+    Returns:
+        The commit that was downloaded.
+
+    Raises:
+        UsageError: not a repository's name.
+        CheckpointError: the hub does not have it, refuses, or went away; running again resumes.
+        ArtefactError: a file is not the one that the hub recorded; it was removed.
+    """
+    if not _NAME.match(repository):
+        raise UsageError(f"{repository!r} is not a repository", rule="OWNER/NAME on the hub")
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.utils import logging
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        info = HfApi().model_info(repository, revision=revision, files_metadata=True)
+        commit = str(info.sha)
+        size = sum(entry.size or 0 for entry in info.siblings or [])
+        report(f"{repository} at {commit[:12]}: {size / 1e9:.1f} GB")
+        snapshot_download(repository, revision=commit, local_dir=folder, ignore_patterns=IGNORED)
+    except Exception as error:  # besides its own, it lets its HTTP library's errors through
+        raise CheckpointError(
+            f"{repository}: {(str(error) or type(error).__name__).splitlines()[0][:200]}",
+            rule="HF_ENDPOINT names the hub, HF_TOKEN opens gated repositories",
+            remedy="running again resumes where it stopped",
+        ) from None
+    for entry in info.siblings or []:
+        file = folder / entry.rfilename
+        if entry.lfs is None or not file.is_file():
+            continue
+        report(f"SHA-256 of {entry.rfilename}")
+        with file.open("rb") as handle:
+            found = hashlib.file_digest(handle, "sha256").hexdigest()
+        if found != entry.lfs.sha256:
+            file.unlink()
+            raise ArtefactError(
+                f"{file.name}: SHA-256 {found[:12]}, the hub recorded {entry.lfs.sha256[:12]}",
+                remedy="it was removed; running again fetches it anew",
+            )
+    return commit

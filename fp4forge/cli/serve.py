@@ -1,0 +1,288 @@
+"""Commands about serving: compose, fit, doctor, quality and smoke."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fp4forge import gpu
+from fp4forge.console import Console, print_json, print_rows
+from fp4forge.errors import ServingError, UsageError
+
+_MODEL = click.option("--model", type=click.Path(path_type=Path), required=True,
+                      help="The checkpoint's folder.")  # fmt: skip
+_JSON = click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+_URL = click.option("--url", required=True, help="The server's root, such as http://127.0.0.1:8000")
+
+
+@click.group()
+def serve() -> None:
+    """From an image to a working server."""
+
+
+@serve.command()
+@_MODEL
+@click.option("--arch", default="sm121", show_default=True, help="GPU of the image.")
+@click.option("--workload", default="interactive", show_default=True,
+              help="interactive, balanced, throughput or long-context.")  # fmt: skip
+@click.option("--release", default="0.20.2", show_default=True, help="Release of the image.")
+@click.option("--variant", default="awq", show_default=True)
+@click.option("--image", help="Image; by default the release's moving tag in --registry.")
+@click.option("--registry", envvar="REGISTRY", help="[env: REGISTRY]")
+@click.option("--repo", default="fp4forge/vllm", show_default=True)
+@click.option("--format", "kind", default="compose", show_default=True,
+              type=click.Choice(["compose", "run", "systemd", "k8s"]))  # fmt: skip
+@click.option("--name", help="The model's name in the API; by default the folder's.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
+@click.option("--utilization", type=float, default=0.85, show_default=True)
+@click.option("--explain", is_flag=True, help="A table of every setting and its reason.")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False))
+@_JSON
+def compose(as_json: bool, explain: bool, output: Path | None, kind: str, **o: Any) -> None:
+    """Write a compose file (or another manifest) that serves MODEL."""
+    from fp4forge import plan, release
+    from fp4forge.serving import manifest, settings
+
+    gpu.target(o["arch"])
+    version = release.load(o["release"]).vllm_version
+    repository = plan.repository(o["registry"] or None, o["repo"])
+    tag = f"{o['release']}-{o['arch']}-{o['variant']}"
+    if not o["image"] and not o["registry"]:
+        raise UsageError(
+            "which image? neither --image nor --registry is given",
+            rule="the manifest names the image by digest",
+            remedy=f"--registry HOST:PORT looks up {o['repo']}:{tag} there",
+        )
+    image = manifest.by_digest(o["image"] or f"{repository}:{tag}")
+    found = settings.server(
+        o["model"], o["workload"], version, image,
+        utilization=o["utilization"], port=o["port"], served_name=o["name"],
+    )  # fmt: skip
+    if as_json:
+        print_json(found.as_json())
+        return
+    if explain:
+        print_rows([(f"{s.name} {s.value}".strip(), s.why)
+                    for s in (*found.flags, *found.environment)])  # fmt: skip
+        print_rows([(f"not written: {name}", why) for name, why in settings.LEFT_OUT.items()])
+        return
+    text = manifest.render(found, kind)
+    if kind == "compose":
+        checked = manifest.validate(text)
+        note = f"{checked} config has read it" if checked else "no docker compose here to check it"
+        click.echo(f"compose: {note}", err=True)
+    if output:
+        output.write_text(text)
+        output.chmod(0o755 if kind == "run" else 0o644)
+    else:
+        click.echo(text, nl=False)
+
+
+@serve.command()
+@_MODEL
+@click.option("--gpu", "products", multiple=True, default=tuple(gpu.PRODUCTS),
+              help="gb10, rtx5090, rtxpro6000, b200, gb200; all by default.")  # fmt: skip
+@click.option("--utilization", type=click.FloatRange(0.1, 0.98), default=0.85, show_default=True)
+@click.option("--context", type=click.IntRange(1), default=65536, show_default=True,
+              help="Tokens; the most sequences of that length are told.")  # fmt: skip
+@click.option("--sequences", type=click.IntRange(1, 4096), default=4, show_default=True,
+              help="The largest context of so many is told.")  # fmt: skip
+@click.option("--kv-cache-dtype", default="fp8_e4m3", show_default=True,
+              type=click.Choice(["fp8_e4m3", "fp8", "auto", "bfloat16"]))  # fmt: skip
+@click.option("--batched-tokens", type=click.IntRange(1), help="--max-num-batched-tokens.")
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False),
+              help="Context against concurrency, as SVG, PNG or PDF.")  # fmt: skip
+@_JSON
+def fit(model: Path, products: tuple[str, ...], as_json: bool, plot: Path | None, **o: Any) -> None:
+    """What of MODEL fits on each GPU: weights, KV cache, context, sequences, decode rate."""
+    from fp4forge.checkpoint import tensors
+    from fp4forge.serving import memory
+
+    described = memory.describe(tensors.read(model), o["kv_cache_dtype"])
+    chosen = [gpu.product(name) for name in products]
+    rows = []
+    for product in chosen:
+        batched = o["batched_tokens"] or memory.default_batched_tokens(product)
+        found = memory.fit(described, product, o["utilization"], o["sequences"], batched)
+        rows.append({
+            "gpu": product.name, "title": product.title, "fits": found.fits, **asdict(found),
+            "batched_tokens": batched,
+            "tokens": found.tokens_reported,
+            "sequences_at_context": memory.sequences_for(
+                described, found, o["context"], batched),
+            "context_at_sequences": memory.context_for(
+                described, found, o["sequences"], batched),
+            "decode_tokens_per_second": memory.decode_rate(described, product, 1, 1024),
+        })  # fmt: skip
+    within, beyond = memory.kv_bytes_per_token(described)
+    reference = memory.is_reference(described) and "gb10" in products
+    data: dict[str, Any] = {
+        "model": str(model), "weights": described.weights, "kv_cache_dtype": o["kv_cache_dtype"],
+        "kv_bytes_per_token": within, "kv_bytes_per_token_beyond_window": beyond,
+        "read_per_token": described.read_per_token(), "gpus": rows,
+    }  # fmt: skip
+    if reference:
+        spark = memory.fit(described, gpu.product("gb10"), 0.85, 4, 8192)
+        data["card"] = memory.against_card(described, spark)
+    if plot:
+        from fp4forge.serving.plot import context_plot
+
+        context_plot(described, chosen, o["utilization"], o["batched_tokens"], plot)
+    if as_json:
+        print_json(data)
+        return
+    _show_fit(data, o)
+
+
+def _show_fit(data: dict[str, Any], o: dict[str, Any]) -> None:
+    from rich.console import Console as Rich
+    from rich.table import Table
+
+    rich = Rich(highlight=False)
+    rich.print(
+        f"weights {data['weights'] / 1e9:.2f} GB; KV cache ({data['kv_cache_dtype']})"
+        f" {data['kv_bytes_per_token']:,} bytes a token within the sliding windows,"
+        f" {data['kv_bytes_per_token_beyond_window']:,} beyond; one decode step reads"
+        f" {data['read_per_token'] / 1e9:.2f} GB",
+        markup=False,
+    )
+    table = Table()
+    context, sequences = o["context"], o["sequences"]
+    for head in ("GPU", "usable", "overhead", "KV cache", f"sequences of {context:,}",
+                 f"context of {sequences}", "decode at most"):  # fmt: skip
+        table.add_column(head, justify="left" if head == "GPU" else "right")
+    for row in data["gpus"]:
+        overhead = row["activations"] + row["graphs"] + row["context_overhead"]
+        table.add_row(
+            row["title"], f"{row['usable'] / 1e9:.1f} GB", f"{overhead / 1e9:.1f} GB",
+            f"{row['cache'] / 1e9:.1f} GB" if row["fits"] else "does not fit",
+            f"{row['sequences_at_context']:,}", f"{row['context_at_sequences']:,}",
+            f"{row['decode_tokens_per_second']:.0f} tok/s",
+        )  # fmt: skip
+    rich.print(table)
+    if "card" in data:
+        card = Table(title="Against the reference card", title_justify="left")
+        for head in ("figure", "card", "here", "why they differ"):
+            card.add_column(head)
+        for row in data["card"]:
+            card.add_row(row["figure"], row["card"], row["ours"], row["why"])
+        rich.print(card)
+
+
+@serve.command()
+@click.option("--container", help="A container of this engine, running or not.")
+@click.option("--inspect", "inspection", type=click.Path(path_type=Path, exists=True),
+              help="Saved JSON of docker inspect.")  # fmt: skip
+@click.option("--compose", "compose_file", type=click.Path(path_type=Path, exists=True))
+@click.option("--url", help="A live server.")
+@click.option("--logs", type=click.Path(path_type=Path, exists=True), help="A saved log.")
+@click.option("--nvidia-smi", "smi", type=click.Path(path_type=Path, exists=True),
+              help="Saved CSV of name,compute_cap,driver_version,memory.total.")  # fmt: skip
+@_JSON
+def doctor(as_json: bool, **given: Any) -> None:
+    """Find what is wrong with a server: container, compose file, log, live URL, or all."""
+    from fp4forge.serving import diagnosis, evidence
+    from fp4forge.serving import doctor as doctors
+
+    container, inspection, compose_file = (
+        given[name] for name in ("container", "inspection", "compose_file")
+    )
+    url, logs, smi = given["url"], given["logs"], given["smi"]
+    if not (container or inspection or compose_file or url or logs):
+        raise UsageError(
+            "what to examine? nothing is given",
+            rule="--container, --inspect, --compose, --url or --logs",
+        )
+    if container:
+        found = evidence.container(container)
+    elif inspection:
+        try:
+            found = evidence.from_inspect(json.loads(inspection.read_bytes()))
+        except ValueError:
+            raise UsageError(f"--inspect {inspection}: not JSON") from None
+    elif compose_file:
+        found = evidence.from_compose(compose_file)
+    else:
+        found = evidence.Evidence()
+    if logs:
+        found.log = logs.read_text(errors="replace")
+        found.sources.append(f"log {logs}")
+    if url:
+        found.url = url
+        found.sources.append(url)
+    if smi:
+        found.gpus = evidence.gpus(smi.read_text())
+    elif container or url:
+        evidence.host(found)
+    findings = doctors.examine(found)
+    if as_json:
+        facts = asdict(diagnosis.read_log(found.log or ""))
+        print_json({"examined": found.sources, "log": facts,
+                    "findings": [asdict(f) for f in findings]})  # fmt: skip
+    else:
+        print_rows([(f"{f.severity}: {f.id}", f"{f.evidence}\ncause: {f.cause}\nfix: {f.fix}")
+                    for f in findings] or [("healthy", "nothing wrong was found in "
+                                            + ", ".join(found.sources))])  # fmt: skip
+    errors = [f.id for f in findings if f.severity == diagnosis.ERROR]
+    if errors and as_json:
+        sys.exit(ServingError.exit_code)
+    if errors:
+        raise ServingError(f"wrong: {', '.join(errors)}", remedy="each finding has its fix")
+
+
+@serve.command()
+@_URL
+@click.option("--only", multiple=True, type=click.Choice(["text", "vision", "reasoning", "tool"]),
+              help="Kinds of prompts; all by default.")  # fmt: skip
+@click.option("--stream", is_flag=True, help="Read the answers as streams.")
+@click.option("--timeout", type=click.FloatRange(1, 3600), default=120, show_default=True)
+@_JSON
+def quality(url: str, only: tuple[str, ...], stream: bool, timeout: float, as_json: bool) -> None:
+    """Ask the reference card's prompts and check the answers."""
+    _ask(url, as_json, timeout, stream, kinds=only or ("text", "vision", "reasoning", "tool"))
+
+
+@serve.command()
+@_URL
+@click.option("--timeout", type=click.FloatRange(1, 3600), default=120, show_default=True)
+@_JSON
+def smoke(url: str, timeout: float, as_json: bool) -> None:
+    """Ask the first of the prompts: does the server know France's capital?"""
+    _ask(url, as_json, timeout, False, names=("capital",))
+
+
+def _ask(url: str, as_json: bool, timeout: float, stream: bool, **chosen: Any) -> None:
+    from fp4forge.serving import client
+    from fp4forge.serving import quality as questions
+
+    if not url.startswith(("http://", "https://")):
+        raise UsageError(f"--url {url!r}", rule="http://HOST:PORT or https://HOST")
+    if reason := client.unreachable(url):
+        raise ServingError(
+            f"no server answers at {url}: {reason}", rule="GET /health",
+            remedy="build.py serve doctor --container NAME says why",
+        )  # fmt: skip
+    console = Console()
+    with console.step("ask") as step:
+        asked = questions.examine(url, step.report, stream=stream, timeout=timeout, **chosen)
+        verdicts = list(asked)
+        step.detail = f"{sum(v.passed for v in verdicts)} of {len(verdicts)} answers are right"
+    if as_json:
+        print_json([asdict(v) for v in verdicts])
+    else:
+        print_rows([(f"{'ok' if v.passed else 'wrong'}: {v.name}",
+                     v.answer[:300] + (f"\n{v.problem}" if v.problem else ""))
+                    for v in verdicts])  # fmt: skip
+    wrong = [f"{v.name}: {v.problem}" for v in verdicts if not v.passed]
+    if wrong and as_json:
+        sys.exit(ServingError.exit_code)
+    if wrong:
+        raise ServingError(
+            "\n".join(wrong), rule="the reference card's answers at temperature 0",
+            remedy="build.py serve doctor finds the cause",
+        )  # fmt: skip

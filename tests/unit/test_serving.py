@@ -1,0 +1,344 @@
+"""Manifests, memory and questions: what a server is started with, and what it can hold."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import re
+import shlex
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fp4forge.checkpoint import tensors
+from fp4forge.errors import CheckpointError, UsageError
+from fp4forge.gpu import PRODUCTS, product
+from fp4forge.serving import client, manifest, memory, quality, sandbox, settings
+from tests.checkpoints import REFERENCE, TINY, gemma4, write
+
+IMAGE = "127.0.0.1:5000/fp4forge/vllm@sha256:" + "a" * 64
+LOGS = Path(__file__).parent / "data/logs"
+
+
+def model(folder: Path, name: str = "model") -> Path:
+    return write(folder / name, gemma4(TINY), TINY | {"max_position_embeddings": 262144})
+
+
+def test_the_cards_rows_exactly(tmp_path: Path) -> None:
+    rows = {"interactive": ("65536", "4"), "balanced": ("8192", "32"),
+            "throughput": ("2048", "256"), "long-context": ("262144", "1")}  # fmt: skip
+    for workload, row in rows.items():
+        found = settings.server(model(tmp_path), workload, "0.20.2", IMAGE)
+        flags = {f.name: f.value for f in found.flags}
+        assert (flags["--max-model-len"], flags["--max-num-seqs"]) == row
+        assert flags["--quantization"] == "modelopt"
+        assert flags["--kv-cache-dtype"] == "fp8_e4m3"
+        assert flags["--moe-backend"] == "marlin"
+        assert all(f.why for f in found.flags)
+
+
+def test_context_is_never_more_than_the_model_has(tmp_path: Path) -> None:
+    folder = write(tmp_path / "m", gemma4(TINY), TINY)
+    flags = {f.name: f.value for f in settings.server(folder, "balanced", "0.20.2", IMAGE).flags}
+    assert flags["--max-model-len"] == "256"
+
+
+def test_a_removed_switch_is_never_written() -> None:
+    for version in ("0.18.1", "0.19.1", "0.20.2", "0.27.1", "0.33.0"):
+        flags, environment = settings.marlin_moe(version)
+        for setting in (*flags, *environment):
+            assert settings.SWITCHES[setting.name].known(version)
+    assert settings.marlin_moe("0.18.1")[1][0].name == "VLLM_TEST_FORCE_FP8_MARLIN"
+    assert not settings.SWITCHES["VLLM_TEST_FORCE_FP8_MARLIN"].known("0.33.0")
+    assert not settings.SWITCHES["VLLM_NVFP4_GEMM_BACKEND"].known("0.27.1")
+
+
+def service(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(text)["services"]["vllm"]
+    return found
+
+
+def test_the_compose_file(tmp_path: Path) -> None:
+    found = settings.server(model(tmp_path), "interactive", "0.20.2", IMAGE)
+    text = manifest.render(found, "compose")
+    vllm = service(text)
+    assert vllm["image"] == IMAGE
+    assert vllm["command"] == found.arguments
+    assert vllm["restart"] == "unless-stopped"
+    assert vllm["healthcheck"]["start_period"] == "10m"
+    mounts = {mount["target"]: mount for mount in vllm["volumes"]}
+    assert mounts["/models/model"]["read_only"]
+    assert set(mounts) == {"/models/model", "/home/vllm/.cache"}
+    devices = vllm["deploy"]["resources"]["reservations"]["devices"]
+    assert devices == [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]
+    assert "VLLM_TEST_FORCE_FP8_MARLIN" not in text
+    assert "dist-packages" not in text
+    for flag in found.flags:
+        assert f"# {flag.why}" in text
+
+
+def test_every_format_gives_the_server_the_same_words(tmp_path: Path) -> None:
+    found = settings.server(model(tmp_path, "it's $HOME 100%"), "balanced", "0.20.2", IMAGE,
+                            served_name="m")  # fmt: skip
+    vllm = service(manifest.render(found, "compose"))
+    assert vllm["command"] == found.arguments
+    assert vllm["volumes"][0]["source"].replace("$$", "$") == found.model
+    script = manifest.render(found, "run").split("exec ")[1].replace("\\\n", " ")
+    words = shlex.split(script.replace('"${arguments[@]}"', ""))
+    assert f"type=bind,source={found.model},target=/models/m,readonly" in words
+    assert words[-1] == IMAGE
+    array = re.search(r"arguments=\((.*?)\n\)", manifest.render(found, "run"), re.DOTALL)
+    assert array
+    assert shlex.split(array[1], comments=True) == found.arguments
+    objects = list(yaml.safe_load_all(manifest.render(found, "k8s")))
+    pod = objects[1]["spec"]["template"]["spec"]
+    assert pod["containers"][0]["args"] == found.arguments
+    assert pod["volumes"][0]["hostPath"]["path"] == found.model
+    assert pod["securityContext"]["runAsNonRoot"]
+    unit = manifest.render(found, "systemd")
+    assert "$$HOME 100%%" in unit
+    assert f'"{IMAGE}" serve "/models/m"' in unit
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"workload": "fast"}, UsageError),
+        ({"utilization": 1.5}, UsageError),
+        ({"served_name": "a; rm -rf /"}, UsageError),
+        ({"model": Path("/models/a\nb")}, UsageError),
+        ({"model": Path("/models/a:b")}, UsageError),
+    ],
+)
+def test_what_cannot_be_used_is_refused(changes: dict[str, Any], error: type[Exception]) -> None:
+    given: dict[str, Any] = {"model": Path("/models/m"), "workload": "balanced"} | changes
+    with pytest.raises(error):
+        settings.server(given.pop("model"), given.pop("workload"), "0.20.2", IMAGE, **given)
+
+
+def test_an_image_reference_with_syntax_in_it() -> None:
+    with pytest.raises(UsageError):
+        manifest.by_digest("image; rm -rf /")
+    assert manifest.by_digest(IMAGE) == IMAGE
+
+
+def logged(name: str, pattern: str) -> float:
+    text = (LOGS / name).read_text()
+    match = re.search(pattern, text)
+    assert match
+    return float(match[1].replace(",", ""))
+
+
+def test_the_cache_is_what_a_real_server_made_of_it() -> None:
+    """The H200 run: two of the reference's layers, 2,048 tokens, 8,192 batched."""
+    name = "vllm-0.20.2-h200/compiled.log"
+    available = logged(name, r"Available KV cache memory: ([\d.]+) GiB") * 2**30
+    two = memory.Model(
+        0, 0, 0, True, 0, 128, 8, 2816, 704, 4096, 4096,
+        (memory.Layers(1, 2 * 2 * 512, None), memory.Layers(1, 2 * 8 * 256, 1024)),
+    )  # fmt: skip
+    size, page, groups = memory.groups(two)
+    assert [tokens for _, tokens in groups] == [32, 16]
+    concurrency = available // (size * page) / memory.blocks_per_sequence(two, 2048, 8192)
+    said = logged(name, r"Maximum concurrency for 2,048 tokens per request: ([\d.]+)x")
+    assert concurrency == pytest.approx(said, rel=2e-4)  # the log rounds GiB to two digits
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> memory.Model:
+    """The card's model in its real shapes; sparse files."""
+    folder = write(tmp_path_factory.mktemp("reference"), gemma4(REFERENCE, 0), REFERENCE, shards=4)
+    return memory.describe(tensors.read(folder))
+
+
+def test_the_reference_on_the_spark(reference: memory.Model) -> None:
+    assert memory.is_reference(reference)
+    assert reference.weights == pytest.approx(16.4e9, rel=0.1)  # the vision tower is not in it
+    found = memory.fit(reference, product("gb10"), 0.85, 4, 8192)
+    assert found.groups == 6
+    assert found.tokens_reported == pytest.approx(700_000, rel=0.1)  # the card's figure
+    within, beyond = memory.kv_bytes_per_token(reference)
+    assert (within, beyond) == (25 * 4096 + 5 * 2048, 5 * 2048)
+    rows = {row["figure"]: row["ours"] for row in memory.against_card(reference, found)}
+    assert rows["dense_bf16"] == "54.0 GB a token, 2,700 GB/s"
+    assert rows["dense_nvfp4"] == "15.2 GB a token, 759 GB/s"
+    assert 2.8e9 < reference.read_per_token() < 3.6e9
+
+
+def test_more_context_never_holds_more_sequences(reference: memory.Model) -> None:
+    for name in PRODUCTS:
+        found = memory.fit(reference, product(name), 0.85, 16, 8192)
+        counts = [memory.sequences_for(reference, found, c, 8192) for c in (2048, 8192, 65536)]
+        assert counts == sorted(counts, reverse=True)
+        for sequences in (1, 4, 32):
+            context = memory.context_for(reference, found, sequences, 8192)
+            if context:
+                assert memory.sequences_for(reference, found, context, 8192) >= sequences
+            if context < reference.max_context:
+                more = memory.sequences_for(reference, found, context + 1, 8192)
+                assert more < sequences or context == 0
+
+
+def test_what_does_not_fit_says_so(reference: memory.Model) -> None:
+    small = memory.fit(reference, product("rtx5090"), 0.4, 4, 2048)
+    assert not small.fits
+    assert memory.context_for(reference, small, 1, 2048) == 0
+
+
+def test_a_configuration_without_layers(tmp_path: Path) -> None:
+    folder = write(tmp_path, gemma4(TINY), TINY)
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError):
+        memory.describe(tensors.read(folder))
+
+
+RIGHT = "is_prime = lambda n: n > 1 and all(n % i for i in range(2, int(n**0.5) + 1))"
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (RIGHT, ""),
+        (f"```python\n{RIGHT}\n```", ""),
+        ("def is_prime(n): return n > 1 and all(n % i for i in range(2, n))", ""),
+        ("`lambda n: n > 1 and all(n % i != 0 for i in range(2, int(n**0.5)+1))`", ""),
+        ("import math\nf = lambda n: n>1 and all(n%i for i in range(2, math.isqrt(n)+1))", ""),
+        ("is_prime = lambda n: n % 2 == 1", "wrong for"),
+        ("I cannot.", "no Python function"),
+        ("def is_prime(n: return 1", "not Python"),
+        ("import os\ndef is_prime(n): return os.system('true')", "not run: it imports os"),
+        ("def is_prime(n): return ().__class__", "not run: the attribute __class__"),
+        ("def is_prime(n): return __import__('os')", "not run: the name __import__"),
+        ("def is_prime(n): return open('/etc/passwd')", "it fails: NameError"),
+        ("is_prime = lambda n: [0] * 10**12", "it fails: MemoryError"),
+    ],
+)
+def test_the_prime_function_is_run_apart(answer: str, problem: str) -> None:
+    found = sandbox.wrong_prime(answer)
+    assert found.startswith(problem) if problem else not found, found
+
+
+def test_a_prime_function_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "SECONDS", 1)
+    found = sandbox.wrong_prime("def is_prime(n):\n while True: pass")
+    assert "does not end" in found or "killed by a limit" in found
+
+
+GOOD = {
+    "capital": "The capital of France is Paris.", "product": "391",
+    "haiku": "Blue waves kiss the shore,\nEndless water, salt and spray,\nDeep blue mysteries.",
+    "cities": "1. Tokyo 2. Osaka 3. Kyoto", "prime": f"```python\n{RIGHT}\n```",
+    "photosynthesis": "Plants turn sunlight, water and carbon dioxide into sugar and oxygen.",
+    "reasoning": "391", "vision": "Red",
+}  # fmt: skip
+BAD = {
+    "capital": "-Hello-Hello-Hello-Hello-", "product": "392", "haiku": "Waves.",
+    "cities": "Tokyo, Paris and Rome", "prime": "lambda n: True", "photosynthesis": "Plants grow.",
+    "reasoning": "390", "vision": "Blue",
+}  # fmt: skip
+
+
+class Scripted(http.server.BaseHTTPRequestHandler):
+    """A server whose answers, right or wrong, are known; protocol tests have a real one (e2e)."""
+
+    answers: dict[str, str]
+    fault = ""
+
+    def do_GET(self) -> None:
+        self.send(200, {"data": [{"id": "m"}]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        content = body["messages"][0]["content"]
+        text = content if isinstance(content, str) else content[-1]["text"]
+        name = next(p.name for p in quality.PROMPTS if p.text == text)
+        message: dict[str, Any] = {"content": self.answers.get(name, "")}
+        if name == "reasoning":
+            message["reasoning_content"] = "17 times 23" if self.answers is GOOD else ""
+        if name == "tool" and self.answers is GOOD:
+            call = {"name": "get_weather", "arguments": '{"city": "Paris"}'}
+            message["tool_calls"] = [{"function": call}]
+        if self.fault == "500":
+            self.send(500, {"error": "boom"})
+        elif self.fault == "json":
+            self.send(200, {"choices": "none"})
+        elif self.fault == "slow":
+            threading.Event().wait(3)
+        elif body["stream"]:
+            self.stream(message["content"])
+        else:
+            self.send(200, {"choices": [{"message": message, "finish_reason": "stop"}]})
+
+    def stream(self, text: str) -> None:
+        self.send_response(200)
+        self.end_headers()
+        for number, word in enumerate(text.split()):
+            if self.fault == "cut" and number == 1:
+                return
+            delta = {"choices": [{"delta": {"content": word + " "}}]}
+            self.wfile.write(f"data: {json.dumps(delta)}\n\n".encode())
+        if self.fault == "garbage":
+            self.wfile.write(b"data: {not json\n\n")
+        end = {"choices": [{"delta": {}, "finish_reason": "stop"}]}
+        self.wfile.write(f"data: {json.dumps(end)}\n\ndata: [DONE]\n\n".encode())
+
+    def send(self, status: int, data: dict[str, Any]) -> None:
+        text = json.dumps(data).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def scripted() -> Iterator[str]:
+    Scripted.answers, Scripted.fault = GOOD, ""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Scripted)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+
+
+def ask(url: str, **options: Any) -> dict[str, quality.Verdict]:
+    return {v.name: v for v in quality.examine(url, lambda _: None, **options)}
+
+
+def test_right_answers_pass_and_wrong_ones_do_not(scripted: str) -> None:
+    good = ask(scripted)
+    assert all(v.passed for v in good.values()), good
+    assert len(good) == 9
+    Scripted.answers = BAD
+    bad = ask(scripted)
+    assert not any(v.passed for v in bad.values()), bad
+    assert not client.paris(scripted).ok
+
+
+@pytest.mark.parametrize(
+    ("fault", "stream", "problem"),
+    [
+        ("500", False, "HTTP 500"),
+        ("json", False, "not a chat completion"),
+        ("slow", False, "no answer within"),
+        ("cut", True, "cut before its end"),
+        ("garbage", True, "not a chat chunk"),
+    ],
+)
+def test_a_faulty_server_is_a_sentence(
+    scripted: str, fault: str, stream: bool, problem: str
+) -> None:
+    assert ask(scripted, names=("capital",), stream=stream)["capital"].passed
+    Scripted.fault = fault
+    found = ask(scripted, names=("capital",), stream=stream, timeout=1)["capital"]
+    assert not found.passed
+    assert problem in found.problem
+
+
+def test_a_server_that_is_not_there() -> None:
+    assert client.unreachable("http://127.0.0.1:9") == "connection refused"
