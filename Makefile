@@ -17,6 +17,8 @@ RUN := $(VENV)/bin/python
 ARCH ?= blackwell
 RELEASE ?= 0.20.2
 VARIANT ?= awq
+# FlashInfer's modules take half an hour on 2 cores: too long for `make image`.
+AOT ?= none
 FROM ?= wheel
 BASE ?= bootstrap
 OPTIONS ?=
@@ -40,7 +42,7 @@ setup: venv ## Prepare this machine: packages, virtual environment, engine, regi
 
 image: setup ## Build, check and publish an image (ARCH= RELEASE= VARIANT= FROM= BASE=)
 	@$(RUN) build.py --release $(RELEASE) --arch $(ARCH) --from $(FROM) --base $(BASE) \
-	  --variant $(VARIANT) --registry $(TARGET_REGISTRY) --push $(OPTIONS)
+	  --variant $(VARIANT) --aot $(AOT) --registry $(TARGET_REGISTRY) --push $(OPTIONS)
 
 image-source: setup ## Compile vLLM 0.19.1 (components core) into an image: hours; resumes
 	@$(RUN) build.py --arch $(ARCH) --from source --components core --source cutlass=pypi \
@@ -57,7 +59,7 @@ e2e: setup ## Tests against the real engine and registry (builds the image of `m
 
 test-image: setup ## Run the image tests against IMAGE= (ARCH= RELEASE= ... say what it must be)
 	@$(RUN) build.py verify $(IMAGE) --release $(RELEASE) --arch $(ARCH) --from $(FROM) \
-	  --base $(BASE) --variant $(VARIANT) $(OPTIONS)
+	  --base $(BASE) --variant $(VARIANT) --aot $(AOT) $(OPTIONS)
 
 test-gpu: ## On a GPU: kernels and served checkpoints, without Docker (GPU_PYTHON=; docs/gpu.md)
 	@$(GPU_PYTHON) -m pytest tests/gpu -v -rs

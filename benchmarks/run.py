@@ -29,10 +29,10 @@ from fp4forge.plan import Plan, Request  # noqa: E402
 RESULTS = ROOT / "benchmarks" / "results"
 REGISTRY = os.environ.get("REGISTRY", "127.0.0.1:5000")
 REPO = f"{REGISTRY}/fp4forge/bench"
-REQUEST = Request("blackwell", "0.20.2", "awq", "wheel", "bootstrap")
+REQUEST = Request("blackwell", "0.20.2", "awq", "wheel", "bootstrap", aot="none")
 BUILD = [sys.executable, str(ROOT / "build.py"), "--arch", REQUEST.arch, "--release",
-         REQUEST.release, "--from", REQUEST.strategy, "--base", REQUEST.base, "--push",
-         "--registry", REGISTRY, "--repo", "fp4forge/bench"]  # fmt: skip
+         REQUEST.release, "--from", REQUEST.strategy, "--base", REQUEST.base, "--aot", "none",
+         "--push", "--registry", REGISTRY, "--repo", "fp4forge/bench"]  # fmt: skip
 
 
 def quiet(_: str) -> None:

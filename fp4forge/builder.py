@@ -104,8 +104,9 @@ def command(
         *secrets(),
         *[f"--output={output}" for output in outputs],
     ]
-    if plan.strategy == "source":
+    if plan.compiles:
         flags.append("--secret=id=compile,env=FP4FORGE_COMPILE")
+    if plan.strategy == "source":
         flags += [f"--build-context=source-{n}={path}" for n, path in options.sources.items()]
     flags += [f"--builder={options.builder}"] if options.builder else []
     flags += ["--no-cache"] if options.no_cache else []
@@ -252,6 +253,7 @@ def _export(
 
 
 _PATTERNS: tuple[tuple[str, type[ForgeError], str], ...] = (
+    ("fp4forge: aot: ", BuildError, "running again goes on with the next object; --aot none"),
     ("fp4forge: compile: patch ", PatchError, "build.py patch check shows each patch"),
     ("fp4forge: compile: gate: ", CoverageError, "nothing was compiled but this one object"),
     ("fp4forge: patch ", PatchError, "build.py patch check shows each patch against its source"),

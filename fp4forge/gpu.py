@@ -27,6 +27,7 @@ class Gpu:
     default_platform: str | None  # None: the chip is sold with either host
     arch_list: str  # TORCH_CUDA_ARCH_LIST that serves this chip alone on CUDA 13
     max_jit_jobs: int  # parallel nvcc processes at run time: unified memory is shared with them
+    flashinfer_arch: str  # what FlashInfer compiles for it (compilation_context.py)
 
     @property
     def major(self) -> int:
@@ -102,10 +103,10 @@ GPUS: dict[str, Gpu] = {
     for gpu in (
         # 12.0 becomes the family target 12.0f on CUDA 13 and so serves sm_121 too, where a bare
         # 12.1 fails in ptxas after hours and 12.1a traps in FP8 (vLLM's enable_sm120_only).
-        Gpu("sm100", (10, 0), ("B200", "GB200"), None, "10.0", 8),
-        Gpu("sm103", (10, 3), ("B300", "GB300"), None, "10.0", 8),
-        Gpu("sm120", (12, 0), ("RTX 5090", "RTX PRO 6000 Blackwell"), AMD64, "12.0", 4),
-        Gpu("sm121", (12, 1), ("GB10 (DGX Spark)",), ARM64, "12.0", 2),
+        Gpu("sm100", (10, 0), ("B200", "GB200"), None, "10.0", 8, "10.0a"),
+        Gpu("sm103", (10, 3), ("B300", "GB300"), None, "10.0", 8, "10.3a"),
+        Gpu("sm120", (12, 0), ("RTX 5090", "RTX PRO 6000 Blackwell"), AMD64, "12.0", 4, "12.0f"),
+        Gpu("sm121", (12, 1), ("GB10 (DGX Spark)",), ARM64, "12.0", 2, "12.1a"),
     )
 }
 

@@ -30,7 +30,8 @@ _MARLIN = re.compile(r"6MarlinILl(\d+)ELl(\d+)E")
 
 # Kernel groups of the verdict; Marlin counts where it takes FP4 weights with 16-bit activations.
 # Names tell only which group a kernel with the instructions is of.
-GROUPS = ("nvfp4_gemm", "nvfp4_grouped_gemm", "nvfp4_quantise", "fp8_gemm", "marlin", "moe_marlin")
+GROUPS = ("nvfp4_gemm", "nvfp4_grouped_gemm", "nvfp4_quantise", "fp8_gemm", "marlin", "moe_marlin",
+          "flashinfer_gemm", "flashinfer_quantise")  # fmt: skip
 REQUIRED = ("nvfp4_gemm", "nvfp4_quantise")
 _WORDS = {"exact": "native", "family": "family", "ptx": "ptx", "none": "missing"}
 _RANK = ("native", "family", "ptx", "missing")
@@ -42,6 +43,16 @@ class File:
 
     path: str
     code: DeviceCode
+
+    def groups_of(self, kernel: Kernel) -> set[str]:
+        """The groups that one of its kernels counts for; FlashInfer's have groups of their own."""
+        if "flashinfer" not in PurePosixPath(self.path).parts:
+            return set(groups_of(kernel))
+        return (
+            {"flashinfer_gemm"}
+            if kernel.fp4_mma
+            else ({"flashinfer_quantise"} if kernel.fp4_cvt else set())
+        )
 
     def as_json(self) -> dict[str, Any]:
         """The file as the ledger prints it."""
@@ -86,9 +97,9 @@ class Ledger:
     def _groups(self) -> Iterator[tuple[str, set[str]]]:
         for file in self.files:
             for cubin in file.code.cubins:
-                yield cubin.target, {g for k in cubin.kernels for g in groups_of(k)}
+                yield cubin.target, {g for k in cubin.kernels for g in file.groups_of(k)}
             for ptx in file.code.ptx:
-                yield ptx.target, {g for n in ptx.kernels for g in groups_of(Kernel(n))}
+                yield ptx.target, {g for n in ptx.kernels for g in file.groups_of(Kernel(n))}
 
     def as_json(self, details: bool = True) -> dict[str, Any]:
         """The documented JSON; without details no kernels, for keeping in an image."""
@@ -137,6 +148,20 @@ def read(target: str, report: Report) -> Ledger:
         return Ledger(target, (File(path.name, cubins.read(path, report)),))
     with _from_engine(target, report) as folder:
         return _folder(target, folder, report)
+
+
+def packages(folders: list[Path], report: Report) -> Ledger:
+    """The ledger of installed packages; paths start with the package's name.
+
+    Raises:
+        BinaryError: one of them has no device code, or cannot be read.
+    """
+    files = [
+        File(f"{folder.name}/{file.path}", file.code)
+        for folder in folders
+        for file in _folder(str(folder), folder, report).files
+    ]
+    return Ledger(", ".join(folder.name for folder in folders), tuple(files))
 
 
 def _folder(target: str, root: Path, report: Report) -> Ledger:

@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fp4forge import archs, components, ledger, lock, release, series
+from fp4forge import aot, archs, components, ledger, lock, release, series
 from fp4forge import base as bases
 from fp4forge.components import Source
 from fp4forge.errors import CoverageError, UsageError
-from fp4forge.gpu import GPUS, platform_for, target
+from fp4forge.gpu import GPUS, host_platform, platform_for, target
 from fp4forge.paths import IMAGE_FILES, IMAGE_TESTS, ROOT, STATE
 from fp4forge.release import STRATEGIES, VARIANTS, LeaveOut
 from fp4forge.series import Patch, Series
@@ -50,6 +50,7 @@ class Request:
     allow_missing: tuple[str, ...] = ()
     components: str = "all"
     sources: tuple[str, ...] = ()  # NAME=git|pypi|DIR
+    aot: str | None = None  # FlashInfer's modules; None: gemma4 where the host can compile them
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Plan:
     leave_out: tuple[LeaveOut, ...]
     unpacked_gb: float
     epoch: int
+    aot: aot.Choice = field(default_factory=aot.Choice)  # FlashInfer's modules in the image
     components: tuple[str, ...] = ()  # compiled ones, of a source build
     components_left_out: dict[str, str] = field(default_factory=dict)  # with the reason
     sources: dict[str, Source] = field(default_factory=dict)  # external ones
@@ -95,6 +97,11 @@ class Plan:
     def site(self) -> str:
         """The folder of installed packages, without leading slash."""
         return f"usr/local/lib/python{self.python}/dist-packages"
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the build runs nvcc."""
+        return self.strategy == "source" or self.aot.name != "none"
 
     @property
     def patch_layers(self) -> tuple[str, ...]:
@@ -157,6 +164,8 @@ def resolve(request: Request) -> Plan:
             "--components and --source go with --from source",
             rule="a published wheel is compiled already",
         )
+    ahead = _ahead(request, platform, gpus)
+    predicted = ledger.expected(prediction.groups, FP8_FAMILY in {p.id for p in csrc})
     return Plan(
         release=what.release,
         vllm_version=what.vllm_version,
@@ -168,7 +177,7 @@ def resolve(request: Request) -> Plan:
         gpus=gpus,
         capabilities=tuple(gpu.label for gpu in chosen.gpus),
         arch_list=arch_list,
-        predicted=ledger.expected(prediction.groups, FP8_FAMILY in {p.id for p in csrc}),
+        predicted=predicted | aot.expected(ahead, gpus),
         allow_missing=request.allow_missing,
         variant=request.variant,
         strategy=request.strategy,
@@ -186,10 +195,18 @@ def resolve(request: Request) -> Plan:
         packages_overridden=tuple(
             re.split("[<=>!~]", text)[0] for text in what.strategy(request.strategy).overrides
         ),
+        aot=ahead,
         components=choice.names,
         components_left_out=choice.left_out,
         sources=choice.sources,
     )
+
+
+def _ahead(request: Request, platform: str, gpus: tuple[str, ...]) -> aot.Choice:
+    """FlashInfer's modules: compiled by the build platform's nvcc for its own kind of host."""
+    name = request.aot or ("gemma4" if platform == host_platform() else "none")
+    _one_of("--aot", name, aot.CHOICES)
+    return aot.choose(name, gpus)
 
 
 def _arch_list(request: Request, what: release.Release, platform: str) -> str:
@@ -234,6 +251,8 @@ def context_files(plan: Plan) -> dict[str, bytes]:
         choice = components.Choice(plan.components, plan.components_left_out, plan.sources)
         files["compile.json"] = _json(choice.instructions(plan.arch_list, plan.predicted))
         files |= _series(sequence, plan.variant, "csrc", "csrc")
+    if plan.aot.name != "none":
+        files["aot.json"] = _json(plan.aot.instructions())
     files |= {f"locks/{name}.txt": text.encode() for name, text in lock.layers(plan).items()}
     for name in LEDGER_MODULES:
         files[f"ledger/fp4forge/{name}.py"] = (ROOT / "fp4forge" / f"{name}.py").read_bytes()

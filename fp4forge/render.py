@@ -81,7 +81,7 @@ def supported() -> dict[str, Plan]:
             continue
         for arch, variant in itertools.product(TARGETS, VARIANTS):
             platform = TARGETS[arch].default_platform or "linux/amd64"
-            plan = resolve(Request(arch, name, variant, strategy, base, platform))
+            plan = resolve(Request(arch, name, variant, strategy, base, platform, aot="gemma4"))
             folder = f"{name}/{strategy}-{bases.load(base).slug}"
             plans[f"{folder}/{arch}-{variant}.Dockerfile"] = plan
     return plans

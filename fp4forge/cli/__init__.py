@@ -66,6 +66,8 @@ class LazyGroup(click.Group):
               help="What to compile: all, core, or names with commas.")  # fmt: skip
 @click.option("--source", "sources", multiple=True, metavar="NAME=git|pypi|DIR",
               help="Where an external source comes from, such as cutlass=DIR.")  # fmt: skip
+@click.option("--aot", help="FlashInfer's modules compiled into the image: none, gemma4 (the"
+              " default: NVFP4 linear layers) or all.")  # fmt: skip
 @click.option("--base", default="ubuntu:24.04", show_default=True,
               help="Base image; bootstrap makes one here without a hub.")  # fmt: skip
 @click.option("--platform", help="linux/amd64 or linux/arm64; by default the GPU's.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def build(**o: Any) -> None:
         )
     request = Request(
         o["arch"], o["release"], o["variant"], o["strategy"], o["base"], o["platform"],
-        o["arch_list"], o["allow_missing"], o["components"], o["sources"],
+        o["arch_list"], o["allow_missing"], o["components"], o["sources"], o["aot"],
     )  # fmt: skip
     registry = o["registry"] or None
     if o["push"] and not registry and not o["dry_run"]:
@@ -55,10 +56,17 @@ def build(**o: Any) -> None:
             ("image", outcome.image),
             ("digest", outcome.digest),
             *_sizes(outcome),
+            ("ahead of time", _ahead(outcome.plan["aot"])),
             ("checked", "\n".join(checks) or "when its immutable tag was made"),
             ("verdict", "verified; tags: " + ", ".join(outcome.tags)),
         ],
     )
+
+
+def _ahead(aot: dict[str, Any]) -> str:
+    if aot["name"] == "none":
+        return "none: FlashInfer compiles its FP4 modules at the first request (--aot gemma4)"
+    return f"FlashInfer's modules, {aot['name']}, for {aot['archs']}"
 
 
 def _sizes(outcome: pipeline.Outcome) -> list[tuple[str, str]]:
@@ -83,6 +91,7 @@ def _show(p: Plan) -> None:
             f"{n}: {s.provider} {s.where}" + (f" ({s.note})" if s.note else "")
             for n, s in p.sources.items()
         ),
+        "ahead of time": _ahead(asdict(p.aot)),
         "base": f"{p.base_image}, Python {p.python}",
         "platform": p.platform,
         "left out": "\n".join(f"{rule.glob}: {rule.why}" for rule in p.leave_out),
@@ -101,17 +110,17 @@ def _show(p: Plan) -> None:
 @click.option("--from", "strategy", default="wheel", show_default=True)
 @click.option("--base", default="ubuntu:24.04", show_default=True)
 @click.option("--platform")
+@click.option("--aot")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 @click.option("--junit", type=click.Path(path_type=Path), help="Also write JUnit XML there.")
 def verify(image: str, as_json: bool, junit: Path | None, **o: Any) -> None:
     """Run the image tests against IMAGE, which the engine has or can pull."""
-    from dataclasses import asdict
-
     from fp4forge import verify as verifying
 
     request = Request(
-        o["arch"], o["release"], o["variant"], o["strategy"], o["base"], o["platform"]
-    )
+        o["arch"], o["release"], o["variant"], o["strategy"], o["base"], o["platform"],
+        aot=o["aot"],
+    )  # fmt: skip
     wanted, _ = pipeline.prepare(request)
     console = Console(quiet=as_json)
     with console.step("verify") as step:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 REGISTRY = os.environ.get("REGISTRY", "127.0.0.1:5000")
 REPO = "fp4forge/e2e"
 WHEEL = ("--release", "0.20.2", "--arch", "blackwell", "--from", "wheel", "--base", "bootstrap",
-         "--repo", REPO)  # fmt: skip
+         "--aot", "none", "--repo", REPO)  # fmt: skip
 
 Completed = subprocess.CompletedProcess[str]
 

@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 VERSIONS = ("vllm", "torch", "transformers", "flashinfer-python")
 
 
@@ -104,11 +106,42 @@ def test_ledger(host: Any, plan: dict[str, Any], config: dict[str, Any]) -> None
 def test_ledger_is_of_these_files(host: Any, site: str) -> None:
     """every extension in the ledger has the SHA-256 that the ledger says"""
     files = json.loads(host.file("/opt/fp4forge/ledger.json").content_string)["files"]
-    listed = {f"{site}/vllm/{file['path']}": file["sha256"] for file in files}
+    listed = {f"{site}/{file['path']}": file["sha256"] for file in files}
     done = host.run("sha256sum -- " + " ".join(listed))
     found = {line[66:]: line[:64] for line in done.stdout.splitlines()}
     wrong = [path for path, digest in listed.items() if found.get(path) != digest]
     assert not wrong, f"not the file of the ledger: {', '.join(wrong)}"
+
+
+def test_aot(host: Any, plan: dict[str, Any]) -> None:
+    """FlashInfer finds its modules for every requested GPU and would compile nothing"""
+    if plan["aot"]["name"] == "none":
+        pytest.skip("the plan has no modules ahead of time: FlashInfer compiles at first use")
+    code = f"""
+import importlib, json, os
+os.environ["FLASHINFER_CUDA_ARCH_LIST"] = {plan["aot"]["archs"]!r}
+os.environ["FLASHINFER_WORKSPACE_BASE"] = "/tmp/aot"
+os.environ["FLASHINFER_DISABLE_JIT"] = "1"
+os.makedirs("/tmp/aot", exist_ok=True)
+found = {{}}
+for generator in {list(plan["aot"]["generators"])!r}:
+    module, _, function = generator.rpartition(".")
+    spec = getattr(importlib.import_module("flashinfer.jit." + module), function)()
+    found[spec.name] = spec.is_aot
+    if spec.is_aot:
+        spec.build_and_load()
+print(json.dumps(found))
+"""
+    # The driver's library is the GPU machine's; its stub here lets the modules load.
+    stub = (
+        "mkdir -p /tmp/aot && ln -sf /usr/local/cuda/lib64/stubs/libcuda.so /tmp/aot/libcuda.so.1"
+    )
+    assert host.run(stub).rc == 0
+    done = host.run("LD_LIBRARY_PATH=/tmp/aot python3 -c %s", code)
+    assert done.rc == 0, f"a module does not load: {done.stderr.strip().splitlines()[-1:]}"
+    found = json.loads(done.stdout.splitlines()[-1])
+    missing = [name for name, ahead in found.items() if not ahead]
+    assert not missing, f"FlashInfer would compile {', '.join(missing)}"
 
 
 def test_times(host: Any, plan: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from fp4forge import archs, components, release
 from fp4forge.errors import ArtefactError, UsageError
-from fp4forge.image.build import compile as compiling
+from fp4forge.image.build import jobs as running
 
 RELEASE = release.load("0.19.1")
 
@@ -78,7 +78,7 @@ def test_instructions_leave_the_other_externals_out() -> None:
     ("cores", "free", "jobs"), [(2, 21.0, 2), (16, 24.0, 4), (16, 3.0, 1), (1, 100.0, 1)]
 )
 def test_jobs_follow_cores_and_memory(cores: int, free: float, jobs: int) -> None:
-    assert compiling.jobs_for(cores, free) == jobs
+    assert running.jobs_for(cores, free) == jobs
 
 
 NINJA = """[7/91] Building CUDA object CMakeFiles/_C.dir/csrc/sampler.cu.o
@@ -92,7 +92,7 @@ ninja: build stopped: subcommand failed.
 
 
 def test_a_failed_object_is_told_with_command_and_last_lines() -> None:
-    text = compiling.failure(NINJA)
+    text = running.failure(NINJA)
     assert text.startswith("csrc/x.cu does not compile\ncommand: sccache nvcc -c csrc/x.cu")
     assert "cutlass/cutlass.h: No such file" in text and "y.cu" not in text
 
@@ -102,11 +102,11 @@ def test_a_failed_object_is_told_with_command_and_last_lines() -> None:
              "c++: fatal error: Killed signal terminated program cc1plus"],
 )  # fmt: skip
 def test_an_out_of_memory_kill_is_recognised(line: str) -> None:
-    assert compiling._KILLED.search(line) and not compiling._KILLED.search(NINJA)
+    assert running._KILLED.search(line) and not running._KILLED.search(NINJA)
 
 
 def test_progress_counts_objects() -> None:
-    progress = compiling.Progress({}, 2)
+    progress = running.Progress({}, 2)
     for line in NINJA.splitlines():
         progress.line(line)
     assert (progress.done, progress.total) == (8, 91)
@@ -115,7 +115,7 @@ def test_progress_counts_objects() -> None:
 
 def test_time_left_comes_from_past_timings() -> None:
     past = {"csrc/sampler.cu": 600.0, "csrc/y.cu": 60.0, "csrc/z.cu": 240.0}
-    progress = compiling.Progress(past, 2)
+    progress = running.Progress(past, 2)
     assert "about 8 min left" in progress.text()
     for line in NINJA.splitlines():
         progress.line(line)

@@ -64,8 +64,8 @@ RUN --mount=type=cache,target=/root/.cache/uv \
     --mount=type=secret,id=netrc,target=/root/.netrc \
     if [ -s /run/secrets/ca.pem ]; then export SSL_CERT_FILE=/run/secrets/ca.pem PIP_CERT=/run/secrets/ca.pem; fi \
     && python3 /fp4forge/install.py --lock /fp4forge/locks/python.txt --platform "${TARGETPLATFORM}" --out /out
-# ---- compile: vLLM's extensions from the pinned sdist -----------------------------------------
-FROM tools AS toolchain
+# ---- compilers: nvcc, the host compiler, and the packages that kernels are compiled against -----
+FROM tools AS compilers
 RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
     --mount=type=cache,target=/var/lib/apt/lists,sharing=locked \
     rm -f /etc/apt/apt.conf.d/docker-clean \
@@ -81,6 +81,18 @@ RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
 COPY --link --from=cuda /out /
 COPY --link --from=torch /out /
 COPY --link --from=python /out /
+
+# ---- aot: FlashInfer's modules, so that the first request starts no compiler --------------------
+FROM compilers AS aot
+COPY locks/cuda.txt locks/python.txt /fp4forge/locks/
+COPY image/build/aot.py image/build/install.py image/build/jobs.py /fp4forge/fp4forge/image/build/
+COPY aot.json /fp4forge/
+RUN --mount=type=secret,id=compile,target=/run/secrets/compile.env \
+    --mount=type=cache,id=fp4forge-aot,target=/root/.cache/aot,sharing=locked \
+    PYTHONPATH=/fp4forge python3 -m fp4forge.image.build.aot --out /out
+
+# ---- compile: vLLM's extensions from the pinned sdist -----------------------------------------
+FROM compilers AS toolchain
 COPY locks/build.txt locks/runtime.txt locks/sdist.txt /fp4forge/locks/
 RUN --mount=type=cache,target=/root/.cache/uv \
     --mount=type=secret,id=ca,target=/run/secrets/ca.pem \
@@ -114,18 +126,18 @@ COPY --from=source-qutlass / /externals/qutlass/
 COPY --from=source-triton_kernels / /externals/triton_kernels/
 COPY csrc/ /fp4forge/csrc/
 COPY ledger/ /fp4forge/
-COPY image/build/apply_patches.py image/build/compile.py /fp4forge/
+COPY image/build/apply_patches.py image/build/compile.py image/build/jobs.py /fp4forge/fp4forge/image/build/
 COPY compile.json /fp4forge/
-RUN --mount=type=cache,id=fp4forge-compile,target=/root/.cache/compile,sharing=locked \
+RUN --mount=type=secret,id=compile,target=/run/secrets/compile.env \
+    --mount=type=cache,id=fp4forge-compile,target=/root/.cache/compile,sharing=locked \
     --mount=type=cache,id=fp4forge-sccache,target=/root/.cache/sccache \
-    --mount=type=secret,id=compile,target=/run/secrets/compile.env \
-    python3 /fp4forge/compile.py gate
+    PYTHONPATH=/fp4forge python3 -m fp4forge.image.build.compile gate
 
 FROM gate AS compile
-RUN --mount=type=cache,id=fp4forge-compile,target=/root/.cache/compile,sharing=locked \
+RUN --mount=type=secret,id=compile,target=/run/secrets/compile.env \
+    --mount=type=cache,id=fp4forge-compile,target=/root/.cache/compile,sharing=locked \
     --mount=type=cache,id=fp4forge-sccache,target=/root/.cache/sccache \
-    --mount=type=secret,id=compile,target=/run/secrets/compile.env \
-    python3 /fp4forge/compile.py all
+    PYTHONPATH=/fp4forge python3 -m fp4forge.image.build.compile all
 
 # Seconds by object, jobs and cache hits: for the closing table and the evidence.
 FROM scratch AS compile-record
@@ -145,8 +157,11 @@ RUN --mount=type=cache,target=/root/.cache/uv \
 FROM tools AS ledger
 COPY ledger/ /fp4forge/
 COPY image/build/make_ledger.py /fp4forge/
-RUN --mount=type=bind,from=vllm,source=/out,target=/in \
-    python3 /fp4forge/make_ledger.py --installed /in/usr/local/lib/python3.13/dist-packages --out /out/opt/fp4forge/ledger.json
+RUN --mount=type=bind,from=vllm,source=/out,target=/vllm \
+    --mount=type=bind,from=aot,source=/out,target=/aot \
+    python3 /fp4forge/make_ledger.py --out /out/opt/fp4forge/ledger.json \
+      /aot/usr/local/lib/python3.13/dist-packages/flashinfer \
+      /vllm/usr/local/lib/python3.13/dist-packages/vllm
 
 # What the build reads before it goes on: prediction and ledger are compared.
 FROM scratch AS ledger-file
@@ -197,6 +212,7 @@ FROM system AS image
 COPY --link --from=cuda /out /
 COPY --link --from=torch /out /
 COPY --link --from=python /out /
+COPY --link --from=aot /out /
 COPY --link --from=vllm /out /
 COPY --link --from=ledger /out /
 COPY --link --from=patched /out/vllm-entrypoints-openai-chat_completion /

@@ -64,6 +64,33 @@ RUN --mount=type=cache,target=/root/.cache/uv \
     --mount=type=secret,id=netrc,target=/root/.netrc \
     if [ -s /run/secrets/ca.pem ]; then export SSL_CERT_FILE=/run/secrets/ca.pem PIP_CERT=/run/secrets/ca.pem; fi \
     && python3 /fp4forge/install.py --lock /fp4forge/locks/python.txt --platform "${TARGETPLATFORM}" --out /out
+# ---- compilers: nvcc, the host compiler, and the packages that kernels are compiled against -----
+FROM tools AS compilers
+RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
+    --mount=type=cache,target=/var/lib/apt/lists,sharing=locked \
+    rm -f /etc/apt/apt.conf.d/docker-clean \
+    && apt-get update -q \
+    && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
+         g++ \
+         libnuma-dev \
+         libpython3-dev \
+    && rm -rf /var/log/apt /var/log/dpkg.log /var/log/alternatives.log /var/cache/ldconfig/aux-cache \
+         /var/cache/debconf/*-old /var/lib/dpkg/*-old \
+    && find / -xdev -newermt "@${SOURCE_DATE_EPOCH}" ! -path '/proc*' ! -path '/sys*' ! -path '/dev*' \
+         -writable -exec touch --no-dereference --date="@${SOURCE_DATE_EPOCH}" {} +
+COPY --link --from=cuda /out /
+COPY --link --from=torch /out /
+COPY --link --from=python /out /
+
+# ---- aot: FlashInfer's modules, so that the first request starts no compiler --------------------
+FROM compilers AS aot
+COPY locks/cuda.txt locks/python.txt /fp4forge/locks/
+COPY image/build/aot.py image/build/install.py image/build/jobs.py /fp4forge/fp4forge/image/build/
+COPY aot.json /fp4forge/
+RUN --mount=type=secret,id=compile,target=/run/secrets/compile.env \
+    --mount=type=cache,id=fp4forge-aot,target=/root/.cache/aot,sharing=locked \
+    PYTHONPATH=/fp4forge python3 -m fp4forge.image.build.aot --out /out
+
 FROM tools AS vllm
 COPY leave-out.json /fp4forge/
 COPY locks/vllm.txt /fp4forge/locks/
@@ -78,8 +105,11 @@ RUN --mount=type=cache,target=/root/.cache/uv \
 FROM tools AS ledger
 COPY ledger/ /fp4forge/
 COPY image/build/make_ledger.py /fp4forge/
-RUN --mount=type=bind,from=vllm,source=/out,target=/in \
-    python3 /fp4forge/make_ledger.py --installed /in/usr/local/lib/python3.13/dist-packages --out /out/opt/fp4forge/ledger.json
+RUN --mount=type=bind,from=vllm,source=/out,target=/vllm \
+    --mount=type=bind,from=aot,source=/out,target=/aot \
+    python3 /fp4forge/make_ledger.py --out /out/opt/fp4forge/ledger.json \
+      /aot/usr/local/lib/python3.13/dist-packages/flashinfer \
+      /vllm/usr/local/lib/python3.13/dist-packages/vllm
 
 # What the build reads before it goes on: prediction and ledger are compared.
 FROM scratch AS ledger-file
@@ -130,6 +160,7 @@ FROM system AS image
 COPY --link --from=cuda /out /
 COPY --link --from=torch /out /
 COPY --link --from=python /out /
+COPY --link --from=aot /out /
 COPY --link --from=vllm /out /
 COPY --link --from=ledger /out /
 COPY --link --from=patched /out/record /

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib
 import importlib.util
 import json
 import os
@@ -19,50 +18,19 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
+
+from fp4forge.image.build import apply_patches, jobs
+from fp4forge.image.build.jobs import Failed, say, short, tail
 
 HERE = Path("/fp4forge")
 WORK = Path("/work")  # the same path for every key, so that sccache's keys agree
 CACHE = Path("/root/.cache/compile")
 WHEELS = Path("/wheels")
 RECORD = Path("/record/compile.json")
-SETTINGS = Path("/run/secrets/compile.env")
 KEPT = 3  # build folders that stay in the cache mount
-# Memory of one nvcc on CUTLASS templates, in GiB: 3 to 8 measured; the uncapped default has run
-# hosts out of memory (vllm-project/vllm#8448, #13281).
-JOB_GIB = 5.0
-_KILLED = re.compile(r"died due to signal 9|Killed signal terminated|signal: 9|out of memory", re.I)
-
-
-class Failed(Exception):
-    """The compile cannot go on; the message is for the user."""
-
-
-def settings() -> dict[str, str]:
-    """KEY=VALUE lines of the secret: FP4FORGE_JOBS and sccache's settings."""
-    if not SETTINGS.is_file():
-        return {}
-    lines = (line.partition("=") for line in SETTINGS.read_text().splitlines())
-    return {key: value for key, equals, value in lines if equals}
-
-
-def jobs_for(cores: int, free_gib: float) -> int:
-    """Parallel compile jobs that cores and free memory allow; at least one."""
-    return max(1, min(cores, int(free_gib / JOB_GIB)))
-
-
-def free_gib() -> float:
-    """Memory that can be had now, in GiB: of the machine or of the container's limit."""
-    text = Path("/proc/meminfo").read_text()
-    match = re.search(r"MemAvailable:\s+(\d+) kB", text)
-    free = int(match[1]) / 2**20 if match else 4.0
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (value := limit.read_text().strip()).isdigit():
-        free = min(free, int(value) / 2**30)
-    return free
 
 
 class Compile:
@@ -70,7 +38,7 @@ class Compile:
 
     def __init__(self) -> None:
         self.instructions: dict[str, Any] = json.loads((HERE / "compile.json").read_text())
-        self.settings = settings()
+        self.settings = jobs.settings()
         self.key = self._key()
         self.home = CACHE / self.key
         self.source, self.build = WORK / "vllm", WORK / "build"
@@ -133,7 +101,6 @@ class Compile:
             configured.write_text(json.dumps(line))
 
     def _patch(self, tree: Path) -> None:
-        apply_patches = importlib.import_module("apply_patches")
         series = json.loads((HERE / "csrc/series.json").read_text())
         try:
             apply_patches.apply_series(series, HERE / "csrc", tree, tree)
@@ -175,41 +142,13 @@ class Compile:
         Raises:
             Failed: an object cannot be compiled; its command and last lines are in the message.
         """
-        given = self.settings.get("FP4FORGE_JOBS")
-        jobs = int(given) if given else jobs_for(os.cpu_count() or 1, free_gib())
-        while True:
-            say(f"{jobs} jobs, {free_gib():.0f} GiB free")
-            output = self._run_ninja(jobs, targets)
-            if output is None:
-                return
-            if not _KILLED.search(output):
-                raise Failed(failure(output))
-            if jobs == 1:
-                raise Failed(
-                    "a compiler was killed for memory even as the only job\n" + tail(output)
-                )
-            jobs //= 2
-            say(f"a compiler was killed for memory: going on with {jobs} jobs")
-
-    def _run_ninja(self, jobs: int, targets: list[str]) -> str | None:
-        """None when all is built, else ninja's output."""
-        line = ["nice", "-n", "10", "ninja", "-C", str(self.build), "-j", str(jobs), *targets]
-        progress = Progress(self._expected_seconds(targets), jobs)
-        process = subprocess.Popen(
-            line, env=self.environment | {"NINJA_STATUS": "[%f/%t] "},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
-        assert process.stdout is not None
-        stop = threading.Event()
-        threading.Thread(target=progress.watch, args=(stop,), daemon=True).start()
-        lines: list[str] = []
-        for text in process.stdout:
-            lines.append(text)
-            progress.line(text)
-        stop.set()
-        code = process.wait()
-        self._keep_timings()
-        return None if code == 0 else "".join(lines)
+        jobs.run(
+            ["-C", str(self.build), *targets],
+            self.environment,
+            self.settings.get("FP4FORGE_JOBS"),
+            lambda: self._expected_seconds(targets),
+            self._keep_timings,
+        )
 
     def _expected_seconds(self, targets: list[str]) -> dict[str, float]:
         """What each object still to be compiled took before; the mean where none is known."""
@@ -263,7 +202,6 @@ class Compile:
             raise Failed(f"gate: vLLM's CMake compiles no {gate['source']} for this list")
         start = time.monotonic()
         self.ninja(objects + entries)
-        sys.path.insert(0, str(HERE))  # the ledger's modules
         from fp4forge import cubins, ledger
 
         files = [ledger.File(Path(o).name, cubins.read(self.build / o, say)) for o in objects]
@@ -332,76 +270,6 @@ class Compile:
             )
             + "\n"
         )
-
-
-class Progress:
-    """Objects done of all, time left from past timings, and the slowest that runs."""
-
-    def __init__(self, expected: dict[str, float], jobs: int) -> None:
-        self.waiting, self.jobs = dict(expected), jobs
-        self.done, self.total = 0, 0
-        self.start = time.monotonic()
-
-    def line(self, text: str) -> None:
-        """Takes in one line of ninja's output."""
-        if match := re.match(r"\[(\d+)/(\d+)\](?:.* object (\S+))?", text):
-            self.done, self.total = int(match[1]), int(match[2])
-            self.waiting.pop(short(match[3] or ""), None)
-
-    def watch(self, stop: threading.Event) -> None:
-        """Says every five seconds where the compile stands."""
-        while not stop.wait(5):
-            say(self.text())
-
-    def text(self) -> str:
-        """One line for people."""
-        seconds = time.monotonic() - self.start
-        rest = sum(self.waiting.values()) / self.jobs
-        if not rest and self.done:  # compiled for the first time: all objects count alike
-            rest = seconds / self.done * (self.total - self.done)
-        left = f", about {rest / 60:.0f} min left" if rest else ""
-        slowest = max(running(), default=(0.0, ""))
-        now = f", {slowest[1]} since {slowest[0]:.0f} s" if slowest[1] else ""
-        total = self.total or "all"
-        return f"{self.done} of {total} objects, {seconds:.0f} s{left}{now}"
-
-
-def running() -> list[tuple[float, str]]:
-    """Seconds and short name of the objects being compiled, from the compilers' processes."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-            age = time.time() - folder.stat().st_ctime
-        except OSError:
-            continue
-        if words[0].endswith(b"sccache") and b"-o" in words[:-1]:
-            found.append((age, short(words[words.index(b"-o") + 1].decode())))
-    return found
-
-
-def short(output: str) -> str:
-    """An object's name without CMake's folders."""
-    return re.sub(r"^CMakeFiles/[^/]*\.dir/|\.o$", "", output)
-
-
-def failure(output: str) -> str:
-    """The first failed object of ninja's output: its name, its command, its last lines."""
-    match = re.search(r"^FAILED: (?:\[code=\d+\] )?(\S+).*\n(.*)\n", output, re.M)
-    if not match:
-        return "ninja failed:\n" + tail(output)
-    rest = re.split(r"^\[\d+/\d+\]|^FAILED: ", output[match.end() :], maxsplit=1, flags=re.M)[0]
-    return f"{short(match[1])} does not compile\ncommand: {match[2]}\n{tail(rest, 12)}"
-
-
-def tail(text: str, lines: int = 20) -> str:
-    """The last lines of a text."""
-    return "\n".join(text.rstrip().splitlines()[-lines:])
-
-
-def say(text: str) -> None:
-    """One line of progress; the builder shows it while it is the last."""
-    print(f"fp4forge: progress {text}", flush=True)
 
 
 def _version(package: str) -> str:

@@ -16,12 +16,11 @@ from fp4forge import errors, ledger
 def main() -> None:
     """Command line of the build stage."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--installed", type=Path, required=True)
+    parser.add_argument("packages", type=Path, nargs="+", help="folders of installed packages")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    os.chdir(args.installed)
     try:
-        found = ledger.read("vllm", lambda text: print(text, flush=True))
+        found = ledger.packages(args.packages, lambda text: print(text, flush=True))
     except errors.ForgeError as error:
         raise SystemExit(f"fp4forge: {error.message}") from None
     args.out.parent.mkdir(parents=True, exist_ok=True)

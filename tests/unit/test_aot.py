@@ -1,0 +1,51 @@
+"""Which of FlashInfer's modules an image gets, and what its ledger must then show."""
+
+from __future__ import annotations
+
+import pytest
+
+from fp4forge import aot, gpu, ledger
+from fp4forge.cubins import Cubin, DeviceCode, Kernel
+from fp4forge.errors import UsageError
+from fp4forge.plan import Request, resolve
+
+WHEEL = {"release": "0.20.2", "strategy": "wheel", "base": "bootstrap"}
+
+
+def test_modules_follow_the_gpus() -> None:
+    spark = aot.choose("gemma4", ("sm121",))
+    assert spark.archs == "12.1a"
+    assert "gemm.gen_gemm_sm120_module_cutlass_fp4" in spark.generators
+    both = aot.choose("gemma4", ("sm100", "sm120", "sm121"))
+    assert both.archs == "10.0a 12.0f 12.1a"
+    assert len(both.generators) == 4  # SM12x's two are shared
+    assert aot.choose("none", ("sm121",)) == aot.Choice()
+
+
+def test_the_ledger_is_held_to_the_modules() -> None:
+    wanted = aot.expected(aot.choose("gemma4", ("sm121",)), ("sm121",))
+    assert wanted == {"flashinfer_gemm": ["12.1a"], "flashinfer_quantise": ["12.0f"]}
+    assert ledger.differences(wanted, {"flashinfer_gemm": ["12.1a"]}) == [
+        "flashinfer_quantise: predicted 12.0f, found nothing"
+    ]
+    assert aot.expected(aot.Choice(), ("sm121",)) == {}
+
+
+def test_flashinfers_kernels_do_not_count_as_vllms() -> None:
+    kernel = Kernel("cutlass_gemm", fp4_mma=4)
+    code = DeviceCode("0" * 64, (Cubin("sm_121a", "exact", (kernel,), True),), ())
+    path = "flashinfer/data/aot/fp4_gemm_cutlass_sm120/fp4_gemm_cutlass_sm120.so"
+    targets = ledger.Ledger("x", (ledger.File(path, code),)).targets()
+    assert targets["flashinfer_gemm"] == ["12.1a"]
+    assert targets["nvfp4_gemm"] == []
+
+
+def test_a_foreign_platform_gets_none_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu.host, "machine", lambda: "x86_64")
+    assert resolve(Request("sm120", **WHEEL)).aot.name == "gemma4"  # type: ignore[arg-type]
+    assert resolve(Request("sm121", **WHEEL)).aot.name == "none"  # type: ignore[arg-type]
+
+
+def test_an_unknown_choice_is_refused() -> None:
+    with pytest.raises(UsageError, match="--aot 'most' does not exist"):
+        resolve(Request("sm120", aot="most", **WHEEL))  # type: ignore[arg-type]
