@@ -13,6 +13,9 @@ GPU_PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
+# Another platform than this machine's, for `make setup` and `make image`: linux/arm64.
+PLATFORM ?=
+
 # What `make image` builds, and more options for it.
 ARCH ?= blackwell
 RELEASE ?= 0.20.2
@@ -35,14 +38,16 @@ $(VENV)/.ready: requirements.txt
 
 venv: $(VENV)/.ready
 
-setup: venv ## Prepare this machine: packages, virtual environment, engine, registry
+setup: venv ## Prepare this machine: packages, engine, registry (PLATFORM=linux/arm64: emulation)
 	@scripts/tools.sh
 	@scripts/engine.sh
 	@if [ -z "$(REGISTRY)" ]; then scripts/registry.sh $(LOOPBACK); fi
+	@if [ -n "$(PLATFORM)" ]; then scripts/emulation.sh on $(PLATFORM); fi
 
 image: setup ## Build, check and publish an image (ARCH= RELEASE= VARIANT= FROM= BASE=)
 	@$(RUN) build.py --release $(RELEASE) --arch $(ARCH) --from $(FROM) --base $(BASE) \
-	  --variant $(VARIANT) --aot $(AOT) --registry $(TARGET_REGISTRY) --push $(OPTIONS)
+	  --variant $(VARIANT) --aot $(AOT) --registry $(TARGET_REGISTRY) --push \
+	  $(if $(PLATFORM),--platform $(PLATFORM)) $(OPTIONS)
 
 image-source: setup ## Compile vLLM 0.19.1 (components core) into an image: hours; resumes
 	@$(RUN) build.py --arch $(ARCH) --from source --components core --source cutlass=pypi \

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from fp4forge import base as bases
 from fp4forge.console import Report
 from fp4forge.errors import (
     ArtefactError,
@@ -25,6 +26,7 @@ from fp4forge.errors import (
     ForgeError,
     PatchError,
 )
+from fp4forge.gpu import host_platform
 from fp4forge.paths import STATE
 from fp4forge.plan import Plan
 
@@ -97,6 +99,7 @@ def command(
         f"--platform={plan.platform}",
         f"--build-arg=SOURCE_DATE_EPOCH={plan.epoch}",
         f"--build-arg=BASE={plan.base_image}",
+        f"--build-arg=BUILD_BASE={bases.load(plan.base).reference(host_platform())}",
         f"--build-arg=PLAN_ID={plan.id}",
         f"--build-arg=REVISION={plan.revision}",
         f"--build-arg=LEDGER={ledger}",

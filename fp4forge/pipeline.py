@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from fp4forge import builder, engine, registry, verify
 from fp4forge import ledger as ledgers
 from fp4forge import plan as planning
 from fp4forge.builder import Options
-from fp4forge.console import Console, Step
+from fp4forge.console import Console, Report, Step
 from fp4forge.errors import CoverageError, UsageError
+from fp4forge.gpu import host_platform
 from fp4forge.paths import STATE
 from fp4forge.plan import Plan, Request
 
@@ -32,11 +33,12 @@ WARM_GB = 8.0
 
 @dataclass(frozen=True)
 class Destination:
-    """Where the image goes."""
+    """Where the image goes; a part of an image index gets no tag but its own immutable one."""
 
     repository: str
     push: bool
     tags: tuple[str, ...] = ()
+    part: bool = False
 
 
 @dataclass
@@ -78,6 +80,55 @@ def run(request: Request, destination: Destination, options: Options, console: C
         pool.shutdown(wait=False, cancel_futures=True)
 
 
+def run_all(
+    requests: list[Request], destination: Destination, options: Options, console: Console
+) -> tuple[list[Outcome], Index]:
+    """Builds, checks and pushes one image for each platform, then names them all by one index.
+
+    Raises:
+        ForgeError: one platform failed; no tag was moved then.
+        UsageError: the index cannot be left in the engine.
+    """
+    if not destination.push:
+        raise UsageError(
+            "several platforms make an image index, which only a registry can name",
+            rule="--platform A,B goes with --push",
+        )
+    part = replace(destination, part=True)
+    outcomes = [run(request, part, options, console) for request in requests]
+    with console.step("index") as step:
+        index = _index(outcomes, destination, step.report)
+        step.detail = ", ".join(index.tags)
+    return outcomes, index
+
+
+@dataclass(frozen=True)
+class Index:
+    """The image index that names one verified image for each platform."""
+
+    image: str
+    digest: str
+    tags: tuple[str, ...]
+    platforms: dict[str, str]  # platform -> digest of that platform's own index
+
+
+def _index(outcomes: list[Outcome], destination: Destination, report: Report) -> Index:
+    repository = destination.repository
+    digests = {outcome.plan["platform"]: outcome.digest for outcome in outcomes}
+    moving = outcomes[0].plan["tags"][1]
+    joined = "".join(outcome.plan["id"] for outcome in outcomes)
+    name = f"{moving}-{hashlib.sha256(joined.encode()).hexdigest()[:12]}"
+    manifests = set().union(*(registry.images_of(repository, d) for d in digests.values()))
+    immutable, known = registry.immutable(repository, name, manifests)
+    report(immutable)
+    digest = known or registry.combine(repository, list(digests.values()), immutable, manifests)
+    for tag in (moving, *destination.tags):
+        report(tag)
+        registry.tag(repository, digest, tag)
+    tags = (immutable, moving, *destination.tags)
+    return Index(f"{repository}@{digest}", digest, tags, digests)
+
+
 def _check(plan: Plan, destination: Destination, options: Options) -> Step:
     """Whether engine, platform, disk and registry allow the build; the step for the table."""
     start = time.monotonic()
@@ -103,9 +154,10 @@ def _make(
         with console.step("base") as step:
             step.report(f"{plan.base} for {plan.platform}")
             base = bases.load(plan.base)
-            if not bases.present(base, plan.platform):
-                checked.result()  # making or fetching a base is long: nothing is started in vain
-            step.detail = bases.ensure(base, plan.platform, step.report)
+            for platform in dict.fromkeys((host_platform(), plan.platform)):
+                if not bases.present(base, platform):
+                    checked.result()  # making or fetching one is long: nothing starts in vain
+                step.detail = bases.ensure(base, platform, step.report)
         context = planning.stage(plan, files)
         digest = _ledger(plan, context, options, console, checked)
         if plan.strategy == "source":
@@ -188,14 +240,19 @@ def _push(
             step.detail = "stock docker pull"
         _verify(plan, outcome.image, console, outcome)
     with console.step("publish") as step:
-        outcome.tags = [immutable, plan.moving_tag, *destination.tags]
-        for name in outcome.tags[1:] if known else outcome.tags:
+        moving = [] if destination.part else [plan.moving_tag, *destination.tags]
+        outcome.tags = [immutable, *moving]
+        for name in moving if known else outcome.tags:
             step.report(name)
             registry.tag(repository, digest, name)
         step.detail = ", ".join(outcome.tags)
         if known:
             return
-        same = {"io.fp4forge.arch": plan.arch, "io.fp4forge.variant": plan.variant}
+        same = {
+            "io.fp4forge.arch": plan.arch,
+            "io.fp4forge.variant": plan.variant,
+            "io.fp4forge.platform": plan.platform,
+        }
         engine.retire(engine.connect(), repository, digest, same)
 
 

@@ -116,6 +116,45 @@ def tag(repository: str, digest: str, name: str) -> None:
         )
 
 
+def images_of(repository: str, digest: str) -> set[str]:
+    """Digests of the image manifests that an index in the repository names.
+
+    Raises:
+        RegistryError: the registry does not answer, or has no such index.
+    """
+    line = ["skopeo", "inspect", "--raw", *_tls(repository), f"docker://{repository}@{digest}"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60)
+    if done.returncode != 0:
+        _raise(repository, f"read {digest[:19]}", done.stderr)
+    return image_manifests(json.loads(done.stdout))
+
+
+def combine(repository: str, digests: list[str], name: str, manifests: set[str]) -> str:
+    """Makes one index of several in the repository, under a tag that is free; returns its digest.
+
+    Args:
+        repository: where.
+        digests: of the indexes, one for each platform.
+        name: the new tag.
+        manifests: digests of the image manifests that the new index must name.
+
+    Raises:
+        RegistryError: the registry refuses, or the new index names other images.
+    """
+    line = ["docker", "buildx", "imagetools", "create", "--progress=plain"]
+    line += ["--tag", f"{repository}:{name}", *(f"{repository}@{digest}" for digest in digests)]
+    done = subprocess.run(line, capture_output=True, text=True)
+    if done.returncode != 0:
+        _raise(repository, f"make index {name}", done.stderr)
+    found = resolve(repository, name)
+    if found is None or image_manifests(found[1]) != manifests:
+        raise RegistryError(
+            f"{repository}:{name} does not name the images that were verified",
+            remedy="somebody else may have pushed; run again",
+        )
+    return found[0]
+
+
 def immutable(repository: str, name: str, manifests: set[str]) -> tuple[str, str | None]:
     """The immutable tag for an image: ``name``, or where another image has it, ``name-<digest>``.
 

@@ -70,7 +70,8 @@ class LazyGroup(click.Group):
               " default: NVFP4 linear layers) or all.")  # fmt: skip
 @click.option("--base", default="ubuntu:24.04", show_default=True,
               help="Base image; bootstrap makes one here without a hub.")  # fmt: skip
-@click.option("--platform", help="linux/amd64 or linux/arm64; by default the GPU's.")
+@click.option("--platform", help="linux/amd64, linux/arm64, or both with a comma; by default the"
+              " GPU's.")  # fmt: skip
 @click.option("--registry", envvar="REGISTRY", help="Registry, HOST[:PORT][/PATH]. [env: REGISTRY]")
 @click.option("--repo", default="fp4forge/vllm", show_default=True, help="Repository in it.")
 @click.option("--tag", "tags", multiple=True, help="One more tag for the verified image.")

@@ -22,10 +22,14 @@ def build(**o: Any) -> None:
             rule="sm100, sm103, sm120, sm121 or blackwell",
             remedy="build.py --arch sm121 --push; build.py --help shows all options",
         )
-    request = Request(
-        o["arch"], o["release"], o["variant"], o["strategy"], o["base"], o["platform"],
-        o["arch_list"], o["allow_missing"], o["components"], o["sources"], o["aot"],
-    )  # fmt: skip
+    platforms = dict.fromkeys((o["platform"] or "").split(","))
+    requests = [
+        Request(
+            o["arch"], o["release"], o["variant"], o["strategy"], o["base"], platform or None,
+            o["arch_list"], o["allow_missing"], o["components"], o["sources"], o["aot"],
+        )
+        for platform in platforms
+    ]  # fmt: skip
     registry = o["registry"] or None
     if o["push"] and not registry and not o["dry_run"]:
         raise UsageError(
@@ -36,31 +40,42 @@ def build(**o: Any) -> None:
     repository = plan.repository(registry, o["repo"])
     where = pipeline.destination(repository, o["push"], o["load"], o["tags"])
     if o["dry_run"]:
-        prepared, _ = pipeline.prepare(request)
+        plans = [pipeline.prepare(request)[0] for request in requests]
         if o["as_json"]:
-            print_json(prepared.as_json())
-        else:
+            found = [prepared.as_json() for prepared in plans]
+            print_json(found if len(found) > 1 else found[0])
+            return
+        for prepared in plans:
             _show(prepared)
         return
     console = Console(quiet=o["as_json"])
     trees = components.local_trees(o["sources"])
     options = builder.Options(o["builder"], o["no_cache"], o["jobs"], trees)
-    outcome = pipeline.run(request, where, options, console)
-    if o["as_json"]:
-        print_json(vars(outcome))
+    if len(requests) == 1:
+        outcome = pipeline.run(requests[0], where, options, console)
+        if o["as_json"]:
+            print_json(vars(outcome))
+        verdict = "verified; tags: " + ", ".join(outcome.tags)
+        console.table("fp4forge", [*_facts(outcome), ("verdict", verdict)])
         return
+    outcomes, index = pipeline.run_all(requests, where, options, console)
+    if o["as_json"]:
+        print_json({"index": vars(index), "images": [vars(outcome) for outcome in outcomes]})
+    rows = [row for outcome in outcomes for row in _facts(outcome)]
+    rows += [("index", index.digest), ("verdict", "verified; tags: " + ", ".join(index.tags))]
+    console.table("fp4forge", rows)
+
+
+def _facts(outcome: pipeline.Outcome) -> list[tuple[str, str]]:
     checks = [f"{check['name']}: {check['outcome']}" for check in outcome.checks]
-    console.table(
-        "fp4forge",
-        [
-            ("image", outcome.image),
-            ("digest", outcome.digest),
-            *_sizes(outcome),
-            ("ahead of time", _ahead(outcome.plan["aot"])),
-            ("checked", "\n".join(checks) or "when its immutable tag was made"),
-            ("verdict", "verified; tags: " + ", ".join(outcome.tags)),
-        ],
-    )
+    return [
+        ("platform", outcome.plan["platform"]),
+        ("image", outcome.image),
+        ("digest", outcome.digest),
+        *_sizes(outcome),
+        ("ahead of time", _ahead(outcome.plan["aot"])),
+        ("checked", "\n".join(checks) or "when its immutable tag was made"),
+    ]
 
 
 def _ahead(aot: dict[str, Any]) -> str:

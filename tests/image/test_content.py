@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+# e_machine of an ELF header.
+MACHINES = {"linux/amd64": 62, "linux/arm64": 183}
 VERSIONS = ("vllm", "torch", "transformers", "flashinfer-python")
 
 
@@ -142,6 +144,35 @@ print(json.dumps(found))
     found = json.loads(done.stdout.splitlines()[-1])
     missing = [name for name, ahead in found.items() if not ahead]
     assert not missing, f"FlashInfer would compile {', '.join(missing)}"
+
+
+def test_machine(host: Any, plan: dict[str, Any]) -> None:
+    """every ELF file is for the image's processor, or is GPU code"""
+    code = f"""
+import json, os
+wanted, gpu = {MACHINES[plan["platform"]]}, 190
+seen, foreign = 0, []
+for folder, _, names in os.walk("/", followlinks=False):
+    if folder.split("/")[1] in ("proc", "sys", "dev"):
+        continue
+    for name in names:
+        path = os.path.join(folder, name)
+        try:
+            if os.path.islink(path) or os.path.getsize(path) < 64:
+                continue
+            with open(path, "rb") as file:
+                head = file.read(20)
+        except OSError:
+            continue
+        if head[:4] == b"\\x7fELF":
+            seen += 1
+            if head[18] + 256 * head[19] not in (wanted, gpu):
+                foreign.append(path)
+print(json.dumps([seen, foreign]))
+"""
+    seen, foreign = json.loads(host.check_output("python3 -c %s", code))
+    assert seen > 500, f"only {seen} ELF files were found"
+    assert not foreign, f"for another processor: {', '.join(foreign[:5])}"
 
 
 def test_times(host: Any, plan: dict[str, Any]) -> None:

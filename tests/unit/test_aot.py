@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fp4forge import aot, gpu, ledger
+from fp4forge import aot, ledger
 from fp4forge.cubins import Cubin, DeviceCode, Kernel
 from fp4forge.errors import UsageError
 from fp4forge.plan import Request, resolve
@@ -41,7 +41,7 @@ def test_flashinfers_kernels_do_not_count_as_vllms() -> None:
 
 
 def test_a_foreign_platform_gets_none_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu.host, "machine", lambda: "x86_64")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
     assert resolve(Request("sm120", **WHEEL)).aot.name == "gemma4"  # type: ignore[arg-type]
     assert resolve(Request("sm121", **WHEEL)).aot.name == "none"  # type: ignore[arg-type]
 

@@ -81,6 +81,9 @@ RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
 COPY --link --from=cuda /out /
 COPY --link --from=torch /out /
 COPY --link --from=python /out /
+RUN mkdir -p /usr/local/lib/python3.13/dist-packages/nvidia/cu13/lib/stubs \
+    && gcc -shared -nostdlib -Wl,-soname,libcuda.so.1 -Wl,--build-id=none -x c /dev/null \
+         -o /usr/local/lib/python3.13/dist-packages/nvidia/cu13/lib/stubs/libcuda.so
 
 # ---- aot: FlashInfer's modules, so that the first request starts no compiler --------------------
 FROM compilers AS aot
@@ -148,6 +151,9 @@ RUN find / -xdev -name '*.a' ! -name 'libgcc*.a' ! -name libc_nonshared.a ! -nam
       ! -name libdl.a ! -name librt.a -delete \
     && useradd --uid 2000 --user-group --create-home --shell /bin/bash vllm \
     && install -d -o 2000 -g 2000 /home/vllm/.cache /models \
+    && mkdir -p /usr/local/lib/python3.13/dist-packages/nvidia/cu13/lib/stubs \
+    && gcc -shared -nostdlib -Wl,-soname,libcuda.so.1 -Wl,--build-id=none -x c /dev/null \
+         -o /usr/local/lib/python3.13/dist-packages/nvidia/cu13/lib/stubs/libcuda.so \
     && rm -f /var/log/lastlog /var/log/faillog /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- \
     && find / -xdev -newermt "@${SOURCE_DATE_EPOCH}" ! -path '/proc*' ! -path '/sys*' ! -path '/dev*' \
          -writable -exec touch --no-dereference --date="@${SOURCE_DATE_EPOCH}" {} +
@@ -204,6 +210,7 @@ LABEL org.opencontainers.image.title="fp4forge vLLM" \
       org.opencontainers.image.base.name="fp4forge.local/bootstrap:trixie-amd64-81eaf1b1" \
       io.fp4forge.release="0.20.2" \
       io.fp4forge.arch="sm120" \
+      io.fp4forge.platform="linux/amd64" \
       io.fp4forge.variant="awq" \
       io.fp4forge.strategy="wheel" \
       io.fp4forge.ledger="${LEDGER}" \

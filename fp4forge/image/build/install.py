@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -63,8 +62,8 @@ def leave_out(site: Path, rules: list[dict[str, str]]) -> list[dict[str, object]
 def complete_cuda(site: Path, prefix: Path) -> None:
     """Gives the CUDA of PyPI's wheels the names that nvcc's users look for.
 
-    The wheels carry libcudart.so.13 but no libcudart.so, no lib64 and no stub of the driver's
-    libcuda.so; /usr/local/cuda is where FlashInfer and CMake look first.
+    The wheels carry libcudart.so.13 but no libcudart.so and no lib64; /usr/local/cuda is where
+    FlashInfer and CMake look first.
     """
     cuda = site / "nvidia" / "cu13"
     lib = cuda / "lib"
@@ -75,25 +74,7 @@ def complete_cuda(site: Path, prefix: Path) -> None:
         if not plain.exists():
             plain.symlink_to(library.name)
     (cuda / "lib64").symlink_to("lib")
-    (lib / "stubs").mkdir()
-    # An empty library with the driver's soname: shared links succeed, and at run time the
-    # driver's own libcuda.so.1 is loaded. Its machine must be the target's.
-    machine = site_machine(lib)
-    compiler = {"x86_64": "x86_64-linux-gnu-gcc", "aarch64": "aarch64-linux-gnu-gcc"}[machine]
-    if shutil.which(compiler):
-        subprocess.run(
-            [compiler, "-shared", "-nostdlib", "-Wl,-soname,libcuda.so.1", "-Wl,--build-id=none",
-             "-x", "c", "/dev/null", "-o", str(lib / "stubs" / "libcuda.so")],
-            check=True,
-        )  # fmt: skip
     (prefix / "cuda").symlink_to(cuda.relative_to(prefix))
-
-
-def site_machine(lib: Path) -> str:
-    """Machine of the installed libraries, from an ELF header (e_machine at offset 18)."""
-    library = next(path for path in sorted(lib.glob("libcudart.so.*")))
-    code = int.from_bytes(library.read_bytes()[18:20], "little")
-    return {62: "x86_64", 183: "aarch64"}[code]
 
 
 def compile_bytecode(site: Path) -> None:
