@@ -25,6 +25,13 @@ AOT ?= none
 FROM ?= wheel
 BASE ?= bootstrap
 OPTIONS ?=
+# GPU=1 verifies on this machine's GPU too.
+GPU ?=
+# Where `make test-image` writes its reports.
+REPORTS ?= reports
+GPU_FLAG = $(if $(GPU),--gpu)
+WHAT = --release $(RELEASE) --arch $(ARCH) --from $(FROM) --base $(BASE) --variant $(VARIANT) \
+  --aot $(AOT) $(if $(PLATFORM),--platform $(PLATFORM)) $(GPU_FLAG)
 
 $(VENV)/.ready: requirements.txt
 	@scripts/tools.sh
@@ -34,7 +41,7 @@ $(VENV)/.ready: requirements.txt
 	@touch $@
 
 
-.PHONY: venv setup image image-source test unit e2e test-image test-gpu lint render lock bench clean help
+.PHONY: venv setup image image-source test unit e2e test-image test-gpu lint render lock matrix drift audit bench clean help
 
 venv: $(VENV)/.ready
 
@@ -45,9 +52,7 @@ setup: venv ## Prepare this machine: packages, engine, registry (PLATFORM=linux/
 	@if [ -n "$(PLATFORM)" ]; then scripts/emulation.sh on $(PLATFORM); fi
 
 image: setup ## Build, check and publish an image (ARCH= RELEASE= VARIANT= FROM= BASE=)
-	@$(RUN) build.py --release $(RELEASE) --arch $(ARCH) --from $(FROM) --base $(BASE) \
-	  --variant $(VARIANT) --aot $(AOT) --registry $(TARGET_REGISTRY) --push \
-	  $(if $(PLATFORM),--platform $(PLATFORM)) $(OPTIONS)
+	@$(RUN) build.py $(WHAT) --registry $(TARGET_REGISTRY) --push $(OPTIONS)
 
 image-source: setup ## Compile vLLM 0.19.1 (components core) into an image: hours; resumes
 	@$(RUN) build.py --arch $(ARCH) --from source --components core --source cutlass=pypi \
@@ -59,21 +64,23 @@ unit: venv ## Unit tests: seconds, no engine
 	@$(RUN) -m pytest tests/unit -q
 
 e2e: setup ## Tests against the real engine and registry (builds the image of `make image`)
-	@scripts/browser.sh
+	@scripts/test-tools.sh
 	@REGISTRY=$(TARGET_REGISTRY) $(RUN) -m pytest tests/e2e -v
 
-test-image: setup ## Run the image tests against IMAGE= (ARCH= RELEASE= ... say what it must be)
-	@$(RUN) build.py verify $(IMAGE) --release $(RELEASE) --arch $(ARCH) --from $(FROM) \
-	  --base $(BASE) --variant $(VARIANT) --aot $(AOT) $(OPTIONS)
+test-image: setup ## Run the image tests against IMAGE= (ARCH= RELEASE= ... say what it must be; GPU=1)
+	@mkdir -p $(REPORTS)
+	@$(RUN) build.py verify $(IMAGE) $(WHAT) --junit $(REPORTS)/image.xml \
+	  --html $(REPORTS)/image.html --json $(OPTIONS) > $(REPORTS)/image.json
 
 test-gpu: ## On a GPU: kernels and served checkpoints, without Docker (GPU_PYTHON=; docs/gpu.md)
 	@$(GPU_PYTHON) -m pytest tests/gpu -v -rs
 
-lint: venv ## ruff, mypy --strict, shellcheck, hadolint, rendered files and locks against inputs
+lint: venv ## ruff, mypy --strict, shellcheck, actionlint, hadolint, rendered files, locks
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/shellcheck scripts/*.sh .ci/run
+	@scripts/actionlint.sh
 	@$(RUN) build.py render --check
 	@find dockerfiles -name '*.Dockerfile' -print0 | xargs -0 $(VENV)/bin/hadolint --config .hadolint.yaml
 	@$(RUN) build.py lock --check
@@ -83,6 +90,16 @@ render: venv ## Render the Dockerfiles
 
 lock: venv ## Make the dependency locks anew
 	@$(RUN) build.py lock
+
+matrix: venv ## What the build workflow builds, as JSON for its matrix (OPTIONS=)
+	@$(RUN) build.py matrix --json $(OPTIONS) | tr -d '\n'
+
+drift: venv ## What the patches would need on VLLM= (newest: the newest release)
+	@$(RUN) build.py patch drift --vllm $(or $(VLLM),newest)
+
+audit: venv ## Known vulnerabilities of the packages that images get (asks a vulnerability service)
+	@for lock in releases/locks/*-linux-amd64-py312.txt; do echo "$$lock"; \
+	  $(VENV)/bin/uv tool run pip-audit==2.9.0 --disable-pip --require-hashes -r "$$lock"; done
 
 bench: setup ## Benchmarks: ratios in one run, written to benchmarks/results
 	@REGISTRY=$(TARGET_REGISTRY) $(RUN) benchmarks/run.py

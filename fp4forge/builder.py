@@ -56,6 +56,9 @@ class Options:
     no_cache: bool = False
     jobs: int | None = None
     sources: dict[str, Path] = field(default_factory=dict)  # local trees, hashed in the plan
+    cache_from: tuple[str, ...] = ()
+    cache_to: tuple[str, ...] = ()
+    gpu: bool = False  # verify on this machine's GPU too
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,8 @@ def command(
         flags += [f"--build-context=source-{n}={path}" for n, path in options.sources.items()]
     flags += [f"--builder={options.builder}"] if options.builder else []
     flags += ["--no-cache"] if options.no_cache else []
+    flags += [f"--cache-from={place}" for place in options.cache_from]
+    flags += [f"--cache-to={place}" for place in options.cache_to]
     return ["docker", "buildx", "build", *flags, str(context)]
 
 
@@ -256,7 +261,9 @@ def _export(
 
 
 _PATTERNS: tuple[tuple[str, type[ForgeError], str], ...] = (
-    ("fp4forge: aot: ", BuildError, "running again goes on with the next object; --aot none"),
+    # First: a compiler without disk fails like one with an error in its source.
+    ("no space left on device", DiskError, "docker buildx prune frees the build cache"),
+    ("No space left on device", DiskError, "docker buildx prune frees the build cache"),
     ("fp4forge: compile: patch ", PatchError, "build.py patch check shows each patch"),
     ("fp4forge: compile: gate: ", CoverageError, "nothing was compiled but this one object"),
     ("fp4forge: patch ", PatchError, "build.py patch check shows each patch against its source"),
@@ -266,8 +273,6 @@ _PATTERNS: tuple[tuple[str, type[ForgeError], str], ...] = (
         "the file on the index is not the pinned one; do not install it",
     ),
     ("DO NOT MATCH THE HASHES", ArtefactError, "the file on the index is not the pinned one"),
-    ("no space left on device", DiskError, "docker buildx prune frees the build cache"),
-    ("No space left on device", DiskError, "docker buildx prune frees the build cache"),
     ("Cannot connect to the Docker daemon", EngineError, "run make setup, or start the engine"),
 )
 

@@ -49,7 +49,7 @@ def describe(image: str, report: Report) -> Description:
         for entry in reversed(found.history())
         if entry["Size"]
     ]
-    own = _own_records(client, image)
+    own = records(client, image)
     if "ledger" in own:
         groups, gpus = own["ledger"]["groups"], own["ledger"]["gpus"]
     else:
@@ -66,7 +66,7 @@ def describe(image: str, report: Report) -> Description:
     )
 
 
-def _own_records(client: Any, image: str) -> dict[str, Any]:
+def records(client: Any, image: str) -> dict[str, Any]:
     """plan.json, ledger.json and patches.json of one of our images; empty for others."""
     from docker.errors import APIError
 

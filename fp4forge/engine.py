@@ -109,15 +109,19 @@ def check_disk(client: Any, need_gb: float) -> None:
 
 
 @contextlib.contextmanager
-def container(client: Any, image: str, platform: str) -> Iterator[str]:
+def container(client: Any, image: str, platform: str, gpu: bool = False) -> Iterator[str]:
     """The id of a container of the image in which nothing runs; removed in any case.
 
     It lives as long as this process holds its standard input: killed outright, it goes too.
 
     Raises:
         PlatformError: the engine has no such image for that platform.
+        EngineError: gpu, and the engine cannot give a container a GPU.
     """
-    from docker.errors import NotFound
+    from docker.errors import APIError, NotFound
+    from docker.types import DeviceRequest
+
+    requests = [DeviceRequest(count=-1, capabilities=[["gpu"]])] if gpu else None
 
     try:
         made = client.containers.create(
@@ -128,6 +132,7 @@ def container(client: Any, image: str, platform: str) -> Iterator[str]:
             network_mode="none",
             stdin_open=True,
             auto_remove=True,
+            device_requests=requests,
             labels={ROLE: "verify"},
         )
     except NotFound:
@@ -138,12 +143,38 @@ def container(client: Any, image: str, platform: str) -> Iterator[str]:
         ) from None
     held = made.attach_socket(params={"stdin": 1, "stream": 1})
     try:
-        made.start()
+        try:
+            made.start()
+        except APIError as error:
+            if not gpu:
+                raise
+            raise EngineError(
+                f"the engine has no GPU for a container: {_last(str(error.explanation))}",
+                rule="--gpu tests on this machine's GPU",
+                remedy="install the NVIDIA driver and container toolkit, or leave --gpu out",
+            ) from None
         yield made.id
     finally:
         with contextlib.suppress(Exception):
             made.remove(force=True)
         held.close()
+
+
+def have(client: Any, image: str, platform: str, report: Report) -> str:
+    """Makes sure that the engine has an image; returns what was done for it.
+
+    Raises:
+        RegistryError: it is not here and cannot be pulled.
+    """
+    from docker.errors import ImageNotFound
+
+    try:
+        client.images.get(image)
+    except ImageNotFound:
+        report(f"pulling {image}")
+        pull(client, image, platform, report)
+        return "pulled"
+    return "the engine has it"
 
 
 def retire(client: Any, repository: str, keep: str, labels: dict[str, str]) -> None:

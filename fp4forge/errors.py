@@ -137,4 +137,10 @@ class ServingError(ForgeError):
     exit_code = 20
 
 
+class TransferError(ForgeError):
+    """A machine that an image was to be brought to does not have it."""
+
+    exit_code = 21
+
+
 INTERRUPTED = 130

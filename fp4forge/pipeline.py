@@ -238,7 +238,7 @@ def _push(
             step.report("as a user would, by digest")
             engine.pull(engine.connect(), outcome.image, plan.platform, step.report)
             step.detail = "stock docker pull"
-        _verify(plan, outcome.image, console, outcome)
+        _verify(plan, outcome.image, options, console, outcome)
     with console.step("publish") as step:
         moving = [] if destination.part else [plan.moving_tag, *destination.tags]
         outcome.tags = [immutable, *moving]
@@ -271,7 +271,7 @@ def _load(
         step.detail = f"{built.steps} steps, {built.cached} cached"
     try:
         outcome.image, outcome.digest = candidate, built.digest
-        _verify(plan, candidate, console, outcome)
+        _verify(plan, candidate, options, console, outcome)
         with console.step("name") as step:
             outcome.tags = [plan.immutable_tag, plan.moving_tag, *destination.tags]
             for name in outcome.tags:
@@ -283,16 +283,13 @@ def _load(
             client.images.remove(candidate)
 
 
-def _verify(plan: Plan, image: str, console: Console, outcome: Outcome) -> None:
+def _verify(plan: Plan, image: str, options: Options, console: Console, outcome: Outcome) -> None:
     with console.step("verify") as step:
-        checks = verify.run(image, plan.as_json(), step.report)
+        checks = verify.run(image, plan.as_json(), step.report, gpu=options.gpu)
         outcome.checks = [asdict(check) for check in checks]
         for check in checks:
             outcome.unpacked_bytes = check.facts.get("unpacked_bytes", outcome.unpacked_bytes)
-        passed = sum(check.outcome == "passed" for check in checks)
-        skipped = sum(check.outcome == "skipped" for check in checks)
-        step.detail = f"{passed} of {len(checks)} checks passed"
-        step.detail += f", {skipped} skipped" if skipped else ""
+        step.detail = verify.summary(checks)
         verify.demand(checks)
 
 

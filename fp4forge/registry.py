@@ -56,8 +56,29 @@ def push(layout: Path, repository: str, digest: str, report: Report) -> None:
         RegistryError: the registry went away or refuses; nothing is tagged, and what was copied
             is not copied again.
     """
-    command = ["skopeo", "copy", "--all", "--preserve-digests", *_tls(repository, "dest")]
-    line = [*command, f"oci:{layout}", f"docker://{repository}@{digest}"]
+    line = [*_COPY, *_tls(repository, "dest"), f"oci:{layout}", f"docker://{repository}@{digest}"]
+    _copy(line, repository, "push", report)
+
+
+def pull(reference: str, layout: Path, report: Report) -> None:
+    """Copies an image index with all it names from a registry into an OCI layout.
+
+    Args:
+        reference: REPOSITORY@DIGEST.
+        layout: folder of the layout.
+        report: called with progress.
+
+    Raises:
+        RegistryError: the registry does not have it, or went away.
+    """
+    line = [*_COPY, *_tls(reference, "src"), f"docker://{reference}", f"oci:{layout}"]
+    _copy(line, reference, "read", report)
+
+
+_COPY = ("skopeo", "copy", "--all", "--preserve-digests")
+
+
+def _copy(line: list[str], what: str, action: str, report: Report) -> None:
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     said: list[str] = []
@@ -72,7 +93,7 @@ def push(layout: Path, repository: str, digest: str, report: Report) -> None:
         process.wait()
         raise
     if code != 0:
-        _raise(repository, "push", "\n".join(said))
+        _raise(what, action, "\n".join(said))
 
 
 def resolve(repository: str, tag: str) -> tuple[str, dict[str, Any]] | None:
@@ -122,11 +143,27 @@ def images_of(repository: str, digest: str) -> set[str]:
     Raises:
         RegistryError: the registry does not answer, or has no such index.
     """
+    return image_manifests(_blob(repository, digest))
+
+
+def layer_sizes(repository: str, digest: str) -> dict[str, int]:
+    """Digest and compressed bytes of every layer of an index's images, all platforms together.
+
+    Raises:
+        RegistryError: the registry does not answer, or has no such index.
+    """
+    images = [_blob(repository, image) for image in images_of(repository, digest)]
+    return {layer["digest"]: layer["size"] for image in images for layer in image["layers"]}
+
+
+def _blob(repository: str, digest: str) -> dict[str, Any]:
+    """A manifest or index by digest."""
     line = ["skopeo", "inspect", "--raw", *_tls(repository), f"docker://{repository}@{digest}"]
     done = subprocess.run(line, capture_output=True, text=True, timeout=60)
     if done.returncode != 0:
         _raise(repository, f"read {digest[:19]}", done.stderr)
-    return image_manifests(json.loads(done.stdout))
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def combine(repository: str, digests: list[str], name: str, manifests: set[str]) -> str:

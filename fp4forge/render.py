@@ -49,12 +49,9 @@ def dockerfile(plan: Plan) -> str:
     return text
 
 
-def ledger_page(found: Ledger) -> str:
-    """A ledger as one self-contained HTML page; names from binaries are escaped."""
+def html(template: str, **values: Any) -> str:
+    """A self-contained HTML page; names from binaries and images are escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    from fp4forge.gpu import GPUS
-    from fp4forge.ledger import GROUPS as LEDGER_GROUPS
 
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -62,13 +59,22 @@ def ledger_page(found: Ledger) -> str:
         autoescape=True,
         trim_blocks=True,
     )
-    text: str = environment.get_template("ledger.html.j2").render(
+    text: str = environment.get_template(template).render(**values)
+    return text
+
+
+def ledger_page(found: Ledger) -> str:
+    """A ledger as one HTML page."""
+    from fp4forge.gpu import GPUS
+    from fp4forge.ledger import GROUPS as LEDGER_GROUPS
+
+    return html(
+        "ledger.html.j2",
         ledger=found,
         groups=LEDGER_GROUPS,
         targets=found.targets(),
         products={name: ", ".join(gpu.products) for name, gpu in GPUS.items()},
     )
-    return text
 
 
 def supported() -> dict[str, Plan]:
@@ -85,6 +91,35 @@ def supported() -> dict[str, Plan]:
             folder = f"{name}/{strategy}-{bases.load(base).slug}"
             plans[f"{folder}/{arch}-{variant}.Dockerfile"] = plan
     return plans
+
+
+def matrix() -> list[dict[str, Any]]:
+    """A row for a workflow's matrix for everything that can be built, but for bases made locally.
+
+    A source build runs on a self-hosted runner with the GPU it is for, and is tested on it; an
+    image from a wheel for all of Blackwell is built by a hosted runner, without GPU.
+    """
+    rows: list[dict[str, Any]] = []
+    for plan in supported().values():
+        hosted = plan.arch == "blackwell"
+        if bases.load(plan.base).suite or hosted != (plan.strategy == "wheel"):
+            continue
+        machine = "ARM64" if plan.platform == "linux/arm64" else "X64"
+        labels = ["self-hosted", "linux", machine, "blackwell", plan.arch]
+        rows.append(
+            {
+                "release": plan.release,
+                "arch": plan.arch,
+                "variant": plan.variant,
+                "from": plan.strategy,
+                "base": plan.base,
+                "platform": plan.platform,
+                "runner": "hosted" if hosted else "self-hosted",
+                "gpu": not hosted,
+                "runs-on": ["ubuntu-24.04"] if hosted else labels,
+            }
+        )
+    return rows
 
 
 def differences() -> list[str]:

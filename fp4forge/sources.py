@@ -49,6 +49,18 @@ def _listing(project: str) -> list[dict[str, Any]]:
     return files
 
 
+def newest() -> str:
+    """The newest release of vLLM that the index has; pre-releases do not count.
+
+    Raises:
+        ArtefactError: the index does not answer.
+    """
+    from packaging.version import Version
+
+    names = (re.fullmatch(r"vllm-([0-9.]+)\.tar\.gz", e["filename"]) for e in _listing("vllm"))
+    return str(max(Version(match[1]) for match in names if match))
+
+
 def sdist(vllm: str) -> Artefact:
     """vLLM's sdist of any version, with the hash that the index gives; to read, not to build.
 

@@ -29,8 +29,9 @@ class Check:
 
 
 def run(
-    image: str, plan: dict[str, Any], report: Report, junit: Path | None = None, only: str = ""
-) -> tuple[Check, ...]:
+    image: str, plan: dict[str, Any], report: Report, junit: Path | None = None, only: str = "",
+    gpu: bool = False,
+) -> tuple[Check, ...]:  # fmt: skip
     """Runs every image test against an image that the engine has.
 
     Args:
@@ -39,6 +40,7 @@ def run(
         report: called with the name of each check as it ends.
         junit: where to write JUnit XML, if anywhere.
         only: a pytest expression that selects checks; all by default.
+        gpu: the container gets the machine's GPUs, and is tested on them too.
 
     Raises:
         VerifyError: the suite itself could not run.
@@ -46,7 +48,7 @@ def run(
     client = engine.connect()
     with (
         tempfile.TemporaryDirectory(prefix="fp4forge-verify-") as folder,
-        engine.container(client, image, plan["platform"]) as container,
+        engine.container(client, image, plan["platform"], gpu) as container,
     ):
         plan_file, result = Path(folder, "plan.json"), Path(folder, "checks.jsonl")
         plan_file.write_text(json.dumps(plan))
@@ -55,6 +57,7 @@ def run(
         line += ["-p", "no:randomly", "--rootdir", str(ROOT), f"--image={image}"]
         line += [f"--container={container}", f"--plan={plan_file}", f"--checks={result}"]
         line += [f"--junitxml={junit}"] if junit else []
+        line += ["--gpu"] if gpu else []
         line += ["-k", only] if only else []
         environment = {k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"}
         process = subprocess.Popen(
@@ -78,6 +81,14 @@ def run(
             "the image tests could not run:\n" + "".join(said[-15:]), remedy="run make setup"
         )
     return checks
+
+
+def summary(checks: tuple[Check, ...]) -> str:
+    """How many passed, failed and were skipped."""
+    counts = {word: sum(c.outcome == word for c in checks) for word in ("failed", "skipped")}
+    passed = sum(c.outcome == "passed" for c in checks)
+    rest = "".join(f", {count} {word}" for word, count in counts.items() if count)
+    return f"{passed} of {len(checks)} checks passed{rest}"
 
 
 def demand(checks: tuple[Check, ...]) -> None:

@@ -20,6 +20,9 @@ COMMANDS = {
     "lock": ("fp4forge.cli.files", "lock", "Make or check the hashed dependency locks."),
     "render": ("fp4forge.cli.files", "render", "Render the Dockerfiles, or check them."),
     "verify": ("fp4forge.cli.image", "verify", "Run the image tests against an image."),
+    "distribute": ("fp4forge.cli.transfer", "distribute", "Bring an image to machines over ssh."),
+    "bundle": ("fp4forge.cli.transfer", "bundle", "Write an image into one file, with evidence."),
+    "unbundle": ("fp4forge.cli.transfer", "unbundle", "Check and unpack such a file."),
     "checkpoint": ("fp4forge.cli.checkpoint", "checkpoint", "Inspect or fetch a checkpoint."),
     "serve": ("fp4forge.cli.serve", "serve", "From an image to a working server."),
     "matrix": ("fp4forge.cli.files", "matrix", "List everything that can be built."),
@@ -81,6 +84,14 @@ class LazyGroup(click.Group):
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout, for scripts.")
 @click.option("--jobs", type=click.IntRange(1, 256), help="Parallel compile jobs.")
 @click.option("--builder", help="A buildx builder other than the engine's own.")
+@click.option("--cache-from", multiple=True, metavar="PLACE", help="BuildKit cache to read.")
+@click.option(
+    "--cache-to",
+    multiple=True,
+    metavar="PLACE",
+    help="BuildKit cache to write, such as type=registry,ref=HOST/REPO:cache,mode=max.",
+)
+@click.option("--gpu", is_flag=True, help="Verify on this machine's GPU too, before any tag.")
 @click.option("--no-cache", is_flag=True, help="Build every step anew.")
 @click.version_option(package_name=None, version=__import__("fp4forge").__version__)
 @click.pass_context

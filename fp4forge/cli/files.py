@@ -58,27 +58,28 @@ def render(check: bool) -> None:
 
 
 @click.command()
+@click.option("--release", "releases", multiple=True, help="Only these releases.")
+@click.option("--runner", type=click.Choice(["hosted", "self-hosted"]),
+              help="Only what such runners build.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
-def matrix(as_json: bool) -> None:
-    """List everything that can be built, with its runner labels."""
+def matrix(releases: tuple[str, ...], runner: str | None, as_json: bool) -> None:
+    """List everything that can be built, with the labels of the runner that builds it.
+
+    Hosted runners build from published wheels; compiling and testing on a GPU need a machine that
+    has it.
+    """
     from fp4forge import render as rendering
 
     rows = [
-        {
-            "release": plan.release,
-            "arch": plan.arch,
-            "variant": plan.variant,
-            "from": plan.strategy,
-            "base": plan.base,
-            "platform": plan.platform,
-        }
-        for plan in rendering.supported().values()
+        row
+        for row in rendering.matrix()
+        if (not releases or row["release"] in releases) and runner in (None, row["runner"])
     ]
     if as_json:
         print_json({"include": rows})
         return
     for row in rows:
-        click.echo("  ".join(f"{value:<12}" for value in row.values()))
+        click.echo("  ".join(f"{value!s:<12}" for name, value in row.items() if name != "runs-on"))
 
 
 @click.command()

@@ -50,7 +50,9 @@ def build(**o: Any) -> None:
         return
     console = Console(quiet=o["as_json"])
     trees = components.local_trees(o["sources"])
-    options = builder.Options(o["builder"], o["no_cache"], o["jobs"], trees)
+    options = builder.Options(
+        o["builder"], o["no_cache"], o["jobs"], trees, o["cache_from"], o["cache_to"], o["gpu"]
+    )
     if len(requests) == 1:
         outcome = pipeline.run(requests[0], where, options, console)
         if o["as_json"]:
@@ -126,10 +128,18 @@ def _show(p: Plan) -> None:
 @click.option("--base", default="ubuntu:24.04", show_default=True)
 @click.option("--platform")
 @click.option("--aot")
+@click.option("--gpu", is_flag=True, help="Test on this machine's GPU too.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 @click.option("--junit", type=click.Path(path_type=Path), help="Also write JUnit XML there.")
-def verify(image: str, as_json: bool, junit: Path | None, **o: Any) -> None:
-    """Run the image tests against IMAGE, which the engine has or can pull."""
+@click.option("--html", type=click.Path(path_type=Path), help="Also write one page there.")
+def verify(
+    image: str, gpu: bool, as_json: bool, junit: Path | None, html: Path | None, **o: Any
+) -> None:
+    """Run the image tests against IMAGE, which the engine has or can pull.
+
+    Without --gpu, what only a GPU can show is skipped, and said.
+    """
+    from fp4forge import engine
     from fp4forge import verify as verifying
 
     request = Request(
@@ -138,11 +148,20 @@ def verify(image: str, as_json: bool, junit: Path | None, **o: Any) -> None:
     )  # fmt: skip
     wanted, _ = pipeline.prepare(request)
     console = Console(quiet=as_json)
+    with console.step("pull") as step:
+        step.detail = engine.have(engine.connect(), image, wanted.platform, step.report)
     with console.step("verify") as step:
-        checks = verifying.run(image, wanted.as_json(), step.report, junit)
-        step.detail = f"{sum(c.outcome == 'passed' for c in checks)} of {len(checks)} passed"
+        checks = verifying.run(image, wanted.as_json(), step.report, junit, gpu=gpu)
+        step.detail = verifying.summary(checks)
+    if html:
+        from fp4forge.report import page
+
+        html.write_text(page(image, wanted, checks))
     if as_json:
         print_json([asdict(check) for check in checks])
+    else:
+        for check in checks:
+            console.say(f"  {check.outcome:<8} {check.name}")
+    if not gpu:
+        console.say("  NOT RUN: what only a GPU can show (--gpu)")
     verifying.demand(checks)
-    for check in checks:
-        console.say(f"  {check.outcome:<8} {check.name}")

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from fp4forge import patching, series
+from fp4forge import patching, series, sources
 from fp4forge.console import Console, print_json
 from fp4forge.errors import DriftError, PatchError, UsageError
 
@@ -99,7 +99,8 @@ def refresh(vllm: str | None, as_json: bool) -> None:
 
 
 @patch.command()
-@click.option("--vllm", required=True, help="Any version of vLLM on the package index.")
+@click.option("--vllm", required=True,
+              help="Any version of vLLM on the package index, or newest.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 @click.option("--merge", is_flag=True, help="Print the conflicts as three-way diffs.")
 def drift(vllm: str, as_json: bool, merge: bool) -> None:
@@ -107,6 +108,8 @@ def drift(vllm: str, as_json: bool, merge: bool) -> None:
     console = Console(quiet=as_json)
     with console.step("source") as step:
         step.report(f"vLLM {vllm}'s sdist")
+        vllm = sources.newest() if vllm == "newest" else vllm
+        step.detail = f"vLLM {vllm}"
         states = patching.drift(vllm)
     _print({vllm: states}, as_json)
     if merge and not as_json:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import testinfra
+
+PROOFS = "/tmp/fp4forge-proofs"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -16,6 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--container", help="A running container of it.")
     group.addoption("--plan", help="The plan as JSON.")
     group.addoption("--checks", help="Where to write one JSON line per check.")
+    group.addoption("--gpu", action="store_true", help="The container has a GPU: test on it too.")
 
 
 @pytest.fixture(scope="session")
@@ -57,6 +62,30 @@ def history(request: pytest.FixtureRequest) -> list[str]:
     return [entry["CreatedBy"] for entry in found]
 
 
+@pytest.fixture(scope="session")
+def layers(request: pytest.FixtureRequest) -> list[tuple[int, str]]:
+    """Unpacked bytes and command of every layer that has any, the largest first."""
+    import docker
+
+    found = docker.from_env().images.get(request.config.getoption("--image")).history()
+    sized = [(entry["Size"], " ".join(entry["CreatedBy"].split())) for entry in found]
+    return sorted((pair for pair in sized if pair[0]), reverse=True)
+
+
+@pytest.fixture(scope="session")
+def proofs(request: pytest.FixtureRequest) -> str:
+    """The folder in the container that holds the proofs' programs."""
+    import docker
+
+    container = docker.from_env().containers.get(request.config.getoption("--container"))
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for path in (Path(__file__).parent / "proofs").glob("*.py"):
+            archive.add(path, f"{PROOFS}/{path.name}")
+    container.put_archive("/", stream.getvalue())
+    return PROOFS
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
     report = yield
@@ -65,9 +94,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if ended and path:
         message = ""
         if report.failed and call.excinfo is not None:
-            message = (
-                str(call.excinfo.value).splitlines()[0] if str(call.excinfo.value) else "failed"
-            )
+            # pytest's own explanation of an assert follows its message.
+            message = str(call.excinfo.value).split("\nassert ")[0].strip() or "failed"
         elif report.skipped:
             message = str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else ""
         line = {

@@ -9,13 +9,10 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-PROOFS = Path(__file__).parent / "proofs"
-FOLDER = "/tmp/fp4forge-proofs"
 # Read without a patch by every other proof: it has its own run.
 EMULATION = "vllm/model_executor/layers/quantization/utils/nvfp4_emulation_utils.py"
 # bfloat16 keeps 8 bits: sums of 64 to 256 products differ by a few 2**-8 of their size.
@@ -25,7 +22,8 @@ Results = dict[str, dict[str, Any]]
 
 
 @pytest.fixture(scope="session")
-def copied(request: pytest.FixtureRequest, plan: dict[str, Any]) -> None:
+def copied(request: pytest.FixtureRequest, plan: dict[str, Any], proofs: str) -> str:
+    """The proofs' folder, with the original files beside the programs."""
     if plan["variant"] != "awq":
         pytest.skip(f"the {plan['variant']} variant has no patches to prove")
     import docker
@@ -36,29 +34,28 @@ def copied(request: pytest.FixtureRequest, plan: dict[str, Any]) -> None:
     tree = sources.source_tree(plan["vllm_version"])
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as archive:
-        for path in PROOFS.glob("*.py"):
-            archive.add(path, f"{FOLDER}/{path.name}")
         for name in plan["patched_files"]:
             kind = "emulation" if name == EMULATION else "originals"
-            archive.add(tree / name, f"{FOLDER}/{kind}/{name}")
+            archive.add(tree / name, f"{proofs}/{kind}/{name}")
     container.put_archive("/", stream.getvalue())
+    return proofs
 
 
-def run(host: Any, *arguments: str) -> Results:
-    done = host.run(f"python3 {FOLDER}/run.py {' '.join(arguments)}")
+def run(host: Any, folder: str, *arguments: str) -> Results:
+    done = host.run(f"python3 {folder}/run.py {' '.join(arguments)}")
     assert done.rc == 0, f"the proofs could not run: {done.stderr.strip()[-600:]}"
     results: Results = json.loads(done.stdout.strip().splitlines()[-1])
     return results
 
 
 @pytest.fixture(scope="session")
-def patched(host: Any, copied: None) -> Results:
-    return run(host)
+def patched(host: Any, copied: str) -> Results:
+    return run(host, copied)
 
 
 @pytest.fixture(scope="session")
-def original(host: Any, copied: None) -> Results:
-    return run(host, "--originals", f"{FOLDER}/originals")
+def original(host: Any, copied: str) -> Results:
+    return run(host, copied, "--originals", f"{copied}/originals")
 
 
 def loaded(result: dict[str, Any]) -> None:
@@ -143,11 +140,11 @@ def test_batch_chat(patched: Results, original: Results) -> None:
     assert "first I think" in original["batch_chat"]["content"][0]
 
 
-def test_emulation_scales(host: Any, copied: None, plan: dict[str, Any], patched: Results) -> None:
+def test_emulation_scales(host: Any, copied: str, plan: dict[str, Any], patched: Results) -> None:
     """nvfp4-emulation-scales: the emulated layer is right; without it cannot compute"""
     if EMULATION not in plan["patched_files"]:
         pytest.skip(f"vLLM {plan['vllm_version']} has the fix itself")
     loaded(patched["native"])
-    result = run(host, "--originals", f"{FOLDER}/emulation", "--only", "native")["native"]
+    result = run(host, copied, "--originals", f"{copied}/emulation", "--only", "native")["native"]
     wrong = result["outcome"] == "RuntimeError" or result["linear_error"] > 10 * TOLERANCE
     assert wrong, "without the patch the numbers are right too"

@@ -1,0 +1,90 @@
+"""Commands that bring images to machines without a registry: distribute, bundle, unbundle."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from fp4forge.console import Console, print_json
+
+
+@click.command()
+@click.argument("image")
+@click.option("--to", "nodes", required=True, metavar="USER@HOST,…", help="Machines with Docker.")
+@click.option("--name", help="REPOSITORY:TAG on the nodes; by default the image's own.")
+@click.option("--ssh-config", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="Another file than ssh's own.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+def distribute(
+    image: str, nodes: str, name: str | None, ssh_config: Path | None, as_json: bool
+) -> None:
+    """Bring IMAGE to machines over ssh; only layers that a machine lacks travel.
+
+    IMAGE is in a registry on this machine's loopback. Each node's engine pulls it by digest
+    through ssh, side by side; its tag is set last.
+    """
+    from fp4forge import distribute as distributing
+
+    console = Console(quiet=as_json)
+    with console.step("send") as step:
+        found = distributing.distribute(
+            image, distributing.parse_nodes(nodes), name, ssh_config, step.report
+        )
+        step.detail = "; ".join(node.text() for node in found)
+    if as_json:
+        print_json([asdict(node) for node in found])
+
+
+@click.command()
+@click.argument("image")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True,
+              help="File to write.")  # fmt: skip
+@click.option("--manifest", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="A compose file (serve compose -o) to go with it.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+def bundle(image: str, output: Path, manifest: Path | None, as_json: bool) -> None:
+    """Write IMAGE (REPOSITORY:TAG in a registry) with its evidence into one checksummed file."""
+    from fp4forge import bundle as bundling
+
+    console = Console(quiet=as_json)
+    with console.step("bundle") as step:
+        made = bundling.make(image, output, manifest, step.report)
+        step.detail = f"{output}, {output.stat().st_size / 1e9:.2f} GB, {made.digest[:19]}"
+    if as_json:
+        print_json({**asdict(made), "file": str(output), "bytes": output.stat().st_size})
+
+
+@click.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("-o", "--output", "folder", type=click.Path(path_type=Path), required=True,
+              help="New folder for layout, evidence and manifest.")  # fmt: skip
+@click.option("--to", "repository", metavar="HOST/REPOSITORY",
+              help="Push it there, under its own tag.")  # fmt: skip
+@click.option("--load", is_flag=True, help="Load it into this machine's engine.")
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+def unbundle(file: Path, folder: Path, repository: str | None, load: bool, as_json: bool) -> None:
+    """Check every file of a bundle and unpack it; push or load its image on request."""
+    from fp4forge import bundle as bundling
+    from fp4forge import plan, registry
+
+    console = Console(quiet=as_json)
+    if repository:
+        host, _, path = repository.partition("/")
+        plan.repository(host, path)
+    with console.step("unpack") as step:
+        found = bundling.unpack(file, folder, step.report)
+        step.detail = f"{found.image}, {found.digest[:19]}, every checksum right"
+    if repository:
+        with console.step("push") as step:
+            tag = found.image.rpartition(":")[2]
+            registry.push(folder, repository, found.digest, step.report)
+            registry.tag(repository, found.digest, tag)
+            step.detail = f"{repository}:{tag}"
+    if load:
+        with console.step("load") as step:
+            bundling.load(file, step.report)
+            step.detail = found.image
+    if as_json:
+        print_json({**asdict(found), "folder": str(folder)})
