@@ -41,7 +41,7 @@ $(VENV)/.ready: requirements.txt
 	@touch $@
 
 
-.PHONY: venv setup image image-source test unit e2e test-image test-gpu lint render lock matrix drift audit bench clean help
+.PHONY: venv setup image image-source test unit e2e test-image test-gpu lint render requirements lock matrix drift audit bench clean help
 
 venv: $(VENV)/.ready
 
@@ -87,6 +87,10 @@ lint: venv ## ruff, mypy --strict, shellcheck, actionlint, hadolint, rendered fi
 
 render: venv ## Render the Dockerfiles
 	@$(RUN) build.py render
+
+requirements: venv ## Pin this project's own packages anew, with hashes
+	@$(VENV)/bin/uv pip compile -q pyproject.toml --group dev --universal --python-version 3.11 \
+	  --generate-hashes --no-header --no-annotate -o requirements.txt
 
 lock: venv ## Make the dependency locks anew
 	@$(RUN) build.py lock

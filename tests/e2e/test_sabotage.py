@@ -17,7 +17,8 @@ SITE = "/usr/local/lib/python3.13/dist-packages"
 CUDA = f"{SITE}/nvidia/cu13"
 # Checks that take seconds run only where a sabotage names them; a new layer's files are new.
 SLOW = ("imports", "entrypoint_runs", "installed_files", "requirements", "test_proofs", "times",
-        "runtime_compilers", "versions", "unpacked_size", "cuda_once")  # fmt: skip
+        "runtime_compilers", "versions", "unpacked_size", "cuda_once", "test_kernels",
+        "test_layers", "test_machine", "test_aot")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,16 @@ def edit_version(package: str, version: str) -> str:
     return f"RUN sed -i 's/^Version: .*/Version: {version}/' {SITE}/{package}-*.dist-info/METADATA"
 
 
+# The FP4 extension replaced by one with the test's own kernels.
+KERNELS = (
+    "COPY fp4.cu /tmp/\nRUN nvcc {flags} -shared -Xcompiler -fPIC /tmp/fp4.cu"
+    f" -o {SITE}/vllm/_C_stable_libtorch.abi3.so"
+)
+AHEAD = {
+    "name": "gemma4", "archs": "12.0f",
+    "generators": ["fp4_quantization.gen_fp4_quantization_sm120f_module"],
+}  # fmt: skip
+
 SABOTAGES = (
     Sabotage("stock modelopt.py put back",
              f"COPY modelopt.py {SITE}/vllm/model_executor/layers/quantization/modelopt.py",
@@ -46,7 +57,14 @@ SABOTAGES = (
              ("patch_record",)),
     Sabotage("an extension without FP4 in the FP4 extension's place",
              f"RUN cp {SITE}/vllm/_moe_C.abi3.so {SITE}/vllm/_C_stable_libtorch.abi3.so",
-             ("ledger_is_of_these_files", "installed_files")),
+             ("ledger_is_of_these_files", "installed_files", "test_kernels")),
+    Sabotage("FP4 kernels for sm_120a alone where sm121 is asked for",
+             KERNELS.format(flags="-gencode arch=compute_120a,code=sm_120a"),
+             ("ledger_is_of_these_files", "installed_files", "test_kernels")),
+    Sabotage("FP4 kernels emptied, their symbols kept",
+             KERNELS.format(flags="-DEMPTY -gencode arch=compute_120f,code=sm_120f"),
+             ("ledger_is_of_these_files", "installed_files", "test_kernels")),
+    Sabotage("FlashInfer's modules not there", "", ("test_aot",), (("aot", AHEAD),)),
     Sabotage("the ledger edited",
              "RUN sed -i 's/family/native/' /opt/fp4forge/ledger.json", ("test_ledger",)),
     Sabotage("transformers 5.5.0", edit_version("transformers", "5.5.0"), ("versions",)),
@@ -58,6 +76,9 @@ SABOTAGES = (
     Sabotage("root user", "USER root", ("test_user",)),
     Sabotage("a token in the environment", "ENV HF_TOKEN=abc", ("secrets",)),
     Sabotage("a token in the history", "RUN : hf_abcdefghijklmnopqrstuvwxyz", ("secrets",)),
+    Sabotage("a token in a layer, deleted by the next",
+             "RUN printf hf_%s abcdefghijklmnopqrstuvwxyzabcdefgh >/opt/x\nRUN rm /opt/x",
+             ("test_layers",)),
     Sabotage("a password in a label", "LABEL registry.password=abc", ("secrets",)),
     Sabotage("a static archive", f"RUN touch {CUDA}/lib/libcudart_static.a", ("left_out",)),
     Sabotage("FlashAttention 3 back", f"RUN touch {SITE}/vllm/vllm_flash_attn/_vllm_fa3_C.abi3.so",
@@ -91,6 +112,7 @@ SABOTAGES = (
 def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sabotage")
     name = "vllm/model_executor/layers/quantization/modelopt.py"
+    (folder / "fp4.cu").write_bytes((Path(__file__).parent / "kernels" / "fp4.cu").read_bytes())
     (folder / "modelopt.py").write_bytes((sources.source_tree("0.20.2") / name).read_bytes())
     return folder
 

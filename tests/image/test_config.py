@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import pytest
+
 
 def test_entrypoint(config: dict[str, Any]) -> None:
     """entrypoint is vllm"""
@@ -65,6 +67,16 @@ SECRET = re.compile(
     r"(?i)\b[A-Z0-9_]*(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL)[A-Z0-9_]*\s*[=:]\s*\S+"
     r"|\b(?:hf|ghp|gho|glpat|sk)[-_][A-Za-z0-9]{16,}|AKIA[0-9A-Z]{16}|://[^/\s:@]+:[^/\s@]+@"
 )
+
+
+def test_layers(request: pytest.FixtureRequest) -> None:
+    """no layer holds a credential, not even one that a later layer deletes"""
+    from fp4forge import layers
+
+    found = layers.credentials(request.config.getoption("--image"), lambda _: None)
+    assert found, "the engine shows no layers"
+    told = [f"{f.path} looks like {f.what}" for findings in found.values() for f in findings]
+    assert not told, "; ".join(told[:5])
 
 
 def test_secrets(config: dict[str, Any], history: list[str]) -> None:

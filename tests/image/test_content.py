@@ -118,6 +118,17 @@ def test_ledger_is_of_these_files(host: Any, site: str) -> None:
     assert not wrong, f"not the file of the ledger: {', '.join(wrong)}"
 
 
+def test_kernels(request: pytest.FixtureRequest, plan: dict[str, Any]) -> None:
+    """FP4 kernels for every requested GPU are in the binaries, read off them once more"""
+    from fp4forge import ledger
+
+    found = ledger.read(request.config.getoption("--container"), lambda _: None)
+    wanted = tuple(gpu for gpu in plan["gpus"] if gpu not in plan["allow_missing"])
+    lost = [f"{gpu} lacks {what}" for gpu, what in ledger.lost(found, wanted).items()]
+    lost += ledger.differences(plan["predicted"], found.targets())
+    assert not lost, "; ".join(lost)
+
+
 def test_aot(host: Any, plan: dict[str, Any]) -> None:
     """FlashInfer finds its modules for every requested GPU and would compile nothing"""
     if plan["aot"]["name"] == "none":
