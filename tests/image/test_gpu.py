@@ -36,7 +36,7 @@ def kernels(host: Any, proofs: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def served(host: Any, proofs: str) -> dict[str, Any]:
-    done = host.run(f"python3 {proofs}/serve.py --shapes tiny --only native,multimodal")
+    done = host.run(f"python3 {proofs}/serve.py --shapes reference --only native,multimodal")
     assert done.rc == 0, f"no server: {done.stderr.strip()[-600:]}"
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return found

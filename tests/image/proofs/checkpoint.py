@@ -45,9 +45,17 @@ SPECIAL = (
     '<|"|>', "<|image>", "<image|>", "<|image|>", "<|audio>", "<audio|>", "<|audio|>", "<|video|>",
 )  # fmt: skip
 TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}<|turn>{{ m['role'] }}\n{{ m['content'] }}<turn|>\n"
+    "{{ bos_token }}{% for m in messages %}<|turn>{{ m['role'] }}\n"
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for part in m['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}\t<|image|>{% endif %}"
+    "{% endfor %}{% endif %}<turn|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|turn>model\n{% endif %}"
 )
+# Attributes of a Gemma-4 tokenizer that its processor asks for.
+NAMED = {
+    "image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>",
+    "audio_token": "<|audio|>", "boa_token": "<|audio>", "eoa_token": "<audio|>",
+}  # fmt: skip
 
 
 def write_tokenizer(folder: Path) -> Any:
@@ -63,9 +71,28 @@ def write_tokenizer(folder: Path) -> Any:
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>",
         unk_token="<unk>", additional_special_tokens=list(SPECIAL[4:]), chat_template=TEMPLATE,
+        extra_special_tokens=NAMED,
     )  # fmt: skip
     fast.save_pretrained(folder)
     return fast
+
+
+def write_processor(folder: Path) -> None:
+    """Gemma-4's own processor with its defaults, around the tokenizer from above."""
+    from transformers.models.gemma4 import (
+        feature_extraction_gemma4,
+        image_processing_gemma4,
+        processing_gemma4,
+        video_processing_gemma4,
+    )
+
+    processing_gemma4.Gemma4Processor(
+        feature_extractor=feature_extraction_gemma4.Gemma4AudioFeatureExtractor(),
+        image_processor=image_processing_gemma4.Gemma4ImageProcessor(),
+        tokenizer=write_tokenizer(folder),
+        video_processor=video_processing_gemma4.Gemma4VideoProcessor(),
+        chat_template=TEMPLATE,
+    ).save_pretrained(folder)
 
 
 @dataclass
@@ -106,7 +133,9 @@ def multimodal_config(shapes: dict[str, Any]) -> Any:
     from transformers.models.gemma4.configuration_gemma4 import Gemma4Config
 
     text = text_config(shapes).to_dict()
-    return Gemma4Config(text_config=text, vision_config=dict(VISION), audio_config=None)
+    ids = {f"{name}_id": SPECIAL.index(token) for name, token in NAMED.items()}
+    ids["video_token_id"] = SPECIAL.index("<|video|>")
+    return Gemma4Config(text_config=text, vision_config=dict(VISION), audio_config=None, **ids)
 
 
 def float_weights(

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -38,6 +39,7 @@ from checkpoint import (
     dequantised,
     float_weights,
     write,
+    write_processor,
     write_tokenizer,
 )
 
@@ -48,7 +50,23 @@ CASES = (
     Case("moe_prefix", moe_prefix=True),
     Case("nan_scales", nan_scales=(("down_proj.weight_scale", 0x7F),), nan_everywhere=True),
     Case("no_input_scale", no_input_scale=(2, 6)),
+    Case("multimodal", multimodal=True),
 )
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {
+            "type": "object", "additionalProperties": False, "required": ["city"],
+            "properties": {"city": {"type": "string", "enum": ["Paris", "Rome"]}},
+        },
+    },
+}  # fmt: skip
+# The lines in which vLLM 0.19.1 and 0.20.2 say what they chose.
+BACKENDS = {
+    "moe": r"Using '([A-Z_]+)' NvFp4 MoE backend",
+    "linear": r"Using (?:NvFp4LinearBackend\.)?(\w+) for NVFP4 GEMM",
+}
 
 
 class Server:
@@ -63,7 +81,13 @@ class Server:
         line += ["--quantization", "modelopt", "--kv-cache-dtype", "fp8_e4m3"]
         line += ["--moe-backend", "marlin", "--max-model-len", "2048", "--port", str(PORT)]
         line += ["--gpu-memory-utilization", "0.4", "--served-model-name", "m"]
-        line += ["--reasoning-parser", "gemma4"]
+        line += ["--reasoning-parser", "gemma4", "--tool-call-parser", "gemma4"]
+        # Random weights would fill a tool call's JSON with white space.
+        line += [
+            "--structured-outputs-config",
+            '{"backend": "xgrammar", "disable_any_whitespace": true}',
+        ]
+        line += ["--enable-auto-tool-choice", "--limit-mm-per-prompt", '{"video": 0, "audio": 0}']
         line += ["--enforce-eager"] if eager else []
         self.started = time.monotonic()
         with log.open("w") as file:
@@ -153,6 +177,56 @@ def compare(server: Server, want: torch.Tensor, prompt: list[int]) -> dict[str, 
     }
 
 
+def picture() -> str:
+    """A small PNG of one colour's gradient, as a data URL."""
+    import base64
+    import io
+
+    from PIL import Image
+
+    image = Image.new("RGB", (96, 96))
+    image.putdata([(x, y, 128) for y in range(96) for x in range(96)])
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def look(server: Server) -> dict[str, Any]:
+    """One request with an image, twice at temperature 0."""
+    parts = [
+        {"type": "image_url", "image_url": {"url": picture()}},
+        {"type": "text", "text": "What is it?"},
+    ]
+    body = {"model": "m", "messages": [{"role": "user", "content": parts}], "max_tokens": 16,
+            "temperature": 0}  # fmt: skip
+    first, second = (server.post("/v1/chat/completions", body) for _ in "12")
+    texts = [answer["choices"][0]["message"]["content"] for answer in (first, second)]
+    return {
+        "image_tokens": first["usage"]["prompt_tokens"],
+        "image_deterministic": texts[0] == texts[1],
+    }
+
+
+def call(server: Server) -> str:
+    """The arguments of a tool call that the request demands."""
+    body = {
+        "model": "m", "messages": [{"role": "user", "content": "Weather in Rome?"}],
+        "max_tokens": 64, "temperature": 0, "tools": [TOOL],
+        "tool_choice": {"type": "function", "function": {"name": "weather"}},
+    }  # fmt: skip
+    message = server.post("/v1/chat/completions", body)["choices"][0]["message"]
+    made = message["tool_calls"][0]["function"]
+    assert json.loads(made["arguments"])["city"] in ("Paris", "Rome"), made
+    return f"{made['name']}({made['arguments']})"
+
+
+def backends(log: Path) -> dict[str, str | None]:
+    """What the server's log says it chose for experts and for NVFP4 linear layers."""
+    text = log.read_text(errors="replace")
+    found = {name: re.search(pattern, text) for name, pattern in BACKENDS.items()}
+    return {name: match[1] if match else None for name, match in found.items()}
+
+
 def chat(server: Server) -> dict[str, Any]:
     """One chat completion twice at temperature 0, and one batch."""
     said = [{"role": "user", "content": "What is the capital of France?"}]
@@ -167,9 +241,19 @@ def chat(server: Server) -> dict[str, Any]:
     }
 
 
+def ask(checkout: Path) -> dict[str, Any]:
+    """What fp4forge's doctor and smoke test say of the live server."""
+    said = {}
+    for command in ("doctor", "smoke"):
+        line = [sys.executable, "build.py", "serve", command, "--url", f"http://127.0.0.1:{PORT}"]
+        done = subprocess.run([*line, "--json"], cwd=checkout, capture_output=True, text=True)
+        said[command] = {"exit": done.returncode, "json": done.stdout, "said": done.stderr[-500:]}
+    return said
+
+
 def tail(log: Path) -> list[str]:
     """The lines that say why a server ended."""
-    lines = [line for line in log.read_text(errors="replace").splitlines() if "Error" in line]
+    lines = [line for line in log.read_text(errors="replace").splitlines() if "rror" in line]
     return [line[-300:] for line in lines[-4:]]
 
 
@@ -180,8 +264,11 @@ def main() -> None:
     parser.add_argument("--plain", type=Path)
     parser.add_argument("--only", help="Names of cases, with commas.")
     parser.add_argument("--eager", action="store_true", help="No CUDA graphs anywhere.")
+    parser.add_argument("--doctor", type=Path, help="fp4forge's checkout: its doctor and smoke test"
+                        " are put to the native server.")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path(tempfile.mkdtemp()))
     args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
     shapes = REFERENCE if args.shapes == "reference" else TINY
     torch.manual_seed(0)
     weights = float_weights(shapes, device="cuda")
@@ -192,8 +279,13 @@ def main() -> None:
             if args.only and case.name not in args.only.split(","):
                 continue
             folder = Path(root, case.name)
-            source = write(folder, shapes, case, weights)
-            write_tokenizer(folder)
+            if case.multimodal:
+                vision = float_weights(shapes, device="cuda", multimodal=True)
+                source = write(folder, shapes, case, vision)
+                write_processor(folder)
+            else:
+                source = write(folder, shapes, case, weights)
+                write_tokenizer(folder)
             want = None
             if case.name in ("native", "nan_scales"):
                 clean = {n: _clean(t) for n, t in source.items()}
@@ -211,6 +303,11 @@ def main() -> None:
                         if want is not None:
                             entry |= compare(server, want, prompt)
                         entry |= chat(server)
+                        entry |= look(server) if case.multimodal else {}
+                        entry["tool_call"] = call(server)
+                        entry["backends"] = backends(log)
+                        if args.doctor and "asked" not in results:
+                            results["asked"] = ask(args.doctor)
                 except Exception as error:  # the error is the result
                     entry["failed"] = f"{type(error).__name__}: {error}"[:300]
                 finally:
