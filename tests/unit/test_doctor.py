@@ -196,6 +196,12 @@ def test_real_logs_of_a_real_gpu(log: str, wanted: str, absent: str) -> None:
     assert absent not in found
 
 
+def test_zeroed_block_scales_are_told_from_a_real_log() -> None:
+    log = (LOGS / "vllm-0.20.2-h100/nan-scales-zeroed.log").read_text()
+    findings = {f.id: f for f in doctor.examine(Evidence(log=log))}
+    assert "185856 of 371712" in findings["nan-block-scales"].evidence
+
+
 def test_what_a_real_log_says() -> None:
     facts = diagnosis.read_log((LOGS / "vllm-0.20.2-h200/compiled.log").read_text())
     assert facts.linear == "MarlinNvFp4LinearKernel"

@@ -82,11 +82,6 @@ class Server:
         line += ["--moe-backend", "marlin", "--max-model-len", "2048", "--port", str(PORT)]
         line += ["--gpu-memory-utilization", "0.4", "--served-model-name", "m"]
         line += ["--reasoning-parser", "gemma4", "--tool-call-parser", "gemma4"]
-        # Random weights would fill a tool call's JSON with white space.
-        line += [
-            "--structured-outputs-config",
-            '{"backend": "xgrammar", "disable_any_whitespace": true}',
-        ]
         line += ["--enable-auto-tool-choice", "--limit-mm-per-prompt", '{"video": 0, "audio": 0}']
         line += ["--enforce-eager"] if eager else []
         self.started = time.monotonic()
@@ -208,7 +203,7 @@ def look(server: Server) -> dict[str, Any]:
 
 
 def call(server: Server) -> str:
-    """The arguments of a tool call that the request demands."""
+    """The tool call that a request demands by name; random weights choose its arguments."""
     body = {
         "model": "m", "messages": [{"role": "user", "content": "Weather in Rome?"}],
         "max_tokens": 64, "temperature": 0, "tools": [TOOL],
@@ -216,8 +211,7 @@ def call(server: Server) -> str:
     }  # fmt: skip
     message = server.post("/v1/chat/completions", body)["choices"][0]["message"]
     made = message["tool_calls"][0]["function"]
-    assert json.loads(made["arguments"])["city"] in ("Paris", "Rome"), made
-    return f"{made['name']}({made['arguments']})"
+    return f"{made['name']}({made['arguments'].strip()})"
 
 
 def backends(log: Path) -> dict[str, str | None]:
@@ -302,17 +296,18 @@ def main() -> None:
                     else:
                         if want is not None:
                             entry |= compare(server, want, prompt)
-                        entry |= chat(server)
-                        entry |= look(server) if case.multimodal else {}
-                        entry["tool_call"] = call(server)
                         entry["backends"] = backends(log)
                         if args.doctor and "asked" not in results:
                             results["asked"] = ask(args.doctor)
+                        entry |= chat(server)
+                        entry |= look(server) if case.multimodal else {}
+                        entry["tool_call"] = call(server)
                 except Exception as error:  # the error is the result
                     entry["failed"] = f"{type(error).__name__}: {error}"[:300]
                 finally:
                     server.close()
                 results.setdefault(case.name, {})[side] = entry
+                (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
                 print(case.name, side, json.dumps(entry), file=sys.stderr, flush=True)
     print(json.dumps(results))
 
