@@ -166,6 +166,29 @@ def _blob(repository: str, digest: str) -> dict[str, Any]:
     return found
 
 
+def provenance(reference: str) -> dict[str, dict[str, Any]]:
+    """SLSA provenance of an image in a registry (buildx imagetools reads it), by platform.
+
+    Args:
+        reference: REPOSITORY@DIGEST of an image index.
+
+    Returns:
+        The predicate for each platform; nothing where the index has none. With one platform its
+        key is empty.
+
+    Raises:
+        RegistryError: the registry does not answer, or has no such index.
+    """
+    line = ["docker", "buildx", "imagetools", "inspect", "--format", "{{json .Provenance}}"]
+    done = subprocess.run([*line, reference], capture_output=True, text=True, timeout=120)
+    if done.returncode != 0:
+        _raise(reference, "read the provenance of", done.stderr)
+    found: dict[str, Any] = json.loads(done.stdout or "null") or {}
+    if "SLSA" in found:
+        return {"": found["SLSA"]}
+    return {name: entry["SLSA"] for name, entry in found.items() if entry and "SLSA" in entry}
+
+
 def combine(repository: str, digests: list[str], name: str, manifests: set[str]) -> str:
     """Makes one index of several in the repository, under a tag that is free; returns its digest.
 

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fp4forge import sources, verify
+from fp4forge import engine, sources, verify
 from fp4forge.errors import PlatformError
-from tests.e2e.conftest import shell
+from tests.e2e.conftest import REGISTRY, REPO, raw, shell
 
 SITE = "/usr/local/lib/python3.13/dist-packages"
 CUDA = f"{SITE}/nvidia/cu13"
 # Checks that take seconds run only where a sabotage names them; a new layer's files are new.
 SLOW = ("imports", "entrypoint_runs", "installed_files", "requirements", "test_proofs", "times",
         "runtime_compilers", "versions", "unpacked_size", "cuda_once", "test_kernels",
-        "test_layers", "test_machine", "test_aot")  # fmt: skip
+        "test_layers", "test_machine", "test_aot", "test_provenance")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,85 @@ def test_an_image_for_another_platform_is_refused(published: dict[str, Any]) -> 
         verify.run(published["image"], published["plan"] | {"platform": "linux/arm64"}, print)
 
 
+def put(content: dict[str, Any], kind: str, media_type: str = "") -> dict[str, Any]:
+    """Puts a blob or manifest into the registry; its descriptor."""
+    import requests
+
+    text = json.dumps(content).encode()
+    digest = "sha256:" + hashlib.sha256(text).hexdigest()
+    session, place = requests.Session(), f"http://{REGISTRY}/v2/{REPO}"
+    session.trust_env = False
+    if kind == "blobs":
+        where = session.post(f"{place}/blobs/uploads/").headers["Location"]
+        answer = session.put(where, params={"digest": digest}, data=text)
+    else:
+        headers = {"Content-Type": media_type}
+        answer = session.put(f"{place}/manifests/{digest}", data=text, headers=headers)
+    assert answer.status_code == 201, answer.text
+    return {"digest": digest, "size": len(text)}
+
+
+def with_provenance(published: dict[str, Any], change: Callable[[dict[str, Any]], None]) -> str:
+    """The published image with its provenance changed; a reference in the registry."""
+    import requests
+
+    index = raw(published["image"])
+    entry = index["manifests"][-1]
+    manifest = raw(f"{REGISTRY}/{REPO}@{entry['digest']}")
+    layer = next(x for x in manifest["layers"] if "slsa" in str(x["annotations"]))
+    session = requests.Session()
+    session.trust_env = False
+    blob = session.get(f"http://{REGISTRY}/v2/{REPO}/blobs/{layer['digest']}").json()
+    change(blob)
+    layer |= put(blob, "blobs")
+    entry |= put(manifest, "manifests", manifest["mediaType"])
+    return f"{REGISTRY}/{REPO}@{put(index, 'manifests', index['mediaType'])['digest']}"
+
+
+def without_provenance(published: dict[str, Any]) -> str:
+    index = raw(published["image"])
+    index["manifests"] = [m for m in index["manifests"] if m["platform"]["os"] != "unknown"]
+    return f"{REGISTRY}/{REPO}@{put(index, 'manifests', index['mediaType'])['digest']}"
+
+
+def another_plan(statement: dict[str, Any]) -> None:
+    arguments = statement["predicate"]["invocation"]["parameters"]["args"]
+    arguments["build-arg:PLAN_ID"] = "0" * 12
+
+
+def set_time(name: str, value: str) -> Callable[[dict[str, Any]], None]:
+    def change(statement: dict[str, Any]) -> None:
+        statement["predicate"]["metadata"][name] = value
+
+    return change
+
+
+PROVENANCES = {
+    "provenance of a builder whose clock is ahead": set_time(
+        "buildFinishedOn", "2199-01-01T00:00:00Z"
+    ),
+    "provenance of a builder whose clock is behind": set_time(
+        "buildStartedOn", "2001-01-01T00:00:00Z"
+    ),
+    "another plan's provenance": another_plan,
+    "no provenance": None,
+}
+
+
+@pytest.mark.parametrize("name", PROVENANCES)
+def test_spoilt_provenance_is_caught(published: dict[str, Any], name: str) -> None:
+    change = PROVENANCES[name]
+    image = with_provenance(published, change) if change else without_provenance(published)
+    client = engine.connect()
+    engine.pull(client, image, published["plan"]["platform"], lambda _: None)
+    try:
+        caught = failed(image, published["plan"], "test_provenance")
+        assert list(caught), "not caught"
+        assert failed(published["image"], published["plan"], "test_provenance") == {}
+    finally:
+        shell("docker", "rmi", image, check=False)
+
+
 def table() -> str:
     """docs/sabotage.md: each sabotage and the checks that catch it."""
     lines = [
@@ -172,6 +254,7 @@ def table() -> str:
         "|---|---|",
     ]
     lines += [f"| {s.name} | {', '.join(s.caught_by).removeprefix('test_')} |" for s in SABOTAGES]
+    lines += [f"| {name} | provenance |" for name in PROVENANCES]
     lines += ["| an image for another platform | refused before any check, exit code 9 |", ""]
     return "\n".join(lines)
 

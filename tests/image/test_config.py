@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 from typing import Any
 
@@ -63,10 +64,40 @@ def test_platform(image: dict[str, Any], plan: dict[str, Any]) -> None:
     assert found == plan["platform"], f"the image is for {found}, wanted {plan['platform']}"
 
 
+# Clocks of builder and verifier may differ by this much.
+SKEW = datetime.timedelta(minutes=5)
+
 SECRET = re.compile(
     r"(?i)\b[A-Z0-9_]*(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL)[A-Z0-9_]*\s*[=:]\s*\S+"
     r"|\b(?:hf|ghp|gho|glpat|sk)[-_][A-Za-z0-9]{16,}|AKIA[0-9A-Z]{16}|://[^/\s:@]+:[^/\s@]+@"
 )
+
+
+def when(text: str) -> datetime.datetime:
+    """A time of the provenance (RFC 3339, nanoseconds, UTC)."""
+    return datetime.datetime.fromisoformat(text[:19]).replace(tzinfo=datetime.UTC)
+
+
+def test_provenance(request: pytest.FixtureRequest, plan: dict[str, Any]) -> None:
+    """its provenance is this plan's, and the clock that it was made by was right"""
+    from fp4forge import registry
+
+    reference = request.config.getoption("--image")
+    if "@sha256:" not in reference:
+        pytest.skip("not given by digest: provenance is in a registry, beside the image")
+    found = registry.provenance(reference)
+    assert found, "the image index has no provenance"
+    released = datetime.datetime.fromtimestamp(plan["epoch"], datetime.UTC)
+    for predicate in found.values():
+        times = predicate["metadata"]
+        started, finished = when(times["buildStartedOn"]), when(times["buildFinishedOn"])
+        assert started <= finished, f"built until {finished}, before it began at {started}"
+        assert finished <= datetime.datetime.now(datetime.UTC) + SKEW, (
+            f"built at {finished}, to come"
+        )
+        assert started >= released, f"built at {started}, before its release was ({released})"
+        arguments = predicate["invocation"]["parameters"]["args"]
+        assert arguments.get("build-arg:PLAN_ID") == plan["id"], "it is another plan's provenance"
 
 
 def test_layers(request: pytest.FixtureRequest) -> None:
