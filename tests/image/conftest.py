@@ -94,8 +94,12 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if ended and path:
         message = ""
         if report.failed and call.excinfo is not None:
-            # pytest's own explanation of an assert follows its message.
-            message = str(call.excinfo.value).split("\nassert ")[0].strip() or "failed"
+            text = str(call.excinfo.value).strip() or "failed"
+            # pytest's own explanation follows an assert's message, or is all there is.
+            told = (
+                text.splitlines()[0] if text.startswith("assert ") else text.split("\nassert ")[0]
+            )
+            message = told.strip()
         elif report.skipped:
             message = str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else ""
         line = {

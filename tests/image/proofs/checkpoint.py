@@ -58,8 +58,12 @@ NAMED = {
 }  # fmt: skip
 
 
-def write_tokenizer(folder: Path) -> Any:
-    """A real tokenizer made here: Gemma-4's special tokens, then one token for each byte."""
+def write_tokenizer(folder: Path, named: bool = False) -> Any:
+    """A real tokenizer made here: Gemma-4's special tokens, then one token for each byte.
+
+    transformers 5 takes either names for special tokens (the processor wants them) or a list of
+    tokens that decoding leaves out.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -70,8 +74,8 @@ def write_tokenizer(folder: Path) -> Any:
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>",
-        unk_token="<unk>", additional_special_tokens=list(SPECIAL[4:]), chat_template=TEMPLATE,
-        extra_special_tokens=NAMED,
+        unk_token="<unk>", chat_template=TEMPLATE,
+        extra_special_tokens=NAMED if named else list(SPECIAL[4:]),
     )  # fmt: skip
     fast.save_pretrained(folder)
     return fast
@@ -89,7 +93,7 @@ def write_processor(folder: Path) -> None:
     processing_gemma4.Gemma4Processor(
         feature_extractor=feature_extraction_gemma4.Gemma4AudioFeatureExtractor(),
         image_processor=image_processing_gemma4.Gemma4ImageProcessor(),
-        tokenizer=write_tokenizer(folder),
+        tokenizer=write_tokenizer(folder, named=True),
         video_processor=video_processing_gemma4.Gemma4VideoProcessor(),
         chat_template=TEMPLATE,
     ).save_pretrained(folder)
