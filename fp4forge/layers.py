@@ -11,11 +11,12 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
-from fp4forge import engine, paths
+from fp4forge import engine, paths, registry
 from fp4forge.console import Report
+from fp4forge.errors import RegistryError
 
 # Another number when what is looked for changes.
 _READER = 1
@@ -51,6 +52,9 @@ def credentials(image: str, report: Report) -> dict[str, list[Finding]]:
     Returns:
         Findings by layer digest; an empty list for a layer that has none.
     """
+    known = _known(image)
+    if known is not None:
+        return known
     client = engine.connect()
     found: dict[str, list[Finding]] = {}
     stream = io.BufferedReader(_Stream(client.api.get_image(image, chunk_size=4 << 20)), 4 << 20)
@@ -59,22 +63,44 @@ def credentials(image: str, report: Report) -> dict[str, list[Finding]]:
             name = PurePosixPath(entry.name)
             if not entry.isfile() or name.parts[:2] != ("blobs", "sha256"):
                 continue
-            kept = paths.STATE / "layers" / f"{name.name}.{_READER}.json"
+            kept = _kept(name.name)
             if kept.is_file():
-                listed = json.loads(kept.read_text())
-                if listed is not None:
-                    found[f"sha256:{name.name}"] = [Finding(**item) for item in listed]
+                if (listed := _read(kept)) is not None:
+                    found[f"sha256:{name.name}"] = listed
                 continue
             report(f"layer {name.name[:12]}, {entry.size / 1e6:.0f} MB")
             content = archive.extractfile(entry)
             assert content is not None
             findings = _layer(content)
             kept.parent.mkdir(parents=True, exist_ok=True)
-            listed = None if findings is None else [asdict(finding) for finding in findings]
-            kept.write_text(json.dumps(listed))
+            kept.write_text(json.dumps(None if findings is None else [asdict(f) for f in findings]))
             if findings is not None:
                 found[f"sha256:{name.name}"] = findings
     return found
+
+
+def _known(image: str) -> dict[str, list[Finding]] | None:
+    """What is known of every layer of an image in a registry; None where a layer is not known."""
+    repository, at, digest = image.partition("@")
+    if not at:
+        return None
+    try:
+        wanted = registry.layer_sizes(repository, digest)
+    except RegistryError:
+        return None
+    found = {layer: _kept(layer.removeprefix("sha256:")) for layer in wanted}
+    if not all(kept.is_file() for kept in found.values()):
+        return None
+    return {layer: _read(kept) or [] for layer, kept in found.items()}
+
+
+def _kept(digest: str) -> Path:
+    return paths.STATE / "layers" / f"{digest}.{_READER}.json"
+
+
+def _read(kept: Path) -> list[Finding] | None:
+    listed = json.loads(kept.read_text())
+    return None if listed is None else [Finding(**item) for item in listed]
 
 
 class _Stream(io.RawIOBase):
