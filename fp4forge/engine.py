@@ -13,6 +13,7 @@ from typing import Any
 
 from fp4forge.console import Report
 from fp4forge.errors import DiskError, EngineError, PlatformError, RegistryError
+from fp4forge.gpu import host_platform
 
 ROLE = "io.fp4forge.role"
 
@@ -77,13 +78,32 @@ def check_platform(platform: str, builder: str | None) -> None:
     found = set(re.findall(r"linux/[a-z0-9]+", " ".join(
         line for line in done.stdout.splitlines() if line.strip().startswith("Platforms:")
     )))  # fmt: skip
+    if builder is None and platform != host_platform() and not _emulated(platform):
+        found.discard(platform)  # BuildKit goes on listing what ran once
     if platform not in found:
         raise PlatformError(
             f"this builder cannot build {platform}; it builds {', '.join(sorted(found))}",
             rule="the builder's platforms, as docker buildx inspect shows them",
-            remedy=f"run on a {platform} machine, give --builder with one that has it,"
+            remedy=f"make setup PLATFORM={platform} (emulation), run on a {platform} machine,"
+            " give --builder with one that has it,"
             f" or --platform {'linux/amd64' if 'linux/amd64' in found else sorted(found)[0]}",
         )
+
+
+def _emulated(platform: str) -> bool:
+    """Whether this kernel hands another platform's programs to an emulator (binfmt_misc).
+
+    True where that cannot be seen from here: the engine is on another machine.
+    """
+    if os.environ.get("DOCKER_HOST", "unix://").partition("://")[0] != "unix":
+        return True
+    machine = {"linux/arm64": "aarch64", "linux/amd64": "x86_64"}[platform]
+    entries = Path("/proc/sys/fs/binfmt_misc").glob("*")
+    return any(
+        re.search(rf"^interpreter .*{machine}", entry.read_text(errors="replace"), re.M)
+        for entry in entries
+        if entry.name not in ("register", "status")
+    )
 
 
 def check_disk(client: Any, need_gb: float) -> None:

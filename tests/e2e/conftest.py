@@ -52,6 +52,13 @@ def tag_digest(tag: str, registry: str = REGISTRY) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+def can_emulate() -> bool:
+    """Whether this machine runs linux/arm64, by nature or by qemu."""
+    from fp4forge import engine, gpu
+
+    return gpu.host_platform() == "linux/arm64" or engine._emulated("linux/arm64")
+
+
 def verify_containers() -> set[str]:
     return set(shell("docker", "ps", "-aq", "--filter", "label=io.fp4forge.role").stdout.split())
 
