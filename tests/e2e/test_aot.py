@@ -1,0 +1,63 @@
+"""FlashInfer's quantiser compiled ahead of time by the build's own program, found by FlashInfer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fp4forge import aot, ledger, verify
+from tests.e2e.conftest import ROOT, shell
+
+CHOICE = aot.Choice("gemma4", "12.1a", ("fp4_quantization.gen_fp4_quantization_sm120f_module",))
+MODULE = "flashinfer/data/aot/fp4_quantization_120f/fp4_quantization_120f.so"
+
+
+@pytest.fixture(scope="module")
+def compiled(published: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The build stage's folder, laid out as the Dockerfile does, and what came out of it."""
+    folder = tmp_path_factory.mktemp("aot")
+    build = folder / "fp4forge/image/build"
+    build.mkdir(parents=True)
+    for name in ("aot", "install", "jobs"):
+        shutil.copy(ROOT / f"fp4forge/image/build/{name}.py", build)
+    (folder / "locks").mkdir()
+    for name in ("cuda", "python"):
+        (folder / f"locks/{name}.txt").write_text("of this test\n")
+    (folder / "aot.json").write_text(json.dumps(CHOICE.instructions()))
+    done = shell(
+        "docker", "run", "--rm", "--network=none", "--user=0", f"--volume={folder}:/fp4forge",
+        "--env=SOURCE_DATE_EPOCH=1767225600", "--env=PYTHONPATH=/fp4forge", "--entrypoint=python3",
+        published["image"], "-m", "fp4forge.image.build.aot", "--out", "/fp4forge/out",
+    )  # fmt: skip
+    assert "1 modules" in done.stdout
+    return folder / "out"
+
+
+def test_the_module_has_fp4_for_the_family(published: dict[str, Any], compiled: Path) -> None:
+    site = compiled / f"usr/local/lib/python{published['plan']['python']}/dist-packages"
+    found = ledger.packages([site / "flashinfer"], print).targets()
+    assert found["flashinfer_quantise"] == ["12.0f"]
+    assert found["nvfp4_quantise"] == []
+    record = json.loads((compiled / "opt/fp4forge/aot.json").read_text())
+    assert record["bytes"] == {"fp4_quantization_120f": (site / MODULE).stat().st_size}
+
+
+def test_flashinfer_finds_it_and_compiles_nothing(
+    published: dict[str, Any], compiled: Path, tmp_path: Path
+) -> None:
+    image = "fp4forge.local/aot:test"
+    (tmp_path / "Dockerfile").write_text(f"FROM {published['image']}\nCOPY --link out/usr/ /usr/\n")
+    shutil.copytree(compiled, tmp_path / "out")
+    shell("docker", "buildx", "build", "-q", "-t", image, str(tmp_path))
+    try:
+        plan = published["plan"] | {
+            "aot": {"name": "gemma4", "archs": "12.1a", "generators": list(CHOICE.generators)}
+        }
+        (check,) = (c for c in verify.run(image, plan, print, only="test_aot"))
+        assert check.outcome == "passed", check.message
+    finally:
+        shell("docker", "rmi", image, check=False)
