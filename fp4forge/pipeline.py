@@ -155,9 +155,10 @@ def _make(
             step.report(f"{plan.base} for {plan.platform}")
             base = bases.load(plan.base)
             for platform in dict.fromkeys((host_platform(), plan.platform)):
+                step.detail = base.reference(platform)
                 if not bases.present(base, platform):
                     checked.result()  # making or fetching one is long: nothing starts in vain
-                step.detail = bases.ensure(base, platform, step.report)
+                    bases.ensure(base, platform, step.report)
         context = planning.stage(plan, files)
         digest = _ledger(plan, context, options, console, checked)
         if plan.strategy == "source":

@@ -225,3 +225,11 @@ def test_kernels_other_than_predicted_fail_the_build(copied_releases: Path) -> N
     done = build("--push", FP4FORGE_RELEASES=str(copied_releases))
     assert done.returncode == 3, done.stderr
     assert "nvfp4_gemm: predicted 10.0f 11.0f 12.0f, found 10.0f 12.0f" in done.stderr
+
+
+def test_gpu_checks_without_a_gpu_are_refused(published: dict[str, Any]) -> None:
+    line = [sys.executable, "build.py", "verify", published["image"], *WHEEL[:-2], "--gpu"]
+    done = shell(*line, check=False)
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert "the engine has no GPU for a container" in done.stderr
+    assert "Traceback" not in done.stderr
