@@ -29,6 +29,7 @@ _LAYER = re.compile(r"([0-9a-f]{12}): (.+)")
 # the registry open.
 _SCRIPT = r"""
 set -eu
+exec 2>&1
 trap 'echo "fp4forge: exit $?"' EXIT
 read -r port; read -r repository; read -r digest; read -r name
 command -v docker >/dev/null || { echo "no docker on this machine" >&2; exit 127; }
@@ -180,7 +181,7 @@ def _bring(
         process.wait()
     if code != 0:
         lost = "the connection was lost" if code == 255 else "the node refused"
-        # Two streams come in as one: the reason is not always the last line.
+        # The reason is not always the last line.
         reasons = [text for text in said if _REASON.search(text)] or said or ["no reason given"]
         node.error = f"{lost}: {reasons[-1]}"
         return
