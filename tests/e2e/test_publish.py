@@ -124,7 +124,7 @@ def test_layers_built_anew_have_the_same_digest(
 ) -> None:
     from fp4forge import builder, plan
 
-    request = plan.Request("blackwell", "0.20.2", "awq", "wheel", "bootstrap")
+    request = plan.Request("blackwell", "0.20.2", "awq", "wheel", "bootstrap", aot="none")
     prepared, files = plan.identify(plan.resolve(request))
     line = builder.command(
         prepared,
