@@ -78,7 +78,7 @@ def check_platform(platform: str, builder: str | None) -> None:
     found = set(re.findall(r"linux/[a-z0-9]+", " ".join(
         line for line in done.stdout.splitlines() if line.strip().startswith("Platforms:")
     )))  # fmt: skip
-    if builder is None and platform != host_platform() and not _emulated(platform):
+    if builder is None and platform != host_platform() and not emulated(platform):
         found.discard(platform)  # BuildKit goes on listing what ran once
     if platform not in found:
         raise PlatformError(
@@ -90,7 +90,7 @@ def check_platform(platform: str, builder: str | None) -> None:
         )
 
 
-def _emulated(platform: str) -> bool:
+def emulated(platform: str) -> bool:
     """Whether this kernel hands another platform's programs to an emulator (binfmt_misc).
 
     True where that cannot be seen from here: the engine is on another machine.

@@ -56,7 +56,7 @@ def can_emulate() -> bool:
     """Whether this machine runs linux/arm64, by nature or by qemu."""
     from fp4forge import engine, gpu
 
-    return gpu.host_platform() == "linux/arm64" or engine._emulated("linux/arm64")
+    return gpu.host_platform() == "linux/arm64" or engine.emulated("linux/arm64")
 
 
 def verify_containers() -> set[str]:
