@@ -45,6 +45,7 @@ def image(found: Evidence) -> Iterator[Finding]:
 def patch_mounts(found: Evidence) -> Iterator[Finding]:
     """A file mounted over one that the image's patches made, or any over vLLM's code."""
     files = (found.record or {}).get("files", {})
+    told = False
     for mount in found.mounts:
         if SITE not in mount.target:
             continue
@@ -55,14 +56,15 @@ def patch_mounts(found: Evidence) -> Iterator[Finding]:
         seen = f"{mount.source} is mounted over {mount.target}"
         if hashes and there:
             seen += f" (SHA-256 {there[:12]}, the image's is {hashes['after'][:12]})"
+        told = True
         yield Finding(
             "patch-mount", ERROR, seen,
             "an old patch over a baked one inverts scales twice, or does not fit this vLLM",
             f"remove the mount that ends in :{mount.target}",
         )  # fmt: skip
-    if line := line_of(
-        found, r"fp4forge: error: .* is not the file that this image's patches made"
-    ):
+    # Without the mounts, as from a saved log, the entrypoint's own words are the evidence.
+    line = line_of(found, r"fp4forge: error: .* is not the file that this image's patches made")
+    if line and not told:
         yield Finding(
             "patch-mount", ERROR, line, "the image refused to start with a replaced file",
             "remove the mount that the message names",

@@ -132,15 +132,34 @@ checkpoint.write_tokenizer(folder)
 """
 
 
+# transformers' server places its model with it; the image does without.
+ACCELERATE = (
+    "accelerate==1.12.0"
+    " --hash=sha256:3e2091cd341423207e2f084a6654b1efcd250dc326f2a37d6dde446e07cabb11"
+)
+
+
 @pytest.fixture(scope="module")
-def server(published: dict[str, Any]) -> Iterator[str]:
+def accelerate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("accelerate")
+    (folder / "pin.txt").write_text(ACCELERATE + "\n")
+    uv = Path(sys.executable).with_name("uv")
+    shell(str(uv), "pip", "install", "--target", str(folder / "site"), "--no-deps",
+          "--require-hashes", "-r", str(folder / "pin.txt"))  # fmt: skip
+    folder.chmod(0o755)
+    return folder / "site"
+
+
+@pytest.fixture(scope="module")
+def server(published: dict[str, Any], accelerate: Path) -> Iterator[str]:
     """transformers' own server, of the image, with a real model: another peer than vLLM."""
     script = (
         f"python3 - <<'E' && exec transformers serve --host 0.0.0.0 --port 8000"
-        f" --force-model /tmp/model\n{_MODEL}\nE\n"
+        f" /tmp/model\n{_MODEL}\nE\n"
     )
     name = shell(
         "docker", "run", "--detach", "--publish", "127.0.0.1::8000", "-v", f"{PROOFS}:/proofs:ro",
+        "-v", f"{accelerate}:/accelerate:ro", "--env=PYTHONPATH=/accelerate",
         "--entrypoint", "bash", published["image"], "-c", script,
     ).stdout.strip()  # fmt: skip
     try:
