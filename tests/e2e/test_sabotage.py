@@ -40,8 +40,8 @@ def edit_version(package: str, version: str) -> str:
 
 # The FP4 extension replaced by one with the test's own kernels.
 KERNELS = (
-    "COPY fp4.cu /tmp/\nRUN nvcc {flags} -shared -Xcompiler -fPIC /tmp/fp4.cu"
-    f" -o {SITE}/vllm/_C_stable_libtorch.abi3.so"
+    "COPY fp4.cu /tmp/\nRUN nvcc {flags} -c -Xcompiler -fPIC /tmp/fp4.cu -o /tmp/fp4.o"
+    f" && g++ -shared /tmp/fp4.o -o {SITE}/vllm/_C_stable_libtorch.abi3.so"
 )
 AHEAD = {
     "name": "gemma4", "archs": "12.0f",
