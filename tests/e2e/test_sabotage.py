@@ -67,6 +67,9 @@ SABOTAGES = (
     Sabotage("FP4 kernels emptied, their symbols kept",
              KERNELS.format(flags="-DEMPTY -gencode arch=compute_120f,code=sm_120f"),
              ("ledger_is_of_these_files", "installed_files", "test_kernels")),
+    Sabotage("an extension that calls the driver and does not name its library",
+             "RUN echo 'int cuInit(int); int f() {return cuInit(0);}'"
+             f" | gcc -shared -fPIC -x c - -o {SITE}/flashinfer/data/extra.so", ("test_driver",)),
     Sabotage("FlashInfer's modules not there", "", ("test_aot",), (("aot", AHEAD),)),
     Sabotage("the ledger edited",
              "RUN sed -i 's/family/native/' /opt/fp4forge/ledger.json", ("test_ledger",)),

@@ -189,6 +189,20 @@ print(json.dumps([seen, foreign]))
     assert not foreign, f"for another processor: {', '.join(foreign[:5])}"
 
 
+def test_driver(host: Any, site: str) -> None:
+    """what calls the driver names its library: else it cannot be loaded, which only a GPU shows"""
+    found = host.run(
+        f"cd {site}; find vllm flashinfer/data -name '*.so' | while read -r f; do"
+        " calls=$(readelf --dyn-syms -W $f | grep -oE ' UND cu[A-Z][A-Za-z0-9_]*' | head -1);"
+        " readelf -d $f | grep -q 'NEEDED.*libcuda.so.1' && named=yes || named=no;"
+        ' echo "$f ${calls##* }:$named"; done'
+    ).stdout.splitlines()
+    calls = {line.split()[0]: line.split()[1] for line in found}
+    assert any(what.endswith(":yes") for what in calls.values()), "no extension calls the driver"
+    lost = [f"{f} ({what[:-3]})" for f, what in calls.items() if what[0] != ":" and "no" in what]
+    assert not lost, f"libcuda.so.1 is not named by {', '.join(lost[:3])}"
+
+
 def test_times(host: Any, plan: dict[str, Any]) -> None:
     """every file carries the release's time, so that layers repeat"""
     newer = host.run(

@@ -66,6 +66,7 @@ RUN --mount=type=cache,target=/root/.cache/uv \
     && python3 /fp4forge/install.py --lock /fp4forge/locks/python.txt --platform "${TARGETPLATFORM}" --out /out
 # ---- compilers: nvcc, the host compiler, and the packages that kernels are compiled against -----
 FROM tools AS compilers
+SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
     --mount=type=cache,target=/var/lib/apt/lists,sharing=locked \
     rm -f /etc/apt/apt.conf.d/docker-clean \
@@ -82,7 +83,8 @@ COPY --link --from=cuda /out /
 COPY --link --from=torch /out /
 COPY --link --from=python /out /
 RUN mkdir -p /usr/local/lib/python3.12/dist-packages/nvidia/cu13/lib/stubs \
-    && gcc -shared -nostdlib -Wl,-soname,libcuda.so.1 -Wl,--build-id=none -x c /dev/null \
+    && grep -owhE 'cu[A-Z][A-Za-z0-9_]*' /usr/local/cuda/include/cuda.h | sort -u | sed 's/.*/void &(void) {}/' \
+       | gcc -shared -nostdlib -Wl,-soname,libcuda.so.1 -Wl,--build-id=none -x c - \
          -o /usr/local/lib/python3.12/dist-packages/nvidia/cu13/lib/stubs/libcuda.so
 
 # ---- aot: FlashInfer's modules, so that the first request starts no compiler --------------------
@@ -203,12 +205,14 @@ RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
     && find / -xdev -newermt "@${SOURCE_DATE_EPOCH}" ! -path '/proc*' ! -path '/sys*' ! -path '/dev*' \
          -writable -exec touch --no-dereference --date="@${SOURCE_DATE_EPOCH}" {} +
 # What stays of the archives is what a shared link needs; the rest is for static linking.
-RUN find / -xdev -name '*.a' ! -name 'libgcc*.a' ! -name libc_nonshared.a ! -name libpthread.a \
+RUN --mount=type=bind,from=cuda,source=/out,target=/mnt \
+    find / -xdev -name '*.a' ! -name 'libgcc*.a' ! -name libc_nonshared.a ! -name libpthread.a \
       ! -name libdl.a ! -name librt.a -delete \
     && useradd --uid 2000 --user-group --create-home --shell /bin/bash vllm \
     && install -d -o 2000 -g 2000 /home/vllm/.cache /models \
     && mkdir -p /usr/local/lib/python3.12/dist-packages/nvidia/cu13/lib/stubs \
-    && gcc -shared -nostdlib -Wl,-soname,libcuda.so.1 -Wl,--build-id=none -x c /dev/null \
+    && grep -owhE 'cu[A-Z][A-Za-z0-9_]*' /mnt/usr/local/cuda/include/cuda.h | sort -u | sed 's/.*/void &(void) {}/' \
+       | gcc -shared -nostdlib -Wl,-soname,libcuda.so.1 -Wl,--build-id=none -x c - \
          -o /usr/local/lib/python3.12/dist-packages/nvidia/cu13/lib/stubs/libcuda.so \
     && rm -f /var/log/lastlog /var/log/faillog /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- \
     && find / -xdev -newermt "@${SOURCE_DATE_EPOCH}" ! -path '/proc*' ! -path '/sys*' ! -path '/dev*' \
