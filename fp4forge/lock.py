@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,12 +93,12 @@ def read(name: LockName) -> dict[str, str]:
 
 
 def layers(plan: Plan) -> dict[str, str]:
-    """The plan's lock, split into one text per layer, with the build tools' lock."""
-    groups: dict[str, list[str]] = {group: [] for group in (*GROUPS, "vllm")}
+    """The plan's lock, split into one text per layer, with the build tools' lock.
+
+    A cross compile adds the build platform's own packages, under ``host/``.
+    """
     name = LockName(plan.release, plan.strategy, plan.platform, plan.python)
-    for package, block in read(name).items():
-        groups[group_of(package)].append(block)
-    texts = {group: "".join(blocks) for group, blocks in groups.items()}
+    texts = _by_layer(name)
     if plan.strategy == "source":
         what = release.load(plan.release)
         pin = f"vllm=={what.vllm_version} --hash=sha256:{what.sdist.sha256}\n"
@@ -110,7 +110,17 @@ def layers(plan: Plan) -> dict[str, str]:
             "build": (LOCKS / build_file(plan.release)).read_text(),
             "sdist": pin,
         }
+    if plan.cross:
+        own = _by_layer(replace(name, platform=plan.cross.build))
+        texts |= {f"host/{group}": own[group] for group in GROUPS}
     return texts | {"tools": (LOCKS / TOOLS).read_text()}
+
+
+def _by_layer(name: LockName) -> dict[str, str]:
+    texts = dict.fromkeys((*GROUPS, "vllm"), "")
+    for package, block in read(name).items():
+        texts[group_of(package)] += block
+    return texts
 
 
 def versions(plan: Plan) -> dict[str, str]:

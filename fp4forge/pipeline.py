@@ -20,7 +20,7 @@ from fp4forge import ledger as ledgers
 from fp4forge import plan as planning
 from fp4forge.builder import Options
 from fp4forge.console import Console, Report, Step
-from fp4forge.errors import CoverageError, UsageError
+from fp4forge.errors import CoverageError, PlatformError, UsageError
 from fp4forge.gpu import host_platform
 from fp4forge.paths import STATE
 from fp4forge.plan import Plan, Request
@@ -134,6 +134,8 @@ def _check(plan: Plan, destination: Destination, options: Options) -> Step:
     start = time.monotonic()
     client = engine.connect()
     engine.check_store(options.builder)
+    if plan.compiles and options.builder is None:
+        _check_compilers(plan)
     engine.check_platform(plan.platform, options.builder)
     warm = bases.present(bases.load(plan.base), plan.platform)
     least = float(os.environ.get("FP4FORGE_MIN_FREE_GB", 0)) or (WARM_GB if warm else COLD_GB)
@@ -143,6 +145,26 @@ def _check(plan: Plan, destination: Destination, options: Options) -> Step:
         registry.reach(destination.repository)
         detail += f", registry {destination.repository.split('/')[0]}"
     return Step("check", time.monotonic() - start, detail)
+
+
+def _check_compilers(plan: Plan) -> None:
+    """Whether this machine can run the plan's compilers, which no emulation is fast enough for."""
+    here = host_platform()
+    needed = plan.cross.build if plan.cross else plan.platform
+    if here == needed:
+        return
+    if plan.cross:
+        raise PlatformError(
+            f"--cross compiles on {needed}, and this machine is {here}",
+            remedy=f"leave --cross out: {plan.platform} is compiled here as it is",
+        )
+    raise PlatformError(
+        f"{plan.platform} is compiled on {plan.platform}, and this machine is {here}",
+        rule="compilers run natively",
+        remedy="--cross (with --aot none), --builder with such a machine, or --from wheel"
+        if plan.strategy == "source"
+        else "--aot none, or --builder with such a machine",
+    )
 
 
 def _make(

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fp4forge import aot, archs, components, ledger, lock, release, series
+from fp4forge import aot, archs, components, cross, ledger, lock, release, series
 from fp4forge import base as bases
 from fp4forge.components import Source
 from fp4forge.errors import CoverageError, UsageError
@@ -51,6 +51,7 @@ class Request:
     components: str = "all"
     sources: tuple[str, ...] = ()  # NAME=git|pypi|DIR
     aot: str | None = None  # FlashInfer's modules; None: gemma4 where the host can compile them
+    cross: bool = False  # compile on another platform than the image's
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class Plan:
     components: tuple[str, ...] = ()  # compiled ones, of a source build
     components_left_out: dict[str, str] = field(default_factory=dict)  # with the reason
     sources: dict[str, Source] = field(default_factory=dict)  # external ones
+    cross: cross.Toolchain | None = None
     packages: dict[str, str] = field(default_factory=dict)  # locked version of each
     packages_overridden: tuple[str, ...] = ()  # by the release, against other packages' wishes
     revision: str = ""  # commit of the inputs, for the image's label
@@ -165,6 +167,9 @@ def resolve(request: Request) -> Plan:
             rule="a published wheel is compiled already",
         )
     ahead = _ahead(request, platform, gpus)
+    toolchain = (
+        cross.choose(request.strategy, platform, base.suite, ahead.name) if request.cross else None
+    )
     predicted = ledger.expected(prediction.groups, FP8_FAMILY in {p.id for p in csrc})
     return Plan(
         release=what.release,
@@ -199,6 +204,7 @@ def resolve(request: Request) -> Plan:
         components=choice.names,
         components_left_out=choice.left_out,
         sources=choice.sources,
+        cross=toolchain,
     )
 
 
@@ -249,7 +255,10 @@ def context_files(plan: Plan) -> dict[str, bytes]:
     }
     if plan.strategy == "source":
         choice = components.Choice(plan.components, plan.components_left_out, plan.sources)
-        files["compile.json"] = _json(choice.instructions(plan.arch_list, plan.predicted))
+        crossing = {"cross": asdict(plan.cross)} if plan.cross else {}
+        files["compile.json"] = _json(
+            choice.instructions(plan.arch_list, plan.predicted) | crossing
+        )
         files |= _series(sequence, plan.variant, "csrc", "csrc")
     if plan.aot.name != "none":
         files["aot.json"] = _json(plan.aot.instructions())

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from fp4forge import base as bases
 from fp4forge import release
+from fp4forge.cross import TOOLCHAINS
 from fp4forge.gpu import TARGETS
 from fp4forge.lock import GROUPS
 from fp4forge.paths import DOCKERFILES, TEMPLATES
@@ -87,9 +89,12 @@ def supported() -> dict[str, Plan]:
             continue
         for arch, variant in itertools.product(TARGETS, VARIANTS):
             platform = TARGETS[arch].default_platform or "linux/amd64"
-            plan = resolve(Request(arch, name, variant, strategy, base, platform, aot="gemma4"))
-            folder = f"{name}/{strategy}-{bases.load(base).slug}"
-            plans[f"{folder}/{arch}-{variant}.Dockerfile"] = plan
+            request = Request(arch, name, variant, strategy, base, platform, aot="gemma4")
+            file = f"{name}/{strategy}-{bases.load(base).slug}/{arch}-{variant}"
+            plans[f"{file}.Dockerfile"] = resolve(request)
+            if strategy == "source" and platform in TOOLCHAINS and bases.load(base).suite:
+                crossing = replace(request, aot="none", cross=True)
+                plans[f"{file}-cross.Dockerfile"] = resolve(crossing)
     return plans
 
 

@@ -69,6 +69,8 @@ class LazyGroup(click.Group):
               help="What to compile: all, core, or names with commas.")  # fmt: skip
 @click.option("--source", "sources", multiple=True, metavar="NAME=git|pypi|DIR",
               help="Where an external source comes from, such as cutlass=DIR.")  # fmt: skip
+@click.option("--cross", is_flag=True,
+              help="Compile for linux/arm64 on x86-64, by nvcc's cross mode.")  # fmt: skip
 @click.option("--aot", help="FlashInfer's modules compiled into the image: none, gemma4 (the"
               " default: NVFP4 linear layers) or all.")  # fmt: skip
 @click.option("--base", default="ubuntu:24.04", show_default=True,

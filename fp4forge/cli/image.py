@@ -26,7 +26,7 @@ def build(**o: Any) -> None:
     requests = [
         Request(
             o["arch"], o["release"], o["variant"], o["strategy"], o["base"], platform or None,
-            o["arch_list"], o["allow_missing"], o["components"], o["sources"], o["aot"],
+            o["arch_list"], o["allow_missing"], o["components"], o["sources"], o["aot"], o["cross"],
         )
         for platform in platforms
     ]  # fmt: skip
@@ -108,6 +108,7 @@ def _show(p: Plan) -> None:
             f"{n}: {s.provider} {s.where}" + (f" ({s.note})" if s.note else "")
             for n, s in p.sources.items()
         ),
+        "compiled on": f"{p.cross.build}, by {p.cross.triplet}-g++" if p.cross else "",
         "ahead of time": _ahead(asdict(p.aot)),
         "base": f"{p.base_image}, Python {p.python}",
         "platform": p.platform,

@@ -92,12 +92,14 @@ def test_bad_registries(registry: str) -> None:
         plan.repository(registry, "fp4forge/vllm")
 
 
-@pytest.mark.parametrize("strategy", ["wheel", "source"])
+@pytest.mark.parametrize("strategy", ["wheel", "source", "cross"])
 def test_the_context_has_every_file_that_the_dockerfile_copies(strategy: str) -> None:
     import re
 
-    for release in ("0.19.1", "0.20.2") if strategy == "source" else ("0.20.2",):
-        request = replace(WHEEL, strategy=strategy, release=release)
+    crossing = {"strategy": "source", "platform": "linux/arm64", "aot": "none", "cross": True}
+    change = crossing if strategy == "cross" else {"strategy": strategy}
+    for release in ("0.20.2",) if strategy == "wheel" else ("0.19.1", "0.20.2"):
+        request = replace(WHEEL, release=release, **change)
         files = plan.identify(plan.resolve(request))[1]
         for line in re.findall(r"(?m)^COPY (?!.*--from)(.*) \S+$", files["Dockerfile"].decode()):
             for source in line.replace("--link ", "").split():

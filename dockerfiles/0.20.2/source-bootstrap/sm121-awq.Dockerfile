@@ -131,7 +131,7 @@ COPY --from=source-qutlass / /externals/qutlass/
 COPY --from=source-triton_kernels / /externals/triton_kernels/
 COPY csrc/ /fp4forge/csrc/
 COPY ledger/ /fp4forge/
-COPY image/build/apply_patches.py image/build/compile.py image/build/jobs.py /fp4forge/fp4forge/image/build/
+COPY image/build/apply_patches.py image/build/compile.py image/build/cross.py image/build/jobs.py /fp4forge/fp4forge/image/build/
 COPY compile.json /fp4forge/
 RUN --mount=type=secret,id=compile,target=/run/secrets/compile.env \
     --mount=type=cache,id=fp4forge-compile,target=/root/.cache/compile,sharing=locked \

@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fp4forge.image.build import apply_patches, jobs
+from fp4forge.image.build import apply_patches, cross, jobs
 from fp4forge.image.build.jobs import Failed, say, short, tail
 
 HERE = Path("/fp4forge")
@@ -53,6 +53,9 @@ class Compile:
             **{k: v for k, v in self.settings.items() if k.startswith(("SCCACHE_", "AWS_"))},
             **{k: self._place(v) for k, v in self.instructions["sources"].items()},
         }
+        self.cross: dict[str, str] | None = self.instructions.get("cross")
+        if self.cross:
+            self.environment["CUDA_TOOLKIT_ROOT"] = str(cross.CUDA)  # torch's FindCUDA wants it
         self.environment["PATH"] = "/usr/local/cuda/bin:" + os.environ["PATH"]
 
     def _key(self) -> str:
@@ -93,6 +96,8 @@ class Compile:
         self.home.touch()
         WORK.unlink(missing_ok=True)
         WORK.symlink_to(self.home)
+        if self.cross:
+            cross.lay_out(self.cross)
         line = self._configure_line()
         configured = self.home / "configure.json"
         if not configured.is_file() or json.loads(configured.read_text()) != line:
@@ -120,6 +125,8 @@ class Compile:
         line += [f"-DVLLM_PYTHON_PATH={':'.join(filter(None, sys.path))}"]
         line += ["-DCMAKE_CUDA_COMPILER=/usr/local/cuda/bin/nvcc"]
         line += [f"-DFETCHCONTENT_BASE_DIR={self.home / 'deps'}"]
+        if self.cross:
+            line += cross.flags(self.cross, self.home / "cross.cmake")
         cutlass = Path(self.environment["VLLM_CUTLASS_SRC_DIR"])
         if not (cutlass / "CMakeLists.txt").is_file():  # the index's package has headers only
             line += [f"-DCUTLASS_INCLUDE_DIR={cutlass / 'include'}"]
@@ -239,7 +246,8 @@ class Compile:
         info = next(folder.glob("*.dist-info")) / "WHEEL"
         text = re.sub(r"(?m)^Tag: .*\n?", "", info.read_text())
         text = text.replace("Root-Is-Purelib: true", "Root-Is-Purelib: false").rstrip("\n")
-        info.write_text(f"{text}\nTag: cp38-abi3-linux_{os.uname().machine}\n")
+        machine = self.cross["processor"] if self.cross else os.uname().machine
+        info.write_text(f"{text}\nTag: cp38-abi3-linux_{machine}\n")
         WHEELS.mkdir()
         subprocess.run([*wheel, "pack", "-d", str(WHEELS), str(folder)], check=True)
         shutil.rmtree(tree)

@@ -1,0 +1,50 @@
+"""The target's side of a cross compile; fp4forge/cross.py says what crosses.
+
+The target's packages are mounted under /target, a folder for each layer of the image. CUDA's are
+laid out beside the build platform's own, as NVIDIA's cross packages do it: nvcc finds them by
+--target-directory, CMake's FindCUDA and FindCUDAToolkit by the processor's name.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+TARGET = Path("/target")
+CUDA = Path("/usr/local/cuda")
+
+
+def lay_out(cross: dict[str, str]) -> None:
+    """Makes CUDA's ``targets/<cuda>``: links into the mounts, and the driver's stub."""
+    place, mounted = CUDA / "targets" / cross["cuda"], TARGET / "cuda/usr/local/cuda"
+    stubs = place / "lib" / "stubs"
+    stubs.mkdir(parents=True, exist_ok=True)
+    links = {place / "include": mounted / "include", place / "lib64": Path("lib")}
+    links |= {place / "lib" / path.name: path for path in mounted.glob("lib/*.so*")}
+    for link, where in links.items():
+        link.unlink(missing_ok=True)
+        link.symlink_to(where)
+    header = (mounted / "include/cuda.h").read_text()
+    names = sorted(set(re.findall(r"\bcu[A-Z]\w*", header)))
+    subprocess.run(
+        [f"{cross['triplet']}-gcc", "-shared", "-nostdlib", "-Wl,-soname,libcuda.so.1",
+         "-x", "c", "-", "-o", stubs / "libcuda.so"],
+        input="".join(f"void {name}(void) {{}}\n" for name in names), text=True, check=True,
+    )  # fmt: skip
+
+
+def flags(cross: dict[str, str], file: Path) -> list[str]:
+    """CMake's flags; writes its toolchain file."""
+    compiler = cross["triplet"]
+    file.write_text(
+        f"set(CMAKE_SYSTEM_NAME Linux)\n"
+        f"set(CMAKE_SYSTEM_PROCESSOR {cross['processor']})\n"
+        f"set(CMAKE_C_COMPILER {compiler}-gcc)\n"
+        f"set(CMAKE_CXX_COMPILER {compiler}-g++)\n"
+        f"set(CMAKE_CUDA_HOST_COMPILER {compiler}-g++)\n"
+        f'set(CMAKE_CUDA_FLAGS_INIT "--target-directory {cross["cuda"]}")\n'
+        f"set(CUDAToolkit_ROOT {CUDA})\n"
+    )
+    torch = next(TARGET.glob("torch/usr/local/lib/python3*/dist-packages/torch/share/cmake/Torch"))
+    return [f"-DCMAKE_TOOLCHAIN_FILE={file}", f"-DTorch_DIR={torch}"]
