@@ -23,6 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.transfer import distribute  # noqa: E402
 from fp4forge import builder, paths, plan, registry  # noqa: E402
 from fp4forge.plan import Plan, Request  # noqa: E402
 
@@ -260,6 +261,7 @@ BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {
     "bytecode": bytecode,
     "ledger": ledger_reading,
     "first-push": first_push,
+    "distribute": distribute,
 }
 
 
