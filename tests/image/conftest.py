@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import pytest
 import testinfra
 
 PROOFS = "/tmp/fp4forge-proofs"
+# Read without a patch by every other proof: it has its own run.
+EMULATION = "vllm/model_executor/layers/quantization/utils/nvfp4_emulation_utils.py"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -84,6 +88,41 @@ def proofs(request: pytest.FixtureRequest) -> str:
             archive.add(path, f"{PROOFS}/{path.name}")
     container.put_archive("/", stream.getvalue())
     return PROOFS
+
+
+@pytest.fixture(scope="session", autouse=True)
+def proof_runs(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Any]]]:
+    """The proofs' runs by name: as it is, with all originals, with one original.
+
+    They take longest by far, emulated above all, and so run beside the other checks. None when no
+    test that was selected needs them, or when there are no patches to prove.
+    """
+    wanted = any("test_proofs" in item.nodeid for item in request.session.items)
+    plan = json.loads(Path(request.config.getoption("--plan")).read_text())
+    if not wanted or plan["variant"] != "awq":
+        yield {}
+        return
+    import docker
+
+    from fp4forge import sources
+
+    host, folder = request.getfixturevalue("host"), request.getfixturevalue("proofs")
+    container = docker.from_env().containers.get(request.config.getoption("--container"))
+    tree = sources.source_tree(plan["vllm_version"])
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for name in plan["patched_files"]:
+            kind = "emulation" if name == EMULATION else "originals"
+            archive.add(tree / name, f"{folder}/{kind}/{name}")
+    container.put_archive("/", stream.getvalue())
+    lines = {"patched": "", "original": f"--originals {folder}/originals"}
+    if EMULATION in plan["patched_files"]:
+        lines["emulation"] = f"--originals {folder}/emulation --only native"
+    with ThreadPoolExecutor() as pool:
+        yield {
+            name: pool.submit(host.run, f"python3 {folder}/run.py {arguments}")
+            for name, arguments in lines.items()
+        }
 
 
 @pytest.hookimpl(wrapper=True)
