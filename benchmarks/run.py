@@ -17,14 +17,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.recompile import EDITS, edited_patches, recompile  # noqa: E402
 from benchmarks.transfer import distribute  # noqa: E402
-from fp4forge import builder, paths, plan, registry  # noqa: E402
+from fp4forge import base as bases  # noqa: E402
+from fp4forge import builder, engine, gpu, paths, plan, registry  # noqa: E402
 from fp4forge.plan import Plan, Request  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -100,18 +103,6 @@ def no_op() -> dict[str, Any]:
     return {"ours_s": ours, "raw_buildx_s": raw, "ratio": ours / raw, "goal": "at most 1.3"}
 
 
-def edited_patches(folder: Path, number: int) -> Path:
-    """A copy of patches/ in which one comment line that a patch adds is another."""
-    copy = folder / f"patches{number}"
-    shutil.copytree(ROOT / "patches", copy)
-    diff = copy / "vllm" / REQUEST.release / "gemma4-moe-prefix.patch"
-    word = "keep it as it is"
-    diff.write_text(diff.read_text().replace(word, f"{word} ({number})"))
-    refresh = [sys.executable, "build.py", "patch", "refresh", "--vllm", REQUEST.release]
-    shell(refresh, FP4FORGE_PATCHES=str(copy))
-    return copy
-
-
 def patch_edit() -> dict[str, Any]:
     """One line of a patch: rebuilt and pushed, against patching before vLLM's layer is made."""
     shell(BUILD)
@@ -123,9 +114,10 @@ def patch_edit() -> dict[str, Any]:
             known: dict[str, int] = {}
             for number in range(4):
                 if layout_name == "ours":
-                    paths.PATCHES = edited_patches(folder, number)
+                    file, word = EDITS["python"]
+                    paths.PATCHES = edited_patches(folder, REQUEST.release, file, word, number)
                 else:
-                    paths.PATCHES = folder / f"patches{number}"
+                    paths.PATCHES = folder / f"patches-{EDITS['python'][0]}-{number}"
                 prepared, files = plan.identify(plan.resolve(REQUEST))
                 if layout_name == "before_install":
                     files["Dockerfile"] = patch_first(files["Dockerfile"].decode()).encode()
@@ -254,6 +246,29 @@ def library_size(wheel: Path) -> int:
         return archive.getinfo("vllm/_C.abi3.so").file_size
 
 
+def foreign_packages() -> dict[str, Any]:
+    """arm64's layer of Python packages, unpacked by this platform's uv and Python, or emulated.
+
+    Both make the stage's tools first. Needs `make setup PLATFORM=linux/arm64`.
+    """
+    request = replace(REQUEST, arch="sm121", platform="linux/arm64")
+    if not engine.emulated("linux/arm64"):
+        return {"not_run": "make setup PLATFORM=linux/arm64 first"}
+    prepared, files = plan.identify(plan.resolve(request))
+    context = plan.stage(prepared, files)
+    base = bases.load(request.base)
+    for platform in gpu.PLATFORMS:
+        bases.ensure(base, platform, quiet)
+    options = builder.Options(no_cache=True)
+    line = [*builder.command(prepared, context, [], options), "--target=python"]
+    line.remove("--provenance=mode=max")
+    emulated = [f"--build-arg=BUILD_BASE={prepared.base_image}" if "BUILD_BASE" in word else word
+                for word in line]  # fmt: skip
+    ours_s = seconds(lambda: builder.build(line, quiet, options))
+    emulated_s = seconds(lambda: builder.build(emulated, quiet, options))
+    return {"ours_s": ours_s, "emulated_s": emulated_s, "ratio": ours_s / emulated_s}
+
+
 BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {
     "help-start": help_start,
     "no-op": no_op,
@@ -262,6 +277,8 @@ BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {
     "ledger": ledger_reading,
     "first-push": first_push,
     "distribute": distribute,
+    "foreign-packages": foreign_packages,
+    "recompile": recompile,
 }
 
 
@@ -271,7 +288,8 @@ def main() -> None:
     for name in sys.argv[1:] or BENCHMARKS:
         result = BENCHMARKS[name]()
         rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in result.items()}
-        (RESULTS / f"{name}.json").write_text(json.dumps(rounded, indent=2) + "\n")
+        if "not_run" not in result:
+            (RESULTS / f"{name}.json").write_text(json.dumps(rounded, indent=2) + "\n")
         print(f"{name:<11} " + "  ".join(f"{k}={v}" for k, v in rounded.items()), flush=True)
 
 

@@ -1,0 +1,85 @@
+"""What an edited patch costs a source build, against compiling everything.
+
+vLLM 0.19.1's core for 12.1a. The whole compile takes hours where it was never done: its figures are
+those of its own record, which the compile stage writes (`make image-source` first, or wait). Its
+objects come from the compiler's cache, not from the build folder: an edited csrc patch is a new
+build folder, as it is on another runner that shares the cache.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from fp4forge import base as bases
+from fp4forge import builder, paths, plan
+from fp4forge.gpu import host_platform
+from fp4forge.plan import Request
+
+REQUEST = Request(
+    "sm121", "0.19.1", base="bootstrap", platform=host_platform(), arch_list="12.1a",
+    components="core", sources=("cutlass=pypi",), aot="none",
+)  # fmt: skip
+# A patch of each tier and words of a comment that it adds.
+EDITS = {
+    "python": ("gemma4-moe-prefix.patch", "keep it as it is"),
+    "csrc": ("fp4-support-guards.patch", "this build has a kernel"),
+}
+
+
+def edited_patches(folder: Path, release: str, file: str, word: str, mark: object) -> Path:
+    """A copy of patches/ in which one comment line that a patch adds is another."""
+    copy = folder / f"patches-{file}-{mark}"
+    shutil.copytree(paths.ROOT / "patches", copy)
+    diff = copy / "vllm" / release / file
+    text = diff.read_text()
+    assert word in text, f"{file} does not say {word!r}"
+    diff.write_text(text.replace(word, f"{word} ({mark})"))
+    refresh = [sys.executable, str(paths.ROOT / "build.py"), "patch", "refresh", "--vllm", release]
+    subprocess.run(
+        refresh, check=True, capture_output=True, env=os.environ | {"FP4FORGE_PATCHES": str(copy)}
+    )
+    return copy
+
+
+def compiled() -> tuple[float, dict[str, Any]]:
+    """Builds as far as the wheel; wall seconds, and the compile stage's record."""
+    prepared, files = plan.identify(plan.resolve(REQUEST))
+    context = plan.stage(prepared, files)
+    start = time.monotonic()
+    record = builder.compile_record(prepared, context, builder.Options(), lambda _: None)
+    return time.monotonic() - start, record
+
+
+def recompile() -> dict[str, Any]:
+    """After a Python patch, and after a csrc patch of one file with the compiler's cache warm."""
+    bases.ensure(bases.load(REQUEST.base), host_platform(), lambda _: None)
+    _, whole = compiled()
+    seconds = sum(whole["objects"].values())
+    first = [whole["instructions"]["gate"][kind] for kind in ("source", "entry")]
+    gate = sum(t for name, t in whole["objects"].items() if name.rsplit("/", 1)[-1] in first)
+    original, mark = paths.PATCHES, int(time.time())
+    results: dict[str, Any] = {
+        "objects": len(whole["objects"]), "object_seconds": seconds,
+        "gate_seconds": gate, "gate_ratio": gate / seconds,
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as name:
+        try:
+            for tier, (file, word) in EDITS.items():
+                paths.PATCHES = edited_patches(Path(name), REQUEST.release, file, word, mark)
+                wall, record = compiled()
+                stats = record["sccache"]["stats"]
+                results[f"{tier}_s"], results[f"{tier}_ratio"] = wall, wall / seconds
+                if tier == "csrc":
+                    hits = sum(stats["cache_hits"]["counts"].values())
+                    misses = sum(stats["cache_misses"]["counts"].values())
+                    results |= {"csrc_cache_hits": hits, "csrc_compiled": misses}
+        finally:
+            paths.PATCHES = original
+    return results
