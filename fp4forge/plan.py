@@ -28,6 +28,8 @@ from fp4forge.series import Patch, Series
 LEDGER_MODULES = ("__init__", "archs", "console", "cubins", "errors", "gpu", "ledger", "paths")
 # The csrc patch that lets FP8 kernels run on all of SM12x.
 FP8_FAMILY = "fp8-sm12x-family"
+# The Python patch without which vLLM on a GPU imports FlashAttention's extension, or ends.
+FLASH_ATTN_OPTIONAL = "flash-attn-optional"
 # Where the plan lies in the build context: the tree that the image gets as it is.
 PLAN_FILE = "image/runtime/opt/fp4forge/plan.json"
 
@@ -161,6 +163,14 @@ def resolve(request: Request) -> Plan:
         choice = components.choose(
             request.components, request.sources, what, prediction.groups, gpus
         )
+        if not {"fa2", "fa3"} & set(choice.names) and FLASH_ATTN_OPTIONAL not in {
+            patch.id for patch in patches
+        }:
+            raise UsageError(
+                f"vLLM {what.vllm_version} does not start on a GPU without FlashAttention",
+                rule=f"components without fa2 need the patch {FLASH_ATTN_OPTIONAL}",
+                remedy="--variant awq, or --components core,fa2",
+            )
     elif request.components != "all" or request.sources:
         raise UsageError(
             "--components and --source go with --from source",

@@ -121,6 +121,14 @@ def test_batch_chat(patched: Results, original: Results) -> None:
     assert "first I think" in original["batch_chat"]["content"][0]
 
 
+def test_flash_attn_optional(patched: Results, original: Results) -> None:
+    """flash-attn-optional: a build without FlashAttention imports; without the patch ImportError"""
+    result = patched["without_flash_attn"]
+    assert result["outcome"] == "done", result.get("message")
+    assert result["version"] is None and "--attention-backend TRITON_ATTN" in result["called"]
+    assert original["without_flash_attn"]["outcome"] == "ImportError"
+
+
 def test_emulation_scales(proof_runs: Runs, plan: dict[str, Any], patched: Results) -> None:
     """nvfp4-emulation-scales: the emulated layer is right; without it cannot compute"""
     if "emulation" not in proof_runs:

@@ -80,6 +80,14 @@ def test_a_changed_dockerfile_is_noticed(tmp_path: object, monkeypatch: pytest.M
     assert "not rendered from anything: stray.Dockerfile" in lines
 
 
+def test_a_build_without_flash_attention_needs_the_patch_that_lets_it_start() -> None:
+    core = replace(WHEEL, strategy="source", components="core", sources=("cutlass=pypi",))
+    assert "flash-attn-optional" in plan.resolve(core).patches
+    with pytest.raises(UsageError, match="without FlashAttention"):
+        plan.resolve(replace(core, variant="plain"))
+    plan.resolve(replace(core, variant="plain", components="core,fa2"))
+
+
 @pytest.mark.parametrize("registry", ["127.0.0.1:5000", "registry.example/team", None])
 def test_repositories(registry: str | None) -> None:
     found = plan.repository(registry, "fp4forge/vllm")

@@ -231,6 +231,7 @@ COPY --link --from=patched /out/vllm-model_executor-layers-quantization /
 COPY --link --from=patched /out/vllm-model_executor-layers-quantization-utils /
 COPY --link --from=patched /out/vllm-model_executor-models /
 COPY --link --from=patched /out/vllm-transformers_utils /
+COPY --link --from=patched /out/vllm-v1-attention-backends /
 COPY --link --from=patched /out/record /
 # A whole tree, not a folder into /opt/fp4forge: BuildKit gives parents that it makes the time of
 # the build, and the layer would never repeat.

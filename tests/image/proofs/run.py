@@ -8,6 +8,7 @@ With --originals the named files stand in for the patched ones: each record's sy
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import json
 import logging
@@ -276,6 +277,34 @@ def tensor_parallel() -> dict[str, Any]:
     }
 
 
+def without_flash_attn() -> dict[str, Any]:
+    """Imports what every model imports, as a build for GPUs without FlashAttention's extensions."""
+    import vllm.platforms
+    from vllm.platforms.cpu import CpuPlatform
+
+    class Cuda(CpuPlatform):  # type: ignore[misc]
+        def is_cuda(self) -> bool:
+            return True
+
+    package, module = "vllm.vllm_flash_attn", "vllm.v1.attention.backends.fa_utils"
+    for name in [name for name in sys.modules if name == module or name.startswith(package)]:
+        del sys.modules[name]
+    blocked = dict.fromkeys((f"{package}._vllm_fa2_C", f"{package}._vllm_fa3_C"))
+    sys.modules |= blocked  # type: ignore[arg-type]  # None: importing it is an ImportError
+    before, vllm.platforms._current_platform = vllm.platforms._current_platform, Cuda()
+    try:
+        utils = importlib.import_module(module)
+        try:
+            utils.flash_attn_varlen_func()
+        except ImportError as error:
+            return {"version": utils.get_flash_attn_version(), "called": str(error)}
+        return {"called": "nothing"}
+    finally:
+        vllm.platforms._current_platform = before
+        for name in (*blocked, module):
+            sys.modules.pop(name, None)
+
+
 def attempt(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """A proof's result, or what it raised."""
     try:
@@ -302,6 +331,7 @@ def main() -> None:
                 source = write(folder, shapes, case, weights)
                 results[case.name] = attempt(lambda f=folder, s=source: load(f, s))  # type: ignore[misc]
         if not args.only:
+            results["without_flash_attn"] = attempt(without_flash_attn)
             results["batch_chat"] = attempt(lambda: batch_chat(Path(root, "native")))
             with configured(Path(root, "native")):
                 results["tensor_parallel"] = attempt(tensor_parallel)
