@@ -24,6 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.cross import cross  # noqa: E402
 from benchmarks.recompile import EDITS, edited_patches, recompile  # noqa: E402
 from benchmarks.transfer import distribute  # noqa: E402
 from fp4forge import base as bases  # noqa: E402
@@ -279,6 +280,7 @@ BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {
     "distribute": distribute,
     "foreign-packages": foreign_packages,
     "recompile": recompile,
+    "cross": cross,
 }
 
 
