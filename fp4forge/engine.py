@@ -231,11 +231,18 @@ def pull(client: Any, reference: str, platform: str | None, report: Report) -> N
 
     Raises:
         RegistryError: the image cannot be had, with the engine's reason.
+        DiskError: it can, and does not fit.
     """
     from docker.errors import APIError
 
     try:
         for event in client.api.pull(reference, platform=platform, stream=True, decode=True):
+            if "no space left" in event.get("error", ""):
+                raise DiskError(
+                    f"{reference} cannot be unpacked: the engine's disk is full",
+                    remedy="docker image prune and docker buildx prune free some;"
+                    " running again resumes",
+                )
             if "error" in event:
                 raise RegistryError(
                     f"{reference} cannot be pulled: {event['error'][:300]}",
