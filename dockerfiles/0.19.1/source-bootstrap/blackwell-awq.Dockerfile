@@ -97,6 +97,7 @@ RUN --mount=type=secret,id=compile,target=/run/secrets/compile.env \
     PYTHONPATH=/fp4forge python3 -m fp4forge.image.build.aot --out /out
 
 # ---- compile: vLLM's extensions from the pinned sdist -----------------------------------------
+# Headers keep the release's time, so that ninja redoes nothing when this stage is built again.
 FROM compilers AS toolchain
 COPY locks/build.txt locks/runtime.txt locks/sdist.txt /fp4forge/locks/
 RUN --mount=type=cache,target=/root/.cache/uv \
@@ -107,7 +108,9 @@ RUN --mount=type=cache,target=/root/.cache/uv \
     && uv pip install --no-deps --require-hashes --target /tmp/runtime -r /fp4forge/locks/runtime.txt \
     && cp -n /tmp/runtime/nvidia/cu13/lib/*.a /usr/local/cuda/lib/ && rm -r /tmp/runtime \
     && VLLM_VERSION_OVERRIDE=0.19.1 python3 -m pip download --no-deps --no-binary :all: --no-build-isolation --require-hashes \
-       -d /fp4forge/sdist -r /fp4forge/locks/sdist.txt
+       -d /fp4forge/sdist -r /fp4forge/locks/sdist.txt \
+    && find / -xdev -newermt "@${SOURCE_DATE_EPOCH}" ! -path '/proc*' ! -path '/sys*' ! -path '/dev*' \
+         -writable -exec touch --no-dereference --date="@${SOURCE_DATE_EPOCH}" {} +
 
 # --source cutlass=DIR puts a local tree in this stage's place.
 FROM scratch AS source-cutlass

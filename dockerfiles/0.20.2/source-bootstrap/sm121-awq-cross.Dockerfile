@@ -119,6 +119,7 @@ RUN mkdir -p /usr/local/lib/python3.13/dist-packages/nvidia/cu13/lib/stubs \
          -o /usr/local/lib/python3.13/dist-packages/nvidia/cu13/lib/stubs/libcuda.so
 
 # ---- compile: vLLM's extensions from the pinned sdist -----------------------------------------
+# Headers keep the release's time, so that ninja redoes nothing when this stage is built again.
 FROM compilers AS toolchain
 COPY locks/build.txt locks/runtime.txt locks/sdist.txt /fp4forge/locks/
 RUN --mount=type=cache,target=/root/.cache/uv \
@@ -132,7 +133,9 @@ RUN --mount=type=cache,target=/root/.cache/uv \
     && cp /tmp/runtime/nvidia/cu13/lib/*.a /usr/local/cuda/targets/sbsa-linux/lib/ \
     && rm -r /tmp/runtime \
     && VLLM_VERSION_OVERRIDE=0.20.2 python3 -m pip download --no-deps --no-binary :all: --no-build-isolation --require-hashes \
-       -d /fp4forge/sdist -r /fp4forge/locks/sdist.txt
+       -d /fp4forge/sdist -r /fp4forge/locks/sdist.txt \
+    && find / -xdev -newermt "@${SOURCE_DATE_EPOCH}" ! -path '/proc*' ! -path '/sys*' ! -path '/dev*' \
+         -writable -exec touch --no-dereference --date="@${SOURCE_DATE_EPOCH}" {} +
 
 # --source cutlass=DIR puts a local tree in this stage's place.
 FROM scratch AS source-cutlass
