@@ -75,12 +75,13 @@ def test_compilers_never_run_under_emulation(
 
 def test_cmake_is_told_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "TARGET", tmp_path)
-    torch = tmp_path / "torch/usr/local/lib/python3.13/dist-packages/torch/share/cmake/Torch"
+    torch = tmp_path / "torch/usr/local/lib/python3.13/dist-packages/torch"
     torch.mkdir(parents=True)
     toolchain = plan.resolve(CROSS).cross
     assert toolchain is not None and toolchain.build == gpu.AMD64
     flags = building.flags(asdict(toolchain), tmp_path / "cross.cmake")
-    assert f"-DTorch_DIR={torch}" in flags
+    assert f"-DTorch_DIR={torch}/share/cmake/Torch" in flags
+    assert f"-DTORCH_LIBRARY={torch}/lib/libtorch.so" in flags
     text = (tmp_path / "cross.cmake").read_text()
     assert "set(CMAKE_CUDA_HOST_COMPILER aarch64-linux-gnu-g++)" in text
     assert "--target-directory sbsa-linux" in text

@@ -46,5 +46,10 @@ def flags(cross: dict[str, str], file: Path) -> list[str]:
         f'set(CMAKE_CUDA_FLAGS_INIT "--target-directory {cross["cuda"]}")\n'
         f"set(CUDAToolkit_ROOT {CUDA})\n"
     )
-    torch = next(TARGET.glob("torch/usr/local/lib/python3*/dist-packages/torch/share/cmake/Torch"))
-    return [f"-DCMAKE_TOOLCHAIN_FILE={file}", f"-DTorch_DIR={torch}"]
+    torch = next(TARGET.glob("torch/usr/local/lib/python3*/dist-packages/torch"))
+    return [
+        f"-DCMAKE_TOOLCHAIN_FILE={file}",
+        f"-DTorch_DIR={torch}/share/cmake/Torch",
+        # TorchConfig searches for this one, and finds the build platform's first.
+        f"-DTORCH_LIBRARY={torch}/lib/libtorch.so",
+    ]
