@@ -49,7 +49,8 @@ def flags(cross: dict[str, str], file: Path) -> list[str]:
     torch = next(TARGET.glob("torch/usr/local/lib/python3*/dist-packages/torch"))
     return [
         f"-DCMAKE_TOOLCHAIN_FILE={file}",
+        # Named one by one: CMake's search would find the build platform's first.
         f"-DTorch_DIR={torch}/share/cmake/Torch",
-        # TorchConfig searches for this one, and finds the build platform's first.
+        f"-DCaffe2_DIR={torch}/share/cmake/Caffe2",
         f"-DTORCH_LIBRARY={torch}/lib/libtorch.so",
     ]
