@@ -64,13 +64,16 @@ def facts(extension: Path) -> dict[str, Any]:
     said = subprocess.run(
         ["readelf", "-hd", str(extension)], check=True, capture_output=True, text=True
     ).stdout.splitlines()
+    kernels: dict[str, int] = {}
     try:
-        targets = ledger.read(str(extension), lambda _: None).targets()
-    except BinaryError:  # the allocator has no device code
-        targets = {}
+        found = ledger.read(str(extension), lambda _: None).as_json(details=False)["files"]
+        for cubin in (cubin for file in found for cubin in file["cubins"]):
+            kernels[cubin["arch"]] = kernels.get(cubin["arch"], 0) + cubin["kernels"]
+    except BinaryError:
+        pass  # the allocator has no device code
     return {
         "bytes": extension.stat().st_size,
         "machine": next(line.split(":")[1].strip() for line in said if "Machine:" in line),
         "needed": [line.split("[")[1].rstrip("]") for line in said if "(NEEDED)" in line],
-        "kernels": {group: have for group, have in targets.items() if have},
+        "kernels": kernels,
     }
