@@ -25,7 +25,7 @@ STAGE = """
 FROM gate AS proof
 RUN {mounts} PYTHONPATH=/fp4forge python3 -c 'import json, pathlib, shutil; \\
 from fp4forge.image.build.compile import Compile; c = Compile(); c.prepare(); \\
-c.ninja({targets!r}); out = pathlib.Path("/proof"); out.mkdir(); \\
+c.ninja({targets}); out = pathlib.Path("/proof"); out.mkdir(); \\
 [shutil.copy(path, out) for path in c.build.glob("*.so")]; \\
 (out / "objects.json").write_text(json.dumps(c.object_seconds()))'
 FROM scratch AS proof-files
@@ -39,15 +39,14 @@ def cross() -> dict[str, Any]:
     prepared, files = plan.identify(plan.resolve(request))
     text = files["Dockerfile"].decode()
     run = text[text.index("RUN --mount=type=secret,id=compile") :].partition("PYTHONPATH")[0]
-    targets = json.dumps(list(TARGETS))
-    stage = STAGE.replace("{mounts}", run.removeprefix("RUN ")).replace("{targets!r}", targets)
+    stage = STAGE.format(mounts=run.removeprefix("RUN "), targets=json.dumps(TARGETS))
     files["Dockerfile"] = (text + stage).encode()
     bases.ensure(bases.load(request.base), gpu.AMD64, lambda _: None)  # no stage here is arm64's
     context = plan.stage(prepared, files)
     with tempfile.TemporaryDirectory() as name:
-        line = builder.command(prepared, context, [f"type=local,dest={name}"], builder.Options())
-        line.remove("--provenance=mode=max")
-        builder.build([*line, "--target=proof-files"], print, builder.Options())
+        output, options = f"type=local,dest={name}", builder.Options()
+        line = builder.command(prepared, context, [output], options, target="proof-files")
+        builder.build(line, print, options)
         seconds = json.loads(Path(name, "objects.json").read_text())
         extensions = {path.name: facts(path) for path in Path(name).glob("*.so")}
     own = json.loads(NATIVE.read_text())["objects"]

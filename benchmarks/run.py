@@ -261,8 +261,7 @@ def foreign_packages() -> dict[str, Any]:
     for platform in gpu.PLATFORMS:
         bases.ensure(base, platform, quiet)
     options = builder.Options(no_cache=True)
-    line = [*builder.command(prepared, context, ["type=cacheonly"], options), "--target=python"]
-    line.remove("--provenance=mode=max")
+    line = builder.command(prepared, context, ["type=cacheonly"], options, target="python")
     emulated = [f"--build-arg=BUILD_BASE={prepared.base_image}" if "BUILD_BASE" in word else word
                 for word in line]  # fmt: skip
     ours_s = seconds(lambda: builder.build(line, quiet, options))

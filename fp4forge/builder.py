@@ -95,8 +95,14 @@ def command(
     outputs: list[str],
     options: Options,
     ledger: str = "",
+    target: str = "",
 ) -> list[str]:
-    """The buildx command line of a plan; ledger is the SHA-256 for the image's label."""
+    """The buildx command line of a plan.
+
+    Args:
+        ledger: SHA-256 for the image's label.
+        target: a stage to build instead of the image; it gets no provenance.
+    """
     flags = [
         f"--file={context / 'Dockerfile'}",
         f"--platform={plan.platform}",
@@ -106,7 +112,7 @@ def command(
         f"--build-arg=PLAN_ID={plan.id}",
         f"--build-arg=REVISION={plan.revision}",
         f"--build-arg=LEDGER={ledger}",
-        "--provenance=mode=max",
+        f"--target={target}" if target else "--provenance=mode=max",
         *secrets(),
         *[f"--output={output}" for output in outputs],
     ]
@@ -253,9 +259,8 @@ def _export(
 ) -> None:  # fmt: skip
     """Builds a stage that holds one file, and keeps the file."""
     folder = context.with_name(f"{plan.id}.{target}")
-    line = command(plan, context, [f"type=local,dest={folder}"], options)
-    line.remove("--provenance=mode=max")
-    build([*line, f"--target={target}"], report, options, checked)
+    line = command(plan, context, [f"type=local,dest={folder}"], options, target=target)
+    build(line, report, options, checked)
     (folder / name).replace(kept)
     folder.rmdir()
 

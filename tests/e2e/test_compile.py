@@ -61,10 +61,9 @@ def gate(request: Request, change: Change | None = None) -> list[str]:
         files = files | {"compile.json": json.dumps(instructions).encode()}
     context = plan.stage(prepared, files)
     options = builder.Options(sources=components.local_trees(request.sources))
-    line = builder.command(prepared, context, ["type=cacheonly"], options)
-    line.remove("--provenance=mode=max")
+    line = builder.command(prepared, context, ["type=cacheonly"], options, target="gate")
     reports: list[str] = []
-    builder.build([*line, "--target=gate"], reports.append, options)
+    builder.build(line, reports.append, options)
     return reports
 
 
