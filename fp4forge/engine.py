@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fp4forge.console import Report
 from fp4forge.errors import DiskError, EngineError, PlatformError, RegistryError
@@ -222,6 +223,28 @@ def retire(client: Any, repository: str, keep: str, labels: dict[str, str]) -> N
 def _last(text: str) -> str:
     lines = [line for line in text.strip().splitlines() if line.strip()]
     return lines[-1] if lines else "no reason given"
+
+
+class _Chunks(io.RawIOBase):
+    """Chunks of an answer as a file."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self.chunks, self.rest = chunks, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self.rest:
+            self.rest = next(self.chunks, b"")
+        size = min(len(buffer), len(self.rest))
+        buffer[:size], self.rest = self.rest[:size], self.rest[size:]
+        return size
+
+
+def as_file(chunks: Iterator[bytes]) -> IO[bytes]:
+    """What the engine streams (an image, a container's folder) as a file to read once."""
+    return io.BufferedReader(_Chunks(chunks), 4 << 20)
 
 
 def pull(client: Any, reference: str, platform: str | None, report: Report) -> None:

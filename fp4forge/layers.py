@@ -57,8 +57,8 @@ def credentials(image: str, report: Report) -> dict[str, list[Finding]]:
         return known
     client = engine.connect()
     found: dict[str, list[Finding]] = {}
-    stream = io.BufferedReader(_Stream(client.api.get_image(image, chunk_size=4 << 20)), 4 << 20)
-    with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r|", bufsize=1 << 20) as archive:
+    stream = engine.as_file(client.api.get_image(image, chunk_size=4 << 20))
+    with tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 20) as archive:
         for entry in archive:
             name = PurePosixPath(entry.name)
             if not entry.isfile() or name.parts[:2] != ("blobs", "sha256"):
@@ -101,23 +101,6 @@ def _kept(digest: str) -> Path:
 def _read(kept: Path) -> list[Finding] | None:
     listed = json.loads(kept.read_text())
     return None if listed is None else [Finding(**item) for item in listed]
-
-
-class _Stream(io.RawIOBase):
-    """Chunks of an answer as a file."""
-
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self.chunks, self.rest = chunks, b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        if not self.rest:
-            self.rest = next(self.chunks, b"")
-        size = min(len(buffer), len(self.rest))
-        buffer[:size], self.rest = self.rest[:size], self.rest[size:]
-        return size
 
 
 def _layer(blob: IO[bytes]) -> list[Finding] | None:

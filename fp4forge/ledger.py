@@ -6,9 +6,9 @@ binaries: FP4 by its instructions, architectures by the cubins' notes.
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
-import subprocess
 import tarfile
 import tempfile
 import zipfile
@@ -22,7 +22,7 @@ from fp4forge import cubins
 from fp4forge.archs import serves
 from fp4forge.console import Report
 from fp4forge.cubins import DeviceCode, Kernel
-from fp4forge.errors import BinaryError, RegistryError, UsageError
+from fp4forge.errors import BinaryError, DiskError, RegistryError, UsageError
 from fp4forge.gpu import GPUS
 
 # Marlin's first two template arguments are the types of activations and weights.
@@ -138,7 +138,21 @@ def read(target: str, report: Report) -> Ledger:
     Raises:
         BinaryError: the file, wheel or folder cannot be read or holds no device code.
         UsageError: nothing of that name exists here.
+        DiskError: there is no room to unpack it.
     """
+    try:
+        return _read(target, report)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise DiskError(
+            f"{target} cannot be unpacked: {tempfile.gettempdir()} is full",
+            rule="the extensions of an image take about 1 GB there",
+            remedy="free some, or set TMPDIR to a larger disk",
+        ) from None
+
+
+def _read(target: str, report: Report) -> Ledger:
     path = Path(target)
     if path.is_dir():
         return _folder(target, path, report)
@@ -200,6 +214,8 @@ def _wheel(target: str, path: Path, report: Report) -> Ledger:
                         archive.extract(entry, folder)
             return _folder(target, Path(folder), report)
     except (zipfile.BadZipFile, OSError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
         raise BinaryError(f"{target} is no readable wheel: {error}") from None
 
 
@@ -269,36 +285,35 @@ def _unpack(container: Any, site: str, folder: Path, report: Report) -> bool:
                 return False
             continue
         report(f"reading {site}/{part}")
-        with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as pipe:
-            _copy(stream, pipe, folder / PurePosixPath(part).parent)
+        _copy(stream, folder / PurePosixPath(part).parent)
     return True
 
 
-def _copy(stream: Any, pipe: Any, folder: Path) -> None:
-    """Feeds an API stream through a pipe into tarfile, which wants a file."""
-    import threading
+def _copy(stream: Iterator[bytes], folder: Path) -> None:
+    """Writes the shared objects of a tar, as the engine streams it, under a folder.
 
-    def feed() -> None:
-        for chunk in stream:
-            pipe.stdin.write(chunk)
-        pipe.stdin.close()
+    The stream is read to its end whatever happens: until then the engine keeps the container
+    locked, and every later command in it would wait (moby's containerArchivePath).
+    """
+    from fp4forge import engine
 
-    feeder = threading.Thread(target=feed)
-    feeder.start()
-    with tarfile.open(fileobj=pipe.stdout, mode="r|") as archive:
-        for member in archive:
-            name = PurePosixPath(member.name)
-            if not member.isfile() or ".so" not in name.name:
-                continue
-            if name.is_absolute() or ".." in name.parts:
-                raise BinaryError(f"entry {member.name!r} leaves the archive")
-            content = archive.extractfile(member)
-            assert content is not None
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("wb") as file:
-                shutil.copyfileobj(content, file, 1 << 20)
-    feeder.join()
+    try:
+        with tarfile.open(fileobj=engine.as_file(stream), mode="r|", bufsize=1 << 20) as archive:
+            for member in archive:
+                name = PurePosixPath(member.name)
+                if not member.isfile() or ".so" not in name.name:
+                    continue
+                if name.is_absolute() or ".." in name.parts:
+                    raise BinaryError(f"entry {member.name!r} leaves the archive")
+                content = archive.extractfile(member)
+                assert content is not None
+                path = folder / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("wb") as file:
+                    shutil.copyfileobj(content, file, 1 << 20)
+    finally:
+        for _ in stream:
+            pass
 
 
 # Which of vLLM's CMake groups compiles the kernels of a verdict's group, by SM family.

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from fp4forge.errors import DiskError
+
 ROOT = Path(__file__).resolve().parents[2]
 REGISTRY = os.environ.get("REGISTRY", "127.0.0.1:5000")
 REPO = "fp4forge/e2e"
@@ -69,8 +71,31 @@ def containers_before() -> set[str]:
     return verify_containers()
 
 
+# What a whole run adds to the engine's disk, from nothing.
+NEEDED_GB = 46
+
+
+@pytest.fixture(scope="session", autouse=True)
+def disk(containers_before: set[str]) -> None:
+    """In CI, drops this project's images and the build cache where a run might fill the disk.
+
+    Cache mounts stay: with them nothing is fetched or compiled twice. Elsewhere all is left alone.
+    """
+    from fp4forge import engine
+
+    try:
+        engine.check_disk(engine.connect(), NEEDED_GB)
+    except DiskError:
+        if os.environ.get("CI") != "true" or containers_before:
+            return
+        images = shell("docker", "images", "-q", "--filter", "label=io.fp4forge.plan").stdout
+        for image in sorted(set(images.split())):
+            shell("docker", "rmi", "--force", image, check=False)
+        shell("docker", "buildx", "prune", "--all", "--force", "--filter", "type=regular")
+
+
 @pytest.fixture(scope="session")
-def published() -> dict[str, Any]:
+def published(disk: None) -> dict[str, Any]:
     done = build("--push", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     outcome: dict[str, Any] = json.loads(done.stdout)

@@ -179,6 +179,26 @@ def test_a_container_is_read(published: dict[str, Any]) -> None:
         shell("docker", "rm", name)
 
 
+def test_a_full_disk_is_told_and_frees_the_container(
+    published: dict[str, Any], tmp_path: Path
+) -> None:
+    name = "fp4forge-ledger-test"
+    shell(
+        "docker", "run", "--detach", "--name", name, "--entrypoint=sleep", published["image"], "600"
+    )
+    shell("mount", "-t", "tmpfs", "-o", "size=50m", "tmpfs", str(tmp_path))
+    try:
+        done = shell(
+            sys.executable, "build.py", "ledger", name, check=False, TMPDIR=str(tmp_path)
+        )  # fmt: skip
+        assert done.returncode == 13 and f"{tmp_path} is full" in done.stderr, done.stderr
+        # The engine locks a container while it streams from it: a reader that gave up must not.
+        subprocess.run(["docker", "exec", name, "true"], check=True, timeout=30)
+    finally:
+        shell("umount", str(tmp_path))
+        shell("docker", "rm", "--force", name)
+
+
 def test_what_is_nowhere_is_told() -> None:
     done = ledger("127.0.0.1:9/nothing:here")
     assert done.returncode == 2
