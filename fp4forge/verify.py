@@ -19,8 +19,12 @@ from fp4forge.paths import IMAGE_TESTS, ROOT
 
 @dataclass(frozen=True)
 class Check:
-    """One image test: its outcome (passed, failed, skipped), the reason if not passed, figures."""
+    """One image test: its outcome (passed, failed, skipped), the reason if not passed, figures.
 
+    ``test`` is its function, ``name`` what it says of an image that passes.
+    """
+
+    test: str
     name: str
     outcome: str
     message: str

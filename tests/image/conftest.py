@@ -142,6 +142,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         elif report.skipped:
             message = str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else ""
         line = {
+            "test": item.name,
             "name": (item.obj.__doc__ or item.name).strip().splitlines()[0],  # type: ignore[attr-defined]
             "outcome": report.outcome,
             "message": message,
