@@ -16,7 +16,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from fp4forge import compare, engine, registry
+from fp4forge import compare, engine, registry, tar
 from fp4forge.console import Report
 from fp4forge.errors import ArtefactError, RegistryError, UsageError
 
@@ -141,12 +141,7 @@ def _extract(archive: tarfile.TarFile, entry: tarfile.TarInfo, root: Path) -> No
             rule="plain files, relative and without ..",
             remedy="do not use it",
         )
-    content = archive.extractfile(entry)
-    assert content is not None
-    path = root / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        shutil.copyfileobj(content, file, 1 << 20)
+    tar.write(archive, entry, root)
 
 
 def _check(root: Path, file: Path) -> Bundle:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import re
-import shutil
 import tarfile
 import tempfile
 import zipfile
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fp4forge import cubins
+from fp4forge import cubins, tar
 from fp4forge.archs import serves
 from fp4forge.console import Report
 from fp4forge.cubins import DeviceCode, Kernel
@@ -305,12 +304,7 @@ def _copy(stream: Iterator[bytes], folder: Path) -> None:
                     continue
                 if name.is_absolute() or ".." in name.parts:
                     raise BinaryError(f"entry {member.name!r} leaves the archive")
-                content = archive.extractfile(member)
-                assert content is not None
-                path = folder / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("wb") as file:
-                    shutil.copyfileobj(content, file, 1 << 20)
+                tar.write(archive, member, folder)
     finally:
         for _ in stream:
             pass

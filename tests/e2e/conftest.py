@@ -95,7 +95,7 @@ def disk(containers_before: set[str]) -> None:
 
 
 @pytest.fixture(scope="session")
-def published(disk: None) -> dict[str, Any]:
+def published() -> dict[str, Any]:
     done = build("--push", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     outcome: dict[str, Any] = json.loads(done.stdout)

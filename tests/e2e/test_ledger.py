@@ -188,9 +188,7 @@ def test_a_full_disk_is_told_and_frees_the_container(
     )
     shell("mount", "-t", "tmpfs", "-o", "size=50m", "tmpfs", str(tmp_path))
     try:
-        done = shell(
-            sys.executable, "build.py", "ledger", name, check=False, TMPDIR=str(tmp_path)
-        )  # fmt: skip
+        done = shell(sys.executable, "build.py", "ledger", name, check=False, TMPDIR=str(tmp_path))
         assert done.returncode == 13 and f"{tmp_path} is full" in done.stderr, done.stderr
         # The engine locks a container while it streams from it: a reader that gave up must not.
         subprocess.run(["docker", "exec", name, "true"], check=True, timeout=30)
