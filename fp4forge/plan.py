@@ -25,7 +25,9 @@ from fp4forge.release import STRATEGIES, VARIANTS, LeaveOut
 from fp4forge.series import Patch, Series
 
 # What the ledger's stage in the build imports.
-LEDGER_MODULES = ("__init__", "archs", "console", "cubins", "errors", "gpu", "ledger", "paths")
+LEDGER_MODULES = (
+    "__init__", "archs", "console", "cubins", "errors", "gpu", "ledger", "paths", "tar",
+)  # fmt: skip
 # The csrc patch that lets FP8 kernels run on all of SM12x.
 FP8_FAMILY = "fp8-sm12x-family"
 # The Python patch without which vLLM on a GPU imports FlashAttention's extension, or ends.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -112,3 +115,14 @@ def test_the_context_has_every_file_that_the_dockerfile_copies(strategy: str) ->
         for line in re.findall(r"(?m)^COPY (?!.*--from)(.*) \S+$", files["Dockerfile"].decode()):
             for source in line.replace("--link ", "").split():
                 assert any(name == source or name.startswith(source) for name in files), source
+
+
+@pytest.mark.parametrize("module", ["ledger", "cubins"])
+def test_the_build_stages_carry_every_module_that_they_import(module: str, tmp_path: Path) -> None:
+    """A stage has Python's own library and the context's ``ledger`` folder, nothing else."""
+    for name, content in plan.context_files(plan.resolve(WHEEL)).items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    code = f"import sys; sys.path.insert(0, {str(tmp_path / 'ledger')!r}); import fp4forge.{module}"
+    subprocess.run([sys.executable, "-I", "-S", "-c", code], check=True)
