@@ -65,7 +65,7 @@ unit: venv ## Unit tests: seconds, no engine
 
 e2e: setup ## Tests against the real engine and registry (builds the image of `make image`)
 	@scripts/test-tools.sh
-	@REGISTRY=$(TARGET_REGISTRY) $(RUN) -m pytest tests/e2e -v
+	@REGISTRY=$(TARGET_REGISTRY) $(RUN) -m pytest tests/e2e -v --durations=25
 
 test-image: setup ## Run the image tests against IMAGE= (ARCH= RELEASE= ... say what it must be; GPU=1)
 	@mkdir -p $(REPORTS)
