@@ -89,13 +89,13 @@ cd "$(dirname "$0")"
 rm -rf /tmp/fp4forge-gpu && mkdir -p /tmp/fp4forge-gpu
 cat piece-* | tar -xzf - -C /tmp/fp4forge-gpu
 cd /tmp/fp4forge-gpu
-# vLLM imports one of flash-attention's extensions; they stay behind, Gemma-4 uses Triton's.
-touch site/vllm/vllm_flash_attn/_vllm_fa2_C.py
 # The unpatched package: links to the patched one, but for the files that patches change.
 mkdir plain && cp -rs "$PWD/site/vllm" plain/
 (cd originals && find vllm -type f) | while read -r file; do
   rm "plain/$file" && cp "originals/$file" "plain/$file"
 done
+# flash-attention's extensions stay behind, Gemma-4 uses Triton's; unpatched, vLLM must import one.
+touch plain/vllm/vllm_flash_attn/_vllm_fa2_C.py
 """
 
 if __name__ == "__main__":

@@ -129,6 +129,8 @@ def text_config(shapes: dict[str, Any]) -> Any:
 VISION = {
     "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
     "num_key_value_heads": 2, "head_dim": 24, "position_embedding_size": 64,
+    # vLLM's gemma4_mm.py reads it; transformers' configuration has no default for it.
+    "default_output_length": 280,
 }  # fmt: skip
 
 

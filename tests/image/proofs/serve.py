@@ -259,7 +259,7 @@ def main() -> None:
     parser.add_argument("--only", help="Names of cases, with commas.")
     parser.add_argument("--eager", action="store_true", help="No CUDA graphs anywhere.")
     parser.add_argument("--doctor", type=Path, help="fp4forge's checkout: its doctor and smoke test"
-                        " are put to the native server.")  # fmt: skip
+                        " are put to the first patched server.")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path(tempfile.mkdtemp()))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -297,7 +297,7 @@ def main() -> None:
                         if want is not None:
                             entry |= compare(server, want, prompt)
                         entry["backends"] = backends(log)
-                        if args.doctor and "asked" not in results:
+                        if args.doctor and not plain and "asked" not in results:
                             results["asked"] = ask(args.doctor)
                         entry |= chat(server)
                         entry |= look(server) if case.multimodal else {}
