@@ -8,7 +8,6 @@ differs in one small file of the last layer.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -18,10 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fp4forge import base
-from fp4forge.gpu import host_platform
 from tests.e2e.conftest import REGISTRY, ROOT, shell
-from tests.e2e.nodes import Node
+from tests.e2e.nodes import Node, make_key, push_two_versions, write_ssh_config
 
 REPO = f"{REGISTRY}/fp4forge/bench-transfer"
 THICK_MIB = 512
@@ -31,19 +28,16 @@ def distribute() -> dict[str, Any]:
     """Bytes on the wire and seconds: a first copy, and a version with one thin layer changed."""
     with tempfile.TemporaryDirectory(prefix="fp4forge-bench-") as name:
         folder = Path(name)
-        images = [make(folder, number) for number in (1, 2)]
-        shell("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "key"))
+        images = push_two_versions(REPO, THICK_MIB, folder)
+        for image in images:  # the engine has them too, as after a build
+            shell("docker", "pull", "--quiet", image)
+        key = make_key(folder / "key")
         nodes = [Node(who, number, folder / who) for number, who in ((11, "ours"), (12, "theirs"))]
-        config = folder / "config"
-        config.write_text(
-            "".join(f"Host {n.name}\n  HostName {n.address}\n  User root\n" for n in nodes)
-            + f"Host *\n  IdentityFile {folder}/key\n  UserKnownHostsFile {folder}/hosts\n"
-            "  StrictHostKeyChecking accept-new\n"
-        )
+        config = write_ssh_config(nodes, key)
         try:
             for node in nodes:
                 node.folder.mkdir()
-                node.start(folder / "key")
+                node.start(key)
             ours, theirs = nodes
             results: dict[str, Any] = {"thick_mib": THICK_MIB}
             for image, what in zip(images, ("first", "patched"), strict=True):
@@ -57,23 +51,6 @@ def distribute() -> dict[str, Any]:
             for node in nodes:
                 node.stop()
             shell("docker", "rmi", "--force", *images, check=False)
-
-
-def make(folder: Path, number: int) -> str:
-    """Pushes one version of the image; the engine has it too, as after a build."""
-    thick = folder / "context" / "thick"
-    thick.parent.mkdir(exist_ok=True)
-    if not thick.exists():
-        thick.write_bytes(os.urandom(THICK_MIB << 20))
-    (thick.parent / "thin").write_text(f"patched {number}\n" * 100)
-    reference = base.ensure(base.load("bootstrap"), host_platform(), lambda _: None)
-    (thick.parent / "Dockerfile").write_text(
-        f"FROM {reference}\nCOPY --link thick /thick\nCOPY --link thin /thin\n"
-    )
-    image = f"{REPO}:{number}"
-    shell("docker", "buildx", "build", "-q", "--push", "-t", image, str(thick.parent))
-    shell("docker", "pull", "--quiet", image)
-    return image
 
 
 def send(image: str, config: Path) -> None:

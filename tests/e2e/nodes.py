@@ -1,4 +1,7 @@
-"""Machines of a small network on this one: a namespace each, with its own sshd and engine."""
+"""Machines of a small network on this one: a namespace each, with its own sshd and engine.
+
+And what is sent to them: two versions of an image in the real one's shape.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,12 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fp4forge import base
+from fp4forge.gpu import host_platform
 from tests.e2e.conftest import shell
 
 DAEMON = '{"features": {"containerd-snapshotter": true}}'
@@ -110,3 +116,39 @@ class Node:
         shell("ip", "netns", "del", self.namespace, check=False)
         shell("ip", "link", "del", self.link, check=False)
         shell("umount", str(self.folder / "data"), check=False)
+
+
+def make_key(path: Path) -> Path:
+    """A key pair whose public half every machine is started with."""
+    shell("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path))
+    return path
+
+
+def write_ssh_config(nodes: Iterable[Node], key: Path) -> Path:
+    """ssh's configuration by which the machines' names are their addresses, beside the key."""
+    path = key.with_name("config")
+    path.write_text(
+        "".join(f"Host {n.name}\n  HostName {n.address}\n  User root\n" for n in nodes)
+        + f"Host *\n  IdentityFile {key}\n  UserKnownHostsFile {path}.hosts\n"
+        "  StrictHostKeyChecking accept-new\n"
+    )
+    return path
+
+
+def push_two_versions(repo: str, thick_mib: int, folder: Path) -> tuple[str, str]:
+    """Pushes REPO:1 and REPO:2: a thick layer that does not compress, and a thin one that differs.
+
+    Args:
+        repo: with the registry's address.
+        folder: becomes the build context.
+    """
+    (folder / "thick").write_bytes(os.urandom(thick_mib << 20))
+    reference = base.ensure(base.load("bootstrap"), host_platform(), lambda _: None)
+    (folder / "Dockerfile").write_text(
+        f"FROM {reference}\nCOPY --link thick /thick\nCOPY --link thin /thin\n"
+    )
+    for number in (1, 2):
+        (folder / "thin").write_text(f"patched {number}\n" * 100)
+        line = ["docker", "buildx", "build", "-q", "--push", "-t", f"{repo}:{number}", str(folder)]
+        shell(*line)
+    return f"{repo}:1", f"{repo}:2"

@@ -13,16 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from fp4forge import base
-from fp4forge.gpu import host_platform
 from tests.e2e.conftest import REGISTRY, ROOT, Completed, shell
-from tests.e2e.nodes import Node
+from tests.e2e.nodes import Node, make_key, push_two_versions, write_ssh_config
 
 REPO = "fp4forge/small"
 IMAGE = f"{REGISTRY}/{REPO}:1"
 PATCHED = f"{REGISTRY}/{REPO}:2"
 # The real image's shape in small: a thick layer, and a thin one of patched files on top.
-THICK_MB = 48
+THICK_MIB = 48
 
 
 def cli(*arguments: str) -> Completed:
@@ -32,23 +30,12 @@ def cli(*arguments: str) -> Completed:
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Two versions of an image that differ in their last layer, pushed to the registry."""
-    folder = tmp_path_factory.mktemp("small")
-    (folder / "thick").write_bytes(os.urandom(THICK_MB << 20))
-    reference = base.ensure(base.load("bootstrap"), host_platform(), print)
-    for number in (1, 2):
-        (folder / "thin").write_text(f"patched {number}\n" * 100)
-        (folder / "Dockerfile").write_text(
-            f"FROM {reference}\nCOPY --link thick /thick\nCOPY --link thin /thin\n"
-        )
-        shell("docker", "buildx", "build", "-q", "--push", "-t", f"{REGISTRY}/{REPO}:{number}",
-              str(folder))  # fmt: skip
+    push_two_versions(f"{REGISTRY}/{REPO}", THICK_MIB, tmp_path_factory.mktemp("small"))
 
 
 @pytest.fixture(scope="module")
 def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("key") / "id"
-    shell("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path))
-    return path
+    return make_key(tmp_path_factory.mktemp("key") / "id")
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +60,7 @@ def nodes(
 
 @pytest.fixture(scope="module")
 def config(nodes: tuple[Node, Node, Node], key: Path) -> Path:
-    path = key.with_name("config")
-    path.write_text(
-        "".join(f"Host {n.name}\n  HostName {n.address}\n  User root\n" for n in nodes)
-        + f"Host *\n  IdentityFile {key}\n  UserKnownHostsFile {path}.hosts\n"
-        "  StrictHostKeyChecking accept-new\n"
-    )
-    return path
+    return write_ssh_config(nodes, key)
 
 
 def send(image: str, config: Path, *nodes: str) -> Completed:
@@ -91,7 +72,7 @@ def test_first_copy_then_only_the_thin_layer(nodes: tuple[Node, Node, Node], con
     done = send(IMAGE, config, "spark1", "spark2")
     assert done.returncode == 0, done.stderr
     for node, found in zip(nodes[:2], json.loads(done.stdout), strict=True):
-        assert found["sent_bytes"] > THICK_MB << 20
+        assert found["sent_bytes"] > THICK_MIB << 20
         assert node.docker("image", "inspect", "--format", "{{.Id}}", IMAGE).startswith("sha256:")
         assert node.docker("run", "--rm", "--network=none", IMAGE, "head", "-1", "/thin") == (
             "patched 1"
@@ -234,7 +215,7 @@ def test_a_spoilt_bundle_is_refused(bundled: Path, tmp_path: Path, spoil: str) -
     else:
         with tarfile.open(bundled) as source, tarfile.open(broken, "w") as target:
             for number, entry in enumerate(source):
-                if spoil == "drop" and entry.size > THICK_MB << 20:
+                if spoil == "drop" and entry.size > THICK_MIB << 20:
                     continue
                 if spoil == "escape" and number == 1:
                     entry.name = "../outside"

@@ -117,6 +117,10 @@ RUN mkdir -p /usr/local/lib/python3.13/dist-packages/nvidia/cu13/lib/stubs \
     && grep -owhE 'cu[A-Z][A-Za-z0-9_]*' /usr/local/cuda/include/cuda.h | sort -u | sed 's/.*/void &(void) {}/' \
        | gcc -shared -nostdlib -Wl,-soname,libcuda.so.1 -Wl,--build-id=none -x c - \
          -o /usr/local/lib/python3.13/dist-packages/nvidia/cu13/lib/stubs/libcuda.so
+RUN mkdir -p /usr/local/cuda/targets/sbsa-linux/lib/stubs \
+    && grep -owhE 'cu[A-Z][A-Za-z0-9_]*' /usr/local/cuda/include/cuda.h | sort -u | sed 's/.*/void &(void) {}/' \
+       | aarch64-linux-gnu-gcc -shared -nostdlib -Wl,-soname,libcuda.so.1 -Wl,--build-id=none -x c - \
+         -o /usr/local/cuda/targets/sbsa-linux/lib/stubs/libcuda.so
 
 # ---- compile: vLLM's extensions from the pinned sdist -----------------------------------------
 # Headers keep the release's time, so that ninja redoes nothing when this stage is built again.

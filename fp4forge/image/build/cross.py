@@ -7,8 +7,6 @@ laid out beside the build platform's own, as NVIDIA's cross packages do it: nvcc
 
 from __future__ import annotations
 
-import re
-import subprocess
 from pathlib import Path
 
 TARGET = Path("/target")
@@ -16,22 +14,13 @@ CUDA = Path("/usr/local/cuda")
 
 
 def lay_out(cross: dict[str, str]) -> None:
-    """Makes CUDA's ``targets/<cuda>``: links into the mounts, and the driver's stub."""
+    """Links CUDA's ``targets/<cuda>``, where the driver's stub is, into the mounts."""
     place, mounted = CUDA / "targets" / cross["cuda"], TARGET / "cuda/usr/local/cuda"
-    stubs = place / "lib" / "stubs"
-    stubs.mkdir(parents=True, exist_ok=True)
     links = {place / "include": mounted / "include", place / "lib64": Path("lib")}
     links |= {place / "lib" / path.name: path for path in mounted.glob("lib/*.so*")}
     for link, where in links.items():
         link.unlink(missing_ok=True)
         link.symlink_to(where)
-    header = (mounted / "include/cuda.h").read_text()
-    names = sorted(set(re.findall(r"\bcu[A-Z]\w*", header)))
-    subprocess.run(
-        [f"{cross['triplet']}-gcc", "-shared", "-nostdlib", "-Wl,-soname,libcuda.so.1",
-         "-x", "c", "-", "-o", stubs / "libcuda.so"],
-        input="".join(f"void {name}(void) {{}}\n" for name in names), text=True, check=True,
-    )  # fmt: skip
 
 
 def flags(cross: dict[str, str], file: Path) -> list[str]:
