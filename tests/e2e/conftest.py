@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,29 @@ def published() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
+def edited(published: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The outcome of a build after a line of a patch was edited, as a developer would.
+
+    The line is new in every run: the registry may remember earlier ones, of this it knows nothing.
+    """
+    patches = tmp_path_factory.mktemp("edited") / "patches"
+    shutil.copytree(ROOT / "patches", patches)
+    diff = patches / "vllm" / "0.20.2" / "gemma4-moe-prefix.patch"
+    line = "keep it as it is"
+    assert line in diff.read_text()
+    diff.write_text(diff.read_text().replace(line, f"{line} ({time.time_ns()})"))
+    where = {"FP4FORGE_PATCHES": str(patches)}
+    shell(sys.executable, "build.py", "patch", "refresh", "--vllm", "0.20.2", **where)
+    done = build("--push", "--json", **where)
+    assert done.returncode == 0, done.stdout + done.stderr
+    # The moving tag followed the edit; put it back for the tests.
+    assert build("--push").returncode == 0
+    outcome: dict[str, Any] = json.loads(done.stdout)
+    assert outcome["digest"] != published["digest"]
+    return outcome
+
+
+@pytest.fixture(scope="session")
 def inside(published: dict[str, Any]) -> Callable[..., Completed]:
     """Runs a command in a fresh container of the published image."""
 
@@ -117,8 +142,6 @@ def inside(published: dict[str, Any]) -> Callable[..., Completed]:
 @pytest.fixture
 def copied_patches(tmp_path: Path) -> Path:
     """A copy of patches/ to change, for FP4FORGE_PATCHES."""
-    import shutil
-
     copy = tmp_path / "patches"
     shutil.copytree(ROOT / "patches", copy)
     return copy
@@ -127,8 +150,6 @@ def copied_patches(tmp_path: Path) -> Path:
 @pytest.fixture
 def copied_releases(tmp_path: Path) -> Path:
     """A copy of releases/ to change, for FP4FORGE_RELEASES."""
-    import shutil
-
     copy = tmp_path / "releases"
     shutil.copytree(ROOT / "releases", copy)
     return copy

@@ -13,7 +13,7 @@ import pytest
 
 from fp4forge import release, sources
 from fp4forge.release import Artefact
-from tests.e2e.conftest import ROOT, Completed, build, shell, verify_containers
+from tests.e2e.conftest import ROOT, Completed, shell, verify_containers
 
 KERNELS = Path(__file__).parent / "kernels"
 
@@ -221,20 +221,13 @@ def test_the_page_shows_what_a_gpu_lacks(objects: Path, tmp_path: Path) -> None:
 
 
 def test_compare_shows_what_a_patch_edit_changed(
-    published: dict[str, Any], copied_patches: Path
+    published: dict[str, Any], edited: dict[str, Any]
 ) -> None:
-    from tests.e2e.test_publish import edit_patch
-
-    edit_patch(copied_patches, "keep it as it is", "keep it just as it is")
-    done = build("--push", "--json", FP4FORGE_PATCHES=str(copied_patches))
-    assert done.returncode == 0, done.stderr
-    edited = json.loads(done.stdout)["image"]
-    line = [sys.executable, "build.py", "compare", published["image"], edited, "--json"]
+    line = [sys.executable, "build.py", "compare", published["image"], edited["image"], "--json"]
     changed = json.loads(shell(*line).stdout)["changed"]
     assert [row["what"] for row in changed["patched files"]] == [
         "vllm/model_executor/models/gemma4.py"
     ]
     assert changed["kernels"] == changed["packages"] == changed["verdicts"] == []
-    same = [sys.executable, "build.py", "compare", edited, edited, "--json"]
+    same = [sys.executable, "build.py", "compare", edited["image"], edited["image"], "--json"]
     assert not any(json.loads(shell(*same).stdout)["changed"].values())
-    assert build("--push").returncode == 0  # the moving tag goes back

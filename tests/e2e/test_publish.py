@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -50,21 +49,13 @@ def test_a_stock_pull_works(published: dict[str, Any]) -> None:
     shell("docker", "rmi", f"{REGISTRY}/{REPO}:{tag}")
 
 
-def test_every_check_ran_and_sizes_are_reported(copied_releases: Path) -> None:
-    # A plan of its own: the registry may remember earlier runs, of this one it knows nothing.
-    release = copied_releases / "0.20.2.yaml"
-    budget = f"8.97{time.time_ns() % 10**9:09}"
-    release.write_text(release.read_text().replace("blackwell: 9.0", f"blackwell: {budget}"))
-    done = build("--push", "--json", FP4FORGE_RELEASES=str(copied_releases))
-    assert done.returncode == 0, done.stderr
-    outcome = json.loads(done.stdout)
-    assert 5e9 < outcome["unpacked_bytes"] <= 9e9
-    assert 2e9 < outcome["compressed_bytes"] < 5e9
-    assert len(outcome["checks"]) >= 15
-    by_outcome = {check["outcome"]: check["name"] for check in outcome["checks"]}
+def test_every_check_ran_and_sizes_are_reported(edited: dict[str, Any]) -> None:
+    assert 5e9 < edited["unpacked_bytes"] <= 9e9
+    assert 2e9 < edited["compressed_bytes"] < 5e9
+    assert len(edited["checks"]) >= 15
+    by_outcome = {check["outcome"]: check["name"] for check in edited["checks"]}
     assert set(by_outcome) == {"passed", "skipped"}
     assert by_outcome["skipped"].startswith("nvfp4-emulation-scales")  # 0.20.2 has the fix
-    assert build("--push").returncode == 0  # the moving tag goes back
 
 
 def test_building_again_changes_nothing(published: dict[str, Any]) -> None:
@@ -76,18 +67,12 @@ def test_building_again_changes_nothing(published: dict[str, Any]) -> None:
 
 
 def test_a_patch_edit_changes_only_the_last_thin_layers(
-    published: dict[str, Any], copied_patches: Path
+    published: dict[str, Any], edited: dict[str, Any]
 ) -> None:
-    edit_patch(copied_patches, "keep it as it is", "keep it exactly as it is")
-    done = build("--push", "--json", FP4FORGE_PATCHES=str(copied_patches))
-    assert done.returncode == 0, done.stdout + done.stderr
-    edited = json.loads(done.stdout)
     old, new = (layers(outcome["image"]) for outcome in (published, edited))
     changed = [layer for layer in new if layer not in old]
     assert 0 < sum(layer["size"] for layer in changed) < 200_000
     assert 0 < len(changed) <= 3  # the file's folder, the record, the plan
-    # The moving tag followed the edit; put it back for the tests after this one.
-    assert build("--push").returncode == 0
 
 
 def layers(image: str) -> list[dict[str, Any]]:
@@ -95,17 +80,6 @@ def layers(image: str) -> list[dict[str, Any]]:
     digest = next(m["digest"] for m in index["manifests"] if m["platform"]["os"] == "linux")
     found: list[dict[str, Any]] = raw(f"{REGISTRY}/{REPO}@{digest}")["layers"]
     return found
-
-
-def edit_patch(patches: Path, old: str, new: str) -> None:
-    """Changes a line that a patch adds and records the new hashes, as a developer would."""
-    diff = patches / "vllm" / "0.20.2" / "gemma4-moe-prefix.patch"
-    assert old in diff.read_text()
-    diff.write_text(diff.read_text().replace(old, new))
-    shell(
-        sys.executable, "build.py", "patch", "refresh", "--vllm", "0.20.2",
-        FP4FORGE_PATCHES=str(patches),
-    )  # fmt: skip
 
 
 def test_nothing_temporary_stays(containers_before: set[str]) -> None:
@@ -143,7 +117,6 @@ def test_layers_built_anew_have_the_same_digest(
 def test_a_base_is_pinned_where_a_registry_answers(
     published: dict[str, Any], copied_releases: Path
 ) -> None:
-    import sys
 
     bases = copied_releases / "bases.yaml"
     ours = f"{REGISTRY}/{REPO}:{published['plan']['tags'][1]}"
