@@ -116,9 +116,9 @@ def edited(published: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) 
     line = "keep it as it is"
     assert line in diff.read_text()
     diff.write_text(diff.read_text().replace(line, f"{line} ({time.time_ns()})"))
-    where = {"FP4FORGE_PATCHES": str(patches)}
-    shell(sys.executable, "build.py", "patch", "refresh", "--vllm", "0.20.2", **where)
-    done = build("--push", "--json", **where)
+    refresh = (sys.executable, "build.py", "patch", "refresh", "--vllm", "0.20.2")
+    shell(*refresh, FP4FORGE_PATCHES=str(patches))
+    done = build("--push", "--json", FP4FORGE_PATCHES=str(patches))
     assert done.returncode == 0, done.stdout + done.stderr
     # The moving tag followed the edit; put it back for the tests.
     assert build("--push").returncode == 0
