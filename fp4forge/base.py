@@ -52,7 +52,8 @@ def _recipe(suite: str) -> str:
 def _table() -> dict[str, Any]:
     import yaml
 
-    table: dict[str, Any] = yaml.safe_load((RELEASES / "bases.yaml").read_text())["bases"]
+    text = (RELEASES / "bases.yaml").read_text()
+    table: dict[str, Any] = yaml.load(text, yaml.CSafeLoader)["bases"]
     return table
 
 

@@ -123,7 +123,7 @@ def parse(text: str, where: str) -> Release:
     import yaml
 
     try:
-        data = yaml.safe_load(text)
+        data = yaml.load(text, yaml.CSafeLoader)
     except yaml.YAMLError as error:
         place = getattr(error, "problem_mark", None)
         line = f" line {place.line + 1}" if place else ""

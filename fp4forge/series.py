@@ -90,7 +90,7 @@ def load(package: str, version: str, chained: bool = True) -> Series:
     if not path.is_file():
         return Series(package, version, (), folder)
     try:
-        data = yaml.safe_load(path.read_text())
+        data = yaml.load(path.read_text(), yaml.CSafeLoader)
     except yaml.YAMLError as error:
         raise PatchError(f"{where} is not valid YAML: {error}") from None
     if not isinstance(data, dict) or not isinstance(data.get("patches"), list):

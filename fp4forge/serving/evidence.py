@@ -131,7 +131,7 @@ def from_compose(path: Path) -> Evidence:
     import yaml
 
     try:
-        data = yaml.safe_load(path.read_text())
+        data = yaml.load(path.read_text(), yaml.CSafeLoader)
     except (OSError, yaml.YAMLError) as error:
         raise UsageError(f"--compose {path}: {error}", rule="a compose file") from None
     services = data.get("services") if isinstance(data, dict) else None

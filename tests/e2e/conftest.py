@@ -21,6 +21,7 @@ REGISTRY = os.environ.get("REGISTRY", "127.0.0.1:5000")
 REPO = "fp4forge/e2e"
 WHEEL = ("--release", "0.20.2", "--arch", "blackwell", "--from", "wheel", "--base", "bootstrap",
          "--aot", "none", "--repo", REPO)  # fmt: skip
+PASSWORD = "s3cr3t-password-of-this-run"
 
 Completed = subprocess.CompletedProcess[str]
 
@@ -97,9 +98,14 @@ def disk(containers_before: set[str]) -> None:
 
 
 @pytest.fixture(scope="session")
-def published() -> dict[str, Any]:
-    done = build("--push", "--json")
+def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The outcome of the run's first build; every step that fetches had a user's password."""
+    netrc = tmp_path_factory.mktemp("login") / "netrc"
+    netrc.write_text(f"machine 127.0.0.1 login me password {PASSWORD}\n")
+    netrc.chmod(0o600)
+    done = build("--push", "--json", NETRC=str(netrc))
     assert done.returncode == 0, done.stdout + done.stderr
+    assert PASSWORD not in done.stdout + done.stderr
     outcome: dict[str, Any] = json.loads(done.stdout)
     return outcome
 
