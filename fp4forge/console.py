@@ -33,8 +33,7 @@ class Step:
 class Console:
     """Shows steps as they run: one live line on a terminal, plain lines elsewhere."""
 
-    def __init__(self, quiet: bool = False) -> None:
-        self.quiet = quiet
+    def __init__(self) -> None:
         self.steps: list[Step] = []
 
     @functools.cached_property
@@ -66,16 +65,13 @@ class Console:
             step.seconds = time.monotonic() - start
             stop.set()
             watcher.join()
-            if not self.quiet:
-                self.rich.print(
-                    f"{step.verdict:>6}  {name:<8} {step.seconds:7.1f} s  {step.detail}",
-                    markup=False,
-                    soft_wrap=True,
-                )
+            self.rich.print(
+                f"{step.verdict:>6}  {name:<8} {step.seconds:7.1f} s  {step.detail}",
+                markup=False,
+                soft_wrap=True,
+            )
 
     def _watch(self, step: Step, start: float, stop: threading.Event) -> None:
-        if self.quiet:
-            return
         if stop.wait(0.3):  # too short to show
             return
         if self.rich.is_terminal:
@@ -98,8 +94,6 @@ class Console:
 
     def table(self, title: str, rows: list[tuple[str, str]]) -> None:
         """The closing table: steps with seconds, then facts."""
-        if self.quiet:
-            return
         from rich.table import Table
 
         table = Table(title=title, title_justify="left", show_header=False, pad_edge=False)
@@ -114,8 +108,7 @@ class Console:
 
     def say(self, text: str) -> None:
         """A line for people."""
-        if not self.quiet:
-            self.rich.print(text, markup=False)
+        self.rich.print(text, markup=False)
 
 
 def print_rows(rows: list[tuple[str, str]]) -> None:

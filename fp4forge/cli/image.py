@@ -48,7 +48,7 @@ def build(**o: Any) -> None:
         for prepared in plans:
             _show(prepared)
         return
-    console = Console(quiet=o["as_json"])
+    console = Console()
     trees = components.local_trees(o["sources"])
     options = builder.Options(
         o["builder"], o["no_cache"], o["jobs"], trees, o["cache_from"], o["cache_to"], o["gpu"]
@@ -148,7 +148,7 @@ def verify(
         aot=o["aot"],
     )  # fmt: skip
     wanted, _ = pipeline.prepare(request)
-    console = Console(quiet=as_json)
+    console = Console()
     with console.step("pull") as step:
         step.detail = engine.have(engine.connect(), image, wanted.platform, step.report)
     with console.step("verify") as step:

@@ -23,7 +23,7 @@ def ledger(target: str, as_json: bool, require: tuple[str, ...], html: Path | No
 
     TARGET is a shared object, a wheel, a folder, a container, or an image (not started).
     """
-    console = Console(quiet=as_json)
+    console = Console()
     with console.step("ledger") as step:
         found = ledgers.read(target, step.report)
         step.detail = f"{len(found.files)} files with device code"
@@ -75,7 +75,7 @@ def compare(old: str, new: str, as_json: bool) -> None:
     """Show what changed from image OLD to image NEW: kernels, packages, patched files, layers."""
     from fp4forge import compare as comparing
 
-    console = Console(quiet=as_json)
+    console = Console()
     with console.step("compare") as step:
         first = comparing.describe(old, step.report)
         second = comparing.describe(new, step.report)

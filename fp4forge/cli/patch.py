@@ -105,7 +105,7 @@ def refresh(vllm: str | None, as_json: bool) -> None:
 @click.option("--merge", is_flag=True, help="Print the conflicts as three-way diffs.")
 def drift(vllm: str, as_json: bool, merge: bool) -> None:
     """What a move to another version of vLLM would need; exit 15 where patches conflict."""
-    console = Console(quiet=as_json)
+    console = Console()
     with console.step("source") as step:
         step.report(f"vLLM {vllm}'s sdist")
         vllm = sources.newest() if vllm == "newest" else vllm

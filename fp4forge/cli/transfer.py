@@ -27,7 +27,7 @@ def distribute(
     """
     from fp4forge import distribute as distributing
 
-    console = Console(quiet=as_json)
+    console = Console()
     with console.step("send") as step:
         found = distributing.distribute(
             image, distributing.parse_nodes(nodes), name, ssh_config, step.report
@@ -48,7 +48,7 @@ def bundle(image: str, output: Path, manifest: Path | None, as_json: bool) -> No
     """Write IMAGE (REPOSITORY:TAG in a registry) with its evidence into one checksummed file."""
     from fp4forge import bundle as bundling
 
-    console = Console(quiet=as_json)
+    console = Console()
     with console.step("bundle") as step:
         made = bundling.make(image, output, manifest, step.report)
         step.detail = f"{output}, {output.stat().st_size / 1e9:.2f} GB, {made.digest[:19]}"
@@ -69,7 +69,7 @@ def unbundle(file: Path, folder: Path, repository: str | None, load: bool, as_js
     from fp4forge import bundle as bundling
     from fp4forge import plan, registry
 
-    console = Console(quiet=as_json)
+    console = Console()
     if repository:
         host, _, path = repository.partition("/")
         plan.repository(host, path)
