@@ -157,7 +157,7 @@ def _pinned(name: str, provider: str, release: Release) -> Source:
         raise UsageError(
             f"--source {name}=pypi: the package index has no {name}", rule="git or DIR"
         )
-    note = f"vLLM {release.vllm_version} pins {pin.commit}"
+    note = f"vLLM {release.vllm_version} pins {pin.pinned}"
     return Source("pypi", pin.pypi, pin.variable, note)
 
 
@@ -176,7 +176,7 @@ def _parse(text: str, release: Release) -> tuple[str, Source]:
             f"--source {name}: {where!r} is no folder with sources", rule="a checkout of " + name
         )
     pin = release.externals[name]
-    note = f"a local tree; vLLM {release.vllm_version} pins {pin.commit}"
+    note = f"a local tree; vLLM {release.vllm_version} pins {pin.pinned}"
     return name, Source("local", "sha256:" + _tree_hash(folder), pin.variable, note)
 
 

@@ -51,6 +51,12 @@ class External:
     commit: str
     variable: str  # names a local tree to vLLM's CMake
     pypi: str = ""
+    tag: str = ""  # what vLLM pins, where that is a tag
+
+    @property
+    def pinned(self) -> str:
+        """vLLM's own pin, for people."""
+        return f"{self.tag} ({self.commit[:12]})" if self.tag else self.commit
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ RUN --mount=type=cache,target=/root/.cache/uv \
 
 # --source cutlass=DIR puts a local tree in this stage's place.
 FROM scratch AS source-cutlass
-ADD https://github.com/NVIDIA/cutlass.git#v4.2.1 /
+ADD https://github.com/NVIDIA/cutlass.git#f3fde58372d33e9a5650ba7b80fc48b3b49d40c8 /
 # --source flash-attn=DIR puts a local tree in this stage's place.
 FROM scratch AS source-flash-attn
 ADD https://github.com/vllm-project/flash-attention.git#29210221863736a08f71a866459e368ad1ac4a95 /

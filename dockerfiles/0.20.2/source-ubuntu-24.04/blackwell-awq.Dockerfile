@@ -114,7 +114,7 @@ RUN --mount=type=cache,target=/root/.cache/uv \
 
 # --source cutlass=DIR puts a local tree in this stage's place.
 FROM scratch AS source-cutlass
-ADD https://github.com/NVIDIA/cutlass.git#v4.4.2 /
+ADD https://github.com/NVIDIA/cutlass.git#da5e086dab31d63815acafdac9a9c5893b1c69e2 /
 # --source flash-attn=DIR puts a local tree in this stage's place.
 FROM scratch AS source-flash-attn
 ADD https://github.com/vllm-project/flash-attention.git#f5bc33cfc02c744d24a2e9d50e6db656de40611c /
