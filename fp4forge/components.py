@@ -75,6 +75,8 @@ class Choice:
         """What ``image/build/compile.py`` reads."""
         files = {c.cmake for c in COMPONENTS.values() if c.cmake}
         kept = {COMPONENTS[name].cmake for name in self.names}
+        # The compile's key; a package's version is in the build lock, which is in the key too.
+        pins = {n: s.where for n, s in self.sources.items() if s.provider != "pypi"}
         return {
             "arch_list": arch_list,
             "targets": [t for name in self.names for t in COMPONENTS[name].targets],
@@ -85,6 +87,7 @@ class Choice:
                 else f"/externals/{name}" + _SUBFOLDER.get(name, "")
                 for name, source in self.sources.items()
             },
+            **({"pins": pins} if pins else {}),
             "gate": {
                 "source": GATE_SOURCE,
                 "entry": GATE_ENTRY,

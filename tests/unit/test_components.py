@@ -74,6 +74,18 @@ def test_instructions_leave_the_other_externals_out() -> None:
     assert told["gate"]["targets"] == ["12.1a"]
 
 
+def test_another_external_source_is_another_compile(tmp_path: Path) -> None:
+    """What is compiled is kept under a key of the instructions: they must tell sources apart."""
+    (tmp_path / "a.h").write_text("one")
+    told = [choose("core", "cutlass=git").instructions("12.1a", {"nvfp4_quantise": []})]
+    for content in ("one", "two"):
+        (tmp_path / "a.h").write_text(content)
+        choice = choose("core", f"cutlass={tmp_path}")
+        told.append(choice.instructions("12.1a", {"nvfp4_quantise": []}))
+    assert told[0]["pins"]["cutlass"].endswith("#f3fde58372d33e9a5650ba7b80fc48b3b49d40c8")
+    assert told[0] != told[1] != told[2]
+
+
 @pytest.mark.parametrize(
     ("cores", "free", "jobs"), [(2, 21.0, 2), (16, 24.0, 4), (16, 3.0, 1), (1, 100.0, 1)]
 )
