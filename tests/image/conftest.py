@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -41,6 +44,65 @@ def plan(request: pytest.FixtureRequest) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def site(plan: dict[str, Any]) -> str:
     return f"/usr/local/lib/python{plan['python']}/dist-packages"
+
+
+# What the code may import; nothing of the image itself is imported, or run.
+_OVER = """
+import base64, concurrent.futures.thread, csv, glob, hashlib, json, os, sys
+os.chroot({root!r})
+os.chdir("/")
+sys.path.clear()
+"""
+
+
+@pytest.fixture(scope="session")
+def over_files(
+    request: pytest.FixtureRequest, host: Any, plan: dict[str, Any]
+) -> Callable[..., Any]:
+    """Runs Python code that reads the container's files; returns what it prints, as JSON.
+
+    Emulated, reading every file takes minutes. So for a foreign platform this machine's own Python
+    does, with the container's root as its own, where that can be had: as root, beside the engine.
+    """
+    import docker
+
+    from fp4forge.gpu import host_platform
+
+    container = docker.from_env().containers.get(request.config.getoption("--container"))
+    root = f"/proc/{container.attrs['State']['Pid']}/root"
+    local = os.environ.get("DOCKER_HOST", "unix://").startswith("unix://") and os.geteuid() == 0
+    direct = plan["platform"] != host_platform() and local and Path(root, "opt/fp4forge").is_dir()
+
+    def run(code: str) -> Any:
+        if direct:
+            line = [sys.executable, "-c", _OVER.format(root=root) + code]
+            done = subprocess.run(line, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr[-300:]
+            return json.loads(done.stdout)
+        ran = host.run("python3 -c %s", code)
+        assert ran.rc == 0, ran.stderr[-300:]
+        return json.loads(ran.stdout)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def sha256(over_files: Callable[..., Any]) -> Callable[..., dict[str, str]]:
+    """SHA-256, in hex, of those of the named files that there are."""
+
+    def hashes(paths: list[str]) -> dict[str, str]:
+        code = f"""
+import hashlib, json, os
+found = {{}}
+for path in filter(os.path.isfile, {paths!r}):
+    with open(path, "rb") as file:
+        found[path] = hashlib.file_digest(file, "sha256").hexdigest()
+print(json.dumps(found))
+"""
+        found: dict[str, str] = over_files(code)
+        return found
+
+    return hashes
 
 
 @pytest.fixture(scope="session")
@@ -120,7 +182,8 @@ def proof_runs(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Any]
         lines["emulation"] = f"--originals {folder}/emulation --only native"
     with ThreadPoolExecutor() as pool:
         yield {
-            name: pool.submit(host.run, f"python3 {folder}/run.py {arguments}")
+            # Their tensors are tiny: several threads each would only wait for one another.
+            name: pool.submit(host.run, f"OMP_NUM_THREADS=1 python3 {folder}/run.py {arguments}")
             for name, arguments in lines.items()
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,16 +14,17 @@ MACHINES = {"linux/amd64": 62, "linux/arm64": 183}
 VERSIONS = ("vllm", "torch", "transformers", "flashinfer-python")
 
 
-def test_patched_files(host: Any, plan: dict[str, Any], site: str) -> None:
+def test_patched_files(
+    host: Any, plan: dict[str, Any], site: str, sha256: Callable[..., dict[str, str]]
+) -> None:
     """patched files have their recorded SHA-256"""
     wanted = plan["patched_files"]
     if not wanted:
         record = json.loads(host.file("/opt/fp4forge/patches.json").content_string)
         assert record["patches"] == [], "the plan has no patches, the image's record has some"
         return
-    done = host.run("sha256sum -- " + " ".join(f"{site}/{path}" for path in wanted))
-    found = {line[66:].removeprefix(site + "/"): line[:64] for line in done.stdout.splitlines()}
-    wrong = [path for path, digest in wanted.items() if found.get(path) != digest]
+    found = sha256([f"{site}/{path}" for path in wanted])
+    wrong = [path for path, digest in wanted.items() if found.get(f"{site}/{path}") != digest]
     assert not wrong, f"not the patched file of the record: {', '.join(wrong)}"
 
 
@@ -109,12 +111,13 @@ def test_ledger(host: Any, plan: dict[str, Any], config: dict[str, Any]) -> None
     assert not lost, f"no native or family NVFP4 kernels for {', '.join(lost)}"
 
 
-def test_ledger_is_of_these_files(host: Any, site: str) -> None:
+def test_ledger_is_of_these_files(
+    host: Any, site: str, sha256: Callable[..., dict[str, str]]
+) -> None:
     """every extension in the ledger has the SHA-256 that the ledger says"""
     files = json.loads(host.file("/opt/fp4forge/ledger.json").content_string)["files"]
     listed = {f"{site}/{file['path']}": file["sha256"] for file in files}
-    done = host.run("sha256sum -- " + " ".join(listed))
-    found = {line[66:]: line[:64] for line in done.stdout.splitlines()}
+    found = sha256(list(listed))
     wrong = [path for path, digest in listed.items() if found.get(path) != digest]
     assert not wrong, f"not the file of the ledger: {', '.join(wrong)}"
 
@@ -161,7 +164,7 @@ print(json.dumps(found))
     assert not missing, f"FlashInfer would compile {', '.join(missing)}"
 
 
-def test_machine(host: Any, plan: dict[str, Any]) -> None:
+def test_machine(over_files: Callable[..., Any], plan: dict[str, Any]) -> None:
     """every ELF file is for the image's processor, or is GPU code"""
     code = f"""
 import json, os
@@ -185,22 +188,25 @@ for folder, _, names in os.walk("/", followlinks=False):
                 foreign.append(path)
 print(json.dumps([seen, foreign]))
 """
-    seen, foreign = json.loads(host.check_output("python3 -c %s", code))
+    seen, foreign = over_files(code)
     assert seen > 500, f"only {seen} ELF files were found"
     assert not foreign, f"for another processor: {', '.join(foreign[:5])}"
 
 
+def readelf(host: Any, options: str, files: str) -> dict[str, str]:
+    """What readelf says of each file that a ``find`` names; one process for them all."""
+    said = host.run(f"{files} | sort -u | xargs readelf {options} /dev/null 2>/dev/null").stdout
+    parts = [part.partition("\n") for part in said.split("\nFile: ")[1:]]
+    return {name.strip(): text for name, _, text in parts}
+
+
 def test_driver(host: Any, site: str) -> None:
     """what calls the driver names its library: else it cannot be loaded, which only a GPU shows"""
-    found = host.run(
-        f"cd {site}; find vllm flashinfer/data -name '*.so' | while read -r f; do"
-        " calls=$(readelf --dyn-syms -W $f | grep -oE ' UND cu[A-Z][A-Za-z0-9_]*' | head -1);"
-        " readelf -d $f | grep -q 'NEEDED.*libcuda.so.1' && named=yes || named=no;"
-        ' echo "$f ${calls##* }:$named"; done'
-    ).stdout.splitlines()
-    calls = {line.split()[0]: line.split()[1] for line in found}
-    assert any(what.endswith(":yes") for what in calls.values()), "no extension calls the driver"
-    lost = [f"{f} ({what[:-3]})" for f, what in calls.items() if what[0] != ":" and "no" in what]
+    found = readelf(host, "-dW --dyn-syms", f"find {site}/vllm {site}/flashinfer/data -name '*.so'")
+    calls = {f: re.findall(r" UND (cu[A-Z]\w*)", text) for f, text in found.items()}
+    named = {f for f, text in found.items() if re.search(r"NEEDED.*libcuda\.so\.1", text)}
+    assert named, "no extension calls the driver"
+    lost = [f"{f} ({called[0]})" for f, called in calls.items() if called and f not in named]
     assert not lost, f"libcuda.so.1 is not named by {', '.join(lost[:3])}"
 
 
@@ -215,7 +221,7 @@ def test_times(host: Any, plan: dict[str, Any]) -> None:
     assert not newer, f"newer than the release: {', '.join(newer)}"
 
 
-def test_installed_files(host: Any, plan: dict[str, Any], site: str) -> None:
+def test_installed_files(over_files: Callable[..., Any], plan: dict[str, Any], site: str) -> None:
     """every installed file has the SHA-256 of its wheel's RECORD, patched files aside"""
     code = f"""
 import base64, concurrent.futures, csv, glob, hashlib, json, os
@@ -241,9 +247,7 @@ with concurrent.futures.ThreadPoolExecutor() as pool:
     wrong = [w for w in pool.map(check, rows.items()) if w]
 print(json.dumps([len(rows), wrong[:5]]))
 """
-    done = host.run("python3 -c %s", code)
-    assert done.rc == 0, done.stderr[-300:]
-    count, wrong = json.loads(done.stdout)
+    count, wrong = over_files(code)
     assert not wrong, f"not as their wheels installed them: {', '.join(wrong)}"
     assert count > 10_000, f"only {count} files are listed in any RECORD"
 
@@ -286,25 +290,23 @@ def test_setuid(host: Any) -> None:
     assert not strange, f"setuid or setgid: {', '.join(strange)}"
 
 
-def test_cuda_once(host: Any, site: str) -> None:
+def test_cuda_once(host: Any, site: str, sha256: Callable[..., dict[str, str]]) -> None:
     """no CUDA library is there twice, by soname or by content"""
-    found = host.run(
-        f"cd {site}; find . /usr/lib /usr/local/lib -xdev -type f \\( -name 'libcu*.so*' -o"
-        " -name 'libnv*.so*' -o -name 'libnccl*.so*' \\) | sort -u | while read -r f; do"
-        " echo \"$(readelf -d $f 2>/dev/null | sed -n 's/.*SONAME.*\\[\\(.*\\)\\]/\\1/p')"
-        ' $(sha256sum < $f | cut -c1-64) $f"; done'
-    ).stdout
+    found = readelf(
+        host, "-d",
+        f"find {site} /usr/lib /usr/local/lib -xdev -type f \\( -name 'libcu*.so*'"
+        " -o -name 'libnv*.so*' -o -name 'libnccl*.so*' \\)",
+    )  # fmt: skip
+    # torchvision's wheel carries a CUDA runtime of its own under another name (0.7 MB).
+    found = {path: text for path, text in found.items() if "/torchvision.libs/" not in path}
+    assert found, "no CUDA library was found"
+    contents = sha256(list(found))
     seen: dict[str, str] = {}
     twice = set()
-    for line in found.splitlines():
-        path = line.rsplit(" ", 1)[1]
-        # torchvision's wheel carries a CUDA runtime of its own under another name (0.7 MB).
-        if path.startswith("/usr/local/lib/python") or "/torchvision.libs/" in path:
-            continue
-        for key in line.rsplit(" ", 1)[0].split(" "):
-            if key and seen.setdefault(key, path) != path:
+    for path, text in found.items():
+        for key in (*re.findall(r"SONAME.*\[(.*)\]", text), contents[path]):
+            if seen.setdefault(key, path) != path:
                 twice.add(f"{path} and {seen[key]}")
-    assert seen, "no CUDA library was found"
     assert not twice, f"twice: {'; '.join(sorted(twice)[:3])}"
 
 
