@@ -27,11 +27,12 @@ BASE ?= bootstrap
 OPTIONS ?=
 # GPU=1 verifies on this machine's GPU too.
 GPU ?=
-# Where `make test-image` writes its reports.
-REPORTS ?= reports
+# Folder for the checks' reports; of itself only `make test-image` writes any.
+REPORTS ?=
 GPU_FLAG = $(if $(GPU),--gpu)
 WHAT = --release $(RELEASE) --arch $(ARCH) --from $(FROM) --base $(BASE) --variant $(VARIANT) \
-  --aot $(AOT) $(if $(PLATFORM),--platform $(PLATFORM)) $(GPU_FLAG)
+  --aot $(AOT) $(if $(PLATFORM),--platform $(PLATFORM)) $(GPU_FLAG) \
+  $(if $(REPORTS),--reports $(REPORTS))
 
 $(VENV)/.ready: requirements.txt
 	@scripts/tools.sh
@@ -67,10 +68,9 @@ e2e: setup ## Tests against the real engine and registry (builds the image of `m
 	@scripts/test-tools.sh
 	@REGISTRY=$(TARGET_REGISTRY) $(RUN) -m pytest tests/e2e -v --durations=25
 
+test-image: REPORTS := $(or $(REPORTS),reports)
 test-image: setup ## Run the image tests against IMAGE= (ARCH= RELEASE= ... say what it must be; GPU=1)
-	@mkdir -p $(REPORTS)
-	@$(RUN) build.py verify $(IMAGE) $(WHAT) --junit $(REPORTS)/image.xml \
-	  --html $(REPORTS)/image.html --json $(OPTIONS) > $(REPORTS)/image.json
+	@$(RUN) build.py verify $(IMAGE) $(WHAT) $(OPTIONS)
 
 test-gpu: ## On a GPU: kernels and served checkpoints, without Docker (GPU_PYTHON=; docs/gpu.md)
 	@$(GPU_PYTHON) -m pytest tests/gpu -v -rs

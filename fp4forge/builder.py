@@ -59,6 +59,7 @@ class Options:
     cache_from: tuple[str, ...] = ()
     cache_to: tuple[str, ...] = ()
     gpu: bool = False  # verify on this machine's GPU too
+    reports: Path | None = None  # folder for what the checks say
 
 
 @dataclass(frozen=True)

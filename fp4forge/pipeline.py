@@ -257,6 +257,7 @@ def _push(
         with console.step("push") as step:
             registry.push(builder.OCI_LAYOUT, repository, digest, step.report)
             step.detail = f"{digest[:19]} by digest"
+    if not known or options.reports:
         with console.step("pull") as step:
             step.report("as a user would, by digest")
             engine.pull(engine.connect(), outcome.image, plan.platform, step.report)
@@ -308,7 +309,7 @@ def _load(
 
 def _verify(plan: Plan, image: str, options: Options, console: Console, outcome: Outcome) -> None:
     with console.step("verify") as step:
-        checks = verify.run(image, plan.as_json(), step.report, gpu=options.gpu)
+        checks = verify.run(image, plan.as_json(), step.report, options.reports, gpu=options.gpu)
         outcome.checks = [asdict(check) for check in checks]
         for check in checks:
             outcome.unpacked_bytes = check.facts.get("unpacked_bytes", outcome.unpacked_bytes)

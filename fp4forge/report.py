@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fp4forge import compare, engine
 from fp4forge.ledger import GROUPS
 from fp4forge.paths import ROOT
-from fp4forge.plan import Plan
 from fp4forge.render import html
 from fp4forge.verify import Check, summary
 
 
-def page(image: str, plan: Plan, checks: tuple[Check, ...]) -> str:
+def page(image: str, plan: dict[str, Any], checks: tuple[Check, ...]) -> str:
     """The self-contained page; whatever comes from the image is escaped.
 
     Args:
         image: reference of the image, which the engine has.
-        plan: what it was held to.
+        plan: what it was held to, as JSON.
         checks: what the image tests said.
     """
     records = compare.records(engine.connect(), image)

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class Check:
 
 
 def run(
-    image: str, plan: dict[str, Any], report: Report, junit: Path | None = None, only: str = "",
+    image: str, plan: dict[str, Any], report: Report, reports: Path | None = None, only: str = "",
     gpu: bool = False,
 ) -> tuple[Check, ...]:  # fmt: skip
     """Runs every image test against an image that the engine has.
@@ -42,7 +42,7 @@ def run(
         image: reference by digest or tag.
         plan: the plan as JSON; the image is held to it.
         report: called with the name of each check as it ends.
-        junit: where to write JUnit XML, if anywhere.
+        reports: folder for JUnit XML, JSON and a page for people, if wanted.
         only: a pytest expression that selects checks; all by default.
         gpu: the container gets the machine's GPUs, and is tested on them too.
 
@@ -50,6 +50,7 @@ def run(
         VerifyError: the suite itself could not run.
     """
     client = engine.connect()
+    stem = "image-" + plan["platform"].partition("/")[2]
     with (
         tempfile.TemporaryDirectory(prefix="fp4forge-verify-") as folder,
         engine.container(client, image, plan["platform"], gpu) as container,
@@ -60,7 +61,7 @@ def run(
         line = [sys.executable, "-m", "pytest", str(IMAGE_TESTS), "-v", "-p", "no:cacheprovider"]
         line += ["-p", "no:randomly", "--rootdir", str(ROOT), f"--image={image}"]
         line += [f"--container={container}", f"--plan={plan_file}", f"--checks={result}"]
-        line += [f"--junitxml={junit}"] if junit else []
+        line += [f"--junitxml={reports / stem}.xml"] if reports else []
         line += ["--gpu"] if gpu else []
         line += ["-k", only] if only else []
         environment = {k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"}
@@ -84,6 +85,12 @@ def run(
         raise VerifyError(
             "the image tests could not run:\n" + "".join(said[-15:]), remedy="run make setup"
         )
+    if reports:
+        from fp4forge.report import page
+
+        text = json.dumps([asdict(check) for check in checks], indent=1)
+        (reports / f"{stem}.json").write_text(text + "\n")
+        (reports / f"{stem}.html").write_text(page(image, plan, checks))
     return checks
 
 

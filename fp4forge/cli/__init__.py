@@ -30,6 +30,26 @@ COMMANDS = {
 }
 
 
+def _make(ctx: click.Context, option: click.Parameter, folder: str | None) -> str | None:
+    """Makes the folder now: that it cannot be made is said before a long build."""
+    from pathlib import Path
+
+    try:
+        if folder:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.BadParameter(f"{folder} cannot be made: {error.strerror}") from None
+    return folder
+
+
+reports_option = click.option(
+    "--reports",
+    type=click.Path(file_okay=False, writable=True),
+    callback=_make,
+    help="Folder for what the checks say: JUnit XML, JSON, a page.",
+)
+
+
 class LazyGroup(click.Group):
     """A group that imports a command's module when the command is called."""
 
@@ -94,6 +114,7 @@ class LazyGroup(click.Group):
     help="BuildKit cache to write, such as type=registry,ref=HOST/REPO:cache,mode=max.",
 )
 @click.option("--gpu", is_flag=True, help="Verify on this machine's GPU too, before any tag.")
+@reports_option
 @click.option("--no-cache", is_flag=True, help="Build every step anew.")
 @click.version_option(package_name=None, version=__import__("fp4forge").__version__)
 @click.pass_context

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from fp4forge import builder, components, pipeline, plan
+from fp4forge.cli import reports_option
 from fp4forge.console import Console, print_json, print_rows
 from fp4forge.errors import UsageError
 from fp4forge.plan import Plan, Request
@@ -51,8 +52,9 @@ def build(**o: Any) -> None:
     console = Console()
     trees = components.local_trees(o["sources"])
     options = builder.Options(
-        o["builder"], o["no_cache"], o["jobs"], trees, o["cache_from"], o["cache_to"], o["gpu"]
-    )
+        o["builder"], o["no_cache"], o["jobs"], trees, o["cache_from"], o["cache_to"], o["gpu"],
+        Path(o["reports"]) if o["reports"] else None,
+    )  # fmt: skip
     if len(requests) == 1:
         outcome = pipeline.run(requests[0], where, options, console)
         if o["as_json"]:
@@ -131,11 +133,8 @@ def _show(p: Plan) -> None:
 @click.option("--aot")
 @click.option("--gpu", is_flag=True, help="Test on this machine's GPU too.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
-@click.option("--junit", type=click.Path(path_type=Path), help="Also write JUnit XML there.")
-@click.option("--html", type=click.Path(path_type=Path), help="Also write one page there.")
-def verify(
-    image: str, gpu: bool, as_json: bool, junit: Path | None, html: Path | None, **o: Any
-) -> None:
+@reports_option
+def verify(image: str, gpu: bool, as_json: bool, reports: str | None, **o: Any) -> None:
     """Run the image tests against IMAGE, which the engine has or can pull.
 
     Without --gpu, what only a GPU can show is skipped, and said.
@@ -152,12 +151,10 @@ def verify(
     with console.step("pull") as step:
         step.detail = engine.have(engine.connect(), image, wanted.platform, step.report)
     with console.step("verify") as step:
-        checks = verifying.run(image, wanted.as_json(), step.report, junit, gpu=gpu)
+        checks = verifying.run(
+            image, wanted.as_json(), step.report, Path(reports) if reports else None, gpu=gpu
+        )
         step.detail = verifying.summary(checks)
-    if html:
-        from fp4forge.report import page
-
-        html.write_text(page(image, wanted, checks))
     if as_json:
         print_json([asdict(check) for check in checks])
     else:

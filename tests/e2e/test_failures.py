@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -44,12 +45,18 @@ def change(folder: Path, name: str, old: str, new: str) -> None:
     path.write_text(path.read_text().replace(old, new, 1))
 
 
-def test_a_failed_check_moves_no_tag(copied_releases: Path) -> None:
+def test_a_failed_check_moves_no_tag_and_is_reported(copied_releases: Path, tmp_path: Path) -> None:
     change(copied_releases, "0.20.2.yaml", "blackwell: 9.0", "blackwell: 1.0")
-    done = build("--push", FP4FORGE_RELEASES=str(copied_releases))
+    reports = tmp_path / "new" / "reports"
+    done = build("--push", "--reports", str(reports), FP4FORGE_RELEASES=str(copied_releases))
     assert done.returncode == 12, done.stderr
     assert "the budget is 1.0 GB" in done.stderr
     assert "no tag was moved" in done.stderr
+    (report,) = reports.glob("*.json")
+    failed = [check for check in json.loads(report.read_text()) if check["outcome"] == "failed"]
+    assert [check["test"] for check in failed] == ["test_unpacked_size"]
+    assert "the budget is 1.0 GB" in report.with_suffix(".html").read_text()
+    assert "<failure" in report.with_suffix(".xml").read_text()
 
 
 def test_a_wrong_artefact_hash(copied_releases: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from fp4forge.gpu import host_platform
 from tests.e2e.conftest import REGISTRY, ROOT
 
 WORKFLOWS = ROOT / ".github" / "workflows"
@@ -62,10 +63,11 @@ def test_the_image_job(published: dict[str, Any], folder: Path) -> None:
     assert any(e["run"].startswith("make image") for e in steps)
     said = "".join(step(entry["run"], folder) for entry in steps)
     assert ROW["TOKEN"] not in said
-    checks = json.loads((folder / "reports/image.json").read_text())
+    reports = folder / "reports" / f"image-{host_platform().partition('/')[2]}"
+    checks = json.loads(reports.with_suffix(".json").read_text())
     assert {c["outcome"] for c in checks} <= {"passed", "skipped"} and len(checks) > 20
-    assert "testsuite" in (folder / "reports/image.xml").read_text()
-    assert "checks passed" in (folder / "reports/image.html").read_text()
+    assert "testsuite" in reports.with_suffix(".xml").read_text()
+    assert "checks passed" in reports.with_suffix(".html").read_text()
 
 
 def test_pull_requests_never_reach_our_machines() -> None:

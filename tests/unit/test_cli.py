@@ -44,6 +44,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         (["--arch", "sm121", "--registry", "a b"], 2, ["a b", "HOST"]),
         (["--arch", "sm121", "--tag", "-x"], 2, ["-x", "128"]),
         (["--arch", "sm121", "--allow-missing", "sm9"], 2, ["--allow-missing 'sm9'", "sm121"]),
+        (["--arch", "sm121", "--reports", "README.md/x"], 2, ["README.md/x cannot be made"]),
         (["--frobnicate"], 2, ["frobnicate", "--help"]),
         (["nonsense"], 2, ["nonsense"]),
         (["--arch", "sm121", "--push"], 2, ["registry", "REGISTRY"]),
