@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from fp4forge import errors
+from fp4forge.cli.options import plan_options, reports_option
 
 # Command name -> module and attribute; nothing is imported before the command is used.
 COMMANDS = {
@@ -28,26 +29,6 @@ COMMANDS = {
     "matrix": ("fp4forge.cli.files", "matrix", "List everything that can be built."),
     "completion": ("fp4forge.cli.files", "completion", "Print shell completion."),
 }
-
-
-def _make(ctx: click.Context, option: click.Parameter, folder: str | None) -> str | None:
-    """Makes the folder now: that it cannot be made is said before a long build."""
-    from pathlib import Path
-
-    try:
-        if folder:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise click.BadParameter(f"{folder} cannot be made: {error.strerror}") from None
-    return folder
-
-
-reports_option = click.option(
-    "--reports",
-    type=click.Path(file_okay=False, writable=True),
-    callback=_make,
-    help="Folder for what the checks say: JUnit XML, JSON, a page.",
-)
 
 
 class LazyGroup(click.Group):
@@ -76,27 +57,7 @@ class LazyGroup(click.Group):
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@click.option("--arch", help="GPU the image is for: sm100, sm103, sm120, sm121 or blackwell.")
-@click.option("--arch-list", help="TORCH_CUDA_ARCH_LIST to compile for; by default the GPU's.")
-@click.option("--allow-missing", multiple=True, metavar="GPU",
-              help="Build although this GPU of --arch gets no FP4.")  # fmt: skip
-@click.option("--release", default="0.19.1", show_default=True, help="Release under releases/.")
-@click.option("--variant", default="awq", show_default=True, help="awq (all patches) or plain.")
-@click.option(
-    "--from", "strategy", default="source", show_default=True, help="source (compile) or wheel."
-)
-@click.option("--components", default="all", show_default=True,
-              help="What to compile: all, core, or names with commas.")  # fmt: skip
-@click.option("--source", "sources", multiple=True, metavar="NAME=git|pypi|DIR",
-              help="Where an external source comes from, such as cutlass=DIR.")  # fmt: skip
-@click.option("--cross", is_flag=True,
-              help="Compile for linux/arm64 on x86-64, by nvcc's cross mode.")  # fmt: skip
-@click.option("--aot", help="FlashInfer's modules compiled into the image: none, gemma4 (the"
-              " default: NVFP4 linear layers) or all.")  # fmt: skip
-@click.option("--base", default="ubuntu:24.04", show_default=True,
-              help="Base image; bootstrap makes one here without a hub.")  # fmt: skip
-@click.option("--platform", help="linux/amd64, linux/arm64, or both with a comma; by default the"
-              " GPU's.")  # fmt: skip
+@plan_options
 @click.option("--registry", envvar="REGISTRY", help="Registry, HOST[:PORT][/PATH]. [env: REGISTRY]")
 @click.option("--repo", default="fp4forge/vllm", show_default=True, help="Repository in it.")
 @click.option("--tag", "tags", multiple=True, help="One more tag for the verified image.")

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from fp4forge import builder, components, pipeline, plan
-from fp4forge.cli import reports_option
+from fp4forge.cli.options import plan_options, reports_option
 from fp4forge.console import Console, print_json, print_rows
 from fp4forge.errors import UsageError
 from fp4forge.plan import Plan, Request
@@ -17,20 +17,7 @@ from fp4forge.plan import Plan, Request
 
 def build(**o: Any) -> None:
     """The default action; options as in ``fp4forge.cli``."""
-    if not o["arch"]:
-        raise UsageError(
-            "--arch is missing: which GPU is the image for?",
-            rule="sm100, sm103, sm120, sm121 or blackwell",
-            remedy="build.py --arch sm121 --push; build.py --help shows all options",
-        )
-    platforms = dict.fromkeys((o["platform"] or "").split(","))
-    requests = [
-        Request(
-            o["arch"], o["release"], o["variant"], o["strategy"], o["base"], platform or None,
-            o["arch_list"], o["allow_missing"], o["components"], o["sources"], o["aot"], o["cross"],
-        )
-        for platform in platforms
-    ]  # fmt: skip
+    requests = _requests(o)
     registry = o["registry"] or None
     if o["push"] and not registry and not o["dry_run"]:
         raise UsageError(
@@ -68,6 +55,24 @@ def build(**o: Any) -> None:
     rows = [row for outcome in outcomes for row in _facts(outcome)]
     rows += [("index", index.digest), ("verdict", "verified; tags: " + ", ".join(index.tags))]
     console.table("fp4forge", rows)
+
+
+def _requests(o: dict[str, Any]) -> list[Request]:
+    """What the plan's options ask for, one for each platform."""
+    if not o["arch"]:
+        raise UsageError(
+            "--arch is missing: which GPU is the image for?",
+            rule="sm100, sm103, sm120, sm121 or blackwell",
+            remedy="build.py --arch sm121 --push; build.py --help shows all options",
+        )
+    platforms = dict.fromkeys((o["platform"] or "").split(","))
+    return [
+        Request(
+            o["arch"], o["release"], o["variant"], o["strategy"], o["base"], platform or None,
+            o["arch_list"], o["allow_missing"], o["components"], o["sources"], o["aot"], o["cross"],
+        )
+        for platform in platforms
+    ]  # fmt: skip
 
 
 def _facts(outcome: pipeline.Outcome) -> list[tuple[str, str]]:
@@ -124,13 +129,7 @@ def _show(p: Plan) -> None:
 
 @click.command()
 @click.argument("image")
-@click.option("--arch", required=True, help="GPU to hold the image to.")
-@click.option("--release", default="0.20.2", show_default=True)
-@click.option("--variant", default="awq", show_default=True)
-@click.option("--from", "strategy", default="wheel", show_default=True)
-@click.option("--base", default="ubuntu:24.04", show_default=True)
-@click.option("--platform")
-@click.option("--aot")
+@plan_options
 @click.option("--gpu", is_flag=True, help="Test on this machine's GPU too.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 @reports_option
@@ -142,11 +141,14 @@ def verify(image: str, gpu: bool, as_json: bool, reports: str | None, **o: Any) 
     from fp4forge import engine
     from fp4forge import verify as verifying
 
-    request = Request(
-        o["arch"], o["release"], o["variant"], o["strategy"], o["base"], o["platform"],
-        aot=o["aot"],
-    )  # fmt: skip
-    wanted, _ = pipeline.prepare(request)
+    requests = _requests(o)
+    if len(requests) > 1:
+        raise UsageError(
+            f"--platform {o['platform']} names {len(requests)} platforms",
+            rule="an image is checked on one platform",
+            remedy="call verify once for each",
+        )
+    wanted, _ = pipeline.prepare(requests[0])
     console = Console()
     with console.step("pull") as step:
         step.detail = engine.have(engine.connect(), image, wanted.platform, step.report)

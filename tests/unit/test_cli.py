@@ -45,6 +45,12 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         (["--arch", "sm121", "--tag", "-x"], 2, ["-x", "128"]),
         (["--arch", "sm121", "--allow-missing", "sm9"], 2, ["--allow-missing 'sm9'", "sm121"]),
         (["--arch", "sm121", "--reports", "README.md/x"], 2, ["README.md/x cannot be made"]),
+        (["verify", "x"], 2, ["--arch is missing"]),
+        (
+            ["verify", "x", "--arch", "sm121", "--platform", "linux/arm64,linux/amd64"],
+            2,
+            ["2 platforms", "one platform"],
+        ),
         (["--frobnicate"], 2, ["frobnicate", "--help"]),
         (["nonsense"], 2, ["nonsense"]),
         (["--arch", "sm121", "--push"], 2, ["registry", "REGISTRY"]),

@@ -1,0 +1,83 @@
+"""Options that several commands share; a build and its checks name one plan by the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_PLAN = (
+    click.option("--arch", help="GPU the image is for: sm100, sm103, sm120, sm121 or blackwell."),
+    click.option("--arch-list", help="TORCH_CUDA_ARCH_LIST to compile for; by default the GPU's."),
+    click.option(
+        "--allow-missing",
+        multiple=True,
+        metavar="GPU",
+        help="Build although this GPU of --arch gets no FP4.",
+    ),
+    click.option("--release", default="0.19.1", show_default=True, help="Release under releases/."),
+    click.option("--variant", default="awq", show_default=True, help="awq (all patches) or plain."),
+    click.option(
+        "--from", "strategy", default="source", show_default=True, help="source (compile) or wheel."
+    ),
+    click.option(
+        "--components",
+        default="all",
+        show_default=True,
+        help="What to compile: all, core, or names with commas.",
+    ),
+    click.option(
+        "--source",
+        "sources",
+        multiple=True,
+        metavar="NAME=git|pypi|DIR",
+        help="Where an external source comes from, such as cutlass=DIR.",
+    ),
+    click.option(
+        "--cross", is_flag=True, help="Compile for linux/arm64 on x86-64, by nvcc's cross mode."
+    ),
+    click.option(
+        "--aot",
+        help="FlashInfer's modules compiled into the image: none, gemma4 (the"
+        " default: NVFP4 linear layers) or all.",
+    ),
+    click.option(
+        "--base",
+        default="ubuntu:24.04",
+        show_default=True,
+        help="Base image; bootstrap makes one here without a hub.",
+    ),
+    click.option(
+        "--platform", help="linux/amd64, linux/arm64, or both with a comma; by default the GPU's."
+    ),
+)
+
+
+def plan_options(function: Function) -> Function:
+    """The options that decide what is in an image: the fields of ``fp4forge.plan.Request``."""
+    for option in reversed(_PLAN):
+        function = option(function)
+    return function
+
+
+def _make(ctx: click.Context, option: click.Parameter, folder: str | None) -> str | None:
+    """Makes the folder now: that it cannot be made is said before a long build."""
+    from pathlib import Path
+
+    try:
+        if folder:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.BadParameter(f"{folder} cannot be made: {error.strerror}") from None
+    return folder
+
+
+reports_option = click.option(
+    "--reports",
+    type=click.Path(file_okay=False, writable=True),
+    callback=_make,
+    help="Folder for what the checks say: JUnit XML, JSON, a page.",
+)
