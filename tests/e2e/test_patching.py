@@ -124,11 +124,11 @@ def vllm_0_19_1(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def prove(image: str, root: Path, *arguments: str) -> dict[str, Any]:
+def prove(image: str, root: Path, *runs: str) -> dict[str, Any]:
     done = shell(
         "docker", "run", "--rm", "--network=none", "--env=PYTHONPATH=/v/site",
         f"--volume={root}:/v:ro", f"--volume={PROOFS}:/proofs:ro", "--entrypoint=python3",
-        image, "/proofs/run.py", *arguments,
+        image, "/proofs/run.py", *runs,
     )  # fmt: skip
     results: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return results
@@ -138,7 +138,9 @@ def test_the_series_of_0_19_1_does_what_it_says(
     published: dict[str, Any], vllm_0_19_1: Path
 ) -> None:
     """Its image takes hours to compile: here its Python runs on 0.20.2's packages."""
-    patched = prove(published["image"], vllm_0_19_1)
+    runs = ("patched", "original:/v/originals", "emulation:/v/emulation:native")
+    found = prove(published["image"], vllm_0_19_1, *runs)
+    patched = found["patched"]
     for case in ("native", "moe_prefix", "multimodal", "multimodal_moe_prefix", "nan_scales"):
         assert patched[case]["outcome"] == "done", patched[case]
         assert not patched[case]["wrong"] + patched[case]["unknown"]
@@ -149,7 +151,7 @@ def test_the_series_of_0_19_1_does_what_it_says(
     assert patched["activation"]["error"] < 1e-6
     assert patched["batch_chat"]["reasoning"] == ["first I think"] * 2
 
-    original = prove(published["image"], vllm_0_19_1, "--originals", "/v/originals")
+    original = found["original"]
     assert original["moe_prefix"]["outcome"] == "KeyError"
     assert original["nan_scales"]["moe_error"] == float("inf")
     assert original["no_input_scale"]["outcome"] == "done"
@@ -157,5 +159,4 @@ def test_the_series_of_0_19_1_does_what_it_says(
     assert original["activation"]["error"] > 1e-4
     assert original["batch_chat"]["reasoning"] == [None] * 2
 
-    arguments = ("--originals", "/v/emulation", "--only", "native")
-    assert prove(published["image"], vllm_0_19_1, *arguments)["native"]["outcome"] == "RuntimeError"
+    assert found["emulation"]["native"]["outcome"] == "RuntimeError"

@@ -153,8 +153,8 @@ def proofs(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def proof_runs(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Any]]]:
-    """The proofs' runs by name: as it is, with all originals, with one original.
+def proof_runs(request: pytest.FixtureRequest) -> Iterator[Future[Any] | None]:
+    """The proofs' runs: as it is, with all originals, with one original.
 
     They take longest by far, emulated above all, and so run beside the other checks. None when no
     test that was selected needs them, or when there are no patches to prove.
@@ -162,7 +162,7 @@ def proof_runs(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Any]
     wanted = any("test_proofs" in item.nodeid for item in request.session.items)
     plan = json.loads(Path(request.config.getoption("--plan")).read_text())
     if not wanted or plan["variant"] != "awq":
-        yield {}
+        yield None
         return
     import docker
 
@@ -177,15 +177,11 @@ def proof_runs(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Any]
             kind = "emulation" if name == EMULATION else "originals"
             archive.add(tree / name, f"{folder}/{kind}/{name}")
     container.put_archive("/", stream.getvalue())
-    lines = {"patched": "", "original": f"--originals {folder}/originals"}
+    runs = f"patched original:{folder}/originals"
     if EMULATION in plan["patched_files"]:
-        lines["emulation"] = f"--originals {folder}/emulation --only native"
+        runs += f" emulation:{folder}/emulation:native"
     with ThreadPoolExecutor() as pool:
-        yield {
-            # Their tensors are tiny: several threads each would only wait for one another.
-            name: pool.submit(host.run, f"OMP_NUM_THREADS=1 python3 {folder}/run.py {arguments}")
-            for name, arguments in lines.items()
-        }
+        yield pool.submit(host.run, f"python3 {folder}/run.py {runs}")
 
 
 @pytest.hookimpl(wrapper=True)

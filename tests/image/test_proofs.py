@@ -1,7 +1,7 @@
 """The patches do what their records say, and the code without them shows the symptom.
 
-``proofs/run.py`` runs in the container on its own vLLM, on a CPU; once with the patched files and
-once with the originals in their place (from the pinned sdist).
+``proofs/run.py`` runs in the container on its own vLLM, on a CPU: with the patched files, and with
+the originals in their place (from the pinned sdist).
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ import pytest
 TOLERANCE = 0.05
 
 Results = dict[str, dict[str, Any]]
-Runs = dict[str, Future[Any]]
 
 
-def results(runs: Runs, name: str) -> Results:
-    """What a run printed, once it has ended."""
-    if not runs:
+@pytest.fixture(scope="session")
+def runs(proof_runs: Future[Any] | None) -> dict[str, Results]:
+    """What each run found, once all have ended."""
+    if proof_runs is None:
         pytest.skip("this variant has no patches to prove")
-    done = runs[name].result()
+    done = proof_runs.result()
     assert done.rc == 0, f"the proofs could not run: {done.stderr.strip()[-600:]}"
-    found: Results = json.loads(done.stdout.strip().splitlines()[-1])
+    found: dict[str, Results] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
 
 
 @pytest.fixture(scope="session")
-def patched(proof_runs: Runs) -> Results:
-    return results(proof_runs, "patched")
+def patched(runs: dict[str, Results]) -> Results:
+    return runs["patched"]
 
 
 @pytest.fixture(scope="session")
-def original(proof_runs: Runs) -> Results:
-    return results(proof_runs, "original")
+def original(runs: dict[str, Results]) -> Results:
+    return runs["original"]
 
 
 def loaded(result: dict[str, Any]) -> None:
@@ -129,11 +129,11 @@ def test_flash_attn_optional(patched: Results, original: Results) -> None:
     assert original["without_flash_attn"]["outcome"] == "ImportError"
 
 
-def test_emulation_scales(proof_runs: Runs, plan: dict[str, Any], patched: Results) -> None:
+def test_emulation_scales(runs: dict[str, Results], plan: dict[str, Any], patched: Results) -> None:
     """nvfp4-emulation-scales: the emulated layer is right; without it cannot compute"""
-    if "emulation" not in proof_runs:
+    if "emulation" not in runs:
         pytest.skip(f"vLLM {plan['vllm_version']} has the fix itself")
     loaded(patched["native"])
-    result = results(proof_runs, "emulation")["native"]
+    result = runs["emulation"]["native"]
     wrong = result["outcome"] == "RuntimeError" or result["linear_error"] > 10 * TOLERANCE
     assert wrong, "without the patch the numbers are right too"

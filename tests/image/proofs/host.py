@@ -6,6 +6,7 @@ choice of a MoE backend, two activation ops of ``_C`` (whose CUDA code needs the
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
 import importlib.util
 import os
@@ -29,16 +30,34 @@ class Originals(importlib.abc.MetaPathFinder):
         return importlib.util.spec_from_file_location(fullname, file) if file.is_file() else None
 
 
-def prepare(originals: Path | None) -> None:
-    """Sets the process up; call it once, before vLLM is imported."""
-    if originals:
-        sys.meta_path.insert(0, Originals(originals))
+# What takes longest to import, and imports no file that a patch changes.
+_SHARED = ("torch", "transformers")
+
+
+def share() -> None:
+    """Imports, and sets up, what several runs of a process can share; each forks after it."""
     os.environ.pop("VLLM_TEST_FORCE_FP8_MARLIN", None)  # the image's default; a CPU has no Marlin
     os.environ |= {
         "VLLM_USE_NVFP4_CT_EMULATIONS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "HF_HUB_OFFLINE": "1",
     }
+    for name in _SHARED:
+        importlib.import_module(name)
+
+
+def prepare(originals: Path | None) -> None:
+    """Sets a run's process up; call it once, before vLLM is imported any further.
+
+    Raises:
+        RuntimeError: a patched file was imported already, and its original would be ignored.
+    """
+    if originals:
+        finder = Originals(originals)
+        early = [name for name in sys.modules if finder.find_spec(name, None)]
+        if early:
+            raise RuntimeError(f"imported before its original could be: {', '.join(early)}")
+        sys.meta_path.insert(0, finder)
     _define_ops()
     import vllm.platforms
     from vllm.platforms.cpu import CpuPlatform

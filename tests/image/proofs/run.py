@@ -1,8 +1,9 @@
-"""Proves the patches inside the image, on a CPU; prints one JSON object.
+"""Proves the patches inside the image, on a CPU; prints one JSON object, results by run.
 
-    python3 run.py [--originals FOLDER]
+    python3 run.py NAME[:FOLDER[:CASE]] ...
 
-With --originals the named files stand in for the patched ones: each record's symptom must show.
+Each run proves them once: on the files as they are, or with the originals in FOLDER in place of the
+patched ones, where each record's symptom must show; of the checkpoints only those named CASE.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import importlib
 import io
 import json
 import logging
+import os
 import sys
 import tempfile
 import traceback
@@ -21,10 +23,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+# Before torch: the tensors are tiny, and several threads would only wait for one another.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import torch
 from chat import batch_chat
 from checkpoint import DENSE, TINY, Case, Tensors, float_weights, write
-from host import build, configured, prepare, tensors
+from host import build, configured, prepare, share, tensors
 from nvfp4 import dequantise, quantise
 
 SENTINEL = 0xA5  # in every byte of every parameter before loading
@@ -315,27 +320,54 @@ def attempt(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return {"outcome": type(error).__name__, "message": str(error)[:600], "where": where}
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--originals", type=Path)
-    parser.add_argument("--only", default="")
-    args = parser.parse_args()
-    prepare(args.originals)
+def prove(originals: Path | None, only: str) -> dict[str, Any]:
+    """All proofs, or those of the checkpoints whose names have a word, in this process."""
+    prepare(originals)
     results = {"activation": attempt(activation)}
     with tempfile.TemporaryDirectory() as root:
         for case in CASES:
-            if args.only in case.name:
+            if only in case.name:
                 folder, shapes = Path(root, case.name), DENSE if case.dense else TINY
                 weights = float_weights(shapes, multimodal=case.multimodal)
                 source = write(folder, shapes, case, weights)
                 results[case.name] = attempt(lambda f=folder, s=source: load(f, s))  # type: ignore[misc]
-        if not args.only:
+        if not only:
             results["without_flash_attn"] = attempt(without_flash_attn)
             results["batch_chat"] = attempt(lambda: batch_chat(Path(root, "native")))
             with configured(Path(root, "native")):
                 results["tensor_parallel"] = attempt(tensor_parallel)
-    print(json.dumps(results))
+    return results
+
+
+def fork(run: str, results: Path) -> int:
+    """Starts one run as a process of its own, which writes its results; returns its id."""
+    if child := os.fork():
+        return child
+    try:
+        name, _, rest = run.partition(":")
+        folder, _, only = rest.partition(":")
+        found = prove(Path(folder) if folder else None, only)
+        (results / name).write_text(json.dumps(found))
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", nargs="+", metavar="NAME[:FOLDER[:CASE]]")
+    runs = parser.parse_args().runs
+    share()
+    with tempfile.TemporaryDirectory() as name:
+        children = [fork(run, Path(name)) for run in runs]
+        codes = [os.waitpid(child, 0)[1] for child in children]
+        if any(codes):
+            sys.exit(1)
+        print(
+            json.dumps({file.name: json.loads(file.read_text()) for file in Path(name).iterdir()})
+        )
 
 
 if __name__ == "__main__":
