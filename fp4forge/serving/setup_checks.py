@@ -5,6 +5,7 @@ Each yields findings, and says nothing where the evidence does not reach.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -169,17 +170,57 @@ def speculative(found: Evidence) -> Iterator[Finding]:
 
 
 @check
+def expert_split(found: Evidence) -> Iterator[Finding]:
+    """Experts that tensor parallelism cuts to a width which Marlin has no kernel for."""
+    line = line_of(found, r"Invalid thread config: .*MKN = ")
+    size, cut = found.flag("--tensor-parallel-size") or found.flag("-tp") or "1", ""
+    if size.isdigit() and int(size) > 1 and found.flag("--enable-expert-parallel") is None:
+        widths = [_expert_width(folder) for folder in _model_folders(found)]
+        cut = ", ".join(
+            f"--tensor-parallel-size {size} makes {width / int(size):g} of {width} wide experts"
+            for width in widths
+            if width % (64 * int(size))
+        )
+    if line or cut:
+        yield Finding(
+            "expert-split", ERROR, line or cut,
+            "Marlin multiplies by multiples of 64 (vLLM csrc/moe/marlin_moe_wna16/ops.cu)",
+            "add --enable-expert-parallel: each GPU gets whole experts",
+        )  # fmt: skip
+
+
+def _expert_width(folder: Path) -> int:
+    """moe_intermediate_size of a checkpoint; 0 where it has none, or cannot be read."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+        return int(config.get("text_config", config).get("moe_intermediate_size") or 0)
+    except (OSError, ValueError, AttributeError, TypeError):
+        return 0
+
+
+def _model(found: Evidence) -> str | None:
+    """The model that the command line names."""
+    words = found.command
+    if "serve" in words and words.index("serve") + 1 < len(words):
+        return found.flag("--model") or words[words.index("serve") + 1]
+    return found.flag("--model")
+
+
+def _model_folders(found: Evidence) -> Iterator[Path]:
+    """Where a mount has the model on this host."""
+    model = _model(found)
+    for mount in found.mounts:
+        inside = model and (model == mount.target or model.startswith(mount.target + "/"))
+        if model and inside and mount.kind == "bind":
+            yield Path(mount.source + model[len(mount.target) :])
+
+
+@check
 def model_mount(found: Evidence) -> Iterator[Finding]:
     """The model is not where the server looks."""
-    words = found.command
-    model = found.flag("--model")
-    if "serve" in words and words.index("serve") + 1 < len(words):
-        model = model or words[words.index("serve") + 1]
-    for mount in found.mounts:
-        if not model or not (model == mount.target or model.startswith(mount.target + "/")):
-            continue
-        folder = Path(mount.source + model[len(mount.target) :])
-        if mount.kind == "bind" and (not folder.is_dir() or not (folder / "config.json").exists()):
+    model = _model(found)
+    for folder in _model_folders(found):
+        if not folder.is_dir() or not (folder / "config.json").exists():
             state = "is empty" if folder.is_dir() else "does not exist on this host"
             if folder.is_dir() and any(folder.iterdir()):
                 state = "has no config.json"

@@ -34,13 +34,15 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"NOT RUN, no GPU test her
 
 
 @cache
-def results(script: str, *arguments: str) -> Any:
+def results(script: str, *arguments: str, name: str = "") -> Any:
     out = Path(OUT).resolve()
     out.mkdir(exist_ok=True)
     line = [sys.executable, str(PROOFS / script), *arguments]
     done = subprocess.run(line, stdout=subprocess.PIPE, text=True)
     assert done.returncode == 0, f"{script} ended with {done.returncode}"
-    (out / f"{Path(script).stem}.json").write_text(done.stdout.strip().splitlines()[-1] + "\n")
+    (out / f"{name or Path(script).stem}.json").write_text(
+        done.stdout.strip().splitlines()[-1] + "\n"
+    )
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -81,6 +83,26 @@ def test_input_scales() -> None:
     """modelopt-expert-input-scales: refused by name; without the patch served"""
     assert any("experts 2, 6" in line for line in served("no_input_scale")["ended"])
     assert served("no_input_scale", "plain")["ready_s"]
+
+
+def test_awq() -> None:
+    """modelopt-nvfp4-awq: the served logits are the reference's; without the patch refused"""
+    found = served("awq_dense")
+    assert found["relative_difference"] <= found["tolerance"], found
+    assert any("quantizations in vLLM" in line for line in served("awq_dense", "plain")["ended"])
+
+
+def test_two_gpus() -> None:
+    """704 wide experts are shared whole (expert parallelism), AWQ's factors with their input"""
+    code = "import torch; print(torch.cuda.device_count())"
+    count = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    if int(count) < 2:
+        pytest.skip("NOT RUN: one GPU")
+    two = "--tensor-parallel-size 2"
+    for case, options in (("native", f"{two} --enable-expert-parallel"), ("awq_dense", two)):
+        line = ["--shapes", "shared", "--only", case, "--eager", "--options", options]
+        found = results("serve.py", *line, name=f"two-gpus-{case}")[case]["patched"]
+        assert found["relative_difference"] <= found["tolerance"], (case, found)
 
 
 def test_nan_block_scales() -> None:

@@ -123,6 +123,9 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "no room for one sequence": (
         {"log": "ValueError: To serve at least one request with the models's max seq len (262144),"
                 " 9.1 GiB KV cache is needed\n"}, "gpu-memory"),
+    "experts cut by tensor parallelism": (
+        {"command": ["vllm", "serve", "/models/model", "--moe-backend", "marlin",
+                     "--tensor-parallel-size", "2"]}, "expert-split"),
     "the model's folder is not mounted": ({"mounts": [Mount("/x", "/other")]}, "model-mount"),
     "an expert name twice prefixed": (
         {"log": "KeyError: 'layers.0.moe.moe.experts.0.w13_weight'\n"}, "moe-prefix"),
@@ -194,6 +197,26 @@ def test_real_logs_of_a_real_gpu(log: str, wanted: str, absent: str) -> None:
     found = ids(Evidence(log=(LOGS / "vllm-0.20.2-h200" / log).read_text()))
     assert wanted in found
     assert absent not in found
+
+
+def test_experts_cut_in_two_on_two_real_gpus() -> None:
+    log = (LOGS / "vllm-0.20.2-h100/experts-cut-in-two.log").read_text()
+    findings = {f.id: f for f in doctor.examine(Evidence(log=log))}
+    assert "MKN = [65536, 352, 2816]" in findings["expert-split"].evidence
+    assert "--enable-expert-parallel" in findings["expert-split"].fix
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--tensor-parallel-size", "2", "--enable-expert-parallel"],
+        ["--tensor-parallel-size", "1"],
+        ["--tensor-parallel-size", "many"],
+    ],
+)
+def test_whole_experts_are_no_finding(words: list[str], tmp_path: Path) -> None:
+    command = ["vllm", "serve", "/models/model", "--moe-backend", "marlin", *words]
+    assert "expert-split" not in ids(healthy(tmp_path, command=command))
 
 
 def test_zeroed_block_scales_are_told_from_a_real_log() -> None:

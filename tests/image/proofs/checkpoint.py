@@ -30,13 +30,14 @@ REFERENCE = TINY | {
     "num_global_key_value_heads": 2, "sliding_window": 1024, "max_position_embeddings": 4096,
     "num_experts": 128, "top_k_experts": 8, "moe_intermediate_size": 704,
 }  # fmt: skip
-
-
+# Of that, what two GPUs can share on Marlin, which takes multiples of 64: not half of 2112.
+SHARED = REFERENCE | {"intermediate_size": 2048}
 # No experts: what NVFP4_AWQ is for.
-DENSE = TINY | {
+WITHOUT_EXPERTS = {
     "enable_moe_block": False, "num_experts": None, "top_k_experts": None,
     "moe_intermediate_size": None,
 }  # fmt: skip
+DENSE = TINY | WITHOUT_EXPERTS
 
 SPECIAL = (
     "<pad>", "<eos>", "<bos>", "<unk>", "<|turn>", "<turn|>", "<|channel>", "<channel|>",
@@ -256,6 +257,8 @@ def dequantised(tensors: Tensors) -> Tensors:
         if name.endswith(".weight") and f"{base}.weight_scale" in tensors:
             scale = tensors[f"{base}.weight_scale"]
             plain[name] = dequantise(tensor, scale, tensors[f"{base}.weight_scale_2"])
+            if (factors := tensors.get(f"{base}.pre_quant_scale")) is not None:
+                plain[name] *= factors.float()
         elif name.endswith("pre_quant_scale") or not name.endswith(("_scale", "_scale_2")):
             plain[name] = tensor.float()
     return plain

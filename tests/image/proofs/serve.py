@@ -1,6 +1,6 @@
 """Serves generated checkpoints with vLLM on this GPU and compares; prints one JSON object.
 
-    python3 serve.py [--shapes reference|tiny] [--plain FOLDER] [--out FOLDER]
+    python3 serve.py [--shapes reference|shared|tiny] [--plain FOLDER] [--out FOLDER]
 
 FOLDER of --plain holds an unpatched vllm package: there each damaged checkpoint must show the
 symptom that its patch's record claims. Server logs go to --out.
@@ -33,7 +33,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import torch
 from checkpoint import (
     REFERENCE,
+    SHARED,
     TINY,
+    WITHOUT_EXPERTS,
     Case,
     Tensors,
     dequantised,
@@ -51,7 +53,9 @@ CASES = (
     Case("nan_scales", nan_scales=(("down_proj.weight_scale", 0x7F),), nan_everywhere=True),
     Case("no_input_scale", no_input_scale=(2, 6)),
     Case("multimodal", multimodal=True),
+    Case("awq_dense", algo="NVFP4_AWQ", awq_dense=True, dense=True),
 )
+SHAPES = {"reference": REFERENCE, "shared": SHARED, "tiny": TINY}
 TOOL = {
     "type": "function",
     "function": {
@@ -72,7 +76,7 @@ BACKENDS = {
 class Server:
     """``vllm serve`` in a process group of its own, until closed."""
 
-    def __init__(self, folder: Path, log: Path, plain: Path | None, eager: bool) -> None:
+    def __init__(self, folder: Path, log: Path, plain: Path | None, options: list[str]) -> None:
         self.log = log
         environment = dict(os.environ)
         if plain:
@@ -83,7 +87,7 @@ class Server:
         line += ["--gpu-memory-utilization", "0.4", "--served-model-name", "m"]
         line += ["--reasoning-parser", "gemma4", "--tool-call-parser", "gemma4"]
         line += ["--enable-auto-tool-choice", "--limit-mm-per-prompt", '{"video": 0, "audio": 0}']
-        line += ["--enforce-eager"] if eager else []
+        line += options
         self.started = time.monotonic()
         with log.open("w") as file:
             self.process = subprocess.Popen(
@@ -254,41 +258,39 @@ def tail(log: Path) -> list[str]:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shapes", choices=["reference", "tiny"], default="reference")
+    parser.add_argument("--shapes", choices=list(SHAPES), default="reference")
     parser.add_argument("--plain", type=Path)
     parser.add_argument("--only", help="Names of cases, with commas.")
     parser.add_argument("--eager", action="store_true", help="No CUDA graphs anywhere.")
+    parser.add_argument("--options", default="", help="More options for vllm serve.")
     parser.add_argument("--doctor", type=Path, help="fp4forge's checkout: its doctor and smoke test"
                         " are put to the first patched server.")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path(tempfile.mkdtemp()))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    shapes = REFERENCE if args.shapes == "reference" else TINY
     torch.manual_seed(0)
-    weights = float_weights(shapes, device="cuda")
     prompt = [2, *torch.randint(23, 279, (96,)).tolist()]
     results: dict[str, Any] = {"shapes": args.shapes, "device": torch.cuda.get_device_name()}
+    results |= {"options": args.options} if args.options else {}
     with tempfile.TemporaryDirectory() as root:
         for case in CASES:
             if args.only and case.name not in args.only.split(","):
                 continue
             folder = Path(root, case.name)
-            if case.multimodal:
-                vision = float_weights(shapes, device="cuda", multimodal=True)
-                source = write(folder, shapes, case, vision)
-                write_processor(folder)
-            else:
-                source = write(folder, shapes, case, weights)
-                write_tokenizer(folder)
+            shapes = SHAPES[args.shapes] | (WITHOUT_EXPERTS if case.dense else {})
+            weights = float_weights(shapes, device="cuda", multimodal=case.multimodal)
+            source = write(folder, shapes, case, weights)
+            (write_processor if case.multimodal else write_tokenizer)(folder)
             want = None
-            if case.name in ("native", "nan_scales"):
+            if case.name in ("native", "nan_scales", "awq_dense"):
                 clean = {n: _clean(t) for n, t in source.items()}
                 want = reference_logprobs(shapes, clean, prompt)
             for side, plain in (("patched", None), ("plain", args.plain)):
                 if side == "plain" and plain is None:
                     continue
                 log = args.out / f"{case.name}-{side}.log"
-                server = Server(folder, log, plain, args.eager or case.name != "native")
+                eager = ["--enforce-eager"] if args.eager or case.name != "native" else []
+                server = Server(folder, log, plain, [*eager, *args.options.split()])
                 try:
                     entry: dict[str, Any] = {"ready_s": server.wait()}
                     if entry["ready_s"] is None:
