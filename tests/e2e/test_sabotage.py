@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def spoil(image: str, sabotage: Sabotage, context: Path) -> str:
     """The image with one layer more."""
-    reference = "fp4forge.local/sabotage:spoilt"
+    reference = f"fp4forge.local/sabotage:{SABOTAGES.index(sabotage)}"
     user = "" if "USER" in sabotage.lines else "\nUSER 2000:2000"
     text = f"FROM {image}\nUSER 0\n{sabotage.lines}{user}\n"
     done = subprocess.run(
@@ -141,17 +142,37 @@ def failed(image: str, plan: dict[str, Any], only: str) -> dict[str, str]:
     return {check.test: check.message for check in checks if check.outcome == "failed"}
 
 
-@pytest.mark.parametrize("sabotage", SABOTAGES, ids=[s.name for s in SABOTAGES])
-def test_a_spoilt_image_is_caught(
-    published: dict[str, Any], sabotage: Sabotage, stock: Path
-) -> None:
+def examine(published: dict[str, Any], sabotage: Sabotage, context: Path) -> dict[str, str]:
+    """The checks that the spoilt image fails, with their messages."""
     plan = published["plan"] | dict(sabotage.plan)
-    image = spoil(published["image"], sabotage, stock)
+    image = spoil(published["image"], sabotage, context)
     claimed = " or ".join(f"test_{name}" for name in sabotage.caught_by)
     try:
-        caught = failed(image, plan, f"{claimed} or not ({' or '.join(SLOW)})")
+        return failed(image, plan, f"{claimed} or not ({' or '.join(SLOW)})")
     finally:
         shell("docker", "rmi", "-f", image, check=False)
+
+
+@pytest.fixture(scope="module")
+def examined(
+    request: pytest.FixtureRequest, published: dict[str, Any], stock: Path
+) -> Iterator[dict[str, Future[dict[str, str]]]]:
+    """All selected sabotages, some at a time: each waits for the engine more than it computes."""
+    parameters = [
+        item.callspec.params["sabotage"]
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and "examined" in item.fixturenames
+    ]
+    selected = [value for value in parameters if isinstance(value, Sabotage)]
+    with ThreadPoolExecutor(3) as pool:
+        yield {s.name: pool.submit(examine, published, s, stock) for s in selected}
+
+
+@pytest.mark.parametrize("sabotage", SABOTAGES, ids=[s.name for s in SABOTAGES])
+def test_a_spoilt_image_is_caught(
+    examined: dict[str, Future[dict[str, str]]], sabotage: Sabotage
+) -> None:
+    caught = examined[sabotage.name].result()
     assert set(caught) == {f"test_{name}" for name in sabotage.caught_by}, caught
     assert all(len(message) > 10 for message in caught.values()), caught
 
