@@ -1,7 +1,8 @@
 """Makes vLLM's real loader run without a GPU, and unpatched files importable beside patched ones.
 
 Used inside the image. What a CPU cannot do is replaced here and nowhere else: the platform, the
-choice of a MoE backend, two activation ops of ``_C`` (whose CUDA code needs the driver).
+choice of a MoE backend, two activation ops of ``_C`` (whose CUDA code needs the driver), and the
+process of its own in which vLLM looks at a model's class, to keep CUDA out of the first.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Originals(importlib.abc.MetaPathFinder):
 
 
 # What takes longest to import, and imports no file that a patch changes.
-_SHARED = ("torch", "transformers")
+_SHARED = ("torch._dynamo", "torch._inductor.compile_fx", "transformers.image_processing_utils",
+           "openai", "fastapi")  # fmt: skip
 
 
 def share() -> None:
@@ -65,6 +67,10 @@ def prepare(originals: Path | None) -> None:
     vllm.platforms._current_platform = CpuPlatform()
     import vllm.model_executor.layers.fused_moe.oracle.nvfp4 as oracle
     import vllm.model_executor.layers.quantization.modelopt as modelopt
+    import vllm.model_executor.models.registry as registry
+
+    # It would import all of vLLM once more for each class, which is most of the proofs' time.
+    registry._run_in_subprocess = lambda work: work()
 
     def choose(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
         # Its weights keep the checkpoint's layout until they are converted.
