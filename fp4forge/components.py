@@ -17,7 +17,7 @@ from fp4forge.errors import ArtefactError, UsageError
 from fp4forge.gpu import GPUS
 
 if TYPE_CHECKING:
-    from fp4forge.release import Release
+    from fp4forge.release import Release, Wheel
 
 PROVIDERS = ("git", "pypi")
 
@@ -58,9 +58,10 @@ class Source:
     """Where an external source comes from; ``note`` tells a deviation from vLLM's pin."""
 
     provider: str  # git, pypi or local
-    where: str  # URL#commit, requirement, or SHA-256 of the local tree
+    where: str  # URL#commit, requirements, or SHA-256 of the local tree
     variable: str
     note: str = ""
+    wheels: tuple[Wheel, ...] = ()  # of the provider pypi
 
 
 @dataclass(frozen=True)
@@ -75,19 +76,16 @@ class Choice:
         """What ``image/build/compile.py`` reads."""
         files = {c.cmake for c in COMPONENTS.values() if c.cmake}
         kept = {COMPONENTS[name].cmake for name in self.names}
-        # The compile's key; a package's version is in the build lock, which is in the key too.
-        pins = {n: s.where for n, s in self.sources.items() if s.provider != "pypi"}
         return {
             "arch_list": arch_list,
             "targets": [t for name in self.names for t in COMPONENTS[name].targets],
             "without": sorted(files - kept) + list(_NEVER),
             "sources": {
-                source.variable: "package:cutlass_library/source"
-                if source.provider == "pypi"
-                else f"/externals/{name}" + _SUBFOLDER.get(name, "")
+                source.variable: f"/externals/{name}" + _SUBFOLDER.get(name, "")
                 for name, source in self.sources.items()
             },
-            **({"pins": pins} if pins else {}),
+            # For the compile's key: other sources are another compile.
+            "pins": {name: source.where for name, source in self.sources.items()},
             "gate": {
                 "source": GATE_SOURCE,
                 "entry": GATE_ENTRY,
@@ -161,7 +159,8 @@ def _pinned(name: str, provider: str, release: Release) -> Source:
             f"--source {name}=pypi: the package index has no {name}", rule="git or DIR"
         )
     note = f"vLLM {release.vllm_version} pins {pin.pinned}"
-    return Source("pypi", pin.pypi, pin.variable, note)
+    where = " ".join(wheel.requirement for wheel in pin.pypi)
+    return Source("pypi", where, pin.variable, note, pin.pypi)
 
 
 def _parse(text: str, release: Release) -> tuple[str, Source]:

@@ -110,6 +110,9 @@ def layers(plan: Plan) -> dict[str, str]:
             "build": (LOCKS / build_file(plan.release)).read_text(),
             "sdist": pin,
         }
+        for source, found in plan.sources.items():
+            pins = [f"{w.requirement} --hash=sha256:{w.sha256}\n" for w in found.wheels]
+            texts |= {f"source-{source}": "".join(pins)} if pins else {}
     if plan.cross:
         own = _by_layer(replace(name, platform=plan.cross.build))
         texts |= {f"host/{group}": own[group] for group in GROUPS}

@@ -44,13 +44,29 @@ class LeaveOut:
 
 
 @dataclass(frozen=True)
+class Wheel:
+    """A wheel on the package index that carries sources: ``folder`` of it goes to ``into``."""
+
+    requirement: str  # NAME==VERSION
+    sha256: str
+    folder: str
+    into: str = "."
+
+    @property
+    def glob(self) -> str:
+        """Matches the wheel's file name."""
+        name, _, version = self.requirement.partition("==")
+        return f"{name.replace('-', '_')}-{version}-*.whl"
+
+
+@dataclass(frozen=True)
 class External:
     """Sources that vLLM's CMake takes from elsewhere, at the commit or tag that it pins."""
 
     git: str
     commit: str
     variable: str  # names a local tree to vLLM's CMake
-    pypi: str = ""
+    pypi: tuple[Wheel, ...] = ()
     tag: str = ""  # what vLLM pins, where that is a tag
 
     @property
@@ -201,7 +217,7 @@ def _from_data(data: dict[str, Any]) -> Release:
             for rule in data["leave_out"]
         ),
         unpacked_gb=data["unpacked_gb"],
-        externals={name: External(**pin) for name, pin in data["externals"].items()},
+        externals={name: _external(pin) for name, pin in data["externals"].items()},
     )
 
 
@@ -220,3 +236,7 @@ def load(name: str) -> Release:
             remedy="docs/releases.md says how to add one",
         )
     return parse(path.read_text(), str(path.relative_to(RELEASES.parent)))
+
+
+def _external(pin: dict[str, Any]) -> External:
+    return External(**pin | {"pypi": tuple(Wheel(**wheel) for wheel in pin.get("pypi", ()))})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from fp4forge import archs, components, release
 from fp4forge.errors import ArtefactError, UsageError
+from fp4forge.image.build import compile
 from fp4forge.image.build import jobs as running
 
 RELEASE = release.load("0.19.1")
@@ -38,7 +40,10 @@ def test_what_was_not_asked_for_is_told() -> None:
 
 def test_a_source_from_the_index_is_a_deviation_in_the_plan() -> None:
     source = choose("core", "cutlass=pypi").sources["cutlass"]
-    assert source.where == "nvidia-cutlass==4.2.0.0" and "pins v4.2.1" in source.note
+    assert source.where == "flashinfer-python==0.6.0 nvidia-cutlass==4.2.0.0"
+    assert "pins v4.2.1" in source.note
+    assert [wheel.into for wheel in source.wheels] == [".", "examples"]
+    assert source.wheels[0].glob == "flashinfer_python-0.6.0-*.whl"
 
 
 def test_a_local_tree_is_known_by_its_content(tmp_path: Path) -> None:
@@ -70,20 +75,21 @@ def test_instructions_leave_the_other_externals_out() -> None:
     told = choose("core", "cutlass=pypi").instructions("12.1a", {"nvfp4_quantise": ["12.1a"]})
     assert told["targets"] == ["_C", "_C_stable_libtorch", "_moe_C", "cumem_allocator"]
     assert {"flashmla", "qutlass", "vllm_flash_attn", "triton_kernels"} <= set(told["without"])
-    assert told["sources"] == {"VLLM_CUTLASS_SRC_DIR": "package:cutlass_library/source"}
+    assert told["sources"] == {"VLLM_CUTLASS_SRC_DIR": "/externals/cutlass"}
     assert told["gate"]["targets"] == ["12.1a"]
 
 
 def test_another_external_source_is_another_compile(tmp_path: Path) -> None:
     """What is compiled is kept under a key of the instructions: they must tell sources apart."""
     (tmp_path / "a.h").write_text("one")
-    told = [choose("core", "cutlass=git").instructions("12.1a", {"nvfp4_quantise": []})]
+    named = ("cutlass=git", "cutlass=pypi")
+    told = [choose("core", n).instructions("12.1a", {"nvfp4_quantise": []}) for n in named]
     for content in ("one", "two"):
         (tmp_path / "a.h").write_text(content)
         choice = choose("core", f"cutlass={tmp_path}")
         told.append(choice.instructions("12.1a", {"nvfp4_quantise": []}))
     assert told[0]["pins"]["cutlass"].endswith("#f3fde58372d33e9a5650ba7b80fc48b3b49d40c8")
-    assert told[0] != told[1] != told[2]
+    assert len({json.dumps(each) for each in told}) == 4
 
 
 @pytest.mark.parametrize(
@@ -132,3 +138,15 @@ def test_time_left_comes_from_past_timings() -> None:
     for line in NINJA.splitlines():
         progress.line(line)
     assert "about 2 min left" in progress.text()
+
+
+def test_what_includes_cutlass_is_compiled_first(tmp_path: Path) -> None:
+    (tmp_path / "csrc").mkdir()
+    for name, text in (
+        ("a.cu", '#include "cutlass/cutlass.h"'),
+        ("b.cu", "#include <torch/all.h>"),
+    ):
+        (tmp_path / "csrc" / name).write_text(text)
+    found = [compile.includes_cutlass(tmp_path / "csrc" / n) for n in ("a.cu", "b.cu", "none.cu")]
+    assert found == [True, False, False]
+    assert compile.includes_cutlass(Path("csrc/quantization/w8a8/cutlass/scaled_mm_c2x.cu"))
