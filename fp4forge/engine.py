@@ -91,12 +91,17 @@ def check_platform(platform: str, builder: str | None) -> None:
         )
 
 
+def is_here() -> bool:
+    """Whether the engine is on this machine: its kernel and its containers' processes are ours."""
+    return os.environ.get("DOCKER_HOST", "unix://").partition("://")[0] == "unix"
+
+
 def emulated(platform: str) -> bool:
     """Whether this kernel hands another platform's programs to an emulator (binfmt_misc).
 
     True where that cannot be seen from here: the engine is on another machine.
     """
-    if os.environ.get("DOCKER_HOST", "unix://").partition("://")[0] != "unix":
+    if not is_here():
         return True
     machine = {"linux/arm64": "aarch64", "linux/amd64": "x86_64"}[platform]
     entries = Path("/proc/sys/fs/binfmt_misc").glob("*")

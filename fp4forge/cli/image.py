@@ -40,7 +40,7 @@ def build(**o: Any) -> None:
     trees = components.local_trees(o["sources"])
     options = builder.Options(
         o["builder"], o["no_cache"], o["jobs"], trees, o["cache_from"], o["cache_to"], o["gpu"],
-        Path(o["reports"]) if o["reports"] else None,
+        o["reports"],
     )  # fmt: skip
     if len(requests) == 1:
         outcome = pipeline.run(requests[0], where, options, console)
@@ -133,7 +133,7 @@ def _show(p: Plan) -> None:
 @click.option("--gpu", is_flag=True, help="Test on this machine's GPU too.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 @reports_option
-def verify(image: str, gpu: bool, as_json: bool, reports: str | None, **o: Any) -> None:
+def verify(image: str, gpu: bool, as_json: bool, reports: Path | None, **o: Any) -> None:
     """Run the image tests against IMAGE, which the engine has or can pull.
 
     Without --gpu, what only a GPU can show is skipped, and said.
@@ -153,9 +153,7 @@ def verify(image: str, gpu: bool, as_json: bool, reports: str | None, **o: Any) 
     with console.step("pull") as step:
         step.detail = engine.have(engine.connect(), image, wanted.platform, step.report)
     with console.step("verify") as step:
-        checks = verifying.run(
-            image, wanted.as_json(), step.report, Path(reports) if reports else None, gpu=gpu
-        )
+        checks = verifying.run(image, wanted.as_json(), step.report, reports, gpu=gpu)
         step.detail = verifying.summary(checks)
     if as_json:
         print_json([asdict(check) for check in checks])

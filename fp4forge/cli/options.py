@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -63,13 +64,11 @@ def plan_options(function: Function) -> Function:
     return function
 
 
-def _make(ctx: click.Context, option: click.Parameter, folder: str | None) -> str | None:
+def _make(ctx: click.Context, option: click.Parameter, folder: Path | None) -> Path | None:
     """Makes the folder now: that it cannot be made is said before a long build."""
-    from pathlib import Path
-
     try:
         if folder:
-            Path(folder).mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise click.BadParameter(f"{folder} cannot be made: {error.strerror}") from None
     return folder
@@ -77,7 +76,7 @@ def _make(ctx: click.Context, option: click.Parameter, folder: str | None) -> st
 
 reports_option = click.option(
     "--reports",
-    type=click.Path(file_okay=False, writable=True),
+    type=click.Path(file_okay=False, writable=True, path_type=Path),
     callback=_make,
     help="Folder for what the checks say: JUnit XML, JSON, a page.",
 )

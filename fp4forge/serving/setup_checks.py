@@ -210,8 +210,9 @@ def _model_folders(found: Evidence) -> Iterator[Path]:
     """Where a mount has the model on this host."""
     model = _model(found)
     for mount in found.mounts:
-        inside = model and (model == mount.target or model.startswith(mount.target + "/"))
-        if model and inside and mount.kind == "bind":
+        if not model or mount.kind != "bind":
+            continue
+        if model == mount.target or model.startswith(mount.target + "/"):
             yield Path(mount.source + model[len(mount.target) :])
 
 

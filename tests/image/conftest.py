@@ -66,11 +66,12 @@ def over_files(
     """
     import docker
 
+    from fp4forge import engine
     from fp4forge.gpu import host_platform
 
     container = docker.from_env().containers.get(request.config.getoption("--container"))
     root = f"/proc/{container.attrs['State']['Pid']}/root"
-    local = os.environ.get("DOCKER_HOST", "unix://").startswith("unix://") and os.geteuid() == 0
+    local = engine.is_here() and os.geteuid() == 0
     direct = plan["platform"] != host_platform() and local and Path(root, "opt/fp4forge").is_dir()
 
     def run(code: str) -> Any:
