@@ -285,6 +285,8 @@ _PATTERNS: tuple[tuple[str, type[ForgeError], str], ...] = (
 
 def explain(vertices: Any, rest: str) -> ForgeError:
     """The error that a failed build stands for."""
+    if "unknown flag: --file" in rest:  # docker itself, which found no plugin for the word buildx
+        return EngineError("the docker client has no buildx", remedy="run make setup")
     failed = [v for v in vertices if v.error and "context canceled" not in v.error]
     log = [line for v in failed for line in v.log] or rest.strip().splitlines()
     text = "\n".join(log) + "\n" + "\n".join(v.error for v in failed) + rest

@@ -38,7 +38,7 @@ class Console:
 
     @functools.cached_property
     def rich(self) -> Any:
-        """rich's console on stderr; imported when there is something to show."""
+        """rich's console on stderr; imported for what a plain line cannot show."""
         from rich.console import Console as Rich
 
         return Rich(stderr=True, highlight=False)
@@ -65,11 +65,7 @@ class Console:
             step.seconds = time.monotonic() - start
             stop.set()
             watcher.join()
-            self.rich.print(
-                f"{step.verdict:>6}  {name:<8} {step.seconds:7.1f} s  {step.detail}",
-                markup=False,
-                soft_wrap=True,
-            )
+            self.say(f"{step.verdict:>6}  {name:<8} {step.seconds:7.1f} s  {step.detail}")
 
     def _watch(self, step: Step, start: float, stop: threading.Event) -> None:
         if stop.wait(0.3):  # too short to show
@@ -86,11 +82,7 @@ class Console:
             now = time.monotonic()
             if step.note != shown or now - silent_since > 30:
                 shown, silent_since = step.note, now
-                self.rich.print(
-                    f"  ...   {step.name:<8} {now - start:7.1f} s  {shown[:150]}",
-                    markup=False,
-                    soft_wrap=True,
-                )
+                self.say(f"  ...   {step.name:<8} {now - start:7.1f} s  {shown[:150]}")
 
     def table(self, title: str, rows: list[tuple[str, str]]) -> None:
         """The closing table: steps with seconds, then facts."""
@@ -107,8 +99,8 @@ class Console:
         self.rich.print(table, markup=False)
 
     def say(self, text: str) -> None:
-        """A line for people."""
-        self.rich.print(text, markup=False)
+        """A line for people; it needs no rich, whose import a short run would feel."""
+        sys.stderr.write(text + "\n")
 
 
 def print_rows(rows: list[tuple[str, str]]) -> None:

@@ -17,6 +17,8 @@ from fp4forge.errors import DiskError, EngineError, PlatformError, RegistryError
 from fp4forge.gpu import host_platform
 
 ROLE = "io.fp4forge.role"
+# Platforms by what their kernel calls the machine (uname -m).
+MACHINES = {"linux/arm64": "aarch64", "linux/amd64": "x86_64"}
 
 
 def connect() -> Any:
@@ -43,13 +45,16 @@ def connect() -> Any:
     return client
 
 
-def check_store(builder: str | None) -> None:
+def check_store(info: dict[str, Any], builder: str | None) -> None:
     """Refuses an engine whose own builder cannot make attestations and OCI layouts.
 
+    Args:
+        info: what the engine says of itself (Docker Engine API, GET /info).
+        builder: the buildx builder, or None for the engine's own.
+
     Raises:
-        EngineError: the default builder has no containerd image store.
+        EngineError: the engine's own builder has no containerd image store.
     """
-    info = connect().info()
     store = dict(info.get("DriverStatus") or []).get("driver-type", "")
     if builder is None and "containerd" not in store:
         raise EngineError(
@@ -60,13 +65,20 @@ def check_store(builder: str | None) -> None:
         )
 
 
-def check_platform(platform: str, builder: str | None) -> None:
+def check_platform(info: dict[str, Any], platform: str, builder: str | None) -> None:
     """Refuses a platform that the builder cannot run.
+
+    Args:
+        info: what the engine says of itself (Docker Engine API, GET /info).
+        platform: os/architecture.
+        builder: the buildx builder, or None for the engine's own.
 
     Raises:
         PlatformError: with the choices that there are.
         EngineError: there is no buildx, or the builder does not exist.
     """
+    if builder is None and MACHINES[platform] == info["Architecture"]:
+        return  # its own platform: asking buildx would take a tenth of a rebuild's time
     command = ["docker", "buildx", "inspect", *([builder] if builder else [])]
     done = subprocess.run(command, capture_output=True, text=True)
     if "is not a docker command" in done.stderr or "unknown command" in done.stderr:
@@ -103,26 +115,25 @@ def emulated(platform: str) -> bool:
     """
     if not is_here():
         return True
-    machine = {"linux/arm64": "aarch64", "linux/amd64": "x86_64"}[platform]
     entries = Path("/proc/sys/fs/binfmt_misc").glob("*")
     return any(
-        re.search(rf"^interpreter .*{machine}", entry.read_text(errors="replace"), re.M)
+        re.search(rf"^interpreter .*{MACHINES[platform]}", entry.read_text(errors="replace"), re.M)
         for entry in entries
         if entry.name not in ("register", "status")
     )
 
 
-def check_disk(client: Any, need_gb: float) -> None:
+def check_disk(info: dict[str, Any], need_gb: float) -> None:
     """Refuses to start a build that would fill the engine's disk.
 
     Args:
-        client: docker SDK client.
+        info: what the engine says of itself (Docker Engine API, GET /info).
         need_gb: free space wanted, in GB (10^9 bytes).
 
     Raises:
         DiskError: there is less.
     """
-    root = Path(client.info().get("DockerRootDir", "/"))
+    root = Path(info.get("DockerRootDir", "/"))
     if not root.exists():  # a remote engine: its disk cannot be seen from here
         return
     free = shutil.disk_usage(root).free / 1e9

@@ -71,11 +71,9 @@ def run(request: Request, destination: Destination, options: Options, console: C
     with console.step("plan") as step:
         plan, files = prepare(request)
         step.detail = f"{plan.id}: {plan.immutable_tag}"
-    # The checks take as long as a build that changes nothing: they run beside it, and stop it.
     pool = ThreadPoolExecutor(1)
-    checked = pool.submit(_check, plan, destination, options)
     try:
-        return _make(plan, files, destination, options, console, checked)
+        return _make(plan, files, destination, options, console, pool)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -129,18 +127,17 @@ def _index(outcomes: list[Outcome], destination: Destination, report: Report) ->
     return Index(f"{repository}@{digest}", digest, tags, digests)
 
 
-def _check(plan: Plan, destination: Destination, options: Options) -> Step:
+def _check(plan: Plan, destination: Destination, options: Options, warm: bool) -> Step:
     """Whether engine, platform, disk and registry allow the build; the step for the table."""
     start = time.monotonic()
-    client = engine.connect()
-    engine.check_store(options.builder)
+    info = engine.connect().info()
+    engine.check_store(info, options.builder)
     if plan.compiles and options.builder is None:
         _check_compilers(plan)
-    engine.check_platform(plan.platform, options.builder)
-    warm = bases.present(bases.load(plan.base), plan.platform)
+    engine.check_platform(info, plan.platform, options.builder)
     least = float(os.environ.get("FP4FORGE_MIN_FREE_GB", 0)) or (WARM_GB if warm else COLD_GB)
-    engine.check_disk(client, least)
-    detail = f"engine {client.version()['Version']}"
+    engine.check_disk(info, least)
+    detail = f"engine {info['ServerVersion']}"
     if destination.push:
         registry.reach(destination.repository)
         detail += f", registry {destination.repository.split('/')[0]}"
@@ -169,18 +166,22 @@ def _check_compilers(plan: Plan) -> None:
 
 def _make(
     plan: Plan, files: dict[str, bytes], destination: Destination, options: Options,
-    console: Console, checked: Future[Step],
+    console: Console, pool: ThreadPoolExecutor,
 ) -> Outcome:  # fmt: skip
     outcome = Outcome(plan.as_json())
     with _alone(console):
         with console.step("base") as step:
             step.report(f"{plan.base} for {plan.platform}")
             base = bases.load(plan.base)
-            for platform in dict.fromkeys((host_platform(), plan.platform)):
-                step.detail = base.reference(platform)
-                if not bases.present(base, platform):
-                    checked.result()  # making or fetching one is long: nothing starts in vain
-                    bases.ensure(base, platform, step.report)
+            step.detail = base.reference(plan.platform)
+            needed = dict.fromkeys((host_platform(), plan.platform))
+            lacking = [platform for platform in needed if not bases.present(base, platform)]
+            # The checks take as long as a build that changes nothing: they run beside it, and
+            # stop it.
+            checked = pool.submit(_check, plan, destination, options, not lacking)
+            for platform in lacking:
+                checked.result()  # making or fetching one is long: nothing starts in vain
+                bases.ensure(base, platform, step.report)
         context = planning.stage(plan, files)
         digest = _ledger(plan, context, options, console, checked)
         if plan.strategy == "source":

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,7 @@ def names() -> tuple[str, ...]:
     return tuple(sorted((p.stem for p in RELEASES.glob("[0-9]*.yaml")), key=Version))
 
 
-@cache
+@functools.cache
 def _schema() -> Any:
     return json.loads((RELEASES / "schema.json").read_text())
 
@@ -141,7 +141,7 @@ def parse(text: str, where: str) -> Release:
     Raises:
         ReleaseError: the text is no YAML, or breaks the schema; the message names the field.
     """
-    import jsonschema
+    import jsonschema_rs
     import yaml
 
     try:
@@ -160,18 +160,20 @@ def parse(text: str, where: str) -> Release:
                 f"{where}: {value!r} has a control character", rule="values are printable text"
             )
     problems = sorted(
-        jsonschema.Draft202012Validator(_schema()).iter_errors(data), key=lambda e: list(e.path)
+        jsonschema_rs.Draft202012Validator(_schema()).iter_errors(data),
+        key=lambda problem: [str(part) for part in problem.instance_path],
     )
     if problems:
-        first = problems[0]
-        field = ".".join(map(str, first.path)) or "(top level)"
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        said = [
+            f"{'.'.join(map(str, problem.instance_path)) or '(top level)'}: {problem.message}"
+            for problem in problems
+        ]
+        path = problems[0].schema_path[:-1]
+        broken = functools.reduce(lambda part, key: part[key], path, _schema())
         raise ReleaseError(
-            f"{where}: {field}: {first.message}{more}",
+            f"{where}: " + "\n  ".join(said),
             rule="releases follow releases/schema.json",
-            remedy=str(first.schema.get("description", ""))
-            if isinstance(first.schema, dict)
-            else "",
+            remedy=broken.get("description", "") if isinstance(broken, dict) else "",
         )
     stem = Path(where).stem
     if data["release"] != stem:

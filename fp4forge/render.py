@@ -12,7 +12,7 @@ from fp4forge import release
 from fp4forge.cross import TOOLCHAINS
 from fp4forge.gpu import TARGETS
 from fp4forge.lock import GROUPS
-from fp4forge.paths import DOCKERFILES, TEMPLATES
+from fp4forge.paths import DOCKERFILES, STATE, TEMPLATES
 from fp4forge.release import STRATEGIES, VARIANTS
 
 if TYPE_CHECKING:
@@ -24,10 +24,13 @@ UID = 2000
 
 @cache
 def _environment() -> Any:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from jinja2 import Environment, FileSystemBytecodeCache, FileSystemLoader, StrictUndefined
 
+    compiled = STATE / "templates"
+    compiled.mkdir(parents=True, exist_ok=True)
     return Environment(
         loader=FileSystemLoader(TEMPLATES),
+        bytecode_cache=FileSystemBytecodeCache(str(compiled)),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

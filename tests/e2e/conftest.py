@@ -87,7 +87,7 @@ def disk(containers_before: set[str]) -> None:
     from fp4forge import engine
 
     try:
-        engine.check_disk(engine.connect(), NEEDED_GB)
+        engine.check_disk(engine.connect().info(), NEEDED_GB)
     except DiskError:
         if os.environ.get("CI") != "true" or containers_before:
             return
