@@ -1,13 +1,15 @@
 """vLLM's stable extension cross-compiled for arm64: the proof of `--cross`, and what it costs.
 
-Builds the plan of `--cross` as far as its gate, then two whole extensions of core in a stage put
-behind it; writes their kernels and ELF headers, and the seconds of each object beside those of
-the native compile in docs/evidence/source-sm121: compare them on the machine that made both.
+Three plans for sm121 on x86-64: native, crossed, and arm64 with the compilers under emulation. A
+stage in their gate's place compiles the same objects with each, cleaned before and with nothing
+taken from the compiler's cache. Crossed it also passes the gate and links two whole extensions of
+core, whose ELF headers and kernels are read.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import tempfile
 from dataclasses import replace
@@ -16,46 +18,83 @@ from typing import Any
 
 from benchmarks.recompile import REQUEST
 from fp4forge import base as bases
-from fp4forge import builder, gpu, ledger, paths, plan
+from fp4forge import builder, gpu, ledger, plan
 from fp4forge.errors import BinaryError
 
-NATIVE = paths.ROOT / "docs/evidence/source-sm121/compile.json"
-TARGETS = ("_C_stable_libtorch", "cumem_allocator")
-STAGE = """
-FROM gate AS proof
-RUN {mounts} PYTHONPATH=/fp4forge python3 -c 'import json, pathlib, shutil; \\
-from fp4forge.image.build.compile import Compile; c = Compile(); c.prepare(); \\
-c.ninja({targets}); out = pathlib.Path("/proof"); out.mkdir(); \\
-[shutil.copy(path, out) for path in c.build.glob("*.so")]; \\
-(out / "objects.json").write_text(json.dumps(c.object_seconds()))'
-FROM scratch AS proof-files
-COPY --from=proof /proof /
+STABLE = "CMakeFiles/_C_stable_libtorch.dir/csrc/libtorch_stable"
+# Small ones: one that nvcc compiles, one of the host compiler alone.
+TIMED = (f"{STABLE}/permute_cols.cu.o", f"{STABLE}/torch_bindings.cpp.o")
+LINKED = ("_C_stable_libtorch", "cumem_allocator")
+SPARK = replace(REQUEST, arch="sm121", arch_list="12.1a")
+WAYS = {
+    "native": replace(SPARK, platform=gpu.AMD64),
+    "cross": replace(SPARK, platform=gpu.ARM64, cross=True),
+    "emulated": replace(SPARK, platform=gpu.ARM64),
+}
+# In the place of the gate's RUN, whose mounts it has.
+PROGRAM = """
+import json, pathlib, shutil, subprocess
+from fp4forge.image.build.compile import Compile
+c = Compile()
+c.prepare()
+subprocess.run(["ninja", "-C", str(c.build), "-t", "clean"], check=True)
+c.ninja({timed})
+seconds = c.object_seconds()
+if {linked}:
+    c.gate()
+    c.ninja({linked})
+out = pathlib.Path("/proof")
+out.mkdir()
+for path in c.build.glob("*.so"):
+    shutil.copy(path, out)
+(out / "objects.json").write_text(json.dumps(seconds))
 """
 
 
 def cross() -> dict[str, Any]:
-    """Object seconds crossed and native; what the linked extensions are."""
-    request = replace(REQUEST, platform=gpu.ARM64, cross=True)
-    prepared, files = plan.identify(plan.resolve(request))
-    text = files["Dockerfile"].decode()
-    run = text[text.index("RUN --mount=type=secret,id=compile") :].partition("PYTHONPATH")[0]
-    stage = STAGE.format(mounts=run.removeprefix("RUN "), targets=json.dumps(TARGETS))
-    files["Dockerfile"] = (text + stage).encode()
-    bases.ensure(bases.load(request.base), gpu.AMD64, lambda _: None)  # no stage here is arm64's
-    context = plan.stage(prepared, files)
-    with tempfile.TemporaryDirectory() as name:
-        output, options = f"type=local,dest={name}", builder.Options()
-        line = builder.command(prepared, context, [output], options, target="proof-files")
-        builder.build(line, print, options)
-        seconds = json.loads(Path(name, "objects.json").read_text())
-        extensions = {path.name: facts(path) for path in Path(name).glob("*.so")}
-    own = json.loads(NATIVE.read_text())["objects"]
-    shared = sorted(set(seconds) & set(own))
-    ours, theirs = sum(seconds[o] for o in shared), sum(own[o] for o in shared)
+    """Seconds of each object native, crossed and emulated; what the linked extensions are."""
+    os.environ["SCCACHE_RECACHE"] = "1"
+    objects: dict[str, dict[str, float]] = {}
+    extensions: dict[str, Any] = {}
+    for way in WAYS:
+        with tempfile.TemporaryDirectory() as name:
+            proof(way, Path(name))
+            seconds = json.loads(Path(name, "objects.json").read_text())
+            extensions |= {path.name: facts(path) for path in Path(name).glob("*.so")}
+        for target in TIMED:
+            source = target.removesuffix(".o").partition(".dir/")[2]
+            objects.setdefault(source, {})[f"{way}_s"] = seconds[source]
+    sums = {way: sum(o[f"{way}_s"] for o in objects.values()) for way in WAYS}
     return {
-        "objects": {o: {"cross_s": seconds[o], "native_s": own[o]} for o in shared},
-        "cross_s": ours, "native_s": theirs, "ratio": ours / theirs, "extensions": extensions,
-    }  # fmt: skip
+        "objects": objects,
+        **{f"{way}_s": took for way, took in sums.items()},
+        "ratio_native": sums["cross"] / sums["native"],
+        "ratio_emulated": sums["cross"] / sums["emulated"],
+        "extensions": extensions,
+    }
+
+
+def proof(way: str, folder: Path) -> None:
+    """Runs the program in the compile stage of one way's plan; its files land in the folder."""
+    prepared, files = plan.identify(plan.resolve(WAYS[way]))
+    text = files["Dockerfile"].decode()
+    start, end = text.index("FROM toolchain AS gate"), text.index("FROM gate AS compile")
+    copies, _, run = text[start:end].partition("\nRUN ")
+    mounts = run.partition("PYTHONPATH")[0]
+    linked = LINKED if way == "cross" else ()
+    code = PROGRAM.format(timed=list(TIMED), linked=list(linked))
+    text += copies.replace(" AS gate", " AS proof")
+    text += f"\nCOPY proof.py /\nRUN {mounts} PYTHONPATH=/fp4forge python3 /proof.py\n"
+    text += "FROM scratch AS proof-files\nCOPY --from=proof /proof /\n"
+    files |= {"Dockerfile": text.encode(), "proof.py": code.encode()}
+    # Crossed, no stage is arm64's.
+    needed = gpu.AMD64 if prepared.cross else prepared.platform
+    for platform in dict.fromkeys((gpu.AMD64, needed)):
+        bases.ensure(bases.load(prepared.base), platform, print)
+    context = plan.stage(prepared, files)
+    output, options = f"type=local,dest={folder}", builder.Options(jobs=1)
+    line = builder.command(prepared, context, [output], options, target="proof-files")
+    builder.build(line, print, options)
 
 
 def facts(extension: Path) -> dict[str, Any]:

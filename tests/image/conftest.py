@@ -31,6 +31,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session")
+def container(request: pytest.FixtureRequest) -> Any:
+    """The container as docker's SDK has it: its process, and files put into it."""
+    import docker
+
+    return docker.from_env().containers.get(request.config.getoption("--container"))
+
+
+@pytest.fixture(scope="session")
 def host(request: pytest.FixtureRequest) -> Any:
     return testinfra.get_host(f"docker://{request.config.getoption('--container')}")
 
@@ -56,20 +64,15 @@ sys.path.clear()
 
 
 @pytest.fixture(scope="session")
-def over_files(
-    request: pytest.FixtureRequest, host: Any, plan: dict[str, Any]
-) -> Callable[..., Any]:
+def over_files(container: Any, host: Any, plan: dict[str, Any]) -> Callable[..., Any]:
     """Runs Python code that reads the container's files; returns what it prints, as JSON.
 
     Emulated, reading every file takes minutes. So for a foreign platform this machine's own Python
     does, with the container's root as its own, where that can be had: as root, beside the engine.
     """
-    import docker
-
     from fp4forge import engine
     from fp4forge.gpu import host_platform
 
-    container = docker.from_env().containers.get(request.config.getoption("--container"))
     root = f"/proc/{container.attrs['State']['Pid']}/root"
     local = engine.is_here() and os.geteuid() == 0
     direct = plan["platform"] != host_platform() and local and Path(root, "opt/fp4forge").is_dir()
@@ -107,11 +110,16 @@ print(json.dumps(found))
 
 
 @pytest.fixture(scope="session")
-def image(request: pytest.FixtureRequest) -> dict[str, Any]:
+def stored(request: pytest.FixtureRequest) -> Any:
+    """The image as docker's SDK has it."""
     import docker
 
-    reference = request.config.getoption("--image")
-    attributes: dict[str, Any] = docker.from_env().images.get(reference).attrs
+    return docker.from_env().images.get(request.config.getoption("--image"))
+
+
+@pytest.fixture(scope="session")
+def image(stored: Any) -> dict[str, Any]:
+    attributes: dict[str, Any] = stored.attrs
     return attributes
 
 
@@ -122,35 +130,26 @@ def config(image: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def history(request: pytest.FixtureRequest) -> list[str]:
-    import docker
-
-    found = docker.from_env().images.get(request.config.getoption("--image")).history()
-    return [entry["CreatedBy"] for entry in found]
+def history(stored: Any) -> list[tuple[int, str]]:
+    """Unpacked bytes and command of every step, the latest first."""
+    return [(entry["Size"], " ".join(entry["CreatedBy"].split())) for entry in stored.history()]
 
 
 @pytest.fixture(scope="session")
-def layers(request: pytest.FixtureRequest) -> list[tuple[int, str]]:
-    """Unpacked bytes and command of every layer that has any, the largest first."""
-    import docker
-
-    found = docker.from_env().images.get(request.config.getoption("--image")).history()
-    sized = [(entry["Size"], " ".join(entry["CreatedBy"].split())) for entry in found]
-    return sorted((pair for pair in sized if pair[0]), reverse=True)
-
-
-@pytest.fixture(scope="session")
-def proofs(request: pytest.FixtureRequest) -> str:
+def proofs(container: Any) -> str:
     """The folder in the container that holds the proofs' programs."""
-    import docker
+    programs = (Path(__file__).parent / "proofs").glob("*.py")
+    put(container, {f"{PROOFS}/{path.name}": path for path in programs})
+    return PROOFS
 
-    container = docker.from_env().containers.get(request.config.getoption("--container"))
+
+def put(container: Any, files: dict[str, Path]) -> None:
+    """Copies files into a container, by path there."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as archive:
-        for path in (Path(__file__).parent / "proofs").glob("*.py"):
-            archive.add(path, f"{PROOFS}/{path.name}")
+        for name, path in files.items():
+            archive.add(path, name)
     container.put_archive("/", stream.getvalue())
-    return PROOFS
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -165,19 +164,15 @@ def proof_runs(request: pytest.FixtureRequest) -> Iterator[Future[Any] | None]:
     if not wanted or plan["variant"] != "awq":
         yield None
         return
-    import docker
-
     from fp4forge import sources
 
     host, folder = request.getfixturevalue("host"), request.getfixturevalue("proofs")
-    container = docker.from_env().containers.get(request.config.getoption("--container"))
-    tree = sources.source_tree(plan["vllm_version"])
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w") as archive:
-        for name in plan["patched_files"]:
-            kind = "emulation" if name == EMULATION else "originals"
-            archive.add(tree / name, f"{folder}/{kind}/{name}")
-    container.put_archive("/", stream.getvalue())
+    tree, kinds = sources.source_tree(plan["vllm_version"]), {EMULATION: "emulation"}
+    originals = {
+        f"{folder}/{kinds.get(name, 'originals')}/{name}": tree / name
+        for name in plan["patched_files"]
+    }
+    put(request.getfixturevalue("container"), originals)
     runs = f"patched original:{folder}/originals"
     if EMULATION in plan["patched_files"]:
         runs += f" emulation:{folder}/emulation:native"

@@ -110,9 +110,9 @@ def test_layers(request: pytest.FixtureRequest) -> None:
     assert not told, "; ".join(told[:5])
 
 
-def test_secrets(config: dict[str, Any], history: list[str]) -> None:
+def test_secrets(config: dict[str, Any], history: list[tuple[int, str]]) -> None:
     """no token, password or key in the environment, labels or history"""
-    texts = [*(config.get("Env") or []), *history]
+    texts = [*(config.get("Env") or []), *(command for _, command in history)]
     texts += [f"{key}={value}" for key, value in (config.get("Labels") or {}).items()]
     # The name is told, the value is not: this report may be public.
     found = {re.split("[=:]", m[0])[0][:40] for text in texts for m in SECRET.finditer(text)}
