@@ -188,11 +188,21 @@ def test_serving_without_a_fitting_gpu_is_refused_at_once(
     assert time.monotonic() - start < 5
 
 
-def test_a_blackwell_gets_to_vllm(published: dict[str, Any], tmp_path: Path) -> None:
-    for flags in ((), ("--env=FP4FORGE_ALLOW_ANY_GPU=1",)):
-        row = "NVIDIA L4, 8.9" if flags else "NVIDIA GB10, 12.1"
-        done = on_gpu(published, tmp_path, row, *flags)
-        assert done.returncode not in (0, 69) and "fp4forge: error" not in done.stderr
+@pytest.mark.parametrize(
+    ("row", "flags"),
+    [
+        ("NVIDIA GB10, 12.1", ()),
+        ("NVIDIA L4, 8.9", ("--env=FP4FORGE_ALLOW_ANY_GPU=1",)),
+        ("GRID vGPU, [N/A]", ()),  # nothing is known of it
+    ],
+)
+def test_others_get_to_vllm(
+    published: dict[str, Any], tmp_path: Path, row: str, flags: tuple[str, ...]
+) -> None:
+    done = on_gpu(published, tmp_path, row, *flags)
+    assert done.returncode not in (0, 69), done.stderr
+    assert "fp4forge: error" not in done.stderr
+    assert "/opt/fp4forge/bin/vllm" not in done.stderr  # in a traceback
 
 
 def test_info(inside: Inside) -> None:
