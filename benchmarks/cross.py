@@ -31,6 +31,7 @@ WAYS = {
     "cross": replace(SPARK, platform=gpu.ARM64, cross=True),
     "emulated": replace(SPARK, platform=gpu.ARM64),
 }
+TARGET = "${BASE} AS target-tools"
 # In the place of the gate's RUN, whose mounts it has.
 PROGRAM = """
 import json, pathlib, shutil, subprocess
@@ -74,10 +75,22 @@ def cross() -> dict[str, Any]:
     }
 
 
+def emulate(text: str) -> str:
+    """A Dockerfile whose compilers are the target's, and so run under emulation here.
+
+    Every other stage runs on the build's platform, which for a native plan is the target's too.
+    """
+    start, end = text.index("FROM --platform=$BUILDPLATFORM"), text.index("FROM tools AS cuda")
+    tools = text[start:end].replace("--platform=$BUILDPLATFORM ${BUILD_BASE} AS tools", TARGET)
+    assert TARGET in tools and "FROM tools AS compilers" in text
+    return text.replace("FROM tools AS compilers", f"{tools}\nFROM target-tools AS compilers")
+
+
 def proof(way: str, folder: Path) -> None:
     """Runs the program in the compile stage of one way's plan; its files land in the folder."""
     prepared, files = plan.identify(plan.resolve(WAYS[way]))
     text = files["Dockerfile"].decode()
+    text = emulate(text) if way == "emulated" else text
     start, end = text.index("FROM toolchain AS gate"), text.index("FROM gate AS compile")
     copies, _, run = text[start:end].partition("\nRUN ")
     mounts = run.partition("PYTHONPATH")[0]
