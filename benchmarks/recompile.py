@@ -75,11 +75,11 @@ def recompile() -> dict[str, Any]:
             for tier, (file, word) in EDITS.items():
                 paths.PATCHES = edited_patches(Path(name), REQUEST.release, file, word, mark)
                 wall, record = compiled()
-                stats = record["sccache"]["stats"]
+                cache = record["compiler_cache"]
                 results[f"{tier}_s"], results[f"{tier}_ratio"] = wall, wall / seconds
                 if tier == "csrc":
-                    hits = sum(stats["cache_hits"]["counts"].values())
-                    misses = sum(stats["cache_misses"]["counts"].values())
+                    hits = sum(cache["hits"].values())
+                    misses = sum(cache["misses"].values())
                     results |= {"csrc_cache_hits": hits, "csrc_compiled": misses}
         finally:
             paths.PATCHES = original

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -72,6 +73,19 @@ def test_one_fp4_object_is_compiled_and_read_first(published: dict[str, Any]) ->
     ran = any("compile gate" in text for text in reports)  # not, where nothing changed since
     spoke = any(f"gate: FP4 instructions for {TARGET}" in text for text in reports)
     assert spoke == ran, reports[-5:]
+
+
+def test_another_key_takes_every_object_from_the_compilers_cache(
+    published: dict[str, Any],
+) -> None:
+    """Its build folder is another one: the cache must not see where it lies."""
+
+    def mark(instructions: dict[str, Any]) -> None:
+        instructions["mark"] = time.time()
+
+    said = next(text for text in gate(REQUEST, mark) if "gate: FP4 instructions" in text)
+    found = re.search(r"(\d+) of (\d+) steps from the compiler's cache", said)
+    assert found and found[1] == found[2] != "0", said
 
 
 def test_a_wrong_prediction_stops_the_build_at_the_gate(published: dict[str, Any]) -> None:

@@ -4,7 +4,9 @@
     compile.py all    compiles the rest, links, and packs the wheel into /wheels
 
 Source tree and build folder live in a cache mount under a key of everything that goes in, so an
-interrupted compile goes on where it stopped; sccache has its own mount, shared by all keys.
+interrupted compile goes on where it stopped; sccache has its own mount, shared by all keys. For
+what it caches of nvcc (cudafe++, cicc) it hashes the working directory's real path too (sccache
+0.15.0), so whichever key is compiled lies at one path meanwhile.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ from fp4forge.image.build import apply_patches, cross, jobs
 from fp4forge.image.build.jobs import Failed, say, short, tail
 
 HERE = Path("/fp4forge")
-WORK = Path("/work")  # the same path for every key, so that sccache's keys agree
+WORK = Path("/work")  # a link to CURRENT
 CACHE = Path("/root/.cache/compile")
+CURRENT = CACHE / "current"  # the key that is compiled now, or was last; its file "key" says which
 WHEELS = Path("/wheels")
 RECORD = Path("/record/compile.json")
 KEPT = 3  # build folders that stay in the cache mount
@@ -39,7 +42,6 @@ class Compile:
         self.instructions: dict[str, Any] = json.loads((HERE / "compile.json").read_text())
         self.settings = jobs.settings()
         self.key = self._key()
-        self.home = CACHE / self.key
         self.source, self.build = WORK / "vllm", WORK / "build"
         self.timings_file = CACHE / "timings.json"
         self.environment = os.environ | {
@@ -70,28 +72,43 @@ class Compile:
 
     def prepare(self) -> None:
         """Unpacks and patches the sources once per key, and configures."""
-        if not (self.home / "vllm").is_dir():
-            for old in sorted(CACHE.glob("*/"), key=lambda p: p.stat().st_mtime)[: -KEPT + 1]:
-                shutil.rmtree(old)
-            partial = self.home.with_suffix(".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            archive = next((HERE / "sdist").glob("vllm-*.tar.gz"))
-            subprocess.run(["tar", "-xf", archive, "-C", partial], check=True)  # hash checked
-            (partial / archive.name.removesuffix(".tar.gz")).rename(partial / "vllm")
-            self._patch(partial / "vllm")
-            partial.rename(self.home)
-        self.home.touch()
+        self._enter()
         WORK.unlink(missing_ok=True)
-        WORK.symlink_to(self.home)
+        WORK.symlink_to(CURRENT)
         if self.cross:
             cross.lay_out(self.cross)
         line = self._configure_line()
-        configured = self.home / "configure.json"
+        configured = CURRENT / "configure.json"
         if not configured.is_file() or json.loads(configured.read_text()) != line:
             configured.unlink(missing_ok=True)
             self._configure(line)
             configured.write_text(json.dumps(line))
+
+    def _enter(self) -> None:
+        """Makes this key's folder the current one; another key's goes back under its name."""
+        mark = CURRENT / "key"
+        if CURRENT.is_dir() and mark.read_text() != self.key:
+            CURRENT.rename(CACHE / mark.read_text())
+        if not CURRENT.is_dir():
+            home = CACHE / self.key
+            if not home.is_dir():
+                self._unpack(home)
+            (home / "key").write_text(self.key)
+            home.rename(CURRENT)
+        CURRENT.touch()
+
+    def _unpack(self, home: Path) -> None:
+        """A new key's folder; of the others the latest stay."""
+        for old in sorted(CACHE.glob("*/"), key=lambda p: p.stat().st_mtime)[: -KEPT + 1]:
+            shutil.rmtree(old)
+        partial = home.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        archive = next((HERE / "sdist").glob("vllm-*.tar.gz"))
+        subprocess.run(["tar", "-xf", archive, "-C", partial], check=True)  # hash checked
+        (partial / archive.name.removesuffix(".tar.gz")).rename(partial / "vllm")
+        self._patch(partial / "vllm")
+        partial.rename(home)
 
     def _patch(self, tree: Path) -> None:
         series = json.loads((HERE / "csrc/series.json").read_text())
@@ -112,9 +129,9 @@ class Compile:
         line += [f"-DVLLM_PYTHON_EXECUTABLE={sys.executable}"]
         line += [f"-DVLLM_PYTHON_PATH={':'.join(filter(None, sys.path))}"]
         line += ["-DCMAKE_CUDA_COMPILER=/usr/local/cuda/bin/nvcc"]
-        line += [f"-DFETCHCONTENT_BASE_DIR={self.home / 'deps'}"]
+        line += [f"-DFETCHCONTENT_BASE_DIR={CURRENT / 'deps'}"]
         if self.cross:
-            line += cross.flags(self.cross, self.home / "cross.cmake")
+            line += cross.flags(self.cross, CURRENT / "cross.cmake")
         cutlass = Path(self.environment["VLLM_CUTLASS_SRC_DIR"])
         if not (cutlass / "CMakeLists.txt").is_file():  # wheels carry headers only
             line += [f"-DCUTLASS_INCLUDE_DIR={cutlass / 'include'}"]
@@ -127,7 +144,7 @@ class Compile:
         done = subprocess.run(
             line, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
-        (self.home / "configure.log").write_text(done.stdout)
+        (CURRENT / "configure.log").write_text(done.stdout)
         if done.returncode != 0:
             raise Failed("CMake cannot configure vLLM:\n" + tail(done.stdout, 25))
 
@@ -201,7 +218,11 @@ class Compile:
                 f"gate: {gate['source']} has FP4 instructions for {' '.join(found) or 'nothing'},"
                 f" predicted {' '.join(gate['targets'])}: toolchain, list or CUTLASS is wrong"
             )
-        say(f"gate: FP4 instructions for {' '.join(found)}, {time.monotonic() - start:.0f} s")
+        kept, made = (sum(self._cached()[kind].values()) for kind in ("hits", "misses"))
+        say(
+            f"gate: FP4 instructions for {' '.join(found)}, {time.monotonic() - start:.0f} s;"
+            f" {kept} of {kept + made} steps from the compiler's cache"
+        )
 
     def _cuda_objects(self) -> list[str]:
         """The outputs that nvcc makes."""
@@ -259,12 +280,17 @@ class Compile:
         shutil.rmtree(tree)
         shutil.rmtree(WORK / "unpacked")
 
+    def _cached(self) -> dict[str, dict[str, int]]:
+        """Steps of the compilers that came from sccache and that did not, by kind, in this run."""
+        said = subprocess.run(
+            ["sccache", "--show-stats", "--stats-format=json"],
+            capture_output=True, text=True, env=self.environment, check=True,
+        ).stdout  # fmt: skip
+        stats = json.loads(said)["stats"]
+        return {kind: stats[f"cache_{kind}"]["counts"] for kind in ("hits", "misses")}
+
     def record(self, seconds: float) -> None:
         """Writes what the compile took, for the closing table and the evidence."""
-        stats = subprocess.run(
-            ["sccache", "--show-stats", "--stats-format=json"],
-            capture_output=True, text=True, env=self.environment,
-        ).stdout  # fmt: skip
         extensions = {p.name: p.stat().st_size for p in sorted((WORK / "extensions").rglob("*.so"))}
         objects = dict(sorted(self.object_seconds().items(), key=lambda item: -item[1]))
         for name, took in list(objects.items())[:10]:
@@ -278,7 +304,7 @@ class Compile:
                     "seconds": round(seconds, 1),
                     "objects": objects,
                     "extension_bytes": extensions,
-                    "sccache": json.loads(stats or "null"),
+                    "compiler_cache": self._cached(),
                 },
                 indent=1,
             )
