@@ -170,6 +170,7 @@ def _make(
 ) -> Outcome:  # fmt: skip
     outcome = Outcome(plan.as_json())
     with _alone(console):
+        context = planning.stage(plan, files)
         with console.step("base") as step:
             step.report(f"{plan.base} for {plan.platform}")
             base = bases.load(plan.base)
@@ -182,7 +183,6 @@ def _make(
             for platform in lacking:
                 checked.result()  # making or fetching one is long: nothing starts in vain
                 bases.ensure(base, platform, step.report)
-        context = planning.stage(plan, files)
         digest = _ledger(plan, context, options, console, checked)
         if plan.strategy == "source":
             _compiled(plan, context, options, console, outcome)
