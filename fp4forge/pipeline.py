@@ -68,12 +68,14 @@ def run(request: Request, destination: Destination, options: Options, console: C
     Raises:
         ForgeError: one of its classes, whatever step failed; no tag was moved then.
     """
-    with console.step("plan") as step:
-        plan, files = prepare(request)
-        step.detail = f"{plan.id}: {plan.immutable_tag}"
     pool = ThreadPoolExecutor(1)
     try:
-        return _make(plan, files, destination, options, console, pool)
+        with console.step("plan") as step:
+            plan = planning.resolve(request)
+            lacking = pool.submit(_lacking, plan)  # docker looks while the files are rendered
+            plan, files = planning.identify(plan)
+            step.detail = f"{plan.id}: {plan.immutable_tag}"
+        return _make(plan, files, destination, options, console, pool, lacking)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -127,6 +129,12 @@ def _index(outcomes: list[Outcome], destination: Destination, report: Report) ->
     return Index(f"{repository}@{digest}", digest, tags, digests)
 
 
+def _lacking(plan: Plan) -> list[str]:
+    """The platforms whose base the engine does not have yet."""
+    base, needed = bases.load(plan.base), dict.fromkeys((host_platform(), plan.platform))
+    return [platform for platform in needed if not bases.present(base, platform)]
+
+
 def _check(plan: Plan, destination: Destination, options: Options, warm: bool) -> Step:
     """Whether engine, platform, disk and registry allow the build; the step for the table."""
     start = time.monotonic()
@@ -166,7 +174,7 @@ def _check_compilers(plan: Plan) -> None:
 
 def _make(
     plan: Plan, files: dict[str, bytes], destination: Destination, options: Options,
-    console: Console, pool: ThreadPoolExecutor,
+    console: Console, pool: ThreadPoolExecutor, lacking: Future[list[str]],
 ) -> Outcome:  # fmt: skip
     outcome = Outcome(plan.as_json())
     with _alone(console):
@@ -175,12 +183,10 @@ def _make(
             step.report(f"{plan.base} for {plan.platform}")
             base = bases.load(plan.base)
             step.detail = base.reference(plan.platform)
-            needed = dict.fromkeys((host_platform(), plan.platform))
-            lacking = [platform for platform in needed if not bases.present(base, platform)]
             # The checks take as long as a build that changes nothing: they run beside it, and
             # stop it.
-            checked = pool.submit(_check, plan, destination, options, not lacking)
-            for platform in lacking:
+            checked = pool.submit(_check, plan, destination, options, not lacking.result())
+            for platform in lacking.result():
                 checked.result()  # making or fetching one is long: nothing starts in vain
                 bases.ensure(base, platform, step.report)
         digest = _ledger(plan, context, options, console, checked)
