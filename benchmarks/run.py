@@ -6,6 +6,7 @@ image of `make image`; writes benchmarks/results/<name>.json.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -103,9 +104,7 @@ def no_op() -> dict[str, Any]:
         took: dict[str, list[float]] = {name: [] for name in lines}
         for _ in range(15):  # by turns: what else the machine does meets both
             for name, line in lines.items():
-                start = time.monotonic()
-                shell(line)
-                took[name].append(time.monotonic() - start)
+                took[name].append(seconds(functools.partial(shell, line)))
     ours, raw = (statistics.median(times) for times in took.values())
     return {"ours_s": ours, "raw_buildx_s": raw, "ratio": ours / raw, "goal": "at most 1.3"}
 

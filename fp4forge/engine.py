@@ -14,11 +14,11 @@ from typing import IO, Any
 
 from fp4forge.console import Report
 from fp4forge.errors import DiskError, EngineError, PlatformError, RegistryError
-from fp4forge.gpu import host_platform
+from fp4forge.gpu import AMD64, ARM64, host_platform
 
 ROLE = "io.fp4forge.role"
 # Platforms by what their kernel calls the machine (uname -m).
-MACHINES = {"linux/arm64": "aarch64", "linux/amd64": "x86_64"}
+MACHINES = {ARM64: "aarch64", AMD64: "x86_64"}
 
 
 def connect() -> Any:
