@@ -27,7 +27,6 @@ from fp4forge.image.build import apply_patches, cross, jobs
 from fp4forge.image.build.jobs import Failed, say, short, tail
 
 HERE = Path("/fp4forge")
-WORK = Path("/work")  # a link to CURRENT
 CACHE = Path("/root/.cache/compile")
 CURRENT = CACHE / "current"  # the key that is compiled now, or was last; its file "key" says which
 WHEELS = Path("/wheels")
@@ -42,7 +41,7 @@ class Compile:
         self.instructions: dict[str, Any] = json.loads((HERE / "compile.json").read_text())
         self.settings = jobs.settings()
         self.key = self._key()
-        self.source, self.build = WORK / "vllm", WORK / "build"
+        self.source, self.build = CURRENT / "vllm", CURRENT / "build"
         self.timings_file = CACHE / "timings.json"
         self.environment = os.environ | {
             "TORCH_CUDA_ARCH_LIST": self.instructions["arch_list"],
@@ -73,8 +72,6 @@ class Compile:
     def prepare(self) -> None:
         """Unpacks and patches the sources once per key, and configures."""
         self._enter()
-        WORK.unlink(missing_ok=True)
-        WORK.symlink_to(CURRENT)
         if self.cross:
             cross.lay_out(self.cross)
         line = self._configure_line()
@@ -219,9 +216,10 @@ class Compile:
                 f" predicted {' '.join(gate['targets'])}: toolchain, list or CUTLASS is wrong"
             )
         kept, made = (sum(self._cached()[kind].values()) for kind in ("hits", "misses"))
+        steps = f"{kept} of {kept + made} steps from the compiler's cache"
         say(
             f"gate: FP4 instructions for {' '.join(found)}, {time.monotonic() - start:.0f} s;"
-            f" {kept} of {kept + made} steps from the compiler's cache"
+            f" {steps if kept + made else 'compiled before'}"
         )
 
     def _cuda_objects(self) -> list[str]:
@@ -249,8 +247,8 @@ class Compile:
 
     def wheel(self) -> None:
         """Packs vLLM's Python tree and the extensions into one wheel."""
-        tree, parts = WORK / "wheel-tree", WORK / "extensions"
-        for folder in (tree, parts, WORK / "unpacked", WHEELS):
+        tree, parts, unpacked = (CURRENT / n for n in ("wheel-tree", "extensions", "unpacked"))
+        for folder in (tree, parts, unpacked, WHEELS):
             shutil.rmtree(folder, ignore_errors=True)
         for target in self.instructions["targets"]:
             line = ["cmake", "--install", str(self.build), "--prefix", str(parts)]
@@ -264,11 +262,11 @@ class Compile:
             "SETUPTOOLS_SCM_PRETEND_VERSION": version,
         }
         pip = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-q"]
-        subprocess.run([*pip, "-w", str(WORK / "unpacked"), str(tree)], check=True, env=environment)
-        pure = next((WORK / "unpacked").glob("*.whl"))
+        subprocess.run([*pip, "-w", str(unpacked), str(tree)], check=True, env=environment)
+        pure = next(unpacked.glob("*.whl"))
         wheel = [sys.executable, "-m", "wheel"]
-        subprocess.run([*wheel, "unpack", "-d", str(WORK / "unpacked"), str(pure)], check=True)
-        folder = next(p for p in (WORK / "unpacked").iterdir() if p.is_dir())
+        subprocess.run([*wheel, "unpack", "-d", str(unpacked), str(pure)], check=True)
+        folder = next(p for p in unpacked.iterdir() if p.is_dir())
         shutil.copytree(parts / "vllm", folder / "vllm", dirs_exist_ok=True)
         info = next(folder.glob("*.dist-info")) / "WHEEL"
         text = re.sub(r"(?m)^Tag: .*\n?", "", info.read_text())
@@ -278,7 +276,7 @@ class Compile:
         WHEELS.mkdir()
         subprocess.run([*wheel, "pack", "-d", str(WHEELS), str(folder)], check=True)
         shutil.rmtree(tree)
-        shutil.rmtree(WORK / "unpacked")
+        shutil.rmtree(unpacked)
 
     def _cached(self) -> dict[str, dict[str, int]]:
         """Steps of the compilers that came from sccache and that did not, by kind, in this run."""
@@ -291,7 +289,7 @@ class Compile:
 
     def record(self, seconds: float) -> None:
         """Writes what the compile took, for the closing table and the evidence."""
-        extensions = {p.name: p.stat().st_size for p in sorted((WORK / "extensions").rglob("*.so"))}
+        extensions = sorted((CURRENT / "extensions").rglob("*.so"))
         objects = dict(sorted(self.object_seconds().items(), key=lambda item: -item[1]))
         for name, took in list(objects.items())[:10]:
             print(f"fp4forge: slowest {took:7.1f} s  {name}", flush=True)
@@ -303,7 +301,7 @@ class Compile:
                     "instructions": self.instructions,
                     "seconds": round(seconds, 1),
                     "objects": objects,
-                    "extension_bytes": extensions,
+                    "extension_bytes": {path.name: path.stat().st_size for path in extensions},
                     "compiler_cache": self._cached(),
                 },
                 indent=1,
