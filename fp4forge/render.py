@@ -23,7 +23,7 @@ UID = 2000
 
 
 @cache
-def _environment() -> Any:
+def _environment(*, escape: bool) -> Any:
     from jinja2 import Environment, FileSystemBytecodeCache, FileSystemLoader, StrictUndefined
 
     compiled = STATE / "templates"
@@ -35,13 +35,13 @@ def _environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701 - these are Dockerfiles; what users give is validated
+        autoescape=escape,  # noqa: S701 - not for Dockerfiles: what users give is validated
     )
 
 
 def dockerfile(plan: Plan) -> str:
     """The Dockerfile of a plan."""
-    environment = _environment()
+    environment = _environment(escape=False)
     macros = environment.get_template("macros.j2").module
     text: str = environment.get_template("Dockerfile.j2").render(
         plan=plan,
@@ -56,15 +56,7 @@ def dockerfile(plan: Plan) -> str:
 
 def html(template: str, **values: Any) -> str:
     """A self-contained HTML page; names from binaries and images are escaped."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        undefined=StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-    )
-    text: str = environment.get_template(template).render(**values)
+    text: str = _environment(escape=True).get_template(template).render(**values)
     return text
 
 
