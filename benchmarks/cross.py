@@ -25,11 +25,10 @@ STABLE = "CMakeFiles/_C_stable_libtorch.dir/csrc/libtorch_stable"
 # Small ones: one that nvcc compiles, one of the host compiler alone.
 TIMED = (f"{STABLE}/permute_cols.cu.o", f"{STABLE}/torch_bindings.cpp.o")
 LINKED = ("_C_stable_libtorch", "cumem_allocator")
-SPARK = replace(REQUEST, arch="sm121", arch_list="12.1a")
 WAYS = {
-    "native": replace(SPARK, platform=gpu.AMD64),
-    "cross": replace(SPARK, platform=gpu.ARM64, cross=True),
-    "emulated": replace(SPARK, platform=gpu.ARM64),
+    "native": replace(REQUEST, platform=gpu.AMD64),
+    "cross": replace(REQUEST, platform=gpu.ARM64, cross=True),
+    "emulated": replace(REQUEST, platform=gpu.ARM64),
 }
 TARGET = "${BASE} AS target-tools"
 # In the place of the gate's RUN, whose mounts it has.

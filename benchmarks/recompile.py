@@ -1,10 +1,10 @@
 """What an edited patch costs a source build, against compiling everything.
 
-vLLM 0.19.1's core for the default list, as `make image-source ARCH=blackwell` compiles it. That
-takes hours where it was never done: the whole's figures are those of its own record, which the
-compile stage writes (`make image-source` first, or wait). After an edit objects come from the
-compiler's cache, not from the build folder: an edited csrc patch is a new build folder, as it is
-on another runner that shares the cache.
+vLLM 0.19.1's core for `12.1a`, as `make image-source ARCH=sm121 OPTIONS="--arch-list 12.1a ..."`
+compiles it: an hour where it was never done. The whole's figures are those of its own record,
+which the compile stage writes. After an edit objects come from the compiler's cache, not from the
+build folder: an edited csrc patch is a new build folder, as it is on another runner that shares
+the cache.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from fp4forge.gpu import host_platform
 from fp4forge.plan import Request
 
 REQUEST = Request(
-    "blackwell", "0.19.1", base="bootstrap", platform=host_platform(), components="core",
-    sources=("cutlass=pypi",), aot="none",
+    "sm121", "0.19.1", base="bootstrap", platform=host_platform(), arch_list="12.1a",
+    components="core", sources=("cutlass=pypi",), aot="none",
 )  # fmt: skip
 # A patch of each tier and words of a comment that it adds.
 EDITS = {
