@@ -26,9 +26,9 @@ STABLE = "CMakeFiles/_C_stable_libtorch.dir/csrc/libtorch_stable"
 TIMED = (f"{STABLE}/permute_cols.cu.o", f"{STABLE}/torch_bindings.cpp.o")
 LINKED = ("_C_stable_libtorch", "cumem_allocator")
 WAYS = {
-    "native": replace(REQUEST, platform=gpu.AMD64),
-    "cross": replace(REQUEST, platform=gpu.ARM64, cross=True),
-    "emulated": replace(REQUEST, platform=gpu.ARM64),
+    "native": replace(REQUEST, platform=gpu.AMD64, cross=False),
+    "cross": replace(REQUEST, cross=True),
+    "emulated": replace(REQUEST, cross=False),
 }
 TARGET = "${BASE} AS target-tools"
 # In the place of the gate's RUN, whose mounts it has.
