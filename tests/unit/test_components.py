@@ -150,3 +150,12 @@ def test_what_includes_cutlass_is_compiled_first(tmp_path: Path) -> None:
     found = [compile.includes_cutlass(tmp_path / "csrc" / n) for n in ("a.cu", "b.cu", "none.cu")]
     assert found == [True, False, False]
     assert compile.includes_cutlass(Path("csrc/quantization/w8a8/cutlass/scaled_mm_c2x.cu"))
+
+
+def test_what_the_compilers_cache_did_is_told() -> None:
+    def said(hits: int, misses: int, **refused: int) -> str:
+        return compile.reused({"hits": {"CUDA": hits}, "misses": {"C": misses}, "refused": refused})
+
+    assert said(2, 1) == "2 of 3 steps from the compiler's cache"
+    assert said(0, 0) == "compiled before"
+    assert said(0, 0, multiple=2) == "the compiler's cache refuses 2 compiles: multiple"

@@ -84,4 +84,4 @@ def test_cmake_is_told_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert f"-DTORCH_LIBRARY={torch}/lib/libtorch.so" in flags
     text = (tmp_path / "cross.cmake").read_text()
     assert "set(CMAKE_CUDA_HOST_COMPILER aarch64-linux-gnu-g++)" in text
-    assert "--target-directory sbsa-linux" in text
+    assert "--target-directory=sbsa-linux" in text

@@ -215,12 +215,8 @@ class Compile:
                 f"gate: {gate['source']} has FP4 instructions for {' '.join(found) or 'nothing'},"
                 f" predicted {' '.join(gate['targets'])}: toolchain, list or CUTLASS is wrong"
             )
-        kept, made = (sum(self._cached()[kind].values()) for kind in ("hits", "misses"))
-        steps = f"{kept} of {kept + made} steps from the compiler's cache"
-        say(
-            f"gate: FP4 instructions for {' '.join(found)}, {time.monotonic() - start:.0f} s;"
-            f" {steps if kept + made else 'compiled before'}"
-        )
+        took = f"{time.monotonic() - start:.0f} s"
+        say(f"gate: FP4 instructions for {' '.join(found)}, {took}; {reused(self._cached())}")
 
     def _cuda_objects(self) -> list[str]:
         """The outputs that nvcc makes."""
@@ -279,13 +275,14 @@ class Compile:
         shutil.rmtree(unpacked)
 
     def _cached(self) -> dict[str, dict[str, int]]:
-        """Steps of the compilers that came from sccache and that did not, by kind, in this run."""
+        """Steps of the compilers in this run: from sccache and not, by kind; refused, by reason."""
         said = subprocess.run(
             ["sccache", "--show-stats", "--stats-format=json"],
             capture_output=True, text=True, env=self.environment, check=True,
         ).stdout  # fmt: skip
         stats = json.loads(said)["stats"]
-        return {kind: stats[f"cache_{kind}"]["counts"] for kind in ("hits", "misses")}
+        counts = {kind: stats[f"cache_{kind}"]["counts"] for kind in ("hits", "misses")}
+        return counts | {"refused": stats["not_cached"]}
 
     def record(self, seconds: float) -> None:
         """Writes what the compile took, for the closing table and the evidence."""
@@ -308,6 +305,18 @@ class Compile:
             )
             + "\n"
         )
+
+
+def reused(cached: dict[str, dict[str, int]]) -> str:
+    """What the compiler's cache did, in words; what it refuses is compiled at every build."""
+    kept, made = (sum(cached[kind].values()) for kind in ("hits", "misses"))
+    if cached["refused"]:
+        return f"the compiler's cache refuses {sum(cached['refused'].values())} compiles: " + (
+            ", ".join(cached["refused"])
+        )
+    if kept + made == 0:
+        return "compiled before"
+    return f"{kept} of {kept + made} steps from the compiler's cache"
 
 
 def includes_cutlass(source: Path) -> bool:

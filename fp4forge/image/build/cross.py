@@ -26,13 +26,14 @@ def lay_out(cross: dict[str, str]) -> None:
 def flags(cross: dict[str, str], file: Path) -> list[str]:
     """CMake's flags; writes its toolchain file."""
     compiler = cross["triplet"]
+    # With "=": sccache 0.15.0 takes a word of its own for an input file, and caches nothing.
     file.write_text(
         f"set(CMAKE_SYSTEM_NAME Linux)\n"
         f"set(CMAKE_SYSTEM_PROCESSOR {cross['processor']})\n"
         f"set(CMAKE_C_COMPILER {compiler}-gcc)\n"
         f"set(CMAKE_CXX_COMPILER {compiler}-g++)\n"
         f"set(CMAKE_CUDA_HOST_COMPILER {compiler}-g++)\n"
-        f'set(CMAKE_CUDA_FLAGS_INIT "--target-directory {cross["cuda"]}")\n'
+        f'set(CMAKE_CUDA_FLAGS_INIT "--target-directory={cross["cuda"]}")\n'
         f"set(CUDAToolkit_ROOT {CUDA})\n"
     )
     torch = next(TARGET.glob("torch/usr/local/lib/python3*/dist-packages/torch"))
