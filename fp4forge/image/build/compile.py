@@ -309,11 +309,9 @@ class Compile:
 
 def reused(cached: dict[str, dict[str, int]]) -> str:
     """What the compiler's cache did, in words; what it refuses is compiled at every build."""
-    kept, made = (sum(cached[kind].values()) for kind in ("hits", "misses"))
-    if cached["refused"]:
-        return f"the compiler's cache refuses {sum(cached['refused'].values())} compiles: " + (
-            ", ".join(cached["refused"])
-        )
+    kept, made, refused = (sum(cached[kind].values()) for kind in ("hits", "misses", "refused"))
+    if refused:
+        return f"the compiler's cache refuses {refused} compiles: {', '.join(cached['refused'])}"
     if kept + made == 0:
         return "compiled before"
     return f"{kept} of {kept + made} steps from the compiler's cache"
