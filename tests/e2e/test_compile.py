@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import hashlib
 import json
 import re
 import time
@@ -12,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from fp4forge import builder, components, pipeline, plan
+from fp4forge import builder, components, pipeline, plan, sources
 from fp4forge.errors import BuildError, CoverageError
 from fp4forge.plan import Request
 from tests.e2e.conftest import shell
@@ -27,7 +29,7 @@ REQUEST = Request(
 # What vLLM 0.20.2's CMake makes of 12.1a for its FP4 kernels (fp4forge/cmake_rules.py).
 TARGET = "12.0f"
 
-Change = Callable[[dict[str, Any]], None]
+Change = Callable[[dict[str, bytes]], None]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,18 +56,28 @@ def room() -> Iterator[None]:
 
 
 def gate(request: Request, change: Change | None = None) -> list[str]:
-    """Builds as far as the gate; what it reported. change edits the stage's instructions."""
+    """Builds as far as the gate; what it reported. change edits the build's files."""
     prepared, files = pipeline.prepare(request)
     if change:
-        instructions = json.loads(files["compile.json"])
-        change(instructions)
-        files = files | {"compile.json": json.dumps(instructions).encode()}
+        change(files)
     context = plan.stage(prepared, files)
     options = builder.Options(sources=components.local_trees(request.sources))
     line = builder.command(prepared, context, ["type=cacheonly"], options, target="gate")
     reports: list[str] = []
     builder.build(line, reports.append, options)
     return reports
+
+
+def instruct(files: dict[str, bytes], **changes: Any) -> None:
+    """Edits the compile stage's instructions."""
+    files["compile.json"] = json.dumps(json.loads(files["compile.json"]) | changes).encode()
+
+
+@pytest.fixture(scope="module")
+def marked(published: dict[str, Any]) -> tuple[float, list[str]]:
+    """A mark that makes the key another one, and what the gate reported with it."""
+    mark = time.time()
+    return mark, gate(REQUEST, lambda files: instruct(files, mark=mark))
 
 
 def test_one_fp4_object_is_compiled_and_read_first(published: dict[str, Any]) -> None:
@@ -76,21 +88,48 @@ def test_one_fp4_object_is_compiled_and_read_first(published: dict[str, Any]) ->
 
 
 def test_another_key_takes_every_object_from_the_compilers_cache(
-    published: dict[str, Any],
+    marked: tuple[float, list[str]],
 ) -> None:
     """Its build folder is another one: the cache must not see where it lies."""
 
-    def mark(instructions: dict[str, Any]) -> None:
-        instructions["mark"] = time.time()
-
-    said = next(text for text in gate(REQUEST, mark) if "gate: FP4 instructions" in text)
+    said = next(text for text in marked[1] if "gate: FP4 instructions" in text)
     found = re.search(r"(\d+) of (\d+) steps from the compiler's cache", said)
     assert found and found[1] == found[2] != "0", said
 
 
+def test_a_csrc_patch_compiles_what_includes_its_file_and_nothing_else(
+    marked: tuple[float, list[str]],
+) -> None:
+    """The gate's first object includes the header, its second does not."""
+    header = "csrc/libtorch_stable/quantization/fp4/nvfp4_utils.cuh"
+    old = (sources.source_tree(REQUEST.release) / header).read_text()
+    new = old + f"static_assert(sizeof(float) == 4 && {time.time_ns()}ll > 0);\n"
+
+    def patch(files: dict[str, bytes]) -> None:
+        lines = difflib.unified_diff(
+            old.splitlines(True), new.splitlines(True), f"a/{header}", f"b/{header}"
+        )
+        instruct(files, mark=marked[0])
+        diff = "".join(lines).encode()
+        before, after = (hashlib.sha256(text.encode()).hexdigest() for text in (old, new))
+        series = json.loads(files["csrc/series.json"])
+        series["patches"].append({
+            "id": "mark", "file": "mark.patch", "sha256": hashlib.sha256(diff).hexdigest(),
+            "files": [{"path": header, "before": before, "after": after}],
+        })  # fmt: skip
+        files["csrc/series.json"] = json.dumps(series).encode()
+        files["csrc/mark.patch"] = diff
+
+    reports = gate(REQUEST, patch)
+    assert any("1 objects to compile" in text for text in reports), reports
+    said = next(text for text in reports if "gate: FP4 instructions" in text)
+    assert "compiler's cache" in said and "compiled before" not in said
+
+
 def test_a_wrong_prediction_stops_the_build_at_the_gate(published: dict[str, Any]) -> None:
-    def predict(instructions: dict[str, Any]) -> None:
-        instructions["gate"]["targets"] = ["10.0a", TARGET]
+    def predict(files: dict[str, bytes]) -> None:
+        instructions = json.loads(files["compile.json"])
+        instruct(files, gate=instructions["gate"] | {"targets": ["10.0a", TARGET]})
 
     with pytest.raises(CoverageError, match=rf"for {TARGET}, predicted 10\.0a {TARGET}"):
         gate(REQUEST, predict)

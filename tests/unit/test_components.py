@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -150,6 +152,32 @@ def test_what_includes_cutlass_is_compiled_first(tmp_path: Path) -> None:
     found = [compile.includes_cutlass(tmp_path / "csrc" / n) for n in ("a.cu", "b.cu", "none.cu")]
     assert found == [True, False, False]
     assert compile.includes_cutlass(Path("csrc/quantization/w8a8/cutlass/scaled_mm_c2x.cu"))
+
+
+def test_sources_that_stay_the_same_keep_their_time(tmp_path: Path) -> None:
+    """Ninja compiles what is newer than its object, so a patch must not touch what it leaves."""
+    tree, old = tmp_path / "tree", 1_700_000_000
+
+    def lay(**contents: str) -> dict[str, bool]:
+        fresh = tmp_path / "fresh/csrc"
+        fresh.mkdir(parents=True)
+        for name, text in contents.items():
+            (fresh / name).write_text(text)
+            os.utime(fresh / name, (old, old))
+        compile.update(fresh.parent, tree)
+        shutil.rmtree(fresh.parent, ignore_errors=True)
+        found = sorted((tree / "csrc").iterdir())
+        assert all(f.read_text() == contents.get(f.name, "by CMake") for f in found)
+        newer = {f.name: f.stat().st_mtime > old for f in found}
+        for file in found:  # as after the compile: older than any later change
+            os.utime(file, (old, old))
+        return newer
+
+    assert lay(a="1", b="1") == {"a": False, "b": False}
+    (tree / "csrc/generated").write_text("by CMake")
+    os.utime(tree / "csrc/generated", (old, old))
+    assert lay(a="1", b="2") == {"a": False, "b": True, "generated": False}
+    assert lay(a="1", b="1") == {"a": False, "b": True, "generated": False}  # withdrawn again
 
 
 def test_what_the_compilers_cache_did_is_told() -> None:

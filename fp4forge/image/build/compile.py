@@ -3,15 +3,17 @@
     compile.py gate   configures, compiles the FP4 quantise object and reads its instructions
     compile.py all    compiles the rest, links, and packs the wheel into /wheels
 
-Source tree and build folder live in a cache mount under a key of everything that goes in, so an
-interrupted compile goes on where it stopped; sccache has its own mount, shared by all keys. For
-what it caches of nvcc (cudafe++, cicc) it hashes the working directory's real path too (sccache
-0.15.0), so whichever key is compiled lies at one path meanwhile.
+Source tree and build folder live in a cache mount under a key of everything that goes in but the
+csrc patches: an interrupted compile goes on where it stopped, and other patches compile what
+includes a file that they change. sccache has its own mount, shared by all keys. For what it caches
+of nvcc (cudafe++, cicc) it hashes the working directory's real path too (sccache 0.15.0), so
+whichever key is compiled lies at one path meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
+import filecmp
 import hashlib
 import json
 import os
@@ -20,6 +22,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,7 @@ class Compile:
         self.settings = jobs.settings()
         self.key = self._key()
         self.source, self.build = CURRENT / "vllm", CURRENT / "build"
+        self.patched = CURRENT / "patches"  # the series that the source tree has, and since when
         self.timings_file = CACHE / "timings.json"
         self.environment = os.environ | {
             "TORCH_CUDA_ARCH_LIST": self.instructions["arch_list"],
@@ -59,19 +63,17 @@ class Compile:
         self.environment["PATH"] = "/usr/local/cuda/bin:" + os.environ["PATH"]
 
     def _key(self) -> str:
-        """Of everything that decides the objects: sources, patches, toolchain, instructions."""
-        digest = hashlib.sha256()
+        """Of what decides the objects, save the patches: release, toolchain, instructions."""
         inputs = [HERE / "compile.json", HERE / "locks/build.txt", HERE / "locks/sdist.txt"]
-        inputs += sorted((HERE / "csrc").iterdir())
-        for path in inputs:
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+        digest = _digest(inputs)
         for package in ("torch", "nvidia-cuda-nvcc", "nvidia-cuda-runtime"):
-            digest.update(_version(package).encode())
+            digest.update(metadata.version(package).encode())
         return digest.hexdigest()[:16]
 
     def prepare(self) -> None:
-        """Unpacks and patches the sources once per key, and configures."""
+        """Makes the sources those of this series of patches, and configures."""
         self._enter()
+        self._lay_sources()
         if self.cross:
             cross.lay_out(self.cross)
         line = self._configure_line()
@@ -89,23 +91,34 @@ class Compile:
         if not CURRENT.is_dir():
             home = CACHE / self.key
             if not home.is_dir():
-                self._unpack(home)
+                self._make_room()
+                home.mkdir(parents=True)
             (home / "key").write_text(self.key)
             home.rename(CURRENT)
         CURRENT.touch()
 
-    def _unpack(self, home: Path) -> None:
-        """A new key's folder; of the others the latest stay."""
+    def _make_room(self) -> None:
+        """Of the other keys' folders the latest stay."""
         for old in sorted(CACHE.glob("*/"), key=lambda p: p.stat().st_mtime)[: -KEPT + 1]:
             shutil.rmtree(old)
-        partial = home.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+
+    def _lay_sources(self) -> None:
+        """Unpacks and patches the sources, and puts what differs into the tree."""
+        patches = _digest(sorted((HERE / "csrc").iterdir())).hexdigest()
+        if self.patched.is_file() and self.patched.read_text() == patches:
+            return
+        fresh = CURRENT / "fresh"
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir()
         archive = next((HERE / "sdist").glob("vllm-*.tar.gz"))
-        subprocess.run(["tar", "-xf", archive, "-C", partial], check=True)  # hash checked
-        (partial / archive.name.removesuffix(".tar.gz")).rename(partial / "vllm")
-        self._patch(partial / "vllm")
-        partial.rename(home)
+        subprocess.run(["tar", "-xf", archive, "-C", fresh], check=True)  # hash checked
+        tree = fresh / archive.name.removesuffix(".tar.gz")
+        self._patch(tree)
+        for done in (self.patched, CURRENT / "configure.json"):  # CMake writes sources: Marlin's
+            done.unlink(missing_ok=True)
+        update(tree, self.source)
+        shutil.rmtree(fresh)
+        self.patched.write_text(patches)
 
     def _patch(self, tree: Path) -> None:
         series = json.loads((HERE / "csrc/series.json").read_text())
@@ -175,13 +188,14 @@ class Compile:
             return found
         return {}
 
-    def object_seconds(self) -> dict[str, float]:
-        """Wall seconds by output, from ninja's log."""
+    def object_seconds(self, since_ns: int = 0) -> dict[str, float]:
+        """Wall seconds by output, by ninja's log; of what was made after since_ns (epoch)."""
         log = self.build / ".ninja_log"
         seconds = {}
         for line in log.read_text().splitlines()[1:] if log.is_file() else []:
-            start, end, _, output, _ = line.split("\t")
-            seconds[short(output)] = (int(end) - int(start)) / 1000
+            start, end, time_ns, output, _ = line.split("\t")
+            if int(time_ns) > since_ns:
+                seconds[short(output)] = (int(end) - int(start)) / 1000
         return seconds
 
     def _keep_timings(self) -> None:
@@ -288,6 +302,7 @@ class Compile:
         """Writes what the compile took, for the closing table and the evidence."""
         extensions = sorted((CURRENT / "extensions").rglob("*.so"))
         objects = dict(sorted(self.object_seconds().items(), key=lambda item: -item[1]))
+        since = self.object_seconds(self.patched.stat().st_mtime_ns)
         for name, took in list(objects.items())[:10]:
             print(f"fp4forge: slowest {took:7.1f} s  {name}", flush=True)
         RECORD.parent.mkdir(exist_ok=True)
@@ -298,6 +313,7 @@ class Compile:
                     "instructions": self.instructions,
                     "seconds": round(seconds, 1),
                     "objects": objects,
+                    "since_patched": sorted(since),
                     "extension_bytes": {path.name: path.stat().st_size for path in extensions},
                     "compiler_cache": self._cached(),
                 },
@@ -322,10 +338,27 @@ def includes_cutlass(source: Path) -> bool:
     return "cutlass" in source.parts or (source.is_file() and b"cutlass" in source.read_bytes())
 
 
-def _version(package: str) -> str:
-    from importlib.metadata import version
+def update(fresh: Path, tree: Path) -> None:
+    """Moves files of fresh to tree where they are not the same there.
 
-    return version(package)
+    What is the same keeps its time, what is moved gets the present one: ninja compiles what
+    includes it. Files of tree alone stay: CMake made them, and no patch adds or removes a file.
+    """
+    if not tree.exists():
+        fresh.rename(tree)
+        return
+    for file in (path for path in fresh.rglob("*") if path.is_file()):
+        here = tree / file.relative_to(fresh)
+        if not (here.is_file() and filecmp.cmp(file, here, shallow=False)):
+            os.utime(file)
+            file.replace(here)
+
+
+def _digest(files: list[Path]) -> hashlib._Hash:
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest
 
 
 def main() -> None:

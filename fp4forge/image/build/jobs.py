@@ -67,8 +67,9 @@ def run(
     """
     jobs = int(given_jobs) if given_jobs else jobs_for(os.cpu_count() or 1, free_gib())
     while True:
-        say(f"{jobs} jobs, {free_gib():.0f} GiB free")
-        output = _run(["-j", str(jobs), *arguments], environment, Progress(expected(), jobs))
+        left = expected()
+        say(f"{len(left)} objects to compile, {jobs} jobs, {free_gib():.0f} GiB free")
+        output = _run(["-j", str(jobs), *arguments], environment, Progress(left, jobs))
         after()
         if output is None:
             return
