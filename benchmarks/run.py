@@ -120,8 +120,8 @@ def patch_edit() -> dict[str, Any]:
             known: dict[str, int] = {}
             for number in range(4):
                 if layout_name == "ours":
-                    file, word = EDITS["python"]
-                    paths.PATCHES = edited_patches(folder, REQUEST.release, file, word, number)
+                    edit = EDITS["python"]
+                    paths.PATCHES = edited_patches(folder, REQUEST.release, *edit, number)
                 else:
                     paths.PATCHES = folder / f"patches-{EDITS['python'][0]}-{number}"
                 prepared, files = plan.identify(plan.resolve(REQUEST))
