@@ -22,7 +22,8 @@ CUDA = f"{SITE}/nvidia/cu13"
 # Checks that take seconds run only where a sabotage names them; a new layer's files are new.
 SLOW = ("imports", "entrypoint_runs", "installed_files", "requirements", "test_proofs", "times",
         "runtime_compilers", "versions", "unpacked_size", "cuda_once", "test_kernels",
-        "test_layers", "test_machine", "test_aot", "test_provenance")  # fmt: skip
+        "test_layers", "test_machine", "test_extensions", "test_aot",
+        "test_provenance")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,12 @@ AHEAD = {
     "generators": ["fp4_quantization.gen_fp4_quantization_sm120f_module"],
 }  # fmt: skip
 
+LEDGER = (
+    'import json; p = "/opt/fp4forge/ledger.json"; d = json.load(open(p));'
+    ' [d["gpus"][g].update(nvfp4_gemm="missing") for g in ("sm100", "sm103")];'
+    ' json.dump(d, open(p, "w"))'
+)
+
 SABOTAGES = (
     Sabotage("stock modelopt.py put back",
              f"COPY modelopt.py {SITE}/vllm/model_executor/layers/quantization/modelopt.py",
@@ -61,7 +68,7 @@ SABOTAGES = (
              ("patch_record",)),
     Sabotage("an extension without FP4 in the FP4 extension's place",
              f"RUN cp {SITE}/vllm/_moe_C.abi3.so {SITE}/vllm/_C_stable_libtorch.abi3.so",
-             ("ledger_is_of_these_files", "installed_files", "kernels")),
+             ("ledger_is_of_these_files", "installed_files", "kernels", "extensions")),
     Sabotage("FP4 kernels for sm_120a alone where sm121 is asked for",
              KERNELS.format(flags="-gencode arch=compute_120a,code=sm_120a"),
              ("ledger_is_of_these_files", "installed_files", "kernels")),
@@ -74,6 +81,8 @@ SABOTAGES = (
     Sabotage("FlashInfer's modules not there", "", ("aot",), (("aot", AHEAD),)),
     Sabotage("the ledger edited",
              "RUN sed -i 's/family/native/' /opt/fp4forge/ledger.json", ("ledger",)),
+    Sabotage("a ledger without FP4 for SM10x",
+             f"RUN python3 -c '{LEDGER}'", ("ledger", "extensions")),
     Sabotage("transformers 5.5.0", edit_version("transformers", "5.5.0"), ("versions",)),
     Sabotage("transformers 5.15.0", edit_version("transformers", "5.15.0"), ("versions",)),
     Sabotage("another torch", edit_version("torch", "2.10.0"), ("versions", "requirements")),

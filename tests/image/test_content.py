@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
+from fp4forge.gpu import GPUS
+
 # e_machine of an ELF header.
 MACHINES = {"linux/amd64": 62, "linux/arm64": 183}
+FP4 = ("native", "family")  # how a GPU can run a kernel's code
 VERSIONS = ("vllm", "torch", "transformers", "flashinfer-python")
 
 
@@ -58,6 +61,17 @@ def test_imports(host: Any) -> None:
     """vllm, torch, flashinfer and transformers import without a GPU"""
     done = host.run("python3 -c 'import vllm, torch, flashinfer, transformers'")
     assert done.rc == 0, f"import failed: {done.stderr.strip().splitlines()[-1:]}"
+
+
+def test_extensions(host: Any, proofs: str, site: str) -> None:
+    """vLLM's extensions load, and tell of FP4 on just the GPU families that they have it for"""
+    done = host.run(f"python3 {proofs}/extensions.py {site}")
+    assert done.rc == 0, f"an extension does not load: {done.stderr.strip().splitlines()[-1:]}"
+    said = {int(capability): fp4 for capability, fp4 in json.loads(done.stdout).items()}
+    gpus = json.loads(host.file("/opt/fp4forge/ledger.json").content_string)["gpus"]
+    there = [GPUS[g].major for g, have in gpus.items() if have["nvfp4_gemm"] in FP4]
+    wrong = {c: fp4 for c, fp4 in said.items() if fp4 != (c // 10 in there)}
+    assert not wrong, f"cutlass_scaled_mm_supports_fp4 says {wrong}, which the ledger does not"
 
 
 def test_entrypoint_runs(host: Any, plan: dict[str, Any]) -> None:

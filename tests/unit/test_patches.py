@@ -14,7 +14,7 @@ import pytest
 
 from fp4forge import paths, series
 from fp4forge.errors import PatchError
-from fp4forge.paths import IMAGE_FILES
+from fp4forge.paths import IMAGE_FILES, ROOT
 
 SCRIPT = IMAGE_FILES / "build" / "apply_patches.py"
 BEFORE = "".join(f"a{n} = {n}\n" for n in range(1, 21))
@@ -162,3 +162,11 @@ def test_globs_of_left_out_files() -> None:
     assert matches("pkg/**", "pkg/a/b")
     assert not matches("pkg/*", "pkg/a/b")
     assert not matches("pkg/**", "pkg2/a")
+
+
+@pytest.mark.parametrize("version", series.versions("vllm"))
+def test_a_proof_that_is_a_file_exists(version: str) -> None:
+    proofs = {patch.id: patch.proof for patch in series.load("vllm", version).patches}
+    assert proofs and all(proofs.values())
+    lacking = [f"{i}: {p}" for i, p in proofs.items() if "/" in p and not (ROOT / p).is_file()]
+    assert not lacking
