@@ -266,6 +266,7 @@ def _export(
     folder.rmdir()
 
 
+_OTHER_SOURCE = "--source NAME=DIR takes a local tree, NAME=pypi the index's where it has one"
 _PATTERNS: tuple[tuple[str, type[ForgeError], str], ...] = (
     # First: a compiler without disk fails like one with an error in its source.
     ("no space left on device", DiskError, "docker buildx prune frees the build cache"),
@@ -279,6 +280,8 @@ _PATTERNS: tuple[tuple[str, type[ForgeError], str], ...] = (
         "the file on the index is not the pinned one; do not install it",
     ),
     ("DO NOT MATCH THE HASHES", ArtefactError, "the file on the index is not the pinned one"),
+    ("failed to fetch remote", ArtefactError, _OTHER_SOURCE),
+    ("failed to checkout remote", ArtefactError, _OTHER_SOURCE),
     ("Cannot connect to the Docker daemon", EngineError, "run make setup, or start the engine"),
 )
 
@@ -295,7 +298,7 @@ def explain(vertices: Any, rest: str) -> ForgeError:
             lines = [line for line in text.splitlines() if pattern in line]
             message = lines[-1].removeprefix("fp4forge: ").strip()
             if kind is ArtefactError:
-                message = "\n".join(log[-8:])
+                message = "\n".join([*(() if lines[-1] in log else [message]), *log[-8:]])
             return kind(message, remedy=remedy)
     name = failed[0].name if failed else "buildx"
     return BuildError(

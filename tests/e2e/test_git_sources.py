@@ -1,0 +1,81 @@
+"""External sources by git, from a real git server on loopback."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fp4forge import builder, plan
+from fp4forge.errors import ArtefactError
+from fp4forge.plan import Request
+from tests.e2e.conftest import shell
+
+REQUEST = Request(
+    "blackwell", "0.20.2", strategy="source", base="bootstrap", platform="linux/amd64",
+    components="core", sources=("cutlass=git",), aot="none",
+)  # fmt: skip
+HEADER = Path("include/cutlass/cutlass.h")
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """URL of a repository, and a commit that its branch has left behind."""
+    root = tmp_path_factory.mktemp("git")
+    tree = root / "cutlass"
+    git = ("git", "-C", str(tree), "-c", "user.name=test", "-c", "user.email=test@localhost")
+    (tree / HEADER).parent.mkdir(parents=True)
+    shell(*git, "init", "-q")
+    for content in ("pinned", "later"):
+        (tree / HEADER).write_text(content)
+        shell(*git, "add", ".")
+        shell(*git, "commit", "-q", "-m", content)
+    commit = shell(*git, "rev-parse", "HEAD~1").stdout.strip()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    line = ["git", "daemon", "--reuseaddr", "--export-all", f"--base-path={root}",
+            "--listen=127.0.0.1", f"--port={port}", str(root)]  # fmt: skip
+    with subprocess.Popen(line) as server:
+        url = f"git://127.0.0.1:{port}/cutlass"
+        while shell("git", "ls-remote", url, check=False).returncode:
+            assert server.poll() is None, "git daemon ended"
+            time.sleep(0.1)
+        yield url, commit
+        server.terminate()
+
+
+def fetch(where: str, folder: Path) -> None:
+    """Builds the stage of CUTLASS's sources from there, and nothing else."""
+    resolved = plan.resolve(REQUEST)
+    pinned = replace(resolved.sources["cutlass"], where=where)
+    prepared, files = plan.identify(replace(resolved, sources={"cutlass": pinned}))
+    context, options = plan.stage(prepared, files), builder.Options()
+    outputs = [f"type=local,dest={folder}"]
+    line = builder.command(prepared, context, outputs, options, target="source-cutlass")
+    builder.build(line, lambda _: None, options)
+
+
+def test_the_pinned_commit_is_fetched(repository: tuple[str, str], tmp_path: Path) -> None:
+    fetch("#".join(repository), tmp_path / "out")
+    assert (tmp_path / "out" / HEADER).read_text() == "pinned"
+
+
+def test_a_commit_that_is_not_there_is_told(repository: tuple[str, str], tmp_path: Path) -> None:
+    url, commit = repository[0], "0123456789" * 4
+    with pytest.raises(ArtefactError) as refused:
+        fetch(f"{url}#{commit}", tmp_path / "out")
+    assert url in refused.value.message and commit in refused.value.message
+    assert "--source" in refused.value.remedy
+
+
+def test_a_server_that_does_not_answer_is_told(tmp_path: Path) -> None:
+    url = "git://127.0.0.1:9/cutlass"
+    with pytest.raises(ArtefactError) as refused:
+        fetch(f"{url}#{'0' * 40}", tmp_path / "out")
+    assert url in refused.value.message and "refused" in refused.value.message
