@@ -8,6 +8,7 @@ clock's, from the first step of the build to the record.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -48,9 +49,15 @@ def edited_patches(folder: Path, release: str, file: str, old: str, new: str, ma
     return copy
 
 
-def compiled() -> tuple[float, dict[str, Any]]:
-    """Builds as far as the wheel; wall seconds, and the compile stage's record."""
+def compiled(mark: float = 0.0) -> tuple[float, dict[str, Any]]:
+    """Builds as far as the wheel; wall seconds, and the compile stage's record.
+
+    With a mark the instructions are others, and the build folder a new one.
+    """
     prepared, files = plan.identify(plan.resolve(REQUEST))
+    if mark:
+        instructions = json.loads(files["compile.json"]) | {"mark": mark}
+        files["compile.json"] = json.dumps(instructions).encode()
     context = plan.stage(prepared, files)
     start = time.monotonic()
     record = builder.compile_record(prepared, context, builder.Options(), lambda _: None)
@@ -79,4 +86,15 @@ def recompile() -> dict[str, Any]:
         "python_s": walls["python"], "python_ratio": walls["python"] / whole["seconds"],
         "csrc_s": walls["csrc"], "csrc_ratio": walls["csrc"] / whole["seconds"],
         "csrc_made": records["csrc"]["since_patched"],
+    }  # fmt: skip
+
+
+def warm_cache() -> dict[str, Any]:
+    """Everything anew where all was compiled before, as on a runner that shares the cache."""
+    _, whole = compiled()
+    _, again = compiled(time.time())
+    counts = {kind: sum(again["compiler_cache"][kind].values()) for kind in ("hits", "misses")}
+    return {
+        "whole_s": whole["seconds"], "again_s": again["seconds"],
+        "ratio": again["seconds"] / whole["seconds"], **counts,
     }  # fmt: skip

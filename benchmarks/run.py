@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.cross import cross  # noqa: E402
-from benchmarks.recompile import EDITS, edited_patches, recompile  # noqa: E402
+from benchmarks.recompile import EDITS, edited_patches, recompile, warm_cache  # noqa: E402
 from benchmarks.transfer import distribute  # noqa: E402
 from fp4forge import base as bases  # noqa: E402
 from fp4forge import builder, engine, gpu, paths, plan, registry  # noqa: E402
@@ -275,6 +275,7 @@ BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {
     "distribute": distribute,
     "foreign-packages": foreign_packages,
     "recompile": recompile,
+    "warm-cache": warm_cache,
     "cross": cross,
 }
 

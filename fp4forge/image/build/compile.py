@@ -114,7 +114,7 @@ class Compile:
         subprocess.run(["tar", "-xf", archive, "-C", fresh], check=True)  # hash checked
         tree = fresh / archive.name.removesuffix(".tar.gz")
         self._patch(tree)
-        for done in (self.patched, CURRENT / "configure.json"):  # CMake writes sources: Marlin's
+        for done in (self.patched, CURRENT / "configure.json"):  # CMake generates sources of others
             done.unlink(missing_ok=True)
         update(tree, self.source)
         shutil.rmtree(fresh)
