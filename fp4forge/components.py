@@ -8,6 +8,7 @@ the release files.
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from fp4forge.errors import ArtefactError, UsageError
 from fp4forge.gpu import GPUS
 
 if TYPE_CHECKING:
-    from fp4forge.release import Release, Wheel
+    from fp4forge.release import External, Release, Wheel
 
 PROVIDERS = ("git", "pypi")
 
@@ -94,6 +95,13 @@ class Choice:
         }
 
 
+# The file in which a source tells its own version, and the numbers there.
+_VERSIONS = {
+    "cutlass": (
+        "include/cutlass/version.h",
+        r"(?m)^#define CUTLASS_(?:MAJOR|MINOR|PATCH)\s+(\d+)",
+    )
+}
 # The variable names a folder inside the repository (triton_kernels.cmake).
 _SUBFOLDER = {"triton_kernels": "/python/triton_kernels/triton_kernels"}
 
@@ -178,8 +186,25 @@ def _parse(text: str, release: Release) -> tuple[str, Source]:
             f"--source {name}: {where!r} is no folder with sources", rule="a checkout of " + name
         )
     pin = release.externals[name]
+    _check_version(name, folder, pin, release)
     note = f"a local tree; vLLM {release.vllm_version} pins {pin.pinned}"
     return name, Source("local", "sha256:" + _tree_hash(folder), pin.variable, note)
+
+
+def _check_version(name: str, folder: Path, pin: External, release: Release) -> None:
+    """Refuses a tree that says of itself that it is another version than vLLM pins."""
+    if name not in _VERSIONS or not pin.tag:
+        return
+    file, pattern = _VERSIONS[name]
+    text = (folder / file).read_text(errors="replace") if (folder / file).is_file() else ""
+    found = ".".join(re.findall(pattern, text))
+    if f"v{found}" != pin.tag:
+        told = f"{name} {found}" if found else f"no {name}: its {file} tells no version"
+        raise ArtefactError(
+            f"--source {name}: {folder} is {told}",
+            rule=f"vLLM {release.vllm_version} pins {pin.tag}; another version breaks its kernels",
+            remedy=f"a checkout of {pin.tag}, or --source {name}=git",
+        )
 
 
 def _tree_hash(folder: Path) -> str:

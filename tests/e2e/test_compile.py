@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import re
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from fp4forge import builder, components, pipeline, plan, sources
+from fp4forge import builder, components, pipeline, plan, release, sources
 from fp4forge.errors import BuildError, CoverageError
 from fp4forge.plan import Request
-from tests.e2e.conftest import shell
+from tests.e2e.conftest import ROOT, shell
 
 # Of the published image's release and GPUs: its installed layers are there already.
 REQUEST = Request(
@@ -140,7 +141,44 @@ def test_a_tree_that_is_not_cutlass_is_told_with_the_compilers_words(
 ) -> None:
     (tmp_path / "include/cutlass").mkdir(parents=True)
     (tmp_path / "include/cutlass/cutlass.h").write_text("#error not CUTLASS\n")
+    tag = release.load(REQUEST.release).externals["cutlass"].tag
+    numbers = zip(("MAJOR", "MINOR", "PATCH"), tag.removeprefix("v").split("."), strict=True)
+    (tmp_path / "include/cutlass/version.h").write_text(
+        "".join(f"#define CUTLASS_{name} {number}\n" for name, number in numbers)
+    )
     with pytest.raises(BuildError) as refused:
         gate(replace(REQUEST, sources=(f"cutlass={tmp_path}",)))
     assert "nvfp4_scaled_mm_entry.cu does not compile" in refused.value.message
     assert "command: " in refused.value.message
+
+
+def compile_twice(image: str, folder: Path, memory: str) -> subprocess.CompletedProcess[str]:
+    """Two objects, two jobs, in a container of so much memory; each object takes 470 MB."""
+    folder.chmod(0o777)
+    (folder / "big.cpp").write_text("int big[] = {" + "1," * 3_000_000 + "};")
+    (folder / "build.ninja").write_text(
+        "rule cxx\n command = g++ -c big.cpp -o $out\n"
+        "build a.o: cxx big.cpp\nbuild b.o: cxx big.cpp\n"
+    )
+    code = (
+        "import os\nfrom fp4forge.image.build import jobs\n"
+        "jobs.run(['-C', '/work'], dict(os.environ), '2', dict, lambda: None)"
+    )
+    return shell(
+        "docker", "run", "--rm", f"--memory={memory}", f"--memory-swap={memory}",
+        f"--volume={folder}:/work", f"--volume={ROOT / 'fp4forge'}:/opt/code/fp4forge:ro",
+        "--env=PYTHONPATH=/opt/code", "--entrypoint=python3", image, "-c", code, check=False,
+    )  # fmt: skip
+
+
+def test_what_the_kernel_kills_for_memory_is_compiled_with_fewer_jobs(
+    published: dict[str, Any], tmp_path: Path
+) -> None:
+    done = compile_twice(published["image"], tmp_path, "700m")
+    assert "killed for memory: going on with 1 jobs" in done.stdout, done.stderr
+    assert done.returncode == 0 and all((tmp_path / n).stat().st_size for n in ("a.o", "b.o"))
+
+
+def test_too_little_memory_for_one_job_is_told(published: dict[str, Any], tmp_path: Path) -> None:
+    done = compile_twice(published["image"], tmp_path, "300m")
+    assert done.returncode and "killed for memory even as the only job" in done.stderr

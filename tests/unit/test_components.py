@@ -48,13 +48,36 @@ def test_a_source_from_the_index_is_a_deviation_in_the_plan() -> None:
     assert source.wheels[0].glob == "flashinfer_python-0.6.0-*.whl"
 
 
-def test_a_local_tree_is_known_by_its_content(tmp_path: Path) -> None:
+@pytest.fixture
+def cutlass(tmp_path: Path) -> Path:
+    """A tree that says it is the CUTLASS that vLLM pins; a.h is there to be changed."""
+    header = tmp_path / "include/cutlass/version.h"
+    header.parent.mkdir(parents=True)
+    header.write_text(
+        "#pragma once\n#define CUTLASS_MAJOR 4\n#define CUTLASS_MINOR 2\n#define CUTLASS_PATCH 1 \n"
+        "#define CUTLASS_VERSION ((CUTLASS_MAJOR)*100 + (CUTLASS_MINOR)*10 + CUTLASS_PATCH)\n"
+    )
     (tmp_path / "a.h").write_text("one")
-    first = choose("core", f"cutlass={tmp_path}").sources["cutlass"]
-    (tmp_path / "a.h").write_text("two")
-    second = choose("core", f"cutlass={tmp_path}").sources["cutlass"]
+    return tmp_path
+
+
+def test_a_tree_of_another_version_is_refused(cutlass: Path) -> None:
+    header = cutlass / "include/cutlass/version.h"
+    header.write_text(header.read_text().replace("PATCH 1", "PATCH 0"))
+    with pytest.raises(ArtefactError) as refused:
+        choose("core", f"cutlass={cutlass}")
+    assert "is cutlass 4.2.0" in refused.value.message and "v4.2.1" in refused.value.rule
+    header.unlink()
+    with pytest.raises(ArtefactError, match="no cutlass"):
+        choose("core", f"cutlass={cutlass}")
+
+
+def test_a_local_tree_is_known_by_its_content(cutlass: Path) -> None:
+    first = choose("core", f"cutlass={cutlass}").sources["cutlass"]
+    (cutlass / "a.h").write_text("two")
+    second = choose("core", f"cutlass={cutlass}").sources["cutlass"]
     assert first.provider == "local" and first.where != second.where
-    assert components.local_trees((f"cutlass={tmp_path}", "qutlass=git")) == {"cutlass": tmp_path}
+    assert components.local_trees((f"cutlass={cutlass}", "qutlass=git")) == {"cutlass": cutlass}
 
 
 @pytest.mark.parametrize(
@@ -81,14 +104,13 @@ def test_instructions_leave_the_other_externals_out() -> None:
     assert told["gate"]["targets"] == ["12.1a"]
 
 
-def test_another_external_source_is_another_compile(tmp_path: Path) -> None:
+def test_another_external_source_is_another_compile(cutlass: Path) -> None:
     """What is compiled is kept under a key of the instructions: they must tell sources apart."""
-    (tmp_path / "a.h").write_text("one")
     named = ("cutlass=git", "cutlass=pypi")
     told = [choose("core", n).instructions("12.1a", {"nvfp4_quantise": []}) for n in named]
     for content in ("one", "two"):
-        (tmp_path / "a.h").write_text(content)
-        choice = choose("core", f"cutlass={tmp_path}")
+        (cutlass / "a.h").write_text(content)
+        choice = choose("core", f"cutlass={cutlass}")
         told.append(choice.instructions("12.1a", {"nvfp4_quantise": []}))
     assert told[0]["pins"]["cutlass"].endswith("#f3fde58372d33e9a5650ba7b80fc48b3b49d40c8")
     assert len({json.dumps(each) for each in told}) == 4
