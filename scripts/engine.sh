@@ -65,7 +65,8 @@ if [ -d /run/systemd/system ]; then
 elif ! answers; then
     mkdir -p "$state"
     say "starting dockerd (log: $state/dockerd.log)"
-    setsid nohup dockerd --pidfile "$state/dockerd.pid" >"$state/dockerd.log" 2>&1 </dev/null &
+    # In /: BuildKit fetches git sources in its working directory, and a checkout may be deleted.
+    setsid nohup env --chdir=/ dockerd --pidfile "$state/dockerd.pid" >"$state/dockerd.log" 2>&1 </dev/null &
 fi
 
 for _ in $(seq 60); do
