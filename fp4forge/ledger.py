@@ -34,6 +34,7 @@ GROUPS = ("nvfp4_gemm", "nvfp4_grouped_gemm", "nvfp4_quantise", "fp8_gemm", "mar
 REQUIRED = ("nvfp4_gemm", "nvfp4_quantise")
 _WORDS = {"exact": "native", "family": "family", "ptx": "ptx", "none": "missing"}
 _RANK = ("native", "family", "ptx", "missing")
+RUNS = _RANK[:2]  # verdicts of a GPU that has code of its own, compiled already
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Ledger:
                     if _RANK.index(word) < _RANK.index(best[gpu.name][group]):
                         best[gpu.name][group] = word
         return {
-            name: {**found, "ok": all(found[g] in ("native", "family") for g in REQUIRED)}
+            name: {**found, "ok": all(found[g] in RUNS for g in REQUIRED)}
             for name, found in best.items()
         }
 
@@ -355,7 +356,7 @@ def differences(predicted: dict[str, list[str]], found: dict[str, list[str]]) ->
 def lost(ledger: Ledger, required: tuple[str, ...]) -> dict[str, str]:
     """Required GPUs that lack a required group, with what they lack."""
     return {
-        name: ", ".join(g for g in REQUIRED if ledger.gpus[name][g] not in ("native", "family"))
+        name: ", ".join(g for g in REQUIRED if ledger.gpus[name][g] not in RUNS)
         for name in required
         if not ledger.gpus[name]["ok"]
     }

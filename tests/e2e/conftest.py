@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -47,6 +48,13 @@ def raw(reference: str) -> dict[str, Any]:
         shell("skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{reference}").stdout
     )
     return data
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def tag_digest(tag: str, registry: str = REGISTRY) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import pytest
 from fp4forge import builder, plan
 from fp4forge.errors import ArtefactError
 from fp4forge.plan import Request
-from tests.e2e.conftest import shell
+from tests.e2e.conftest import free_port, shell
 
 REQUEST = Request(
     "blackwell", "0.20.2", strategy="source", base="bootstrap", platform="linux/amd64",
@@ -36,9 +35,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, 
         shell(*git, "add", ".")
         shell(*git, "commit", "-q", "-m", content)
     commit = shell(*git, "rev-parse", "HEAD~1").stdout.strip()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
+    port = free_port()
     line = ["git", "daemon", "--reuseaddr", "--export-all", f"--base-path={root}",
             "--listen=127.0.0.1", f"--port={port}", str(root)]  # fmt: skip
     with subprocess.Popen(line) as server:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ import pytest
 
 from fp4forge import lock
 from fp4forge.paths import LOCKS
-from tests.e2e.conftest import shell
+from tests.e2e.conftest import free_port, shell
 
 KERNELS = Path(__file__).parent / "kernels"
 # Device code for two targets and host code: what a compile of vLLM's core is made of.
@@ -29,9 +28,7 @@ g++ -c -x c++ /src/host.cpp -o /tmp/c.o
 @pytest.fixture(scope="module")
 def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """A Redis on loopback; its port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
+    port = free_port()
     folder = tmp_path_factory.mktemp("redis")
     line = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--save", "",
             "--dir", str(folder)]  # fmt: skip

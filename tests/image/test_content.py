@@ -13,7 +13,6 @@ from fp4forge.gpu import GPUS
 
 # e_machine of an ELF header.
 MACHINES = {"linux/amd64": 62, "linux/arm64": 183}
-FP4 = ("native", "family")  # how a GPU can run a kernel's code
 VERSIONS = ("vllm", "torch", "transformers", "flashinfer-python")
 
 
@@ -65,11 +64,13 @@ def test_imports(host: Any) -> None:
 
 def test_extensions(host: Any, proofs: str, site: str) -> None:
     """vLLM's extensions load, and tell of FP4 on just the GPU families that they have it for"""
+    from fp4forge import ledger
+
     done = host.run(f"python3 {proofs}/extensions.py {site}")
     assert done.rc == 0, f"an extension does not load: {done.stderr.strip().splitlines()[-1:]}"
     said = {int(capability): fp4 for capability, fp4 in json.loads(done.stdout).items()}
     gpus = json.loads(host.file("/opt/fp4forge/ledger.json").content_string)["gpus"]
-    there = [GPUS[g].major for g, have in gpus.items() if have["nvfp4_gemm"] in FP4]
+    there = [GPUS[g].major for g, have in gpus.items() if have["nvfp4_gemm"] in ledger.RUNS]
     wrong = {c: fp4 for c, fp4 in said.items() if fp4 != (c // 10 in there)}
     assert not wrong, f"cutlass_scaled_mm_supports_fp4 says {wrong}, which the ledger does not"
 
