@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from fp4forge import errors
-from fp4forge.cli.options import plan_options, reports_option
+from fp4forge.cli.options import plan_options, registry_option, reports_option
 
 # Command name -> module and attribute; nothing is imported before the command is used.
 COMMANDS = {
@@ -58,7 +58,7 @@ class LazyGroup(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @plan_options
-@click.option("--registry", envvar="REGISTRY", help="Registry, HOST[:PORT][/PATH]. [env: REGISTRY]")
+@registry_option
 @click.option("--repo", default="fp4forge/vllm", show_default=True, help="Repository in it.")
 @click.option("--tag", "tags", multiple=True, help="One more tag for the verified image.")
 @click.option("--push", is_flag=True, help="Push by digest, verify, then move the tags.")

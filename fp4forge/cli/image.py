@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from fp4forge import builder, components, pipeline, plan
-from fp4forge.cli.options import plan_options, reports_option
+from fp4forge.cli.options import plan_options, reports_option, resolve_registry
 from fp4forge.console import Console, print_json, print_rows
 from fp4forge.errors import UsageError
 from fp4forge.plan import Plan, Request
@@ -18,12 +18,12 @@ from fp4forge.plan import Plan, Request
 def build(**o: Any) -> None:
     """The default action; options as in ``fp4forge.cli``."""
     requests = _requests(o)
-    registry = o["registry"] or None
+    registry = resolve_registry(o["registry"]) if o["push"] else o["registry"] or None
     if o["push"] and not registry and not o["dry_run"]:
         raise UsageError(
             "--push needs a registry",
             rule="--registry HOST[:PORT][/PATH] or REGISTRY in the environment",
-            remedy="make setup starts one at 127.0.0.1:5000",
+            remedy="make setup starts one on loopback, and --push then needs no name",
         )
     repository = plan.repository(registry, o["repo"])
     where = pipeline.destination(repository, o["push"], o["load"], o["tags"])

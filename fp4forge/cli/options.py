@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
+from fp4forge import paths
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _PLAN = (
@@ -80,3 +82,18 @@ reports_option = click.option(
     callback=_make,
     help="Folder for what the checks say: JUnit XML, JSON, a page.",
 )
+
+
+registry_option = click.option(
+    "--registry",
+    envvar="REGISTRY",
+    help="Registry, HOST[:PORT][/PATH]; by default the one of make setup. [env: REGISTRY]",
+)
+
+
+def resolve_registry(given: str | None) -> str | None:
+    """The registry that was asked for; else the one on loopback that ``make setup`` started."""
+    started = paths.STATE / "registry"
+    if given or not started.exists():
+        return given or None
+    return started.read_text().strip()

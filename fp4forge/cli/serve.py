@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from fp4forge import gpu
+from fp4forge.cli.options import registry_option, resolve_registry
 from fp4forge.console import Console, print_json, print_rows
 from fp4forge.errors import ServingError, UsageError
 
@@ -33,7 +34,7 @@ def serve() -> None:
 @click.option("--release", default="0.20.2", show_default=True, help="Release of the image.")
 @click.option("--variant", default="awq", show_default=True)
 @click.option("--image", help="Image; by default the release's moving tag in --registry.")
-@click.option("--registry", envvar="REGISTRY", help="[env: REGISTRY]")
+@registry_option
 @click.option("--repo", default="fp4forge/vllm", show_default=True)
 @click.option("--format", "kind", default="compose", show_default=True,
               type=click.Choice(["compose", "run", "systemd", "k8s"]))  # fmt: skip
@@ -50,9 +51,10 @@ def compose(as_json: bool, explain: bool, output: Path | None, kind: str, **o: A
 
     gpu.target(o["arch"])
     version = release.load(o["release"]).vllm_version
-    repository = plan.repository(o["registry"] or None, o["repo"])
+    registry = None if o["image"] else resolve_registry(o["registry"])
+    repository = plan.repository(registry, o["repo"])
     tag = f"{o['release']}-{o['arch']}-{o['variant']}"
-    if not o["image"] and not o["registry"]:
+    if not o["image"] and not registry:
         raise UsageError(
             "which image? neither --image nor --registry is given",
             rule="the manifest names the image by digest",

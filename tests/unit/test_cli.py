@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from fp4forge import paths
+from fp4forge.cli.options import resolve_registry
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE_PLAN = ("--arch", "sm121", "--dry-run", "--json")
 
@@ -56,13 +59,25 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         (["--arch", "sm121", "--push"], 2, ["registry", "REGISTRY"]),
     ],
 )
-def test_bad_input_gets_one_message(arguments: list[str], code: int, words: list[str]) -> None:
-    done = run(*arguments, REGISTRY="")
+def test_bad_input_gets_one_message(
+    arguments: list[str], code: int, words: list[str], tmp_path: Path
+) -> None:
+    done = run(*arguments, REGISTRY="", FP4FORGE_BUILD=str(tmp_path))
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr.count("error: ") == 1
     for word in words:
         assert word in done.stderr
+
+
+def test_push_goes_to_the_registry_that_setup_started_unless_one_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "STATE", tmp_path)
+    assert resolve_registry("") is None
+    (tmp_path / "registry").write_text("127.0.0.1:5000\n")
+    assert resolve_registry(None) == "127.0.0.1:5000"
+    assert resolve_registry("h:1/team") == "h:1/team"
 
 
 def test_errors_as_json() -> None:
