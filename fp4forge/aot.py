@@ -69,10 +69,13 @@ def expected(choice: Choice, gpus: tuple[str, ...]) -> dict[str, list[str]]:
     """What a ledger's ``targets`` must be for the modules' groups; empty for none.
 
     The GEMM is compiled for every target of the list, the quantiser for SM12x as 12.0f alone,
-    whatever the list says.
+    whatever the list says; FlashInfer's whole list has one more for each capability
+    (flashinfer/aot.py, gen_all_modules).
     """
     if choice.name == "none":
         return {}
     gemm = {GPUS[gpu].flashinfer_arch for gpu in gpus}
     quantise = {"12.0f" if GPUS[gpu].major == 12 else GPUS[gpu].flashinfer_arch for gpu in gpus}
+    if choice.name == "all":
+        quantise |= {f"{GPUS[gpu].label}a" for gpu in gpus}
     return {"flashinfer_gemm": sorted(gemm), "flashinfer_quantise": sorted(quantise)}

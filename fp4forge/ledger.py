@@ -45,14 +45,19 @@ class File:
     code: DeviceCode
 
     def groups_of(self, kernel: Kernel) -> set[str]:
-        """The groups that one of its kernels counts for; FlashInfer's have groups of their own."""
-        if "flashinfer" not in PurePosixPath(self.path).parts:
+        """The groups that one of its kernels counts for.
+
+        FlashInfer's modules have groups of their own: those of vLLM's NVFP4 linear layers. What
+        else it has (MoE, attention, all-reduce; with FP4 instructions too) counts for none.
+        """
+        path = PurePosixPath(self.path)
+        if not {"flashinfer", "flashinfer_jit_cache"} & set(path.parts):
             return set(groups_of(kernel))
-        return (
-            {"flashinfer_gemm"}
-            if kernel.fp4_mma
-            else ({"flashinfer_quantise"} if kernel.fp4_cvt else set())
-        )
+        if kernel.fp4_mma and path.name.startswith("fp4_gemm_"):
+            return {"flashinfer_gemm"}
+        if kernel.fp4_cvt and path.name.startswith("fp4_quantization_"):
+            return {"flashinfer_quantise"}
+        return set()
 
     def as_json(self) -> dict[str, Any]:
         """The file as the ledger prints it."""

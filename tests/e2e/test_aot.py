@@ -17,8 +17,8 @@ MODULE = "flashinfer/data/aot/fp4_quantization_120f/fp4_quantization_120f.so"
 
 
 @pytest.fixture(scope="module")
-def compiled(published: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The build stage's folder, laid out as the Dockerfile does, and what came out of it."""
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The build stage's folder, laid out as the Dockerfile does."""
     folder = tmp_path_factory.mktemp("aot")
     build = folder / "fp4forge/image/build"
     build.mkdir(parents=True)
@@ -28,13 +28,42 @@ def compiled(published: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
     for name in ("cuda", "python"):
         (folder / f"locks/{name}.txt").write_text("of this test\n")
     (folder / "aot.json").write_text(json.dumps(CHOICE.instructions()))
-    done = shell(
-        "docker", "run", "--rm", "--network=none", "--user=0", f"--volume={folder}:/fp4forge",
-        "--env=SOURCE_DATE_EPOCH=1767225600", "--env=PYTHONPATH=/fp4forge", "--entrypoint=python3",
-        published["image"], "-m", "fp4forge.image.build.aot", "--out", "/fp4forge/out",
-    )  # fmt: skip
-    assert "1 modules" in done.stdout
-    return folder / "out"
+    return folder
+
+
+def python(image: str, stage: Path, *arguments: str) -> str:
+    """What the image's Python prints, with the stage's folder in its place."""
+    return shell(
+        "docker", "run", "--rm", "--network=none", "--user=0", f"--volume={stage}:/fp4forge",
+        "--env=SOURCE_DATE_EPOCH=1767225600", "--env=PYTHONPATH=/fp4forge",
+        "--env=FLASHINFER_CUDA_ARCH_LIST=12.1a", "--entrypoint=python3", image, *arguments,
+    ).stdout  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def compiled(published: dict[str, Any], stage: Path) -> Path:
+    """What the build's program compiles."""
+    printed = python(
+        published["image"], stage, "-m", "fp4forge.image.build.aot", "--out", "/fp4forge/out"
+    )
+    assert "1 modules" in printed
+    return stage / "out"
+
+
+def test_all_of_flashinfers_modules_hold_those_that_serving_looks_up(
+    published: dict[str, Any], stage: Path
+) -> None:
+    choice = aot.choose("all", ("sm121",)).instructions()
+    code = (
+        "from fp4forge.image.build.aot import specs\n"
+        f"found = specs({choice})\n"
+        "assert all(source.exists() for spec in found for source in spec.sources)\n"
+        "print(*(spec.name for spec in found))"
+    )
+    names = python(published["image"], stage, "-c", code).splitlines()[-1].split()
+    assert len(names) == len(set(names)) > 100
+    # FlashInfer's own list for 12.1a has the quantiser for sm_121a, and looks up the family's.
+    assert {"fp4_gemm_cutlass_sm120", "fp4_quantization_120f", "fp4_quantization_121"} <= {*names}
 
 
 def test_the_module_has_fp4_for_the_family(published: dict[str, Any], compiled: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -125,6 +126,41 @@ def test_a_csrc_patch_compiles_what_includes_its_file_and_nothing_else(
     assert any("1 objects to compile" in text for text in reports), reports
     said = next(text for text in reports if "gate: FP4 instructions" in text)
     assert "compiler's cache" in said and "compiled before" not in said
+
+
+def test_a_component_beside_core_goes_into_the_wheel(
+    published: dict[str, Any], tmp_path: Path
+) -> None:
+    """Its sources are a local tree: the published image's, laid out as its repository does."""
+    tree, wheels = tmp_path / "triton", tmp_path / "wheels"
+    package = tree / "python/triton_kernels/triton_kernels"
+    package.parent.mkdir(parents=True)
+    site = f"usr/local/lib/python{published['plan']['python']}/dist-packages"
+    container = shell("docker", "create", published["image"]).stdout.strip()
+    try:
+        place = f"{container}:/{site}/vllm/third_party/triton_kernels"
+        shell("docker", "cp", "--quiet", place, str(package))
+    finally:
+        shell("docker", "rm", container)
+    request = replace(
+        REQUEST, components="core,triton_kernels",
+        sources=("cutlass=pypi", f"triton_kernels={tree}"),
+    )  # fmt: skip
+    prepared, files = pipeline.prepare(request)
+    instruct(files, targets=["cumem_allocator", "triton_kernels"])  # the rest takes an hour
+    files["Dockerfile"] += b"\nFROM scratch AS wheels\nCOPY --from=compile /wheels/ /\n"
+    options = builder.Options(sources=components.local_trees(request.sources))
+    output = f"type=local,dest={wheels}"
+    context = plan.stage(prepared, files)
+    line = builder.command(prepared, context, [output], options, target="wheels")
+    builder.build(line, lambda _: None, options)
+    with zipfile.ZipFile(next(wheels.glob("*.whl"))) as wheel:
+        wheel.extractall(tmp_path)
+    packed = tmp_path / "vllm/third_party/triton_kernels"
+    there, sent = ({p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.py")}
+                   for folder in (packed, package))  # fmt: skip
+    assert there == sent != {}
+    assert (tmp_path / "vllm/cumem_allocator.abi3.so").is_file()
 
 
 def test_a_wrong_prediction_stops_the_build_at_the_gate(published: dict[str, Any]) -> None:

@@ -25,6 +25,10 @@ CACHE = Path("/root/.cache/aot")
 
 def specs(instructions: dict[str, Any]) -> list[Any]:
     """FlashInfer's descriptions of the modules, for the architectures in the environment."""
+    found = []
+    for generator in instructions["generators"]:
+        module, _, function = generator.rpartition(".")
+        found.append(getattr(importlib.import_module(f"flashinfer.jit.{module}"), function)())
     if instructions["choice"] == "all":
         aot = importlib.import_module("flashinfer.aot")
         config = aot.get_default_config()
@@ -32,12 +36,10 @@ def specs(instructions: dict[str, Any]) -> list[Any]:
         for name in ("f16_dtype", "f8_dtype", "fa2_head_dim", "fa3_head_dim",
                      "use_sliding_window", "use_logits_soft_cap"):  # fmt: skip
             config[name + "_"] = config.pop(name)
-        return list(aot.gen_all_modules(**config))
-    found = []
-    for generator in instructions["generators"]:
-        module, _, function = generator.rpartition(".")
-        found.append(getattr(importlib.import_module(f"flashinfer.jit.{module}"), function)())
-    return found
+        # For 12.1a alone FlashInfer's list lacks the quantiser for the family, which its lookup
+        # takes on every SM12x (get_fp4_quantization_module); so it comes after the generators.
+        found += aot.gen_all_modules(**config)
+    return list({spec.name: spec for spec in found}.values())
 
 
 def main() -> None:

@@ -248,11 +248,13 @@ class Compile:
         """
         targets = self.instructions["targets"]
         folders = tuple(f"CMakeFiles/{target}.dir/" for target in targets)
-        self.ninja([
+        first = [
             name
             for name in self._cuda_objects()
             if name.startswith(folders) and includes_cutlass(self.source / short(name))
-        ])  # fmt: skip
+        ]
+        if first:  # without a target ninja would make everything
+            self.ninja(first)
         self.ninja(targets)
 
     def wheel(self) -> None:

@@ -68,7 +68,8 @@ def run(
     jobs = int(given_jobs) if given_jobs else jobs_for(os.cpu_count() or 1, free_gib())
     while True:
         left = expected()
-        say(f"{len(left)} objects to compile, {jobs} jobs, {free_gib():.0f} GiB free")
+        known = f"{len(left)} objects to compile, " if left else ""
+        say(f"{known}{jobs} jobs, {free_gib():.0f} GiB free")
         output = _run(["-j", str(jobs), *arguments], environment, Progress(left, jobs))
         after()
         if output is None:
