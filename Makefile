@@ -49,8 +49,8 @@ venv: $(VENV)/.ready
 setup: venv ## Prepare this machine: packages, engine, registry (PLATFORM=linux/arm64: emulation)
 	@scripts/tools.sh
 	@scripts/engine.sh
-	@if [ -z "$(REGISTRY)" ]; then scripts/registry.sh $(LOOPBACK); \
-	  mkdir -p .build; echo $(LOOPBACK) > .build/registry; fi
+	@mkdir -p .build; rm -f .build/registry  # where an unnamed --push goes
+	@if [ -z "$(REGISTRY)" ]; then scripts/registry.sh $(LOOPBACK); echo $(LOOPBACK) > .build/registry; fi
 	@if [ -n "$(PLATFORM)" ]; then scripts/emulation.sh on $(PLATFORM); fi
 
 image: setup ## Build, check and publish an image (ARCH= RELEASE= VARIANT= FROM= BASE=)
