@@ -57,14 +57,19 @@ def room() -> Iterator[None]:
             drop(record["ID"])
 
 
-def gate(request: Request, change: Change | None = None) -> list[str]:
-    """Builds as far as the gate; what it reported. change edits the build's files."""
+def build(
+    request: Request,
+    change: Change | None = None,
+    target: str = "gate",
+    output: str = "type=cacheonly",
+) -> list[str]:
+    """Builds as far as a stage; what it reported. change edits the build's files."""
     prepared, files = pipeline.prepare(request)
     if change:
         change(files)
     context = plan.stage(prepared, files)
     options = builder.Options(sources=components.local_trees(request.sources))
-    line = builder.command(prepared, context, ["type=cacheonly"], options, target="gate")
+    line = builder.command(prepared, context, [output], options, target=target)
     reports: list[str] = []
     builder.build(line, reports.append, options)
     return reports
@@ -79,11 +84,11 @@ def instruct(files: dict[str, bytes], **changes: Any) -> None:
 def marked(published: dict[str, Any]) -> tuple[float, list[str]]:
     """A mark that makes the key another one, and what the gate reported with it."""
     mark = time.time()
-    return mark, gate(REQUEST, lambda files: instruct(files, mark=mark))
+    return mark, build(REQUEST, lambda files: instruct(files, mark=mark))
 
 
 def test_one_fp4_object_is_compiled_and_read_first(published: dict[str, Any]) -> None:
-    reports = gate(REQUEST)
+    reports = build(REQUEST)
     ran = any("compile gate" in text for text in reports)  # not, where nothing changed since
     spoke = any(f"gate: FP4 instructions for {TARGET}" in text for text in reports)
     assert spoke == ran, reports[-5:]
@@ -122,7 +127,7 @@ def test_a_csrc_patch_compiles_what_includes_its_file_and_nothing_else(
         files["csrc/series.json"] = json.dumps(series).encode()
         files["csrc/mark.patch"] = diff
 
-    reports = gate(REQUEST, patch)
+    reports = build(REQUEST, patch)
     assert any("1 objects to compile" in text for text in reports), reports
     said = next(text for text in reports if "gate: FP4 instructions" in text)
     assert "compiler's cache" in said and "compiled before" not in said
@@ -146,14 +151,12 @@ def test_a_component_beside_core_goes_into_the_wheel(
         REQUEST, components="core,triton_kernels",
         sources=("cutlass=pypi", f"triton_kernels={tree}"),
     )  # fmt: skip
-    prepared, files = pipeline.prepare(request)
-    instruct(files, targets=["cumem_allocator", "triton_kernels"])  # the rest takes an hour
-    files["Dockerfile"] += b"\nFROM scratch AS wheels\nCOPY --from=compile /wheels/ /\n"
-    options = builder.Options(sources=components.local_trees(request.sources))
-    output = f"type=local,dest={wheels}"
-    context = plan.stage(prepared, files)
-    line = builder.command(prepared, context, [output], options, target="wheels")
-    builder.build(line, lambda _: None, options)
+
+    def of_two_targets(files: dict[str, bytes]) -> None:
+        instruct(files, targets=["cumem_allocator", "triton_kernels"])  # the rest takes an hour
+        files["Dockerfile"] += b"\nFROM scratch AS wheels\nCOPY --from=compile /wheels/ /\n"
+
+    build(request, of_two_targets, "wheels", f"type=local,dest={wheels}")
     with zipfile.ZipFile(next(wheels.glob("*.whl"))) as wheel:
         wheel.extractall(tmp_path)
     packed = tmp_path / "vllm/third_party/triton_kernels"
@@ -169,7 +172,7 @@ def test_a_wrong_prediction_stops_the_build_at_the_gate(published: dict[str, Any
         instruct(files, gate=instructions["gate"] | {"targets": ["10.0a", TARGET]})
 
     with pytest.raises(CoverageError, match=rf"for {TARGET}, predicted 10\.0a {TARGET}"):
-        gate(REQUEST, predict)
+        build(REQUEST, predict)
 
 
 def test_a_tree_that_is_not_cutlass_is_told_with_the_compilers_words(
@@ -183,7 +186,7 @@ def test_a_tree_that_is_not_cutlass_is_told_with_the_compilers_words(
         "".join(f"#define CUTLASS_{name} {number}\n" for name, number in numbers)
     )
     with pytest.raises(BuildError) as refused:
-        gate(replace(REQUEST, sources=(f"cutlass={tmp_path}",)))
+        build(replace(REQUEST, sources=(f"cutlass={tmp_path}",)))
     assert "nvfp4_scaled_mm_entry.cu does not compile" in refused.value.message
     assert "command: " in refused.value.message
 

@@ -7,6 +7,7 @@ import pytest
 from fp4forge import aot, ledger
 from fp4forge.cubins import Cubin, DeviceCode, Kernel
 from fp4forge.errors import UsageError
+from fp4forge.image.build.aot import key
 from fp4forge.plan import Request, resolve
 
 WHEEL = {"release": "0.20.2", "strategy": "wheel", "base": "bootstrap"}
@@ -31,6 +32,14 @@ def test_the_ledger_is_held_to_the_modules() -> None:
     assert aot.expected(aot.Choice(), ("sm121",)) == {}
     whole = aot.expected(aot.choose("all", ("sm121",)), ("sm121",))
     assert whole == {"flashinfer_gemm": ["12.1a"], "flashinfer_quantise": ["12.0f", "12.1a"]}
+
+
+def test_modules_are_compiled_anew_for_what_decides_their_objects_alone() -> None:
+    versions = {"flashinfer-python": "0.6", "nvidia-cuda-nvcc": "13.0", "transformers": "5.5.4"}
+    before = key("12.1a", versions)
+    assert key("12.1a", versions | {"transformers": "5.5.5", "vllm": "0.20.2"}) == before
+    other = [versions | {name: "1"} for name in ("flashinfer-python", "nvidia-cuda-nvcc", "torch")]
+    assert len({before, key("12.0f", versions), *(key("12.1a", each) for each in other)}) == 5
 
 
 @pytest.mark.parametrize(

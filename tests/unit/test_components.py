@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -145,6 +148,38 @@ def test_a_failed_object_is_told_with_command_and_last_lines() -> None:
 )  # fmt: skip
 def test_an_out_of_memory_kill_is_recognised(line: str) -> None:
     assert running._KILLED.search(line) and not running._KILLED.search(NINJA)
+
+
+def test_a_second_build_says_that_it_waits_for_the_cache(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    holder = (
+        "import sys\nfrom pathlib import Path\nfrom fp4forge.image.build import jobs\n"
+        "with jobs.alone(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()"
+    )
+    line = [sys.executable, "-c", holder, str(tmp_path)]
+
+    def build() -> None:
+        with running.alone(tmp_path):
+            pass
+
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        assert first.stdin and first.stdout and first.stdout.readline() == b"held\n"
+        waiting = threading.Thread(target=build)
+        waiting.start()
+        waiting.join(0.5)
+        assert waiting.is_alive() and "waiting for another build" in capsys.readouterr().out
+        first.stdin.close()
+        waiting.join(10)
+        assert not waiting.is_alive()
+
+
+def test_the_latest_build_folders_stay(tmp_path: Path) -> None:
+    for number, name in enumerate("abcd"):
+        running.folder_of(tmp_path, name)
+        os.utime(tmp_path / name, (number, number))
+    assert running.folder_of(tmp_path, "b").is_dir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "c", "d"]
 
 
 def test_progress_counts_objects() -> None:

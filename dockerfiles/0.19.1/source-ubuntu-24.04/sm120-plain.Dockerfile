@@ -89,11 +89,10 @@ RUN mkdir -p /usr/local/lib/python3.12/dist-packages/nvidia/cu13/lib/stubs \
 
 # ---- aot: FlashInfer's modules, so that the first request starts no compiler --------------------
 FROM compilers AS aot
-COPY locks/cuda.txt locks/python.txt /fp4forge/locks/
 COPY image/build/aot.py image/build/install.py image/build/jobs.py /fp4forge/fp4forge/image/build/
 COPY aot.json /fp4forge/
 RUN --mount=type=secret,id=compile,target=/run/secrets/compile.env \
-    --mount=type=cache,id=fp4forge-aot,target=/root/.cache/aot,sharing=locked \
+    --mount=type=cache,id=fp4forge-aot,target=/root/.cache/aot \
     PYTHONPATH=/fp4forge python3 -m fp4forge.image.build.aot --out /out
 
 # ---- compile: vLLM's extensions from the pinned sdist -----------------------------------------
@@ -137,13 +136,13 @@ COPY ledger/ /fp4forge/
 COPY image/build/apply_patches.py image/build/compile.py image/build/cross.py image/build/jobs.py /fp4forge/fp4forge/image/build/
 COPY compile.json /fp4forge/
 RUN --mount=type=secret,id=compile,target=/run/secrets/compile.env \
-    --mount=type=cache,id=fp4forge-compile,target=/root/.cache/compile,sharing=locked \
+    --mount=type=cache,id=fp4forge-compile,target=/root/.cache/compile \
     --mount=type=cache,id=fp4forge-sccache,target=/root/.cache/sccache \
     PYTHONPATH=/fp4forge python3 -m fp4forge.image.build.compile gate
 
 FROM gate AS compile
 RUN --mount=type=secret,id=compile,target=/run/secrets/compile.env \
-    --mount=type=cache,id=fp4forge-compile,target=/root/.cache/compile,sharing=locked \
+    --mount=type=cache,id=fp4forge-compile,target=/root/.cache/compile \
     --mount=type=cache,id=fp4forge-sccache,target=/root/.cache/sccache \
     PYTHONPATH=/fp4forge python3 -m fp4forge.image.build.compile all
 

@@ -166,7 +166,7 @@ COPY ledger/ /fp4forge/
 COPY image/build/apply_patches.py image/build/compile.py image/build/cross.py image/build/jobs.py /fp4forge/fp4forge/image/build/
 COPY compile.json /fp4forge/
 RUN --mount=type=secret,id=compile,target=/run/secrets/compile.env \
-    --mount=type=cache,id=fp4forge-compile,target=/root/.cache/compile,sharing=locked \
+    --mount=type=cache,id=fp4forge-compile,target=/root/.cache/compile \
     --mount=type=cache,id=fp4forge-sccache,target=/root/.cache/sccache \
     --mount=type=bind,from=cuda,source=/out,target=/target/cuda \
     --mount=type=bind,from=torch,source=/out,target=/target/torch \
@@ -175,7 +175,7 @@ RUN --mount=type=secret,id=compile,target=/run/secrets/compile.env \
 
 FROM gate AS compile
 RUN --mount=type=secret,id=compile,target=/run/secrets/compile.env \
-    --mount=type=cache,id=fp4forge-compile,target=/root/.cache/compile,sharing=locked \
+    --mount=type=cache,id=fp4forge-compile,target=/root/.cache/compile \
     --mount=type=cache,id=fp4forge-sccache,target=/root/.cache/sccache \
     --mount=type=bind,from=cuda,source=/out,target=/target/cuda \
     --mount=type=bind,from=torch,source=/out,target=/target/torch \

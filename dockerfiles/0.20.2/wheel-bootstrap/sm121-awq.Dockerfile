@@ -89,11 +89,10 @@ RUN mkdir -p /usr/local/lib/python3.13/dist-packages/nvidia/cu13/lib/stubs \
 
 # ---- aot: FlashInfer's modules, so that the first request starts no compiler --------------------
 FROM compilers AS aot
-COPY locks/cuda.txt locks/python.txt /fp4forge/locks/
 COPY image/build/aot.py image/build/install.py image/build/jobs.py /fp4forge/fp4forge/image/build/
 COPY aot.json /fp4forge/
 RUN --mount=type=secret,id=compile,target=/run/secrets/compile.env \
-    --mount=type=cache,id=fp4forge-aot,target=/root/.cache/aot,sharing=locked \
+    --mount=type=cache,id=fp4forge-aot,target=/root/.cache/aot \
     PYTHONPATH=/fp4forge python3 -m fp4forge.image.build.aot --out /out
 
 FROM tools AS vllm

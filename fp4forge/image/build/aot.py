@@ -11,9 +11,11 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,31 @@ from fp4forge.image.build import install, jobs
 
 HERE = Path("/fp4forge")
 CACHE = Path("/root/.cache/aot")
+_INCLUDED = ("flashinfer-python", "apache-tvm-ffi", "torch")  # and the toolchain: all of NVIDIA's
+
+
+def key(archs: str, versions: dict[str, str]) -> str:
+    """Names the build folder by what decides its objects.
+
+    Not by the choice of modules, which have a folder each, nor by other packages: what is compiled
+    once serves every choice, and a new transformers compiles nothing.
+
+    Args:
+        archs: FLASHINFER_CUDA_ARCH_LIST.
+        versions: of the installed packages by name.
+    """
+    chosen = sorted(
+        (name, version)
+        for name, version in versions.items()
+        if name in _INCLUDED or name.startswith("nvidia-")
+    )
+    return hashlib.sha256(json.dumps([archs, chosen]).encode()).hexdigest()[:16]
+
+
+def installed() -> dict[str, str]:
+    """Versions of the packages in this stage, by normalised name (PEP 503)."""
+    found = metadata.distributions()
+    return {re.sub(r"[-_.]+", "-", d.name).lower(): d.version for d in found}
 
 
 def specs(instructions: dict[str, Any]) -> list[Any]:
@@ -42,17 +69,15 @@ def specs(instructions: dict[str, Any]) -> list[Any]:
     return list({spec.name: spec for spec in found}.values())
 
 
-def main() -> None:
-    """Command line of the build stage."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    instructions = json.loads((HERE / "aot.json").read_text())
-    start = time.monotonic()
-    locks = b"".join((HERE / "locks" / f"{g}.txt").read_bytes() for g in ("cuda", "python"))
-    key = hashlib.sha256(locks + json.dumps(instructions).encode()).hexdigest()[:16]
+def compiled(instructions: dict[str, Any]) -> dict[str, Path]:
+    """Compiles the modules, or what is left of them; their libraries by name.
+
+    Raises:
+        jobs.Failed: an object cannot be compiled; its command and last lines are in the message.
+    """
+    folder = jobs.folder_of(CACHE, key(instructions["archs"], installed()))
     os.environ["FLASHINFER_CUDA_ARCH_LIST"] = instructions["archs"]
-    os.environ["FLASHINFER_WORKSPACE_BASE"] = str(CACHE / key)
+    os.environ["FLASHINFER_WORKSPACE_BASE"] = str(folder)
     os.environ["FLASHINFER_LOGGING_LEVEL"] = "error"
     modules = specs(instructions)
     for spec in modules:
@@ -60,26 +85,39 @@ def main() -> None:
     build = modules[0].build_dir.parent
     ninja = build / "all.ninja"
     ninja.write_text("".join(f"subninja {spec.ninja_path}\n" for spec in modules))
-    try:
-        jobs.run(
-            ["-C", str(build), "-f", str(ninja)],
-            dict(os.environ),
-            jobs.settings().get("FP4FORGE_JOBS"),
-        )
-    except jobs.Failed as reason:
-        print(f"fp4forge: aot: {reason}", file=sys.stderr)
-        raise SystemExit(1) from None
-    site = args.out / "usr/local/lib" / install.PYTHON / "dist-packages"
-    sizes = {}
-    for spec in modules:
-        library = site / "flashinfer/data/aot" / spec.name / f"{spec.name}.so"
-        library.parent.mkdir(parents=True)
-        shutil.copyfile(spec.jit_library_path, library)
-        sizes[spec.name] = library.stat().st_size
-    record = args.out / "opt/fp4forge/aot.json"
+    line = ["-C", str(build), "-f", str(ninja)]
+    jobs.run(line, dict(os.environ), jobs.settings().get("FP4FORGE_JOBS"))
+    return {spec.name: spec.jit_library_path for spec in modules}
+
+
+def put(libraries: dict[str, Path], instructions: dict[str, Any], out: Path) -> dict[str, int]:
+    """Lays the modules where FlashInfer looks for them under out, with a record; their bytes."""
+    ahead = out / "usr/local/lib" / install.PYTHON / "dist-packages/flashinfer/data/aot"
+    for name, library in libraries.items():
+        (ahead / name).mkdir(parents=True)
+        shutil.copyfile(library, ahead / name / f"{name}.so")
+    sizes = {name: library.stat().st_size for name, library in libraries.items()}
+    record = out / "opt/fp4forge/aot.json"
     record.parent.mkdir(parents=True)
     record.write_text(json.dumps(instructions | {"bytes": sizes}, indent=1) + "\n")
-    install.settle_times(args.out, int(os.environ["SOURCE_DATE_EPOCH"]))
+    install.settle_times(out, int(os.environ["SOURCE_DATE_EPOCH"]))
+    return sizes
+
+
+def main() -> None:
+    """Command line of the build stage."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    instructions = json.loads((HERE / "aot.json").read_text())
+    with jobs.alone(CACHE):
+        start = time.monotonic()
+        try:
+            libraries = compiled(instructions)
+        except jobs.Failed as reason:
+            print(f"fp4forge: aot: {reason}", file=sys.stderr)
+            raise SystemExit(1) from None
+        sizes = put(libraries, instructions, args.out)
     for name, size in sizes.items():
         print(f"fp4forge: {name} {size / 1e6:.1f} MB", flush=True)
     print(f"fp4forge: {len(sizes)} modules, {time.monotonic() - start:.0f} s", flush=True)

@@ -34,7 +34,6 @@ CACHE = Path("/root/.cache/compile")
 CURRENT = CACHE / "current"  # the key that is compiled now, or was last; its file "key" says which
 WHEELS = Path("/wheels")
 RECORD = Path("/record/compile.json")
-KEPT = 3  # build folders that stay in the cache mount
 
 
 class Compile:
@@ -89,18 +88,10 @@ class Compile:
         if CURRENT.is_dir() and mark.read_text() != self.key:
             CURRENT.rename(CACHE / mark.read_text())
         if not CURRENT.is_dir():
-            home = CACHE / self.key
-            if not home.is_dir():
-                self._make_room()
-                home.mkdir(parents=True)
+            home = jobs.folder_of(CACHE, self.key)
             (home / "key").write_text(self.key)
             home.rename(CURRENT)
         CURRENT.touch()
-
-    def _make_room(self) -> None:
-        """Of the other keys' folders the latest stay."""
-        for old in sorted(CACHE.glob("*/"), key=lambda p: p.stat().st_mtime)[: -KEPT + 1]:
-            shutil.rmtree(old)
 
     def _lay_sources(self) -> None:
         """Unpacks and patches the sources, and puts what differs into the tree."""
@@ -368,20 +359,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["gate", "all"])
     args = parser.parse_args()
-    start = time.monotonic()
-    compile_ = Compile()
-    try:
-        compile_.prepare()
-        compile_.gate()
-        if args.what == "all":
-            compile_.compile()
-            compile_.wheel()
-            compile_.record(time.monotonic() - start)
-    except Failed as reason:
-        print(f"fp4forge: compile: {reason}", file=sys.stderr)
-        raise SystemExit(1) from None
-    finally:
-        subprocess.run(["sccache", "--stop-server"], capture_output=True, env=compile_.environment)
+    with jobs.alone(CACHE):
+        start = time.monotonic()
+        compile_ = Compile()
+        try:
+            compile_.prepare()
+            compile_.gate()
+            if args.what == "all":
+                compile_.compile()
+                compile_.wheel()
+                compile_.record(time.monotonic() - start)
+        except Failed as reason:
+            print(f"fp4forge: compile: {reason}", file=sys.stderr)
+            raise SystemExit(1) from None
+        finally:
+            stop = ["sccache", "--stop-server"]
+            subprocess.run(stop, capture_output=True, env=compile_.environment)
 
 
 if __name__ == "__main__":

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import re
+import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 SETTINGS = Path("/run/secrets/compile.env")
 # Memory of one nvcc on CUTLASS templates, in GiB: 3 to 8 measured; the uncapped default has run
 # hosts out of memory (vllm-project/vllm#8448, #13281).
 JOB_GIB = 5.0
+KEPT = 3  # build folders that stay in a cache mount
 _KILLED = re.compile(r"died due to signal 9|Killed signal terminated|signal: 9|out of memory", re.I)
 _COMPILERS = ("sccache", "nvcc", "c++")
 
@@ -28,6 +32,32 @@ def settings() -> dict[str, str]:
         return {}
     lines = (line.partition("=") for line in SETTINGS.read_text().splitlines())
     return {key: value for key, equals, value in lines if equals}
+
+
+@contextlib.contextmanager
+def alone(cache: Path) -> Iterator[None]:
+    """Holds a cache mount for this build; says so where another one has it.
+
+    BuildKit's own lock (sharing=locked) would wait without a word.
+    """
+    with (cache / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("waiting for another build, which compiles on this engine")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def folder_of(cache: Path, key: str) -> Path:
+    """The build folder of a key in a cache mount; a new one takes the place of the oldest."""
+    folder = cache / key
+    if not folder.is_dir():
+        for old in sorted(cache.glob("*/"), key=lambda p: p.stat().st_mtime)[: -KEPT + 1]:
+            shutil.rmtree(old)
+        folder.mkdir(parents=True)
+    folder.touch()
+    return folder
 
 
 def jobs_for(cores: int, free_gib: float) -> int:
