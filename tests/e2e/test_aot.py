@@ -24,9 +24,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build.mkdir(parents=True)
     for name in ("aot", "install", "jobs"):
         shutil.copy(ROOT / f"fp4forge/image/build/{name}.py", build)
-    (folder / "locks").mkdir()
-    for name in ("cuda", "python"):
-        (folder / f"locks/{name}.txt").write_text("of this test\n")
+    (folder / "cache").mkdir()
     (folder / "aot.json").write_text(json.dumps(CHOICE.instructions()))
     return folder
 
@@ -35,6 +33,7 @@ def python(image: str, stage: Path, *arguments: str) -> str:
     """What the image's Python prints, with the stage's folder in its place."""
     return shell(
         "docker", "run", "--rm", "--network=none", "--user=0", f"--volume={stage}:/fp4forge",
+        f"--volume={stage / 'cache'}:/root/.cache/aot",
         "--env=SOURCE_DATE_EPOCH=1767225600", "--env=PYTHONPATH=/fp4forge",
         "--env=FLASHINFER_CUDA_ARCH_LIST=12.1a", "--entrypoint=python3", image, *arguments,
     ).stdout  # fmt: skip
@@ -64,6 +63,18 @@ def test_all_of_flashinfers_modules_hold_those_that_serving_looks_up(
     assert len(names) == len(set(names)) > 100
     # FlashInfer's own list for 12.1a has the quantiser for sm_121a, and looks up the family's.
     assert {"fp4_gemm_cutlass_sm120", "fp4_quantization_120f", "fp4_quantization_121"} <= {*names}
+
+
+def test_another_run_compiles_nothing_again(
+    published: dict[str, Any], stage: Path, compiled: Path
+) -> None:
+    (library,) = (stage / "cache").rglob("fp4_quantization_120f.so")
+    before = library.stat().st_mtime_ns
+    run = ("-m", "fp4forge.image.build.aot", "--out", "/fp4forge/again")
+    assert "1 modules" in python(published["image"], stage, *run)
+    assert library.stat().st_mtime_ns == before
+    (again,) = (stage / "again").rglob(library.name)
+    assert again.read_bytes() == library.read_bytes()
 
 
 def test_the_module_has_fp4_for_the_family(published: dict[str, Any], compiled: Path) -> None:
