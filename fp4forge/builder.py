@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -207,7 +208,7 @@ def events(stream: IO[str], rest: list[str]) -> Iterator[dict[str, Any]]:
 
 def _follow(event: dict[str, Any], vertices: dict[str, Vertex], report: Report) -> None:
     for data in event.get("vertexes") or []:
-        vertex = vertices.setdefault(data["digest"], Vertex(data.get("name", "")))
+        vertex = vertices.setdefault(data["digest"], Vertex(instruction(data.get("name", ""))))
         started, completed = data.get("started", ""), data.get("completed", "")
         if started and not vertex.started and not data.get("cached"):
             report(vertex.name)
@@ -224,6 +225,11 @@ def _follow(event: dict[str, Any], vertices: dict[str, Vertex], report: Report) 
                     report(line.removeprefix(PROGRESS))
             log.extend(line for line in lines if not line.startswith(PROGRESS))
             del log[:-60]
+
+
+def instruction(name: str) -> str:
+    """BuildKit's name of a step without its mounts, which fill the line before the command."""
+    return re.sub(r"--mount=\S+\s+", "", name)
 
 
 def ledger(
