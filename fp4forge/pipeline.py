@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,6 +20,7 @@ from fp4forge.builder import Options
 from fp4forge.console import Console, Report, Step
 from fp4forge.errors import CoverageError, PlatformError, UsageError
 from fp4forge.gpu import host_platform
+from fp4forge.image.build import jobs
 from fp4forge.paths import STATE
 from fp4forge.plan import Plan, Request
 
@@ -324,17 +323,11 @@ def _verify(plan: Plan, image: str, options: Options, console: Console, outcome:
         verify.demand(checks)
 
 
-@contextlib.contextmanager
-def _alone(console: Console) -> Iterator[None]:
+def _alone(console: Console) -> contextlib.AbstractContextManager[None]:
     """One build at a time per checkout: they share the OCI layout."""
     STATE.mkdir(parents=True, exist_ok=True)
-    with (STATE / "lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            console.say("another build runs in this checkout; waiting for it")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+    said = "another build runs in this checkout; waiting for it"
+    return jobs.alone(STATE, lambda: console.say(said))
 
 
 def destination(repository: str, push: bool, load: bool, tags: tuple[str, ...]) -> Destination:

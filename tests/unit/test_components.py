@@ -155,12 +155,13 @@ def test_a_second_build_says_that_it_waits_for_the_cache(
 ) -> None:
     holder = (
         "import sys\nfrom pathlib import Path\nfrom fp4forge.image.build import jobs\n"
-        "with jobs.alone(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()"
+        "with jobs.alone_on_engine(Path(sys.argv[1])):\n"
+        "    print('held', flush=True)\n    sys.stdin.read()"
     )
     line = [sys.executable, "-c", holder, str(tmp_path)]
 
     def build() -> None:
-        with running.alone(tmp_path):
+        with running.alone_on_engine(tmp_path):
             pass
 
     with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:

@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     instructions = json.loads((HERE / "aot.json").read_text())
-    with jobs.alone(CACHE):
+    with jobs.alone_on_engine(CACHE):
         start = time.monotonic()
         try:
             libraries = compiled(instructions)

@@ -359,7 +359,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["gate", "all"])
     args = parser.parse_args()
-    with jobs.alone(CACHE):
+    with jobs.alone_on_engine(CACHE):
         start = time.monotonic()
         compile_ = Compile()
         try:

@@ -35,18 +35,24 @@ def settings() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def alone(cache: Path) -> Iterator[None]:
-    """Holds a cache mount for this build; says so where another one has it.
+def alone(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Holds a folder for this process, by its file "lock".
 
-    BuildKit's own lock (sharing=locked) would wait without a word.
+    Args:
+        waiting: called where another process has it, before the wait.
     """
-    with (cache / "lock").open("w") as lock:
+    with (folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say("waiting for another build, which compiles on this engine")
+            waiting()
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def alone_on_engine(cache: Path) -> contextlib.AbstractContextManager[None]:
+    """Holds a cache mount; BuildKit's own lock (sharing=locked) would wait without a word."""
+    return alone(cache, lambda: say("waiting for another build, which compiles on this engine"))
 
 
 def folder_of(cache: Path, key: str) -> Path:
