@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from fp4forge import archs, components, release
+from fp4forge import archs, components, pipeline, release
+from fp4forge.console import Console
 from fp4forge.errors import ArtefactError, UsageError
 from fp4forge.image.build import compile
 from fp4forge.image.build import jobs as running
@@ -150,29 +150,31 @@ def test_an_out_of_memory_kill_is_recognised(line: str) -> None:
     assert running._KILLED.search(line) and not running._KILLED.search(NINJA)
 
 
-def test_a_second_build_says_that_it_waits_for_the_cache(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("where", ["engine", "checkout"])
+def test_a_second_build_says_that_it_waits(
+    where: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    holder = (
-        "import sys\nfrom pathlib import Path\nfrom fp4forge.image.build import jobs\n"
-        "with jobs.alone_on_engine(Path(sys.argv[1])):\n"
-        "    print('held', flush=True)\n    sys.stdin.read()"
-    )
-    line = [sys.executable, "-c", holder, str(tmp_path)]
+    monkeypatch.setattr(pipeline, "STATE", tmp_path)
+
+    def held() -> AbstractContextManager[None]:
+        engine = where == "engine"
+        return running.alone_on_engine(tmp_path) if engine else pipeline._alone(Console())
 
     def build() -> None:
-        with running.alone_on_engine(tmp_path):
+        with held():
             pass
 
-    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
-        assert first.stdin and first.stdout and first.stdout.readline() == b"held\n"
-        waiting = threading.Thread(target=build)
-        waiting.start()
-        waiting.join(0.5)
-        assert waiting.is_alive() and "waiting for another build" in capsys.readouterr().out
-        first.stdin.close()
-        waiting.join(10)
-        assert not waiting.is_alive()
+    second = threading.Thread(target=build)
+    with held():
+        assert "another build" not in "".join(capsys.readouterr())
+        second.start()
+        second.join(0.5)
+        assert second.is_alive() and "another build" in "".join(capsys.readouterr())
+    second.join(10)
+    assert not second.is_alive()
 
 
 def test_the_latest_build_folders_stay(tmp_path: Path) -> None:
