@@ -34,12 +34,13 @@ TARGET = "${BASE} AS target-tools"
 # In the place of the gate's RUN, whose mounts it has.
 PROGRAM = """
 import json, pathlib, shutil, subprocess
+from fp4forge.image.build import jobs
 from fp4forge.image.build.compile import Compile
 c = Compile()
 c.prepare()
 subprocess.run(["ninja", "-C", str(c.build), "-t", "clean", *{timed}], check=True)
 c.ninja({timed})
-seconds = c.object_seconds()
+seconds = jobs.timings(c.build)
 if {linked}:
     c.gate()
     c.ninja({linked})

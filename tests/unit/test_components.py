@@ -186,7 +186,7 @@ def test_the_latest_build_folders_stay(tmp_path: Path) -> None:
 
 
 def test_progress_counts_objects() -> None:
-    progress = running.Progress({}, 2)
+    progress = running.Progress([], dict, 2)
     for line in NINJA.splitlines():
         progress.line(line)
     assert (progress.done, progress.total) == (8, 91)
@@ -194,12 +194,45 @@ def test_progress_counts_objects() -> None:
 
 
 def test_time_left_comes_from_past_timings() -> None:
-    past = {"csrc/sampler.cu": 600.0, "csrc/y.cu": 60.0, "csrc/z.cu": 240.0}
-    progress = running.Progress(past, 2)
+    past = {"csrc/sampler.cu": 600.0, "csrc/y.cu": 60.0, "csrc/z.cu": 240.0, "_C.abi3.so": 1e9}
+    progress = running.Progress(["csrc/sampler.cu", "csrc/y.cu", "csrc/z.cu"], lambda: past, 2)
     assert "about 8 min left" in progress.text()
     for line in NINJA.splitlines():
         progress.line(line)
     assert "about 2 min left" in progress.text()
+
+
+FLASHINFER = "[3/40] /cuda/bin/nvcc -O3 -c /gen/a_f16/mha.cu -o /ops/a_f16/a_f16_mha.cuda.o"
+
+
+def test_time_left_comes_from_the_same_source_in_other_modules() -> None:
+    names = [running.short(f"/ops/{name}.cuda.o") for name in ("a_f16/a_f16_mha", "b/b_other")]
+    assert names == ["a_f16/mha.cuda", "b/other.cuda"]
+    past = {"a_bf16/mha.cuda": 300.0, "a_fp8/mha.cuda": 420.0}
+    progress = running.Progress(names, lambda: past, 2)
+    assert "about 6 min left" in progress.text()
+    progress.line(FLASHINFER)
+    past["a_f16/mha.cuda"] = 180.0
+    assert "about 2 min left" in progress.text()  # "other" is not known: the mean of three
+
+
+def test_the_first_objects_of_a_first_compile_foretell_nothing() -> None:
+    waiting = [f"csrc/{number}.cu" for number in range(100)]
+    past = {f"csrc/done-{number}.cu": 60.0 for number in range(4)}
+    progress = running.Progress(waiting, lambda: past, 2)
+    assert "left" not in progress.text()
+    past["csrc/done-4.cu"] = 60.0
+    assert "about 50 min left" in progress.text()
+
+
+def test_seconds_come_from_ninjas_log(tmp_path: Path) -> None:
+    assert running.timings(tmp_path) == {}
+    (tmp_path / ".ninja_log").write_text(
+        "# ninja log v7\n0\t1500\t10\tCMakeFiles/_C.dir/csrc/a.cu.o\tf00\n"
+        "9\t29\t20\t/ops/m/m_b.cuda.o\tf01\n"
+    )
+    assert running.timings(tmp_path) == {"csrc/a.cu": 1.5, "m/b.cuda": 0.02}
+    assert running.timings(tmp_path, since_ns=10) == {"m/b.cuda": 0.02}
 
 
 def test_what_includes_cutlass_is_compiled_first(tmp_path: Path) -> None:

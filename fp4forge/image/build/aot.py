@@ -85,8 +85,12 @@ def compiled(instructions: dict[str, Any]) -> dict[str, Path]:
     build = modules[0].build_dir.parent
     ninja = build / "all.ninja"
     ninja.write_text("".join(f"subninja {spec.ninja_path}\n" for spec in modules))
-    line = ["-C", str(build), "-f", str(ninja)]
-    jobs.run(line, dict(os.environ), jobs.settings().get("FP4FORGE_JOBS"))
+    jobs.run(
+        ["-C", str(build), "-f", str(ninja)],
+        dict(os.environ),
+        jobs.settings().get("FP4FORGE_JOBS"),
+        lambda: jobs.timings(build),
+    )
     return {spec.name: spec.jit_library_path for spec in modules}
 
 

@@ -159,42 +159,21 @@ class Compile:
             ["-C", str(self.build), *targets],
             self.environment,
             self.settings.get("FP4FORGE_JOBS"),
-            lambda: self._expected_seconds(targets),
+            self._timings,
             self._keep_timings,
         )
 
-    def _expected_seconds(self, targets: list[str]) -> dict[str, float]:
-        """What each object still to be compiled took before; the mean where none is known."""
-        dry = ["ninja", "-C", str(self.build), "-n", *targets]
-        listed = subprocess.run(dry, capture_output=True, text=True).stdout
-        names = [short(name) for name in re.findall(r" object (\S+)", listed)]
-        past = self._timings()
-        known = [past[name] for name in names if name in past]
-        mean = sum(known) / len(known) if known else 0.0
-        return {name: past.get(name, mean) for name in names}
-
     def _timings(self) -> dict[str, float]:
+        """The longest time seen: a hit in the compiler's cache tells nothing about the next."""
+        old: dict[str, float] = {}
         if self.timings_file.is_file():
-            found: dict[str, float] = json.loads(self.timings_file.read_text())
-            return found
-        return {}
-
-    def object_seconds(self, since_ns: int = 0) -> dict[str, float]:
-        """Wall seconds by output, by ninja's log; of what was made after since_ns (epoch)."""
-        log = self.build / ".ninja_log"
-        seconds = {}
-        for line in log.read_text().splitlines()[1:] if log.is_file() else []:
-            start, end, time_ns, output, _ = line.split("\t")
-            if int(time_ns) > since_ns:
-                seconds[short(output)] = (int(end) - int(start)) / 1000
-        return seconds
+            old = json.loads(self.timings_file.read_text())
+        for name, seconds in jobs.timings(self.build).items():
+            old[name] = max(seconds, old.get(name, 0.0))
+        return old
 
     def _keep_timings(self) -> None:
-        """The longest time seen: a hit in the compiler's cache tells nothing about the next."""
-        old = self._timings()
-        for name, seconds in self.object_seconds().items():
-            old[name] = max(seconds, old.get(name, 0.0))
-        self.timings_file.write_text(json.dumps(old))
+        self.timings_file.write_text(json.dumps(self._timings()))
 
     def gate(self) -> None:
         """Compiles two objects with the build's own flags and reads the FP4 instructions in one.
@@ -294,8 +273,8 @@ class Compile:
     def record(self, seconds: float) -> None:
         """Writes what the compile took, for the closing table and the evidence."""
         extensions = sorted((CURRENT / "extensions").rglob("*.so"))
-        objects = dict(sorted(self.object_seconds().items(), key=lambda item: -item[1]))
-        since = self.object_seconds(self.patched.stat().st_mtime_ns)
+        objects = dict(sorted(jobs.timings(self.build).items(), key=lambda item: -item[1]))
+        since = jobs.timings(self.build, self.patched.stat().st_mtime_ns)
         for name, took in list(objects.items())[:10]:
             print(f"fp4forge: slowest {took:7.1f} s  {name}", flush=True)
         RECORD.parent.mkdir(exist_ok=True)

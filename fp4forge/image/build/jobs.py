@@ -7,6 +7,7 @@ import fcntl
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import threading
 import time
@@ -20,6 +21,10 @@ JOB_GIB = 5.0
 KEPT = 3  # build folders that stay in a cache mount
 _KILLED = re.compile(r"died due to signal 9|Killed signal terminated|signal: 9|out of memory", re.I)
 _COMPILERS = ("sccache", "nvcc", "c++")
+# An object in ninja's output: CMake's description of the step, or FlashInfer's bare command.
+_OBJECT = re.compile(r"^\[(\d+)/(\d+)\](?:.*? (?:object|-o) (\S+\.o)\b)?", re.M)
+# Milliseconds, the file's time, its name, in ninja's log; ninja may be writing the last line.
+_LOGGED = re.compile(r"^(\d+)\t(\d+)\t(\d+)\t(.+)\t\w+$", re.M)
 
 
 class Failed(Exception):
@@ -86,7 +91,7 @@ def run(
     arguments: list[str],
     environment: dict[str, str],
     given_jobs: str | None,
-    expected: Callable[[], dict[str, float]] = dict,
+    past: Callable[[], dict[str, float]],
     after: Callable[[], None] = lambda: None,
 ) -> None:
     """Compiles; after an out-of-memory kill again with half the jobs.
@@ -95,7 +100,7 @@ def run(
         arguments: ninja's, without -j.
         environment: the compilers'.
         given_jobs: parallel jobs; by default as many as cores and memory allow.
-        expected: seconds by object still to be compiled, for the time left.
+        past: seconds that objects took, asked again and again for the time left.
         after: called when ninja has ended, whether well or not.
 
     Raises:
@@ -103,10 +108,9 @@ def run(
     """
     jobs = int(given_jobs) if given_jobs else jobs_for(os.cpu_count() or 1, free_gib())
     while True:
-        left = expected()
-        known = f"{len(left)} objects to compile, " if left else ""
-        say(f"{known}{jobs} jobs, {free_gib():.0f} GiB free")
-        output = _run(["-j", str(jobs), *arguments], environment, Progress(left, jobs))
+        waiting = remaining(arguments)
+        say(f"{len(waiting)} objects to compile, {jobs} jobs, {free_gib():.0f} GiB free")
+        output = _run(["-j", str(jobs), *arguments], environment, Progress(waiting, past, jobs))
         after()
         if output is None:
             return
@@ -116,6 +120,42 @@ def run(
             raise Failed("a compiler was killed for memory even as the only job\n" + tail(output))
         jobs //= 2
         say(f"a compiler was killed for memory: going on with {jobs} jobs")
+
+
+def timings(build: Path, since_ns: int = 0) -> dict[str, float]:
+    """Wall seconds by output, by a folder's ninja log; of what was made after since_ns (epoch)."""
+    log = build / ".ninja_log"
+    text = log.read_text() if log.is_file() else ""
+    return {
+        short(output): (int(end) - int(start)) / 1000
+        for start, end, time_ns, output in _LOGGED.findall(text)
+        if int(time_ns) > since_ns
+    }
+
+
+def remaining(arguments: list[str]) -> list[str]:
+    """The objects that ninja would compile."""
+    listed = subprocess.run(["ninja", "-n", *arguments], capture_output=True, text=True).stdout
+    return [short(match[3]) for match in _OBJECT.finditer(listed) if match[3]]
+
+
+def time_left(waiting: list[str], past: dict[str, float]) -> float:
+    """Seconds that objects will take one after another; 0 where too little is known to tell.
+
+    An object takes what it took before, or what its source took on average in other modules, of
+    which FlashInfer has hundreds, or else the mean.
+    """
+    known = {name: took for name, took in past.items() if not name.endswith(".so")}
+    if not waiting or len(known) * 20 < len(waiting):  # the first few foretell nothing
+        return 0.0
+    mean = statistics.fmean(known.values())
+    of_source: dict[str, list[float]] = {}
+    for name, took in known.items():
+        of_source.setdefault(_source(name), []).append(took)
+    return sum(
+        known.get(name) or statistics.fmean(of_source.get(_source(name), [mean]))
+        for name in waiting
+    )
 
 
 def _run(arguments: list[str], environment: dict[str, str], progress: Progress) -> str | None:
@@ -139,16 +179,16 @@ def _run(arguments: list[str], environment: dict[str, str], progress: Progress) 
 class Progress:
     """Objects done of all, time left from past timings, and the slowest that runs."""
 
-    def __init__(self, expected: dict[str, float], jobs: int) -> None:
-        self.waiting, self.jobs = dict(expected), jobs
+    def __init__(self, waiting: list[str], past: Callable[[], dict[str, float]], jobs: int) -> None:
+        self.waiting, self.past, self.jobs = set(waiting), past, jobs
         self.done, self.total = 0, 0
         self.start = time.monotonic()
 
     def line(self, text: str) -> None:
         """Takes in one line of ninja's output."""
-        if match := re.match(r"\[(\d+)/(\d+)\](?:.* object (\S+))?", text):
+        if match := _OBJECT.match(text):
             self.done, self.total = int(match[1]), int(match[2])
-            self.waiting.pop(short(match[3] or ""), None)
+            self.waiting.discard(short(match[3] or ""))
 
     def watch(self, stop: threading.Event) -> None:
         """Says every five seconds where the compile stands."""
@@ -158,9 +198,7 @@ class Progress:
     def text(self) -> str:
         """One line for people."""
         seconds = time.monotonic() - self.start
-        rest = sum(self.waiting.values()) / self.jobs
-        if not rest and self.done:  # compiled for the first time: all objects count alike
-            rest = seconds / self.done * (self.total - self.done)
+        rest = time_left(list(self.waiting), self.past()) / self.jobs
         left = f", about {rest / 60:.0f} min left" if rest else ""
         slowest = max(running(), default=(0.0, ""))
         now = f", {slowest[1]} since {slowest[0]:.0f} s" if slowest[1] else ""
@@ -185,8 +223,13 @@ def running() -> list[tuple[float, str]]:
 
 
 def short(output: str) -> str:
-    """An object's name without CMake's folders, or any where its path is absolute."""
-    return re.sub(r"^CMakeFiles/[^/]*\.dir/|^/.*/|\.o$", "", output)
+    """An object's name without CMake's folders; of FlashInfer's, module/source."""
+    name = re.sub(r"^CMakeFiles/[^/]*\.dir/|\.o$", "", output)
+    return re.sub(r"^/(?:.*/)?([^/]+)/(?:\1_)?([^/]+)$", r"\1/\2", name)
+
+
+def _source(name: str) -> str:
+    return name.rsplit("/", 1)[-1]
 
 
 def failure(output: str) -> str:
