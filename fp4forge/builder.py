@@ -32,7 +32,7 @@ from fp4forge.paths import STATE
 from fp4forge.plan import Plan
 
 OCI_LAYOUT = STATE / "oci"
-# Lines of a build step's log that are progress (fp4forge/image/build/compile.py).
+# Lines of a build step's log that are progress (fp4forge/image/build: jobs.py, make_ledger.py).
 PROGRESS = "fp4forge: progress "
 COMPRESSION = "compression=zstd,compression-level=3,force-compression=true,oci-mediatypes=true"
 

@@ -189,10 +189,13 @@ def _folder(target: str, root: Path, report: Report) -> Ledger:
         for path in sorted(root.rglob("*"))
         if path.is_file() and not path.is_symlink() and re.search(r"\.(so|o|cubin)\b", path.name)
     ]
+    binaries = [path for path in found if cubins.has_device_code(path)]
     files = tuple(
-        File(path.relative_to(root).as_posix(), cubins.read(path, report))
-        for path in found
-        if cubins.has_device_code(path)
+        File(
+            path.relative_to(root).as_posix(),
+            cubins.read(path, _numbered(report, f"file {number} of {len(binaries)}")),
+        )
+        for number, path in enumerate(binaries, 1)
     )
     if not files:
         raise BinaryError(
@@ -200,6 +203,10 @@ def _folder(target: str, root: Path, report: Report) -> Ledger:
             rule="ELF objects with a section .nv_fatbin",
         )
     return Ledger(target, files)
+
+
+def _numbered(report: Report, which: str) -> Report:
+    return lambda text: report(f"{which}, {text}")
 
 
 def _wheel(target: str, path: Path, report: Report) -> Ledger:

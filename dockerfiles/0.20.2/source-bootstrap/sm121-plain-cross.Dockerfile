@@ -201,6 +201,7 @@ FROM tools AS ledger
 COPY ledger/ /fp4forge/
 COPY image/build/make_ledger.py /fp4forge/
 RUN --mount=type=bind,from=vllm,source=/out,target=/vllm \
+    --mount=type=cache,id=fp4forge-ledger,target=/fp4forge/.build/ledger \
     python3 /fp4forge/make_ledger.py --out /out/opt/fp4forge/ledger.json \
       /vllm/usr/local/lib/python3.13/dist-packages/vllm
 

@@ -111,6 +111,7 @@ COPY ledger/ /fp4forge/
 COPY image/build/make_ledger.py /fp4forge/
 RUN --mount=type=bind,from=vllm,source=/out,target=/vllm \
     --mount=type=bind,from=aot,source=/out,target=/aot \
+    --mount=type=cache,id=fp4forge-ledger,target=/fp4forge/.build/ledger \
     python3 /fp4forge/make_ledger.py --out /out/opt/fp4forge/ledger.json \
       /aot/usr/local/lib/python3.13/dist-packages/flashinfer \
       /vllm/usr/local/lib/python3.13/dist-packages/vllm

@@ -1,4 +1,7 @@
-"""Writes an image's ledger; runs in a build stage, beside copies of fp4forge's modules."""
+"""Writes an image's ledger; runs in a build stage, beside copies of fp4forge's modules.
+
+What was read of a file stays in a cache mount by the file's hash: an interrupted reading goes on.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     try:
-        found = ledger.packages(args.packages, lambda text: print(text, flush=True))
+        found = ledger.packages(
+            args.packages, lambda text: print(f"fp4forge: progress {text}", flush=True)
+        )
     except errors.ForgeError as error:
         raise SystemExit(f"fp4forge: {error.message}") from None
     args.out.parent.mkdir(parents=True, exist_ok=True)
