@@ -152,10 +152,8 @@ def time_left(waiting: list[str], past: dict[str, float]) -> float:
     of_source: dict[str, list[float]] = {}
     for name, took in known.items():
         of_source.setdefault(_source(name), []).append(took)
-    return sum(
-        known.get(name) or statistics.fmean(of_source.get(_source(name), [mean]))
-        for name in waiting
-    )
+    means = {source: statistics.fmean(took) for source, took in of_source.items()}
+    return sum(known.get(name, means.get(_source(name), mean)) for name in waiting)
 
 
 def _run(arguments: list[str], environment: dict[str, str], progress: Progress) -> str | None:
