@@ -200,6 +200,7 @@ def test_time_left_comes_from_past_timings() -> None:
     for line in NINJA.splitlines():
         progress.line(line)
     assert "about 2 min left" in progress.text()
+    assert "about 1 min left" in running.Progress(["csrc/y.cu"], lambda: past, 4).text()  # not 0
 
 
 FLASHINFER = "[3/40] /cuda/bin/nvcc -O3 -c /gen/a_f16/mha.cu -o /ops/a_f16/a_f16_mha.cuda.o"

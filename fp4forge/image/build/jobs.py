@@ -197,7 +197,7 @@ class Progress:
         """One line for people."""
         seconds = time.monotonic() - self.start
         rest = time_left(list(self.waiting), self.past()) / self.jobs
-        left = f", about {rest / 60:.0f} min left" if rest else ""
+        left = f", about {max(1, round(rest / 60))} min left" if rest else ""
         slowest = max(running(), default=(0.0, ""))
         now = f", {slowest[1]} since {slowest[0]:.0f} s" if slowest[1] else ""
         total = self.total or "all"
