@@ -207,7 +207,8 @@ def resolve(request: Request) -> Plan:
         patches=tuple(patch.id for patch in (*patches, *csrc)),
         patched_files=series.patched_files(patches),
         leave_out=tuple(rule for rule in what.leave_out if not set(rule.unless) & set(gpus)),
-        unpacked_gb=what.unpacked_gb[chosen.name],
+        unpacked_gb=what.unpacked_gb[chosen.name]
+        + (what.aot_all_gb * len(gpus) if ahead.name == "all" else 0),
         epoch=what.epoch,
         packages_overridden=tuple(
             re.split("[<=>!~]", text)[0] for text in what.strategy(request.strategy).overrides

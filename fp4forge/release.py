@@ -94,6 +94,7 @@ class Release:
     environment: dict[str, dict[str, str]]
     leave_out: tuple[LeaveOut, ...]
     unpacked_gb: dict[str, float]
+    aot_all_gb: float
     externals: dict[str, External]
 
     @property
@@ -219,6 +220,7 @@ def _from_data(data: dict[str, Any]) -> Release:
             for rule in data["leave_out"]
         ),
         unpacked_gb=data["unpacked_gb"],
+        aot_all_gb=data["aot_all_gb"],
         externals={name: _external(pin) for name, pin in data["externals"].items()},
     )
 

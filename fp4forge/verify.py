@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,9 @@ from fp4forge import engine
 from fp4forge.console import Report
 from fp4forge.errors import VerifyError
 from fp4forge.paths import IMAGE_TESTS, ROOT
+
+# A test's ID as pytest -v and the tests' own progress have it at the begin of a line.
+_RUNS = re.compile(r"\S+?\.py::(.*\S)")
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ def run(
     Args:
         image: reference by digest or tag.
         plan: the plan as JSON; the image is held to it.
-        report: called with the name of each check as it ends.
+        report: called with the name of each check as it begins, and what a long one is at.
         reports: folder for JUnit XML, JSON and a page for people, if wanted.
         only: a pytest expression that selects checks; all by default.
         gpu: the container gets the machine's GPUs, and is tested on them too.
@@ -73,8 +77,8 @@ def run(
         try:
             for text in process.stdout:
                 said.append(text)
-                if "::" in text:
-                    report(text.split("::", 1)[1].split(" ")[0])
+                if match := _RUNS.match(text):
+                    report(match[1])
             process.wait()
         except BaseException:
             process.kill()

@@ -97,7 +97,44 @@ def test_flashinfer_finds_it_and_compiles_nothing(
         plan = published["plan"] | {
             "aot": {"name": "gemma4", "archs": "12.1a", "generators": list(CHOICE.generators)}
         }
-        (check,) = (c for c in verify.run(image, plan, print, only="test_aot"))
+        (check,) = verify.run(image, plan, print, only="test_aot")
         assert check.outcome == "passed", check.message
+        plan["aot"]["name"] = "all"
+        (check,) = verify.run(image, plan, print, only="test_aot")
+        assert check.message.startswith("FlashInfer would compile 6"), check.message
     finally:
         shell("docker", "rmi", image, check=False)
+
+
+LISTED = """
+import json, pathlib
+path = pathlib.Path("/opt/fp4forge/ledger.json")
+ledger = json.loads(path.read_text())
+site = next(pathlib.Path("/usr/local/lib").glob("python3.*/dist-packages"))
+first = ledger["files"][0]
+for number in range(1000):
+    name = f"flashinfer/data/aot/{'long' * 20}_{number}.so"
+    (site / name).parent.mkdir(parents=True, exist_ok=True)
+    (site / name).symlink_to(site / first["path"])
+    ledger["files"].append(first | {"path": name})
+ledger["files"][-1]["sha256"] = "0" * 64
+path.write_text(json.dumps(ledger))
+"""
+
+
+def test_a_ledger_of_a_thousand_files_is_checked(published: dict[str, Any], tmp_path: Path) -> None:
+    """`--aot all` has seven hundred: no argument of a process holds their names."""
+    image = "fp4forge.local/aot:listed"
+    told: list[str] = []
+    (tmp_path / "list.py").write_text(LISTED)
+    (tmp_path / "Dockerfile").write_text(
+        f"FROM {published['image']}\nCOPY list.py /tmp/\nUSER 0\nRUN python3 /tmp/list.py\n"
+    )
+    shell("docker", "buildx", "build", "-q", "-t", image, str(tmp_path))
+    try:
+        (check,) = verify.run(image, published["plan"], told.append, only="ledger_is_of_these")
+    finally:
+        shell("docker", "rmi", image, check=False)
+    assert check.message.startswith("not the file of the ledger: /")
+    assert check.message.endswith("long_999.so") and check.message.count("long_") == 1
+    assert told[0] == "test_ledger_is_of_these_files"

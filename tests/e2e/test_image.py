@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from fp4forge import verify
 from tests.e2e.conftest import PASSWORD, REGISTRY, REPO, Completed, raw, shell
 
 Inside = Callable[..., Completed]
@@ -211,3 +212,12 @@ def test_info(inside: Inside) -> None:
     assert "gemma4-moe-prefix" in said
     assert "sm121: nvfp4_gemm family" in said
     assert json.loads(inside("fp4forge-info", "--json").stdout)["plan"]["release"] == "0.20.2"
+
+
+def test_a_long_check_says_what_it_is_at(published: dict[str, Any]) -> None:
+    told: list[str] = []
+    (check,) = verify.run(published["image"], published["plan"], told.append, only="test_kernels")
+    assert check.outcome == "passed", check.message
+    assert told[0] == "test_kernels"
+    assert told[1].startswith("test_kernels: reading /usr/local/lib/python3")
+    assert any(text.startswith("test_kernels: file 2 of ") for text in told)

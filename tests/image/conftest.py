@@ -30,6 +30,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--gpu", action="store_true", help="The container has a GPU: test on it too.")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logstart() -> None:
+    """Ends the line with the test's name, so that what reads it knows what runs."""
+    print(flush=True)
+
+
+@pytest.fixture
+def tell(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Says what a long check is doing, past pytest's capture."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+
+    def say(text: str) -> None:
+        with capture.global_and_fixture_disabled():
+            print(f"{request.node.nodeid}: {text}", flush=True)
+
+    return say
+
+
 @pytest.fixture(scope="session")
 def container(request: pytest.FixtureRequest) -> Any:
     """The container as docker's SDK has it: its process, and files put into it."""
@@ -64,7 +82,7 @@ sys.path.clear()
 
 
 @pytest.fixture(scope="session")
-def over_files(container: Any, host: Any, plan: dict[str, Any]) -> Callable[..., Any]:
+def over_files(container: Any, plan: dict[str, Any]) -> Callable[..., Any]:
     """Runs Python code that reads the container's files; returns what it prints, as JSON.
 
     Emulated, reading every file takes minutes. So for a foreign platform this machine's own Python
@@ -76,16 +94,16 @@ def over_files(container: Any, host: Any, plan: dict[str, Any]) -> Callable[...,
     root = f"/proc/{container.attrs['State']['Pid']}/root"
     local = engine.is_here() and os.geteuid() == 0
     direct = plan["platform"] != host_platform() and local and Path(root, "opt/fp4forge").is_dir()
+    if direct:
+        line, before = [sys.executable, "-"], _OVER.format(root=root)
+    else:
+        line, before = ["docker", "exec", "--interactive", container.id, "python3", "-"], ""
 
     def run(code: str) -> Any:
-        if direct:
-            line = [sys.executable, "-c", _OVER.format(root=root) + code]
-            done = subprocess.run(line, capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr[-300:]
-            return json.loads(done.stdout)
-        ran = host.run("python3 -c %s", code)
-        assert ran.rc == 0, ran.stderr[-300:]
-        return json.loads(ran.stdout)
+        # Not an argument: the code may name hundreds of files, and Linux takes 128 KiB of one.
+        done = subprocess.run(line, input=before + code, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-300:]
+        return json.loads(done.stdout)
 
     return run
 
@@ -136,20 +154,25 @@ def history(stored: Any) -> list[tuple[int, str]]:
 
 
 @pytest.fixture(scope="session")
-def proofs(container: Any) -> str:
+def put_files(container: Any) -> Callable[[dict[str, Path]], None]:
+    """Copies files into the container, by path there."""
+
+    def put(files: dict[str, Path]) -> None:
+        stream = io.BytesIO()
+        with tarfile.open(fileobj=stream, mode="w") as archive:
+            for name, path in files.items():
+                archive.add(path, name)
+        container.put_archive("/", stream.getvalue())
+
+    return put
+
+
+@pytest.fixture(scope="session")
+def proofs(put_files: Callable[[dict[str, Path]], None]) -> str:
     """The folder in the container that holds the proofs' programs."""
     programs = (Path(__file__).parent / "proofs").glob("*.py")
-    put(container, {f"{PROOFS}/{path.name}": path for path in programs})
+    put_files({f"{PROOFS}/{path.name}": path for path in programs})
     return PROOFS
-
-
-def put(container: Any, files: dict[str, Path]) -> None:
-    """Copies files into a container, by path there."""
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w") as archive:
-        for name, path in files.items():
-            archive.add(path, name)
-    container.put_archive("/", stream.getvalue())
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -172,7 +195,7 @@ def proof_runs(request: pytest.FixtureRequest) -> Iterator[Future[Any] | None]:
         f"{folder}/{kinds.get(name, 'originals')}/{name}": tree / name
         for name in plan["patched_files"]
     }
-    put(request.getfixturevalue("container"), originals)
+    request.getfixturevalue("put_files")(originals)
     runs = f"patched original:{folder}/originals"
     if EMULATION in plan["patched_files"]:
         runs += f" emulation:{folder}/emulation:native"

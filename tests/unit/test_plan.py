@@ -54,6 +54,16 @@ def test_plain_has_no_patches() -> None:
     assert plan.resolve(WHEEL).patched_files
 
 
+def test_all_of_flashinfers_modules_have_a_budget_of_their_own() -> None:
+    def budget(aot: str, arch: str) -> float:
+        return plan.resolve(replace(WHEEL, aot=aot, arch=arch)).unpacked_gb
+
+    assert budget("gemma4", "sm121") == budget("none", "sm121")
+    one, three = (budget("all", arch) - budget("none", arch) for arch in ("sm121", "blackwell"))
+    assert one >= 1  # GB, as measured: docs/evidence/aot-all-sm121.json
+    assert three == pytest.approx(3 * one)
+
+
 def test_every_layer_comes_from_the_lock() -> None:
     texts = lock.layers(plan.resolve(WHEEL))
     assert "torch==2.11.0" in texts["torch"]
