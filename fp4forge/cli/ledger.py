@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -44,27 +45,47 @@ def ledger(target: str, as_json: bool, require: tuple[str, ...], html: Path | No
         )
 
 
+def file_rows(files: tuple[ledgers.File, ...]) -> list[tuple[str, ...]]:
+    """A table's rows: path, cubins' architectures, PTX's, FP4 MMA and conversions.
+
+    More than three files of one package without FP4 and with the same architectures are one row:
+    of FlashInfer's modules there may be seven hundred.
+    """
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for file in files:
+        kernels = [k for c in file.code.cubins for k in c.kernels]
+        mma, cvt = sum(k.fp4_mma for k in kernels), sum(k.fp4_cvt for k in kernels)
+        archs = (
+            " ".join(sorted({entry.arch.removeprefix("sm_") for entry in entries}))
+            for entries in (file.code.cubins, file.code.ptx)
+        )
+        package = file.path if mma or cvt else file.path.split("/")[0]
+        alike.setdefault((package, *archs, str(mma), str(cvt)), []).append(file.path)
+    rows: list[tuple[str, ...]] = []
+    for (_, *told), paths in alike.items():
+        if len(paths) > 3:
+            paths = [f"{os.path.commonpath(paths)}/ ({len(paths)} files)"]
+        rows += [(path, *told) for path in paths]
+    return sorted(rows)
+
+
 def _show(found: ledgers.Ledger) -> None:
+    from rich import box
     from rich.console import Console as Rich
     from rich.table import Table
 
-    rich = Rich(highlight=False)
-    files = Table("file", "cubins", "PTX", "FP4 MMA", "FP4 convert", pad_edge=False)
-    for file in found.files:
-        archs = sorted({c.arch.removeprefix("sm_") for c in file.code.cubins})
-        kernels = [k for c in file.code.cubins for k in c.kernels]
-        files.add_row(
-            file.path,
-            " ".join(archs),
-            " ".join(sorted({p.arch.removeprefix("sm_") for p in file.code.ptx})),
-            str(sum(k.fp4_mma for k in kernels)),
-            str(sum(k.fp4_cvt for k in kernels)),
-        )
-    gpus = Table("GPU", *ledgers.GROUPS, "NVFP4", pad_edge=False)
-    for name, verdict in found.gpus.items():
-        words = [verdict[group] for group in ledgers.GROUPS]
-        gpus.add_row(name, *words, "yes" if verdict["ok"] else "NO")
-    rich.print(files, gpus)
+    files = Table(box=box.SIMPLE_HEAD)
+    files.add_column("file", overflow="fold")
+    files.add_column("cubins", max_width=16)
+    for name in ("PTX", "FP4\nMMA", "FP4\nconvert"):
+        files.add_column(name)
+    for row in file_rows(found.files):
+        files.add_row(*row)
+    gpus = Table("kernel group", *GPUS, box=box.SIMPLE_HEAD)
+    for group in ledgers.GROUPS:
+        gpus.add_row(group, *(verdict[group] for verdict in found.gpus.values()))
+    gpus.add_row("NVFP4 served", *("yes" if v["ok"] else "NO" for v in found.gpus.values()))
+    Rich(highlight=False).print(files, gpus)
 
 
 @click.command()

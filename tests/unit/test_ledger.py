@@ -11,6 +11,7 @@ import pytest
 
 from fp4forge import ledger
 from fp4forge.archs import serves
+from fp4forge.cli.ledger import file_rows
 from fp4forge.cubins import Cubin, DeviceCode, Kernel, Ptx
 from fp4forge.gpu import GPUS
 
@@ -83,6 +84,20 @@ def test_exact_cubins_of_a_sibling_do_not_count() -> None:
 
 def test_gemm_without_quantise_is_not_enough() -> None:
     assert not book(Cubin("sm_120f", "family", GEMM[:1], True)).gpus["sm120"]["ok"]
+
+
+def test_files_alike_are_one_row_and_fp4_is_named() -> None:
+    plain = DeviceCode("0" * 64, (Cubin("sm_121a", "exact", (Kernel("attention"),), True),), ())
+    fp4 = DeviceCode("1" * 64, (Cubin("sm_121a", "exact", GEMM, True),), ())
+    modules = [ledger.File(f"flashinfer/data/aot/{n}/{n}.so", plain) for n in range(700)]
+    named = [ledger.File("flashinfer/data/aot/gemm/gemm.so", fp4)]
+    few = [ledger.File(f"vllm/{name}.so", plain) for name in ("_C", "_moe_C")]
+    assert file_rows((*modules, *named, *few)) == [
+        ("flashinfer/data/aot/ (700 files)", "121a", "", "0", "0"),
+        ("flashinfer/data/aot/gemm/gemm.so", "121a", "", "4", "2"),
+        ("vllm/_C.so", "121a", "", "0", "0"),
+        ("vllm/_moe_C.so", "121a", "", "0", "0"),
+    ]
 
 
 @pytest.mark.parametrize(
