@@ -7,6 +7,7 @@ binaries: FP4 by its instructions, architectures by the cubins' notes.
 from __future__ import annotations
 
 import errno
+import functools
 import re
 import tarfile
 import tempfile
@@ -76,7 +77,7 @@ class Ledger:
     target: str
     files: tuple[File, ...]
 
-    @property
+    @functools.cached_property
     def gpus(self) -> dict[str, dict[str, Any]]:
         """For each GPU every group's verdict (native, family, ptx, missing), and ``ok``."""
         best = {name: dict.fromkeys(GROUPS, "missing") for name in GPUS}
