@@ -25,6 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.archs import archs  # noqa: E402
 from benchmarks.cross import cross  # noqa: E402
 from benchmarks.recompile import EDITS, edited_patches, recompile, warm_cache  # noqa: E402
 from benchmarks.transfer import distribute  # noqa: E402
@@ -289,6 +290,7 @@ BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {
     "recompile": recompile,
     "warm-cache": warm_cache,
     "cross": cross,
+    "archs": archs,
 }
 
 

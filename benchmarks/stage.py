@@ -1,0 +1,84 @@
+"""Objects of a source build, compiled for a benchmark in a stage that stands in the gate's place.
+
+It has the gate's toolchain, sources, flags and cache mounts. The objects are made anew in the
+build folder of the plan, and the compiler's cache gives nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fp4forge import base as bases
+from fp4forge import builder, gpu, plan
+from fp4forge.console import Report
+
+PROGRAM = Path(__file__).with_name("stage_program.py")
+
+
+def compile_objects(
+    request: plan.Request,
+    timed: Sequence[str],
+    folder: Path,
+    *,
+    linked: Sequence[str] = (),
+    edit: Callable[[str], str] = str,
+    jobs: int | None = None,
+    report: Report = print,
+) -> dict[str, Any]:
+    """Compiles objects of a request's build; with none it only configures.
+
+    Args:
+        timed: outputs as ninja names them.
+        folder: where the build folder's extensions go, if any were to be linked.
+        linked: CMake targets to link afterwards, once the gate is passed.
+        edit: changes the Dockerfile's text.
+        jobs: parallel compilers; by default as many as a build has.
+
+    Returns:
+        ``cpu_s``: CPU seconds of the compile; ``seconds``: on the clock by source, as ninja's log
+        has them; ``objects``: outputs of all of the plan's extensions.
+    """
+    prepared, files = plan.identify(plan.resolve(request))
+    arguments = [str(time.time_ns()), "--timed", *timed, "--linked", *linked]
+    text = in_gates_place(edit(files["Dockerfile"].decode()), arguments)
+    files |= {"Dockerfile": text.encode(), PROGRAM.name: PROGRAM.read_bytes()}
+    # Crossed, no stage is arm64's.
+    needed = gpu.AMD64 if prepared.cross else prepared.platform
+    for platform in dict.fromkeys((gpu.AMD64, needed)):
+        bases.ensure(bases.load(prepared.base), platform, report)
+    context, options = plan.stage(prepared, files), builder.Options(jobs=jobs)
+    output = f"type=local,dest={folder}"
+    line = builder.command(prepared, context, [output], options, target="proof-files")
+    os.environ["SCCACHE_RECACHE"] = "1"
+    try:
+        builder.build(line, report, options)
+    finally:
+        del os.environ["SCCACHE_RECACHE"]  # other benchmarks of this process live on the cache
+    found: dict[str, Any] = json.loads((folder / "found.json").read_text())
+    return found
+
+
+def in_gates_place(dockerfile: str, arguments: list[str]) -> str:
+    """A Dockerfile with a stage that runs the program as the gate would run."""
+    start, end = (
+        dockerfile.index("FROM toolchain AS gate"),
+        dockerfile.index("FROM gate AS compile"),
+    )
+    copies, _, run = dockerfile[start:end].partition("\nRUN ")
+    mounts, name = run.partition("PYTHONPATH")[0], PROGRAM.name
+    return dockerfile + (
+        f"{copies.replace(' AS gate', ' AS proof')}\nCOPY {name} /\n"
+        f"RUN {mounts} PYTHONPATH=/fp4forge python3 /{name} {shlex.join(arguments)}\n"
+        "FROM scratch AS proof-files\nCOPY --from=proof /proof /\n"
+    )
+
+
+def source(output: str) -> str:
+    """The source of an object, as ``seconds`` names it."""
+    return output.removesuffix(".o").partition(".dir/")[2]
