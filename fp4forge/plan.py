@@ -338,7 +338,7 @@ def _image_tests() -> str:
 
 
 def stage(plan: Plan, files: dict[str, bytes]) -> Path:
-    """Writes the build context; file times are the release's, so that layers repeat."""
+    """Writes the build context; times are the release's and modes fixed, so that layers repeat."""
     import os
 
     folder = STATE / "context" / plan.id
@@ -350,6 +350,8 @@ def stage(plan: Plan, files: dict[str, bytes]) -> Path:
         path.write_bytes(content)
         path.chmod(0o755 if "/bin/" in name else 0o644)
     for entry in [*folder.rglob("*"), folder]:
+        if entry.is_dir():
+            entry.chmod(0o755)  # the image gets them as they are here, under whatever umask
         os.utime(entry, (plan.epoch, plan.epoch))
     return folder
 

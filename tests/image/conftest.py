@@ -155,13 +155,17 @@ def history(stored: Any) -> list[tuple[int, str]]:
 
 @pytest.fixture(scope="session")
 def put_files(container: Any) -> Callable[[dict[str, Path]], None]:
-    """Copies files into the container, by path there."""
+    """Copies files into the container, by path there; whoever runs in it can read them."""
+
+    def readable(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+        entry.mode = 0o644
+        return entry
 
     def put(files: dict[str, Path]) -> None:
         stream = io.BytesIO()
         with tarfile.open(fileobj=stream, mode="w") as archive:
             for name, path in files.items():
-                archive.add(path, name)
+                archive.add(path, name, filter=readable)
         container.put_archive("/", stream.getvalue())
 
     return put

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -136,3 +137,18 @@ def test_the_build_stages_carry_every_module_that_they_import(module: str, tmp_p
         path.write_bytes(content)
     code = f"import sys; sys.path.insert(0, {str(tmp_path / 'ledger')!r}); import fp4forge.{module}"
     subprocess.run([sys.executable, "-I", "-S", "-c", code], check=True)
+
+
+def test_the_context_is_the_same_under_any_umask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under 077 the image's folders would be root's alone, and its layers others."""
+    monkeypatch.setattr(plan, "STATE", tmp_path)
+    prepared, files = plan.identify(plan.resolve(WHEEL))
+    modes = []
+    for mask in (0o022, 0o077):
+        before = os.umask(mask)
+        folder = plan.stage(prepared, files)
+        os.umask(before)
+        modes.append({p.relative_to(folder): oct(p.stat().st_mode) for p in folder.rglob("*")})
+    assert modes[0] == modes[1]
