@@ -40,7 +40,8 @@ def archs() -> dict[str, Any]:
             turn = [o for o in sample[start : start + TURN] if o in set(outputs[name])]
             found = compile_turn(request, turn)
             cpu[name] += found["cpu_s"]
-            print(f"{start + len(turn)}/{len(sample)} {name}: {found['cpu_s']:.0f} s", flush=True)
+            done = min(start + TURN, len(sample))
+            print(f"{done}/{len(sample)} {name}: {found['cpu_s']:.0f} s of CPU", flush=True)
             took[name] |= {source: found["seconds"][source] for source in map(stage.source, turn)}
     recorded = {name: record(name) for name in LISTS}
     sums = {name: sum(seconds.values()) for name, seconds in took.items()}

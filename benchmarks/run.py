@@ -299,7 +299,7 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     for name in sys.argv[1:] or BENCHMARKS:
         result = BENCHMARKS[name]()
-        rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in result.items()}
+        rounded = json.loads(json.dumps(result), parse_float=lambda text: round(float(text), 4))
         if "not_run" not in result:
             (RESULTS / f"{name}.json").write_text(json.dumps(rounded, indent=2) + "\n")
         print(f"{name:<11} " + "  ".join(f"{k}={v}" for k, v in rounded.items()), flush=True)
