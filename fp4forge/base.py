@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -45,7 +47,7 @@ class Base:
 
 def _recipe(suite: str) -> str:
     """Short hash of how a base is made: a changed recipe gives another base."""
-    return hashlib.sha256(f"{suite} minbase {_CLEAN} {_EPOCH}".encode()).hexdigest()[:8]
+    return hashlib.sha256(f"{suite} minbase {_CLEAN} {_EPOCH} loaded".encode()).hexdigest()[:8]
 
 
 @cache
@@ -214,34 +216,45 @@ def _bootstrap(base: Base, platform: str, reference: str, report: Report) -> Non
                     shutil.rmtree(path)
                 else:
                     path.unlink()
-        with subprocess.Popen(
-            [
-                "tar",
-                "--sort=name",
-                "--numeric-owner",
-                "--clamp-mtime",
-                f"--mtime=@{_EPOCH}",
-                "-C",
-                str(root),
-                "-c",
-                ".",
-            ],
-            stdout=subprocess.PIPE,
-        ) as tar:
-            imported = subprocess.run(
-                [
-                    "docker",
-                    "import",
-                    "--platform",
-                    platform,
-                    "--change",
-                    'CMD ["bash"]',
-                    "-",
-                    reference,
-                ],
-                stdin=tar.stdout,
-                capture_output=True,
-                text=True,
-            )
-        if imported.returncode != 0:
-            raise BaseImageError(f"docker import failed: {imported.stderr.strip()}")
+        import_folder(root, platform, reference)
+
+
+def import_folder(root: Path, platform: str, reference: str) -> None:
+    """Gives the engine a folder as an image of one layer.
+
+    ``docker import`` would put the present time into the image's history, and so into that of every
+    image on top: the same inputs would give another digest on each machine. The format is that of
+    ``docker save`` (image specification v1.2).
+
+    Args:
+        root: the image's "/"; layer and configuration are written beside it.
+
+    Raises:
+        BaseImageError: the engine does not take it.
+    """
+    layer = root.with_name("layer.tar")
+    order = ["--sort=name", "--numeric-owner", "--clamp-mtime", f"--mtime=@{_EPOCH}"]
+    subprocess.run(["tar", *order, "-C", str(root), "-cf", str(layer), "."], check=True)
+    with layer.open("rb") as file:
+        diff_id = hashlib.file_digest(file, "sha256").hexdigest()
+    created = datetime.fromtimestamp(int(_EPOCH), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    system, architecture = platform.split("/")
+    config = {
+        "architecture": architecture, "os": system, "created": created,
+        "config": {"Cmd": ["bash"]},
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{diff_id}"]},
+        "history": [{"created": created, "comment": "debootstrap"}],
+    }  # fmt: skip
+    manifest = [{"Config": "config.json", "RepoTags": [reference], "Layers": [layer.name]}]
+    parts = {"config.json": config, "manifest.json": manifest}
+    for name, content in parts.items():
+        root.with_name(name).write_text(json.dumps(content))
+    files = [*parts, layer.name]
+    with subprocess.Popen(
+        ["tar", "-C", str(root.parent), "-c", *files], stdout=subprocess.PIPE
+    ) as archive:
+        loaded = subprocess.run(
+            ["docker", "load", "--quiet"], stdin=archive.stdout, capture_output=True, text=True
+        )
+    if loaded.returncode != 0:
+        raise BaseImageError(f"docker load failed: {loaded.stderr.strip()}")

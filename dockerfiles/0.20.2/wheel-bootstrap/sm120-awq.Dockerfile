@@ -5,7 +5,7 @@
 #
 # Stages on the build platform install and compile; nothing in them runs on the target's
 # processor. The last stage only copies their results, from the slowest layer to the fastest.
-ARG BASE=fp4forge.local/bootstrap:trixie-amd64-81eaf1b1
+ARG BASE=fp4forge.local/bootstrap:trixie-amd64-b2baa9fd
 ARG BUILD_BASE=${BASE}
 
 # ---- tools: the build platform's Python, uv and this project's build scripts -----------------
@@ -212,7 +212,7 @@ LABEL org.opencontainers.image.title="fp4forge vLLM" \
       org.opencontainers.image.version="0.20.2" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.base.name="fp4forge.local/bootstrap:trixie-amd64-81eaf1b1" \
+      org.opencontainers.image.base.name="fp4forge.local/bootstrap:trixie-amd64-b2baa9fd" \
       io.fp4forge.release="0.20.2" \
       io.fp4forge.arch="sm120" \
       io.fp4forge.platform="linux/amd64" \
