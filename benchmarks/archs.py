@@ -20,6 +20,7 @@ from typing import Any
 from benchmarks import stage
 from benchmarks.recompile import REQUEST
 from fp4forge import gpu, paths
+from fp4forge.image.build.jobs import short
 from fp4forge.plan import Request
 
 ONE = replace(REQUEST, platform=gpu.AMD64, cross=False)
@@ -32,7 +33,7 @@ TURN = 8  # objects of the default list between one turn and the next
 def archs() -> dict[str, Any]:
     """Objects, CPU seconds and seconds of both lists, and their ratios."""
     outputs = {name: compile_turn(request, ())["objects"] for name, request in LISTS.items()}
-    sample = sorted(outputs["default"], key=stage.source)[1::STEP]
+    sample = sorted(outputs["default"], key=short)[1::STEP]
     took: dict[str, dict[str, float]] = {name: {} for name in LISTS}
     cpu = dict.fromkeys(LISTS, 0.0)
     for start in range(0, len(sample), TURN):
@@ -42,7 +43,7 @@ def archs() -> dict[str, Any]:
             cpu[name] += found["cpu_s"]
             done = min(start + TURN, len(sample))
             print(f"{done}/{len(sample)} {name}: {found['cpu_s']:.0f} s of CPU", flush=True)
-            took[name] |= {source: found["seconds"][source] for source in map(stage.source, turn)}
+            took[name] |= {source: found["seconds"][source] for source in map(short, turn)}
     recorded = {name: record(name) for name in LISTS}
     sums = {name: sum(seconds.values()) for name, seconds in took.items()}
     ratio, error = jackknife(took, recorded)
@@ -50,7 +51,7 @@ def archs() -> dict[str, Any]:
         "objects": {name: len(objects) for name, objects in outputs.items()},
         "objects_ratio": len(outputs["default"]) / len(outputs["12.1a"]),
         "sample": {s: {f"{name}_s": took[name].get(s) for name in LISTS}
-                   for s in map(stage.source, sample)},
+                   for s in map(short, sample)},
         "sample_s": sums, "sample_cpu_s": cpu,
         "sample_ratio": sums["default"] / sums["12.1a"],
         "sample_cpu_ratio": cpu["default"] / cpu["12.1a"],

@@ -17,6 +17,7 @@ from benchmarks import stage
 from benchmarks.recompile import REQUEST
 from fp4forge import gpu, ledger
 from fp4forge.errors import BinaryError
+from fp4forge.image.build.jobs import short
 
 STABLE = "CMakeFiles/_C_stable_libtorch.dir/csrc/libtorch_stable"
 # Small ones: one that nvcc compiles, one of the host compiler alone.
@@ -45,7 +46,7 @@ def cross() -> dict[str, Any]:
                 jobs=1,
             )
             extensions |= {path.name: facts(path) for path in Path(name).glob("*.so")}
-        for source in map(stage.source, TIMED):
+        for source in map(short, TIMED):
             objects.setdefault(source, {})[f"{way}_s"] = found["seconds"][source]
     sums = {way: sum(o[f"{way}_s"] for o in objects.values()) for way in WAYS}
     return {

@@ -77,8 +77,3 @@ def in_gates_place(dockerfile: str, arguments: list[str]) -> str:
         f"RUN {mounts} PYTHONPATH=/fp4forge python3 /{name} {shlex.join(arguments)}\n"
         "FROM scratch AS proof-files\nCOPY --from=proof /proof /\n"
     )
-
-
-def source(output: str) -> str:
-    """The source of an object, as ``seconds`` names it."""
-    return output.removesuffix(".o").partition(".dir/")[2]
