@@ -230,11 +230,18 @@ def import_folder(root: Path, platform: str, reference: str) -> None:
         root: the image's "/"; layer and configuration are written beside it.
 
     Raises:
-        BaseImageError: the engine does not take it.
+        BaseImageError: it cannot be packed, or the engine does not take it.
     """
     layer = root.with_name("layer.tar")
     order = ["--sort=name", "--numeric-owner", "--clamp-mtime", f"--mtime=@{_EPOCH}"]
-    subprocess.run(["tar", *order, "-C", str(root), "-cf", str(layer), "."], check=True)
+    line = ["tar", *order, "-C", str(root), "-cf", str(layer), "."]
+    packed = subprocess.run(line, capture_output=True, text=True)
+    if packed.returncode != 0:
+        raise BaseImageError(
+            f"the base cannot be packed into {layer}: {packed.stderr.strip()}",
+            rule="it needs half a gigabyte there",
+            remedy="make room, or name another folder with TMPDIR",
+        )
     with layer.open("rb") as file:
         diff_id = hashlib.file_digest(file, "sha256").hexdigest()
     created = datetime.fromtimestamp(int(_EPOCH), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from fp4forge import lock, plan, render
-from fp4forge.errors import UsageError
+from fp4forge import base, lock, plan, render
+from fp4forge.errors import BaseImageError, UsageError
 from fp4forge.paths import DOCKERFILES
 from fp4forge.plan import Request
 
@@ -152,3 +152,10 @@ def test_the_context_is_the_same_under_any_umask(
         os.umask(before)
         modes.append({p.relative_to(folder): oct(p.stat().st_mode) for p in folder.rglob("*")})
     assert modes[0] == modes[1]
+
+
+def test_a_base_that_cannot_be_packed_is_told(tmp_path: Path) -> None:
+    (tmp_path / "layer.tar").mkdir()  # where the layer would be written
+    (tmp_path / "root").mkdir()
+    with pytest.raises(BaseImageError, match=r"layer\.tar.*directory"):
+        base.import_folder(tmp_path / "root", "linux/amd64", "fp4forge.local/none:1")
