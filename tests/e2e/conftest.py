@@ -86,23 +86,24 @@ def containers_before() -> set[str]:
 NEEDED_GB = 46
 
 
-@pytest.fixture(scope="session", autouse=True)
-def disk(containers_before: set[str]) -> None:
-    """In CI, drops this project's images and the build cache where a run might fill the disk.
+@pytest.fixture(scope="session")
+def may_drop(containers_before: set[str]) -> bool:
+    """Whether the engine's images and build cache are this run's to drop: in CI, and alone."""
+    return os.environ.get("CI") == "true" and not containers_before
 
-    Cache mounts stay: with them nothing is fetched or compiled twice. Elsewhere all is left alone.
-    """
-    from fp4forge import engine
+
+@pytest.fixture(scope="session", autouse=True)
+def disk(may_drop: bool) -> None:
+    """Makes room where a run might fill the disk."""
+    from fp4forge import engine, pipeline
+    from tests.e2e import room
 
     try:
-        engine.check_disk(engine.connect().info(), NEEDED_GB)
+        engine.check_disk(engine.connect().info(), NEEDED_GB + pipeline.WARM_GB)
     except DiskError:
-        if os.environ.get("CI") != "true" or containers_before:
-            return
-        images = shell("docker", "images", "-q", "--filter", "label=io.fp4forge.plan").stdout
-        for image in sorted(set(images.split())):
-            shell("docker", "rmi", "--force", image, check=False)
-        shell("docker", "buildx", "prune", "--all", "--force", "--filter", "type=regular")
+        if may_drop:
+            room.drop_images()
+            room.drop_cache()
 
 
 @pytest.fixture(scope="session")
@@ -139,6 +140,27 @@ def edited(published: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) 
     outcome: dict[str, Any] = json.loads(done.stdout)
     assert outcome["digest"] != published["digest"]
     return outcome
+
+
+@pytest.fixture(scope="session")
+def foundation(published: dict[str, Any], may_drop: bool) -> str:
+    """The published image, to build others upon; modules that do come last.
+
+    Where BuildKit still has the layers as it built them it unpacks the image once more, 8 GB, for
+    a build upon it. Without them it takes what the engine unpacked.
+    """
+    from tests.e2e import room
+
+    if may_drop:
+        room.drop_cache()
+    image: str = published["image"]
+    return image
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the modules that build upon the published image last."""
+    last = {i.path for i in items if "foundation" in getattr(i, "fixturenames", ())}
+    items.sort(key=lambda item: item.path in last)
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ import pytest
 from fp4forge import builder, components, pipeline, plan, release, sources
 from fp4forge.errors import BuildError, CoverageError
 from fp4forge.plan import Request
+from tests.e2e import room
 from tests.e2e.conftest import ROOT, shell
 
 # Of the published image's release and GPUs: its installed layers are there already.
@@ -35,26 +36,11 @@ Change = Callable[[dict[str, bytes]], None]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def room() -> Iterator[None]:
+def toolchain() -> Iterator[None]:
     """Drops the compilers' stages from the build cache: 12 GB that later tests need."""
     yield
-    said = shell("docker", "buildx", "du", "--verbose").stdout
-    records = [dict(re.findall(r"(?m)^([\w ]+):\s+(.+)$", text)) for text in said.split("\n\n")]
-    children: dict[str, list[str]] = {}
-    for record in records:
-        for parent in re.findall(
-            r"\w+", record.get("Parent", "") + " " + record.get("Parents", "")
-        ):
-            children.setdefault(parent, []).append(record["ID"])
-
-    def drop(identity: str) -> None:
-        for child in children.pop(identity, []):
-            drop(child)
-        shell("docker", "buildx", "prune", "--all", "--force", "--filter", f"id={identity}")
-
-    for record in records:
-        if record.get("Description", "").startswith("[compilers "):
-            drop(record["ID"])
+    known = room.records()
+    room.drop([r for r in known if r.get("Description", "").startswith("[compilers ")], known)
 
 
 def build(
