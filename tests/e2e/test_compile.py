@@ -9,7 +9,7 @@ import re
 import subprocess
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ import pytest
 from fp4forge import builder, components, pipeline, plan, release, sources
 from fp4forge.errors import BuildError, CoverageError
 from fp4forge.plan import Request
-from tests.e2e import room
 from tests.e2e.conftest import ROOT, shell
 
 # Of the published image's release and GPUs: its installed layers are there already.
@@ -33,14 +32,6 @@ REQUEST = Request(
 TARGET = "12.0f"
 
 Change = Callable[[dict[str, bytes]], None]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def toolchain() -> Iterator[None]:
-    """Drops the compilers' stages from the build cache: 12 GB that later tests need."""
-    yield
-    known = room.records()
-    room.drop([r for r in known if r.get("Description", "").startswith("[compilers ")], known)
 
 
 def build(

@@ -5,13 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from tests.e2e import room
 from tests.e2e.conftest import (
     REGISTRY,
     REPO,
@@ -100,16 +96,6 @@ def test_an_immutable_tag_that_another_image_has_is_left_alone(published: dict[s
     assert registry.immutable(repository, tag, other) == (f"{tag}-01234567", None)
 
 
-@pytest.fixture
-def nothing_new() -> Iterator[None]:
-    """Drops from the build cache what the test adds to it."""
-    before = {record["ID"] for record in room.records()}
-    yield
-    known = room.records()
-    room.drop([record for record in known if record["ID"] not in before], known)
-
-
-@pytest.mark.usefixtures("nothing_new")
 def test_layers_built_anew_have_the_same_digest(published: dict[str, Any]) -> None:
     from fp4forge import builder, plan
 
