@@ -24,9 +24,10 @@ from fp4forge.image.build import jobs
 from fp4forge.paths import STATE
 from fp4forge.plan import Plan, Request
 
-# GB that a build needs free: cold, it writes build cache, unpacked image, compressed layers and
-# registry (36 GB measured for blackwell); warm, when the engine has the base, little more.
-COLD_GB = 40.0
+# GB that a build needs free: cold, it writes package cache, build cache, unpacked image, compressed
+# layers and a registry (45 GB measured for blackwell, all on one disk); warm, when the engine has
+# the base, little more.
+COLD_GB = 46.0
 WARM_GB = 8.0
 
 
