@@ -105,11 +105,11 @@ def disk(may_drop: bool) -> None:
     """Makes room where a run might fill the disk."""
     from fp4forge import engine, pipeline
 
+    if not may_drop:
+        return
     try:
         engine.check_disk(engine.connect().info(), NEEDED_GB + pipeline.WARM_GB)
     except DiskError:
-        if not may_drop:
-            return
         images = shell("docker", "images", "-q", "--filter", "label=io.fp4forge.plan").stdout
         for image in sorted(set(images.split())):
             shell("docker", "rmi", "--force", image, check=False)
@@ -156,21 +156,19 @@ def edited(published: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="session")
-def foundation(published: dict[str, Any], may_drop: bool) -> str:
-    """The published image, to build others upon; modules that do come last.
+def built_upon(published: dict[str, Any], may_drop: bool) -> None:
+    """For tests that build upon the published image; their modules come last.
 
     Where BuildKit still has the layers as it built them it unpacks the image once more, 8 GB, for
     a build upon it. Without them it takes what the engine unpacked.
     """
     if may_drop:
         drop_cache()
-    image: str = published["image"]
-    return image
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the modules that build upon the published image last."""
-    last = {i.path for i in items if "foundation" in getattr(i, "fixturenames", ())}
+    last = {i.path for i in items if "built_upon" in getattr(i, "fixturenames", ())}
     items.sort(key=lambda item: item.path in last)
 
 

@@ -86,11 +86,12 @@ def test_the_module_has_fp4_for_the_family(published: dict[str, Any], compiled: 
     assert record["bytes"] == {"fp4_quantization_120f": (site / MODULE).stat().st_size}
 
 
+@pytest.mark.usefixtures("built_upon")
 def test_flashinfer_finds_it_and_compiles_nothing(
-    published: dict[str, Any], foundation: str, compiled: Path, tmp_path: Path
+    published: dict[str, Any], compiled: Path, tmp_path: Path
 ) -> None:
     image = "fp4forge.local/aot:test"
-    (tmp_path / "Dockerfile").write_text(f"FROM {foundation}\nCOPY --link out/usr/ /usr/\n")
+    (tmp_path / "Dockerfile").write_text(f"FROM {published['image']}\nCOPY --link out/usr/ /usr/\n")
     shutil.copytree(compiled, tmp_path / "out")
     shell("docker", "buildx", "build", "-q", "-t", image, str(tmp_path))
     try:
@@ -122,15 +123,14 @@ path.write_text(json.dumps(ledger))
 """
 
 
-def test_a_ledger_of_a_thousand_files_is_checked(
-    published: dict[str, Any], foundation: str, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("built_upon")
+def test_a_ledger_of_a_thousand_files_is_checked(published: dict[str, Any], tmp_path: Path) -> None:
     """`--aot all` has seven hundred: no argument of a process holds their names."""
     image = "fp4forge.local/aot:listed"
     told: list[str] = []
     (tmp_path / "list.py").write_text(LISTED)
     (tmp_path / "Dockerfile").write_text(
-        f"FROM {foundation}\nCOPY list.py /tmp/\nUSER 0\nRUN python3 /tmp/list.py\n"
+        f"FROM {published['image']}\nCOPY list.py /tmp/\nUSER 0\nRUN python3 /tmp/list.py\n"
     )
     shell("docker", "buildx", "build", "-q", "-t", image, str(tmp_path))
     try:

@@ -151,12 +151,10 @@ def failed(image: str, plan: dict[str, Any], only: str) -> dict[str, str]:
     return {check.test: check.message for check in checks if check.outcome == "failed"}
 
 
-def examine(
-    published: dict[str, Any], foundation: str, sabotage: Sabotage, context: Path
-) -> dict[str, str]:
+def examine(published: dict[str, Any], sabotage: Sabotage, context: Path) -> dict[str, str]:
     """The checks that the spoilt image fails, with their messages."""
     plan = published["plan"] | dict(sabotage.plan)
-    image = spoil(foundation, sabotage, context)
+    image = spoil(published["image"], sabotage, context)
     claimed = " or ".join(f"test_{name}" for name in sabotage.caught_by)
     try:
         return failed(image, plan, f"{claimed} or not ({' or '.join(SLOW)})")
@@ -166,7 +164,7 @@ def examine(
 
 @pytest.fixture(scope="module")
 def examined(
-    request: pytest.FixtureRequest, published: dict[str, Any], foundation: str, stock: Path
+    request: pytest.FixtureRequest, published: dict[str, Any], built_upon: None, stock: Path
 ) -> Iterator[dict[str, Future[dict[str, str]]]]:
     """All selected sabotages, some at a time: each waits for the engine more than it computes."""
     parameters = [
@@ -176,7 +174,7 @@ def examined(
     ]
     selected = [value for value in parameters if isinstance(value, Sabotage)]
     with ThreadPoolExecutor(3) as pool:
-        yield {s.name: pool.submit(examine, published, foundation, s, stock) for s in selected}
+        yield {s.name: pool.submit(examine, published, s, stock) for s in selected}
 
 
 @pytest.mark.parametrize("sabotage", SABOTAGES, ids=[s.name for s in SABOTAGES])
