@@ -19,9 +19,10 @@ from typing import Any
 
 from benchmarks import stage
 from benchmarks.recompile import REQUEST
-from fp4forge import gpu, paths
-from fp4forge.image.build.jobs import short
-from fp4forge.plan import Request
+from fp4forge.core import paths
+from fp4forge.image.stages.jobs import short
+from fp4forge.kernels import gpus as gpu
+from fp4forge.plan.plan import Request
 
 ONE = replace(REQUEST, platform=gpu.AMD64, cross=False)
 LISTS = {"12.1a": ONE, "default": replace(ONE, arch="blackwell", arch_list=None)}

@@ -15,9 +15,10 @@ from typing import Any
 
 from benchmarks import stage
 from benchmarks.recompile import REQUEST
-from fp4forge import gpu, ledger
-from fp4forge.errors import BinaryError
-from fp4forge.image.build.jobs import short
+from fp4forge.core.errors import BinaryError
+from fp4forge.image.stages.jobs import short
+from fp4forge.kernels import gpus as gpu
+from fp4forge.kernels import ledger
 
 STABLE = "CMakeFiles/_C_stable_libtorch.dir/csrc/libtorch_stable"
 # Small ones: one that nvcc compiles, one of the host compiler alone.

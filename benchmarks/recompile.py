@@ -18,10 +18,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fp4forge import base as bases
-from fp4forge import builder, paths, plan
-from fp4forge.gpu import AMD64, ARM64, host_platform
-from fp4forge.plan import Request
+from fp4forge.core import paths
+from fp4forge.inputs import bases
+from fp4forge.kernels.gpus import AMD64, ARM64, host_platform
+from fp4forge.oci import buildkit as builder
+from fp4forge.plan import plan
+from fp4forge.plan.plan import Request
 
 REQUEST = Request(
     "sm121", "0.19.1", base="bootstrap", platform=ARM64, cross=host_platform() == AMD64,

@@ -29,9 +29,16 @@ from benchmarks.archs import archs  # noqa: E402
 from benchmarks.cross import cross  # noqa: E402
 from benchmarks.recompile import EDITS, edited_patches, recompile, warm_cache  # noqa: E402
 from benchmarks.transfer import distribute  # noqa: E402
-from fp4forge import base as bases  # noqa: E402
-from fp4forge import builder, engine, gpu, paths, plan, registry  # noqa: E402
-from fp4forge.plan import Plan, Request  # noqa: E402
+from fp4forge.core import paths
+from fp4forge.inputs import bases  # noqa: E402
+from fp4forge.kernels import gpus as gpu
+from fp4forge.oci import buildkit as builder
+from fp4forge.oci import (
+    engine,
+    registry,
+)
+from fp4forge.plan import plan
+from fp4forge.plan.plan import Plan, Request  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 REGISTRY = os.environ.get("REGISTRY", "127.0.0.1:5000")
@@ -158,7 +165,7 @@ def patch_first(dockerfile: str) -> str:
     """The same Dockerfile with the patches applied to vLLM before its one layer is made."""
     apply = (
         "FROM vllm AS vllm-patched\n"
-        "COPY image/build/apply_patches.py /fp4forge/\nCOPY patches/ /fp4forge/patches/\n"
+        "COPY image/stages/apply_patches.py /fp4forge/\nCOPY patches/ /fp4forge/patches/\n"
         "RUN mkdir /in && cp -al /out/. /in && python3 /fp4forge/apply_patches.py"
         " --series /fp4forge/patches/series.json"
         " --installed /in/usr/local/lib/python3.13/dist-packages"
@@ -225,7 +232,9 @@ def ledger_reading() -> dict[str, Any]:
     """Reading one extension with the ledger, against disassembling all of it with cuobjdump."""
     import zipfile
 
-    from fp4forge import cubins, release, sources
+    from fp4forge.inputs import release
+    from fp4forge.kernels import cubins
+    from fp4forge.maintain import sources
 
     wheel = sources.fetch(release.load("0.20.2").wheels["linux/amd64"])
     with tempfile.TemporaryDirectory(dir=paths.STATE) as name:

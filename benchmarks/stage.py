@@ -14,9 +14,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fp4forge import base as bases
-from fp4forge import builder, gpu, plan
-from fp4forge.console import Report
+from fp4forge.kernels.base import Progress
+from fp4forge.inputs import bases
+from fp4forge.kernels import gpus as gpu
+from fp4forge.oci import buildkit as builder
+from fp4forge.plan import plan
 
 PROGRAM = Path(__file__).with_name("stage_program.py")
 
@@ -29,7 +31,7 @@ def compile_objects(
     linked: Sequence[str] = (),
     edit: Callable[[str], str] = str,
     jobs: int | None = None,
-    report: Report = print,
+    report: Progress = print,
 ) -> dict[str, Any]:
     """Compiles objects of a request's build; with none it only configures.
 

@@ -9,8 +9,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from fp4forge.image.build import compile as stages
-from fp4forge.image.build import jobs
+from fp4forge.image.stages import compile as stages
+from fp4forge.image.stages import jobs
 
 OUT = Path("/proof")
 

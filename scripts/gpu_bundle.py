@@ -21,8 +21,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from fp4forge import lock, series, sources  # noqa: E402
-from fp4forge.image.build.apply_patches import apply_series  # noqa: E402
+from fp4forge.image.stages.apply_patches import apply_series  # noqa: E402
+from fp4forge.inputs import locks as lock  # noqa: E402
+from fp4forge.inputs import patches as series  # noqa: E402
+from fp4forge.maintain import sources  # noqa: E402
 
 RELEASE = "0.20.2"
 # Other versions than vLLM's lock has would break Gemma-4 (transformers 5.15 does).

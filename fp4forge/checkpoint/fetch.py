@@ -6,15 +6,15 @@ import hashlib
 import re
 from pathlib import Path
 
-from fp4forge.console import Report
-from fp4forge.errors import ArtefactError, CheckpointError, UsageError
+from fp4forge.core.errors import ArtefactError, CheckpointError, UsageError
+from fp4forge.kernels.base import Progress
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$")
 # Other formats of the same weights, which no server here reads.
 IGNORED = ["*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx", "*.msgpack", "*.h5"]
 
 
-def fetch(repository: str, folder: Path, revision: str, report: Report) -> str:
+def fetch(repository: str, folder: Path, revision: str, report: Progress) -> str:
     """Downloads a repository into a folder; what is there already is kept.
 
     Args:

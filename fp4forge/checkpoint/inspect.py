@@ -18,7 +18,7 @@ from typing import Any
 
 from fp4forge.checkpoint import tensors
 from fp4forge.checkpoint.tensors import Checkpoint, Tensor
-from fp4forge.console import Report
+from fp4forge.kernels.base import Progress
 
 BLOCK = 16  # elements that share one block scale
 ERROR, PATCH, WARNING, NOTE = "error", "patch", "warning", "note"
@@ -126,7 +126,7 @@ _KNOWN: dict[str, tuple[str, str, str, str]] = {
 }  # fmt: skip
 
 
-def inspect(folder: Path, report: Report = lambda _: None) -> Inspection:
+def inspect(folder: Path, report: Progress = lambda _: None) -> Inspection:
     """Inspects a checkpoint: every header and every scale; no weight is read.
 
     Args:
@@ -258,7 +258,7 @@ def _layouts(modules: dict[str, dict[str, Tensor]], seen: _Collected) -> None:
 
 
 def _scales(
-    found: Checkpoint, modules: dict[str, dict[str, Tensor]], seen: _Collected, report: Report
+    found: Checkpoint, modules: dict[str, dict[str, Tensor]], seen: _Collected, report: Progress
 ) -> None:
     import numpy as np
 

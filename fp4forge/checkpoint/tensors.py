@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fp4forge.errors import CheckpointError
+from fp4forge.core.errors import CheckpointError
 
 # Bytes of one element, by safetensors' dtype names.
 ELEMENT_BYTES = {

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from fp4forge import errors
 from fp4forge.cli.options import plan_options, registry_option, reports_option
+from fp4forge.core import errors
 
 # Command name -> module and attribute; nothing is imported before the command is used.
 COMMANDS = {
@@ -111,7 +111,7 @@ def main() -> None:
 def fail(error: errors.ForgeError, as_json: bool) -> None:
     """Prints an error for people, or as JSON, and leaves with its exit code."""
     if as_json:
-        from fp4forge.console import print_json
+        from fp4forge.core.console import print_json
 
         print_json(error.as_json())
     sys.stderr.write(f"error: {error.message}\n")

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import click
 
-from fp4forge import archs
-from fp4forge.console import print_json
+from fp4forge.core.console import print_json
+from fp4forge.inputs import arch_rules, defaults, release
+from fp4forge.kernels import archs
 
 
 @click.group()
@@ -19,16 +20,19 @@ def arch() -> None:
 
 @arch.command()
 @click.argument("list_", metavar="LIST")
-@click.option("--vllm", default="0.19.1", show_default=True, help="vLLM release.")
-@click.option("--cuda", default="13.0", show_default=True, help="CUDA of the compiler.")
+@click.option("--vllm", help="vLLM version; by default the reference's.")
+@click.option("--cuda", help="CUDA of the compiler; by default the release's.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
-def explain(list_: str, vllm: str, cuda: str, as_json: bool) -> None:
+def explain(list_: str, vllm: str | None, cuda: str | None, as_json: bool) -> None:
     """Predict every kernel group's targets for LIST, and what each Blackwell GPU gets.
 
     Exit code 0 when every Blackwell GPU that LIST names gets NVFP4, 3 when one does not, 2 when
     LIST cannot be used.
     """
-    prediction = archs.predict(list_, vllm, cuda)
+    reference = release.load(defaults.section("reference").release)
+    version = vllm or reference.vllm_version
+    rules = arch_rules.load(version)
+    prediction = archs.predict(list_, version, rules, cuda or reference.cuda)
     if as_json:
         print_json(prediction.as_json())
     else:
@@ -62,11 +66,11 @@ def _show(prediction: archs.Prediction) -> None:
 @click.option("--vllm", required=True, help="The version that TREE is.")
 def extract(tree: Path, vllm: str) -> None:
     """Read the CMake rules of a vLLM source TREE into releases/archs/."""
-    from fp4forge import cmake_rules
-    from fp4forge.paths import RELEASES
-    from fp4forge.plan import check_tag
+    from fp4forge.core.paths import RELEASES
+    from fp4forge.inputs.release import check_version
+    from fp4forge.kernels import cmake_rules
 
-    path = RELEASES / "archs" / f"{check_tag(vllm)}.json"
+    path = RELEASES / "archs" / f"{check_version(vllm)}.json"
     path.parent.mkdir(exist_ok=True)
     data = cmake_rules.extract(tree)
     path.write_text(json.dumps(data, indent=1) + "\n")

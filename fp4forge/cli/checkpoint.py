@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from fp4forge.console import Console, print_json, print_rows
-from fp4forge.errors import CheckpointError
+from fp4forge.core.console import Console, print_json, print_rows
+from fp4forge.core.errors import CheckpointError
 
 
 @click.group()

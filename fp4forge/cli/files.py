@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import click
 
-from fp4forge.console import Console, print_json
-from fp4forge.errors import DriftError
+from fp4forge.core.console import Console, print_json
+from fp4forge.core.errors import DriftError
 
 
 @click.command()
 @click.option("--check", is_flag=True, help="Write nothing; fail when a lock has drifted.")
 def lock(check: bool) -> None:
     """Make the hashed dependency locks, one per release, strategy, platform and Python."""
-    from fp4forge import lock as locking
+    from fp4forge.maintain import locking
 
     console = Console()
     with console.step("lock") as step:
@@ -24,9 +24,9 @@ def lock(check: bool) -> None:
             changed = locking.write_all()
             step.detail = f"{len(changed)} changed"
     if not check:
-        from fp4forge import base as bases
+        from fp4forge.maintain import pins
 
-        for name, result in bases.pin().items():
+        for name, result in pins.pin().items():
             console.say(f"base {name}: {result}")
     if check and drifted:
         raise DriftError(
@@ -39,8 +39,8 @@ def lock(check: bool) -> None:
 @click.option("--check", is_flag=True, help="Write nothing; fail when a file differs.")
 def render(check: bool) -> None:
     """Render every supported plan's Dockerfile into dockerfiles/, and docs/cli.md."""
-    from fp4forge import render as rendering
     from fp4forge.cli import reference
+    from fp4forge.image import render as rendering
 
     if not check:
         reference.PATH.write_text(reference.text())
@@ -68,11 +68,14 @@ def matrix(releases: tuple[str, ...], runner: str | None, as_json: bool) -> None
     Hosted runners build from published wheels; compiling and testing on a GPU need a machine that
     has it.
     """
-    from fp4forge import render as rendering
+    from fp4forge.inputs import release
+    from fp4forge.maintain import matrix as building
 
+    for name in releases:
+        release.load(name)
     rows = [
         row
-        for row in rendering.matrix()
+        for row in building.rows()
         if (not releases or row["release"] in releases) and runner in (None, row["runner"])
     ]
     if as_json:

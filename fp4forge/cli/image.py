@@ -8,11 +8,16 @@ from typing import Any
 
 import click
 
-from fp4forge import builder, components, pipeline, plan
 from fp4forge.cli.options import plan_options, reports_option, resolve_registry
-from fp4forge.console import Console, print_json, print_rows
-from fp4forge.errors import UsageError
-from fp4forge.plan import Plan, Request
+from fp4forge.core.console import Console, print_json, print_rows
+from fp4forge.core.errors import UsageError
+from fp4forge.plan import components
+from fp4forge.kernels.gpus import TARGETS
+from fp4forge.oci import reference
+from fp4forge.oci.buildkit import Options
+from fp4forge.plan.plan import Plan
+from fp4forge.plan.request import Request
+from fp4forge.publish import pipeline
 
 
 def build(**o: Any) -> None:
@@ -25,10 +30,10 @@ def build(**o: Any) -> None:
             rule="--registry HOST[:PORT][/PATH] or REGISTRY in the environment",
             remedy="make setup starts one on loopback, and --push then needs no name",
         )
-    repository = plan.repository(registry, o["repo"])
+    repository = reference.repository(registry, o["repo"])
     where = pipeline.destination(repository, o["push"], o["load"], o["tags"])
     if o["dry_run"]:
-        plans = [pipeline.prepare(request)[0] for request in requests]
+        plans = [pipeline.prepare(request).plan for request in requests]
         if o["as_json"]:
             found = [prepared.as_json() for prepared in plans]
             print_json(found if len(found) > 1 else found[0])
@@ -38,20 +43,26 @@ def build(**o: Any) -> None:
         return
     console = Console()
     trees = components.local_trees(o["sources"])
-    options = builder.Options(
-        o["builder"], o["no_cache"], o["jobs"], trees, o["cache_from"], o["cache_to"], o["gpu"],
-        o["reports"],
-    )  # fmt: skip
+    options = Options(
+        builder=o["builder"],
+        no_cache=o["no_cache"],
+        jobs=o["jobs"],
+        sources=trees,
+        cache_from=o["cache_from"],
+        cache_to=o["cache_to"],
+        gpu=o["gpu"],
+        reports=o["reports"],
+    )
     if len(requests) == 1:
         outcome = pipeline.run(requests[0], where, options, console)
         if o["as_json"]:
-            print_json(vars(outcome))
+            print_json(asdict(outcome))
         verdict = "verified; tags: " + ", ".join(outcome.tags)
         console.table("fp4forge", [*_facts(outcome), ("verdict", verdict)])
         return
     outcomes, index = pipeline.run_all(requests, where, options, console)
     if o["as_json"]:
-        print_json({"index": vars(index), "images": [vars(outcome) for outcome in outcomes]})
+        print_json({"index": asdict(index), "images": [asdict(outcome) for outcome in outcomes]})
     rows = [row for outcome in outcomes for row in _facts(outcome)]
     rows += [("index", index.digest), ("verdict", "verified; tags: " + ", ".join(index.tags))]
     console.table("fp4forge", rows)
@@ -62,17 +73,27 @@ def _requests(o: dict[str, Any]) -> list[Request]:
     if not o["arch"]:
         raise UsageError(
             "--arch is missing: which GPU is the image for?",
-            rule="sm100, sm103, sm120, sm121 or blackwell",
+            rule="one of " + ", ".join(TARGETS),
             remedy="build.py --arch sm121 --push; build.py --help shows all options",
         )
     platforms = dict.fromkeys((o["platform"] or "").split(","))
     return [
         Request(
-            o["arch"], o["release"], o["variant"], o["strategy"], o["base"], platform or None,
-            o["arch_list"], o["allow_missing"], o["components"], o["sources"], o["aot"], o["cross"],
+            arch=o["arch"],
+            release=o["release"],
+            variant=o["variant"],
+            strategy=o["strategy"],
+            base=o["base"],
+            platform=platform or None,
+            arch_list=o["arch_list"],
+            allow_missing=o["allow_missing"],
+            components=o["components"],
+            sources=o["sources"],
+            aot=o["aot"],
+            cross=o["cross"],
         )
         for platform in platforms
-    ]  # fmt: skip
+    ]
 
 
 def _facts(outcome: pipeline.Outcome) -> list[tuple[str, str]]:
@@ -138,8 +159,8 @@ def verify(image: str, gpu: bool, as_json: bool, reports: Path | None, **o: Any)
 
     Without --gpu, what only a GPU can show is skipped, and said.
     """
-    from fp4forge import engine
-    from fp4forge import verify as verifying
+    from fp4forge.checks import runner as verifying
+    from fp4forge.oci import engine
 
     requests = _requests(o)
     if len(requests) > 1:
@@ -148,7 +169,7 @@ def verify(image: str, gpu: bool, as_json: bool, reports: Path | None, **o: Any)
             rule="an image is checked on one platform",
             remedy="call verify once for each",
         )
-    wanted, _ = pipeline.prepare(requests[0])
+    wanted = pipeline.prepare(requests[0]).plan
     console = Console()
     with console.step("pull") as step:
         step.detail = engine.have(engine.connect(), image, wanted.platform, step.report)

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import click
 
-from fp4forge import ledger as ledgers
-from fp4forge.console import Console, print_json
-from fp4forge.errors import CoverageError
-from fp4forge.gpu import GPUS
+from fp4forge.checks import ledgers as reading
+from fp4forge.core.console import Console, print_json
+from fp4forge.core.errors import CoverageError
+from fp4forge.kernels import groups
+from fp4forge.kernels import ledger as ledgers
+from fp4forge.kernels.gpus import GPUS
 
 
 @click.command()
@@ -26,10 +28,10 @@ def ledger(target: str, as_json: bool, require: tuple[str, ...], html: Path | No
     """
     console = Console()
     with console.step("ledger") as step:
-        found = ledgers.read(target, step.report)
+        found = reading.read(target, step.report)
         step.detail = f"{len(found.files)} files with device code"
     if html:
-        from fp4forge.render import ledger_page
+        from fp4forge.checks.page import ledger_page
 
         html.write_text(ledger_page(found))
     if as_json:
@@ -82,7 +84,7 @@ def _show(found: ledgers.Ledger) -> None:
     for row in file_rows(found.files):
         files.add_row(*row)
     gpus = Table("kernel group", *GPUS, box=box.SIMPLE_HEAD)
-    for group in ledgers.GROUPS:
+    for group in groups.GROUPS:
         gpus.add_row(group, *(verdict[group] for verdict in found.gpus.values()))
     gpus.add_row("NVFP4 served", *("yes" if v["ok"] else "NO" for v in found.gpus.values()))
     Rich(highlight=False).print(files, gpus)
@@ -94,7 +96,7 @@ def _show(found: ledgers.Ledger) -> None:
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def compare(old: str, new: str, as_json: bool) -> None:
     """Show what changed from image OLD to image NEW: kernels, packages, patched files, layers."""
-    from fp4forge import compare as comparing
+    from fp4forge.publish import compare as comparing
 
     console = Console()
     with console.step("compare") as step:

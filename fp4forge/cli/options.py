@@ -8,12 +8,13 @@ from typing import Any, TypeVar
 
 import click
 
-from fp4forge import paths
+from fp4forge.core import paths
+from fp4forge.kernels.gpus import TARGETS
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _PLAN = (
-    click.option("--arch", help="GPU the image is for: sm100, sm103, sm120, sm121 or blackwell."),
+    click.option("--arch", help=f"GPU the image is for: {', '.join(TARGETS)}."),
     click.option("--arch-list", help="TORCH_CUDA_ARCH_LIST to compile for; by default the GPU's."),
     click.option(
         "--allow-missing",
@@ -21,11 +22,12 @@ _PLAN = (
         metavar="GPU",
         help="Build although this GPU of --arch gets no FP4.",
     ),
-    click.option("--release", default="0.19.1", show_default=True, help="Release under releases/."),
-    click.option("--variant", default="awq", show_default=True, help="awq (all patches) or plain."),
     click.option(
-        "--from", "strategy", default="source", show_default=True, help="source (compile) or wheel."
+        "--release",
+        help="Release under releases/; by default the reference's, or the newest with --from.",
     ),
+    click.option("--variant", help="awq (all patches; the default) or plain."),
+    click.option("--from", "strategy", help="source (compile; the default) or wheel."),
     click.option(
         "--components",
         default="all",
@@ -49,9 +51,7 @@ _PLAN = (
     ),
     click.option(
         "--base",
-        default="ubuntu:24.04",
-        show_default=True,
-        help="Base image; bootstrap makes one here without a hub.",
+        help="Base image: ubuntu:24.04 (the default), or bootstrap, made here without a hub.",
     ),
     click.option(
         "--platform", help="linux/amd64, linux/arm64, or both with a comma; by default the GPU's."
@@ -60,7 +60,7 @@ _PLAN = (
 
 
 def plan_options(function: Function) -> Function:
-    """The options that decide what is in an image: the fields of ``fp4forge.plan.Request``."""
+    """The options that decide what is in an image: the fields of ``fp4forge.plan.request.Request``."""
     for option in reversed(_PLAN):
         function = option(function)
     return function

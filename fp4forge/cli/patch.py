@@ -6,9 +6,10 @@ import sys
 
 import click
 
-from fp4forge import patching, series, sources
-from fp4forge.console import Console, print_json
-from fp4forge.errors import DriftError, PatchError, UsageError
+from fp4forge.core.console import Console, print_json
+from fp4forge.core.errors import DriftError, PatchError, UsageError
+from fp4forge.inputs import patches as series
+from fp4forge.maintain import patching, sources
 
 _COLOURS = {patching.DRIFTED: "red", patching.UPSTREAM: "yellow", patching.OFFSET: "cyan"}
 

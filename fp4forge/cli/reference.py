@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from fp4forge import errors
 from fp4forge.cli import COMMANDS, cli
-from fp4forge.paths import ROOT
+from fp4forge.core import errors
+from fp4forge.core.paths import ROOT
 
 PATH = ROOT / "docs" / "cli.md"
 

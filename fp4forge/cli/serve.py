@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
-from fp4forge import gpu
 from fp4forge.cli.options import registry_option, resolve_registry
-from fp4forge.console import Console, print_json, print_rows
-from fp4forge.errors import ServingError, UsageError
+from fp4forge.core.console import Console, print_json, print_rows
+from fp4forge.core.errors import ServingError, UsageError
+from fp4forge.kernels import gpus as gpu
 
 _MODEL = click.option("--model", type=click.Path(path_type=Path), required=True,
                       help="The checkpoint's folder.")  # fmt: skip
@@ -26,13 +26,40 @@ def serve() -> None:
     """From an image to a working server."""
 
 
+def _published(o: dict[str, Any]) -> tuple[str, str]:
+    """The moving tag of the image that the options name, and its vLLM version."""
+    from fp4forge.inputs import bases, defaults, release
+    from fp4forge.plan import tags
+    from fp4forge.plan.request import Request, decide
+
+    usual = defaults.section("image")
+    chosen = decide(
+        Request(
+            arch=o["arch"],
+            release=o["release"],
+            variant=o["variant"] or usual.variant,
+            strategy=o["strategy"] or usual.strategy,
+            base=o["base"] or usual.base,
+            platform=o["platform"],
+        )
+    )
+    tag = tags.moving(
+        chosen.release, o["arch"], chosen.variant, chosen.strategy,
+        bases.load(chosen.base).slug, chosen.platform,
+    )  # fmt: skip
+    return tag, release.load(chosen.release).vllm_version
+
+
 @serve.command()
 @_MODEL
 @click.option("--arch", default="sm121", show_default=True, help="GPU of the image.")
 @click.option("--workload", default="interactive", show_default=True,
               help="interactive, balanced, throughput or long-context.")  # fmt: skip
-@click.option("--release", default="0.20.2", show_default=True, help="Release of the image.")
-@click.option("--variant", default="awq", show_default=True)
+@click.option("--release", help="Release of the image; by default the newest that has a wheel.")
+@click.option("--variant", help="awq (all patches; the default) or plain.")
+@click.option("--from", "strategy", help="How the image was built: wheel (the default) or source.")
+@click.option("--base", help="Base of the image; by default the one of make image.")
+@click.option("--platform", help="Platform of the image; by default the GPU's.")
 @click.option("--image", help="Image; by default the release's moving tag in --registry.")
 @registry_option
 @click.option("--repo", default="fp4forge/vllm", show_default=True)
@@ -46,21 +73,19 @@ def serve() -> None:
 @_JSON
 def compose(as_json: bool, explain: bool, output: Path | None, kind: str, **o: Any) -> None:
     """Write a compose file (or another manifest) that serves MODEL."""
-    from fp4forge import plan, release
-    from fp4forge.serving import manifest, settings
+    from fp4forge.oci import reference
+    from fp4forge.serve import manifest, settings
 
-    gpu.target(o["arch"])
-    version = release.load(o["release"]).vllm_version
+    found_tag, version = _published(o)
     registry = None if o["image"] else resolve_registry(o["registry"])
-    repository = plan.repository(registry, o["repo"])
-    tag = f"{o['release']}-{o['arch']}-{o['variant']}"
+    repository = reference.repository(registry, o["repo"])
     if not o["image"] and not registry:
         raise UsageError(
             "which image? neither --image nor --registry is given",
             rule="the manifest names the image by digest",
-            remedy=f"--registry HOST:PORT looks up {o['repo']}:{tag} there",
+            remedy=f"--registry HOST:PORT looks up {o['repo']}:{found_tag} there",
         )
-    image = manifest.by_digest(o["image"] or f"{repository}:{tag}")
+    image = manifest.by_digest(o["image"] or f"{repository}:{found_tag}")
     found = settings.server(
         o["model"], o["workload"], version, image,
         utilization=o["utilization"], port=o["port"], served_name=o["name"],
@@ -103,7 +128,7 @@ def compose(as_json: bool, explain: bool, output: Path | None, kind: str, **o: A
 def fit(model: Path, products: tuple[str, ...], as_json: bool, plot: Path | None, **o: Any) -> None:
     """What of MODEL fits on each GPU: weights, KV cache, context, sequences, decode rate."""
     from fp4forge.checkpoint import tensors
-    from fp4forge.serving import memory
+    from fp4forge.serve import memory
 
     described = memory.describe(tensors.read(model), o["kv_cache_dtype"])
     chosen = [gpu.product(name) for name in products]
@@ -132,7 +157,7 @@ def fit(model: Path, products: tuple[str, ...], as_json: bool, plot: Path | None
         spark = memory.fit(described, gpu.product("gb10"), 0.85, 4, 8192)
         data["card"] = memory.against_card(described, spark)
     if plot:
-        from fp4forge.serving.plot import context_plot
+        from fp4forge.serve.plot import context_plot
 
         context_plot(described, chosen, o["utilization"], o["batched_tokens"], plot)
     if as_json:
@@ -188,8 +213,8 @@ def _show_fit(data: dict[str, Any], o: dict[str, Any]) -> None:
 @_JSON
 def doctor(as_json: bool, **given: Any) -> None:
     """Find what is wrong with a server: container, compose file, log, live URL, or all."""
-    from fp4forge.serving import diagnosis, evidence
-    from fp4forge.serving import doctor as doctors
+    from fp4forge.doctor import diagnosis, evidence
+    from fp4forge.doctor import examine as doctors
 
     container, inspection, compose_file = (
         given[name] for name in ("container", "inspection", "compose_file")
@@ -259,8 +284,8 @@ def smoke(url: str, timeout: float, as_json: bool) -> None:
 
 
 def _ask(url: str, as_json: bool, timeout: float, stream: bool, **chosen: Any) -> None:
-    from fp4forge.serving import client
-    from fp4forge.serving import quality as questions
+    from fp4forge.serve import client
+    from fp4forge.serve import quality as questions
 
     if not url.startswith(("http://", "https://")):
         raise UsageError(f"--url {url!r}", rule="http://HOST:PORT or https://HOST")

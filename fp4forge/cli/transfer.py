@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from fp4forge.console import Console, print_json
+from fp4forge.core.console import Console, print_json
 
 
 @click.command()
@@ -25,7 +25,7 @@ def distribute(
     IMAGE is in a registry on this machine's loopback. Each node's engine pulls it by digest
     through ssh, side by side; its tag is set last.
     """
-    from fp4forge import distribute as distributing
+    from fp4forge.publish import distribute as distributing
 
     console = Console()
     with console.step("send") as step:
@@ -46,7 +46,7 @@ def distribute(
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def bundle(image: str, output: Path, manifest: Path | None, as_json: bool) -> None:
     """Write IMAGE (REPOSITORY:TAG in a registry) with its evidence into one checksummed file."""
-    from fp4forge import bundle as bundling
+    from fp4forge.publish import bundle as bundling
 
     console = Console()
     with console.step("bundle") as step:
@@ -66,13 +66,14 @@ def bundle(image: str, output: Path, manifest: Path | None, as_json: bool) -> No
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def unbundle(file: Path, folder: Path, repository: str | None, load: bool, as_json: bool) -> None:
     """Check every file of a bundle and unpack it; push or load its image on request."""
-    from fp4forge import bundle as bundling
-    from fp4forge import plan, registry
+    from fp4forge.oci import reference as references
+    from fp4forge.oci import registry
+    from fp4forge.publish import bundle as bundling
 
     console = Console()
     if repository:
         host, _, path = repository.partition("/")
-        plan.repository(host, path)
+        references.repository(host, path)
     with console.step("unpack") as step:
         found = bundling.unpack(file, folder, step.report)
         step.detail = f"{found.image}, {found.digest[:19]}, every checksum right"

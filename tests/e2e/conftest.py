@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from fp4forge.errors import DiskError
+from fp4forge.core.errors import DiskError
 
 ROOT = Path(__file__).resolve().parents[2]
 REGISTRY = os.environ.get("REGISTRY", "127.0.0.1:5000")
@@ -67,7 +67,8 @@ def tag_digest(tag: str, registry: str = REGISTRY) -> str | None:
 
 def can_emulate() -> bool:
     """Whether this machine runs linux/arm64, by nature or by qemu."""
-    from fp4forge import engine, gpu
+    from fp4forge.kernels import gpus as gpu
+    from fp4forge.oci import engine
 
     return gpu.host_platform() == "linux/arm64" or engine.emulated("linux/arm64")
 
@@ -103,7 +104,8 @@ def drop_cache() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def disk(may_drop: bool) -> None:
     """Makes room where a run might fill the disk."""
-    from fp4forge import engine, pipeline
+    from fp4forge.oci import engine
+    from fp4forge.publish import pipeline
 
     if not may_drop:
         return

@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fp4forge import base
-from fp4forge.gpu import host_platform
+from fp4forge.inputs import bases as base
+from fp4forge.kernels.gpus import host_platform
 from tests.e2e.conftest import shell
 
 DAEMON = '{"features": {"containerd-snapshotter": true}}'

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from fp4forge import aot, ledger, verify
+from fp4forge.checks import runner as verify
+from fp4forge.kernels import ledger
+from fp4forge.plan import aot
 from tests.e2e.conftest import ROOT, shell
 
 CHOICE = aot.Choice("gemma4", "12.1a", ("fp4_quantization.gen_fp4_quantization_sm120f_module",))
@@ -20,10 +22,10 @@ MODULE = "flashinfer/data/aot/fp4_quantization_120f/fp4_quantization_120f.so"
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The build stage's folder, laid out as the Dockerfile does."""
     folder = tmp_path_factory.mktemp("aot")
-    build = folder / "fp4forge/image/build"
+    build = folder / "fp4forge/image/stages"
     build.mkdir(parents=True)
     for name in ("aot", "install", "jobs"):
-        shutil.copy(ROOT / f"fp4forge/image/build/{name}.py", build)
+        shutil.copy(ROOT / f"fp4forge/image/stages/{name}.py", build)
     (folder / "cache").mkdir()
     (folder / "aot.json").write_text(json.dumps(CHOICE.instructions()))
     return folder
@@ -43,7 +45,7 @@ def python(image: str, stage: Path, *arguments: str) -> str:
 def compiled(published: dict[str, Any], stage: Path) -> Path:
     """What the build's program compiles."""
     printed = python(
-        published["image"], stage, "-m", "fp4forge.image.build.aot", "--out", "/fp4forge/out"
+        published["image"], stage, "-m", "fp4forge.image.stages.aot", "--out", "/fp4forge/out"
     )
     assert "1 modules" in printed
     return stage / "out"
@@ -54,7 +56,7 @@ def test_all_of_flashinfers_modules_hold_those_that_serving_looks_up(
 ) -> None:
     choice = aot.choose("all", ("sm121",)).instructions()
     code = (
-        "from fp4forge.image.build.aot import specs\n"
+        "from fp4forge.image.stages.aot import specs\n"
         f"found = specs({choice})\n"
         "assert all(source.exists() for spec in found for source in spec.sources)\n"
         "print(*(spec.name for spec in found))"
@@ -70,7 +72,7 @@ def test_another_run_compiles_nothing_again(
 ) -> None:
     (library,) = (stage / "cache").rglob("fp4_quantization_120f.so")
     before = library.stat().st_mtime_ns
-    run = ("-m", "fp4forge.image.build.aot", "--out", "/fp4forge/again")
+    run = ("-m", "fp4forge.image.stages.aot", "--out", "/fp4forge/again")
     assert "1 modules" in python(published["image"], stage, *run)
     assert library.stat().st_mtime_ns == before
     (again,) = (stage / "again").rglob(library.name)

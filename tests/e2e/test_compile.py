@@ -16,9 +16,13 @@ from typing import Any
 
 import pytest
 
-from fp4forge import builder, components, pipeline, plan, release, sources
-from fp4forge.errors import BuildError, CoverageError
-from fp4forge.plan import Request
+from fp4forge.core.errors import BuildError, CoverageError
+from fp4forge.inputs import release
+from fp4forge.maintain import sources
+from fp4forge.oci import buildkit as builder
+from fp4forge.plan import components, plan
+from fp4forge.plan.plan import Request
+from fp4forge.publish import pipeline
 from tests.e2e.conftest import ROOT, shell
 
 # Of the published image's release and GPUs: its installed layers are there already.
@@ -177,7 +181,7 @@ def compile_twice(image: str, folder: Path, memory: str) -> subprocess.Completed
         "build a.o: cxx big.cpp\nbuild b.o: cxx big.cpp\n"
     )
     code = (
-        "import os\nfrom fp4forge.image.build import jobs\n"
+        "import os\nfrom fp4forge.image.stages import jobs\n"
         "jobs.run(['-C', '/work'], dict(os.environ), '2', dict, lambda: None)"
     )
     return shell(

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from fp4forge import builder, plan
-from fp4forge.errors import ArtefactError
-from fp4forge.plan import Request
+from fp4forge.core.errors import ArtefactError
+from fp4forge.oci import buildkit as builder
+from fp4forge.plan import plan
+from fp4forge.plan.plan import Request
 from tests.e2e.conftest import free_port, shell
 
 REQUEST = Request(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fp4forge import verify
+from fp4forge.checks import runner as verify
 from tests.e2e.conftest import PASSWORD, REGISTRY, REPO, Completed, raw, shell
 
 Inside = Callable[..., Completed]

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from fp4forge import release, sources
-from fp4forge.release import Artefact
+from fp4forge.inputs import release
+from fp4forge.inputs.release import Artefact
+from fp4forge.maintain import sources
 from tests.e2e.conftest import ROOT, Completed, shell, verify_containers
 
 KERNELS = Path(__file__).parent / "kernels"

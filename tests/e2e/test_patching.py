@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from fp4forge import series, sources
-from fp4forge.image.build.apply_patches import apply_series
+from fp4forge.image.stages.apply_patches import apply_series
+from fp4forge.inputs import patches as series
+from fp4forge.maintain import sources
 from tests.e2e.conftest import Completed, shell
 
 FOLDER = Path("vllm/0.20.2")

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from fp4forge import base, registry
-from fp4forge.errors import RegistryError
+from fp4forge.core.errors import RegistryError
+from fp4forge.inputs import bases as base
+from fp4forge.oci import registry
 from tests.e2e.conftest import REGISTRY, ROOT, build, can_emulate, raw, shell, tag_digest
 
 SMALL = f"{REGISTRY}/fp4forge/two"

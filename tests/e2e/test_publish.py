@@ -87,7 +87,7 @@ def test_nothing_temporary_stays(containers_before: set[str]) -> None:
 
 
 def test_an_immutable_tag_that_another_image_has_is_left_alone(published: dict[str, Any]) -> None:
-    from fp4forge import registry
+    from fp4forge.oci import registry
 
     repository, tag = f"{REGISTRY}/{REPO}", published["plan"]["tags"][0]
     manifests = registry.image_manifests(raw(published["image"]))
@@ -97,7 +97,8 @@ def test_an_immutable_tag_that_another_image_has_is_left_alone(published: dict[s
 
 
 def test_layers_built_anew_have_the_same_digest(published: dict[str, Any]) -> None:
-    from fp4forge import builder, plan
+    from fp4forge.oci import buildkit as builder
+    from fp4forge.plan import plan
 
     request = plan.Request("blackwell", "0.20.2", "awq", "wheel", "bootstrap", aot="none")
     prepared, files = plan.identify(plan.resolve(request))

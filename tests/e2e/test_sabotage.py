@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
-from fp4forge import engine, sources, verify
-from fp4forge.errors import PlatformError
+from fp4forge.checks import runner as verify
+from fp4forge.core.errors import PlatformError
+from fp4forge.maintain import sources
+from fp4forge.oci import engine
 from tests.e2e.conftest import REGISTRY, REPO, raw, shell
 
 SITE = "/usr/local/lib/python3.13/dist-packages"

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from fp4forge import lock
-from fp4forge.paths import LOCKS
+from fp4forge.core.paths import LOCKS
+from fp4forge.inputs import locks as lock
 from tests.e2e.conftest import free_port, shell
 
 KERNELS = Path(__file__).parent / "kernels"

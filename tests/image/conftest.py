@@ -88,8 +88,8 @@ def over_files(container: Any, plan: dict[str, Any]) -> Callable[..., Any]:
     Emulated, reading every file takes minutes. So for a foreign platform this machine's own Python
     does, with the container's root as its own, where that can be had: as root, beside the engine.
     """
-    from fp4forge import engine
-    from fp4forge.gpu import host_platform
+    from fp4forge.kernels.gpus import host_platform
+    from fp4forge.oci import engine
 
     root = f"/proc/{container.attrs['State']['Pid']}/root"
     local = engine.is_here() and os.geteuid() == 0
@@ -191,7 +191,7 @@ def proof_runs(request: pytest.FixtureRequest) -> Iterator[Future[Any] | None]:
     if not wanted or plan["variant"] != "awq":
         yield None
         return
-    from fp4forge import sources
+    from fp4forge.maintain import sources
 
     host, folder = request.getfixturevalue("host"), request.getfixturevalue("proofs")
     tree, kinds = sources.source_tree(plan["vllm_version"]), {EMULATION: "emulation"}

@@ -80,7 +80,7 @@ def when(text: str) -> datetime.datetime:
 
 def test_provenance(request: pytest.FixtureRequest, plan: dict[str, Any]) -> None:
     """its provenance is this plan's, and the clock that it was made by was right"""
-    from fp4forge import registry
+    from fp4forge.oci import registry
 
     reference = request.config.getoption("--image")
     if "@sha256:" not in reference:
@@ -102,7 +102,7 @@ def test_provenance(request: pytest.FixtureRequest, plan: dict[str, Any]) -> Non
 
 def test_layers(request: pytest.FixtureRequest) -> None:
     """no layer holds a credential, not even one that a later layer deletes"""
-    from fp4forge import layers
+    from fp4forge.checks import credentials as layers
 
     found = layers.credentials(request.config.getoption("--image"), lambda _: None)
     assert found, "the engine shows no layers"

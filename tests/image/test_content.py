@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from fp4forge.gpu import GPUS
-from fp4forge.paths import ROOT
+from fp4forge.core.paths import ROOT
+from fp4forge.kernels.gpus import GPUS
 
 # e_machine of an ELF header.
 MACHINES = {"linux/amd64": 62, "linux/arm64": 183}
@@ -66,7 +66,7 @@ def test_imports(host: Any) -> None:
 
 def test_extensions(host: Any, proofs: str, site: str) -> None:
     """vLLM's extensions load, and tell of FP4 on just the GPU families that they have it for"""
-    from fp4forge import ledger
+    from fp4forge.kernels import ledger
 
     done = host.run(f"python3 {proofs}/extensions.py {site}")
     assert done.rc == 0, f"an extension does not load: {done.stderr.strip().splitlines()[-1:]}"
@@ -144,7 +144,7 @@ def test_kernels(
     request: pytest.FixtureRequest, plan: dict[str, Any], tell: Callable[[str], None]
 ) -> None:
     """FP4 kernels for every requested GPU are in the binaries, read off them once more"""
-    from fp4forge import ledger
+    from fp4forge.kernels import ledger
 
     found = ledger.read(request.config.getoption("--container"), tell)
     wanted = tuple(gpu for gpu in plan["gpus"] if gpu not in plan["allow_missing"])
@@ -155,13 +155,13 @@ def test_kernels(
 
 def test_aot(host: Any, plan: dict[str, Any], put_files: Callable[[dict[str, Path]], None]) -> None:
     """FlashInfer finds its modules for every requested GPU and would compile nothing"""
-    from fp4forge import aot
+    from fp4forge.plan import aot
 
     choice = aot.Choice(**plan["aot"])
     if choice.name == "none":
         pytest.skip("the plan has no modules ahead of time: FlashInfer compiles at first use")
     # The build's own list of modules; those that this model looks up are loaded too.
-    build = [f"fp4forge/image/build/{name}.py" for name in ("aot", "install", "jobs")]
+    build = [f"fp4forge/image/stages/{name}.py" for name in ("aot", "install", "jobs")]
     put_files({f"/tmp/fp4forge-aot/{name}": ROOT / name for name in build})
     code = f"""
 import json, os, sys
@@ -169,7 +169,7 @@ os.environ["FLASHINFER_CUDA_ARCH_LIST"] = {choice.archs!r}
 os.environ["FLASHINFER_WORKSPACE_BASE"] = "/tmp/aot"
 os.environ["FLASHINFER_DISABLE_JIT"] = "1"
 sys.path.insert(0, "/tmp/fp4forge-aot")
-from fp4forge.image.build import aot
+from fp4forge.image.stages import aot
 found = aot.specs({choice.instructions()!r})
 for spec in found[:{len(choice.generators)}]:
     if spec.is_aot:

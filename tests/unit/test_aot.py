@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from fp4forge import aot, ledger
-from fp4forge.cubins import Cubin, DeviceCode, Kernel
-from fp4forge.errors import UsageError
-from fp4forge.image.build.aot import key
-from fp4forge.plan import Request, resolve
+from fp4forge.core.errors import UsageError
+from fp4forge.image.stages.aot import key
+from fp4forge.kernels import ledger
+from fp4forge.kernels.cubins import Cubin, DeviceCode, Kernel
+from fp4forge.plan import aot
+from fp4forge.plan.plan import Request, resolve
 
 WHEEL = {"release": "0.20.2", "strategy": "wheel", "base": "bootstrap"}
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from fp4forge import archs, cmake_rules, sources
-from fp4forge.errors import UsageError
-from fp4forge.paths import RELEASES
+from fp4forge.core.errors import UsageError
+from fp4forge.core.paths import RELEASES
+from fp4forge.kernels import archs, cmake_rules
+from fp4forge.maintain import sources
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSIONS = ("0.19.1", "0.20.2")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fp4forge import builder
-from fp4forge.errors import EngineError
+from fp4forge.core.errors import EngineError
+from fp4forge.oci import buildkit as builder
 
 
 def test_a_docker_client_without_buildx_is_named() -> None:

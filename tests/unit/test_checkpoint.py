@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from fp4forge import series
 from fp4forge.checkpoint import inspect, tensors
-from fp4forge.errors import ArtefactError, CheckpointError
+from fp4forge.core.errors import ArtefactError, CheckpointError
+from fp4forge.inputs import patches as series
 from tests.checkpoints import TINY, Tensors, gemma4, linear, write
 
 LAYER = "model.layers.1.experts.2.gate_proj"
@@ -317,7 +317,7 @@ def test_a_download_that_breaks_resumes(
 
 def test_a_repository_that_is_not_there(hub: type[Hub], tmp_path: Path) -> None:
     from fp4forge.checkpoint.fetch import fetch
-    from fp4forge.errors import UsageError
+    from fp4forge.core.errors import UsageError
 
     with pytest.raises(UsageError):
         fetch("not a name; rm -rf", tmp_path / "out", "main", lambda _: None)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fp4forge import paths
 from fp4forge.cli.options import resolve_registry
+from fp4forge.core import paths
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE_PLAN = ("--arch", "sm121", "--dry-run", "--json")

@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from fp4forge import archs, components, pipeline, release
-from fp4forge.console import Console
-from fp4forge.errors import ArtefactError, UsageError
-from fp4forge.image.build import compile
-from fp4forge.image.build import jobs as running
+from fp4forge.core.console import Console
+from fp4forge.core.errors import ArtefactError, UsageError
+from fp4forge.image.stages import compile
+from fp4forge.image.stages import jobs as running
+from fp4forge.inputs import release
+from fp4forge.kernels import archs
+from fp4forge.plan import components
+from fp4forge.publish import pipeline
 
 RELEASE = release.load("0.19.1")
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from fp4forge.console import Console
+from fp4forge.core.console import Console
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 

@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 
-from fp4forge import gpu, lock, pipeline, plan, render
-from fp4forge.errors import PlatformError, UsageError
-from fp4forge.image.build import cross as building
-from fp4forge.plan import Request
+from fp4forge.core.errors import PlatformError, UsageError
+from fp4forge.image import render
+from fp4forge.image.stages import cross as building
+from fp4forge.inputs import locks as lock
+from fp4forge.kernels import gpus as gpu
+from fp4forge.plan import plan
+from fp4forge.plan.plan import Request
+from fp4forge.publish import pipeline
 
 CROSS = Request(
     "sm121", base="bootstrap", platform="linux/arm64", components="core",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fp4forge.paths import ROOT
+from fp4forge.core.paths import ROOT
 from tests.e2e import test_sabotage
 
 

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from fp4forge.errors import ServingError, UsageError
-from fp4forge.serving import diagnosis, doctor, evidence, manifest, settings
-from fp4forge.serving.evidence import Evidence, Gpu, Mount
+from fp4forge.core.errors import ServingError, UsageError
+from fp4forge.doctor import diagnosis, evidence
+from fp4forge.doctor import examine as doctor
+from fp4forge.doctor.evidence import Evidence, Gpu, Mount
+from fp4forge.serve import manifest, settings
 from tests.checkpoints import TINY, gemma4, write
 
 LOGS = Path(__file__).parent / "data/logs"

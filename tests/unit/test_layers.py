@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from fp4forge import layers, paths
-from fp4forge.errors import BinaryError
+from fp4forge.checks import credentials as layers
+from fp4forge.core import paths
+from fp4forge.core.errors import BinaryError
 
 KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\n" + "QUJD" * 60 + "\n-----END"
 FOUND = {

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from fp4forge import ledger
-from fp4forge.archs import serves
 from fp4forge.cli.ledger import file_rows
-from fp4forge.cubins import Cubin, DeviceCode, Kernel, Ptx
-from fp4forge.gpu import GPUS
+from fp4forge.kernels import ledger
+from fp4forge.kernels.archs import serves
+from fp4forge.kernels.cubins import Cubin, DeviceCode, Kernel, Ptx
+from fp4forge.kernels.gpus import GPUS
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from fp4forge import paths, series
-from fp4forge.errors import PatchError
-from fp4forge.paths import IMAGE_FILES, ROOT
+from fp4forge.core import paths
+from fp4forge.core.errors import PatchError
+from fp4forge.core.paths import IMAGE_FILES, ROOT
+from fp4forge.inputs import patches as series
 
 SCRIPT = IMAGE_FILES / "build" / "apply_patches.py"
 BEFORE = "".join(f"a{n} = {n}\n" for n in range(1, 21))

@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 
-from fp4forge import base, lock, plan, render
-from fp4forge.errors import BaseImageError, UsageError
-from fp4forge.paths import DOCKERFILES
-from fp4forge.plan import Request
+from fp4forge.core.errors import BaseImageError, UsageError
+from fp4forge.core.paths import DOCKERFILES
+from fp4forge.image import render
+from fp4forge.inputs import bases as base
+from fp4forge.inputs import locks as lock
+from fp4forge.plan import plan
+from fp4forge.plan.plan import Request
 
 WHEEL = Request("blackwell", "0.20.2", "awq", "wheel", "bootstrap", "linux/amd64")
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from fp4forge import release
-from fp4forge.errors import ReleaseError
-from fp4forge.paths import RELEASES
+from fp4forge.core.errors import ReleaseError
+from fp4forge.core.paths import RELEASES
+from fp4forge.inputs import release
 
 GOOD = (RELEASES / "0.20.2.yaml").read_text()
 

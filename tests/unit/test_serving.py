@@ -15,9 +15,9 @@ import pytest
 import yaml
 
 from fp4forge.checkpoint import tensors
-from fp4forge.errors import CheckpointError, UsageError
-from fp4forge.gpu import PRODUCTS, product
-from fp4forge.serving import client, manifest, memory, quality, sandbox, settings
+from fp4forge.core.errors import CheckpointError, UsageError
+from fp4forge.kernels.gpus import PRODUCTS, product
+from fp4forge.serve import client, manifest, memory, quality, sandbox, settings
 from tests.checkpoints import REFERENCE, TINY, gemma4, write
 
 IMAGE = "127.0.0.1:5000/fp4forge/vllm@sha256:" + "a" * 64

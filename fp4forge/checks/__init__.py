@@ -1,0 +1,1 @@
+"""What an image must pass before a tag names it."""

@@ -1,0 +1,193 @@
+"""Looks for credentials in the files of every layer: one that a later layer deletes is still there.
+
+Each layer is read once, from this checkout's own OCI layout or as ``docker save`` streams it, and
+what was found is kept by its digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from fp4forge.core import paths
+from fp4forge.core.errors import BinaryError, RegistryError
+from fp4forge.kernels.base import Progress
+from fp4forge.oci import engine, registry
+
+# Another number when what is looked for changes.
+_READER = 1
+_LARGEST = 64 << 10  # bytes; credentials are in small files
+
+_NAMES = {".netrc", ".git-credentials", ".pypirc", ".dockercfg", "id_rsa", "id_ecdsa", "id_ed25519"}
+_PATHS = (".docker/config.json", ".aws/credentials", ".kube/config", "huggingface/token")
+# Each begins with its literal, looks behind after it: so `re` searches for the literal, which is
+# ten times as fast as trying every word boundary.
+_PATTERNS = tuple(
+    (what, re.compile(pattern))
+    for what, pattern in (
+        ("a Hugging Face token", rb"hf_(?<!\w.{3})[A-Za-z0-9]{30,}"),
+        ("a GitHub token", rb"gh[pousr]_(?<!\w.{4})[A-Za-z0-9]{36,}"),
+        ("a GitHub token", rb"github_pat_(?<!\w.{11})[A-Za-z0-9_]{50,}"),
+        ("a GitLab token", rb"glpat-(?<!\w.{6})[A-Za-z0-9_-]{20,}"),
+        ("an AWS key", rb"AKIA(?<!\w.{4})(?![0-9A-Z]*EXAMPLE)[0-9A-Z]{16}\b"),
+        (
+            "a private key",
+            rb"-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----\s+[A-Za-z0-9+/=\s]{200,}-----END",
+        ),
+    )
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A file of a layer that looks like a credential; its content is never kept."""
+
+    path: str
+    what: str
+
+
+def credentials(image: str, report: Progress) -> dict[str, list[Finding]]:
+    """What each layer of an image holds that looks like a credential.
+
+    Args:
+        image: reference of an image that the engine has.
+        report: called with progress.
+
+    Returns:
+        Findings by layer digest; an empty list for a layer that has none.
+    """
+    wanted = _layers(image)
+    for digest in wanted:
+        blob = paths.STATE / "oci" / "blobs" / "sha256" / digest
+        if not _record(digest).is_file() and blob.is_file():
+            report(f"layer {digest[:12]}, {blob.stat().st_size / 1e6:.0f} MB")
+            with blob.open("rb") as file:
+                keep(digest, file)
+    if wanted and all(_record(digest).is_file() for digest in wanted):
+        return {f"sha256:{digest}": kept(digest) or [] for digest in wanted}
+    client = engine.connect()
+    found: dict[str, list[Finding]] = {}
+    stream = engine.as_file(client.api.get_image(image, chunk_size=4 << 20))
+    with tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 20) as archive:
+        for entry in archive:
+            name = PurePosixPath(entry.name)
+            if not entry.isfile() or name.parts[:2] != ("blobs", "sha256"):
+                continue
+            if not _record(name.name).is_file():
+                report(f"layer {name.name[:12]}, {entry.size / 1e6:.0f} MB")
+                content = archive.extractfile(entry)
+                assert content is not None
+                keep(name.name, content)
+            if (listed := kept(name.name)) is not None:
+                found[f"sha256:{name.name}"] = listed
+    return found
+
+
+def _layers(image: str) -> list[str]:
+    """Digests, without ``sha256:``, of the layers of an image in a registry; else none."""
+    repository, at, digest = image.partition("@")
+    if not at:
+        return []
+    try:
+        return [layer.removeprefix("sha256:") for layer in registry.layer_sizes(repository, digest)]
+    except RegistryError:
+        return []
+
+
+def _record(digest: str) -> Path:
+    return paths.STATE / "layers" / f"{digest}.{_READER}.json"
+
+
+def keep(digest: str, blob: IO[bytes]) -> None:
+    """Keeps what a blob holds, if it has the digest: a blob cut short is not kept as clean.
+
+    Raises:
+        BinaryError: it has another.
+    """
+    content = _Hashed(blob)
+    findings = _layer(content)
+    if content.digest() != digest:
+        raise BinaryError(
+            f"layer {digest[:12]} has not the content of its digest",
+            remedy="remove .build/oci, and the image from the engine; build or pull again",
+        )
+    record = _record(digest)
+    record.parent.mkdir(parents=True, exist_ok=True)
+    partial = record.with_suffix(".partial")
+    partial.write_text(json.dumps(None if findings is None else [asdict(f) for f in findings]))
+    partial.replace(record)
+
+
+def kept(digest: str) -> list[Finding] | None:
+    """What is kept of a blob; None where it is no layer."""
+    listed = json.loads(_record(digest).read_text())
+    return None if listed is None else [Finding(**item) for item in listed]
+
+
+def _layer(blob: io.RawIOBase) -> list[Finding] | None:
+    """Findings of one blob; None where it is no layer (a manifest, a configuration)."""
+    import zlib
+
+    import zstandard
+
+    whole = io.BufferedReader(blob, 1 << 20)
+    head = whole.peek(4)[:4]
+    if head[:1] in (b"{", b"["):
+        return None
+    plain: Any = whole
+    if head == b"\x28\xb5\x2f\xfd":
+        plain = zstandard.ZstdDecompressor().stream_reader(whole, read_across_frames=True)
+    elif head[:2] == b"\x1f\x8b":
+        import gzip
+
+        plain = gzip.GzipFile(fileobj=whole)
+    found: list[Finding] = []
+    try:
+        with tarfile.open(fileobj=plain, mode="r|", bufsize=1 << 20) as archive:
+            for entry in archive:
+                if entry.isfile() and 0 < entry.size <= _LARGEST:
+                    content = archive.extractfile(entry)
+                    assert content is not None
+                    found += _look(entry.name, content.read())
+    except (tarfile.ReadError, zlib.error, zstandard.ZstdError):
+        return None
+    return found
+
+
+class _Hashed(io.RawIOBase):
+    """A file that is hashed as it is read."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.hash = file, hashlib.sha256()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content = self.file.read(len(buffer))
+        self.hash.update(content)
+        buffer[: len(content)] = content
+        return len(content)
+
+    def digest(self) -> str:
+        """SHA-256, in hex, of the whole; reads what is left of it."""
+        while content := self.file.read(1 << 20):
+            self.hash.update(content)
+        return self.hash.hexdigest()
+
+
+def _look(name: str, content: bytes) -> Iterator[Finding]:
+    path = PurePosixPath("/", name)
+    if path.name in _NAMES or str(path).endswith(_PATHS):
+        yield Finding(str(path), "a credentials file")
+        return
+    for what, pattern in _PATTERNS:
+        if pattern.search(content):
+            yield Finding(str(path), what)

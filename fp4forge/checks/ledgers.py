@@ -1,0 +1,167 @@
+"""The ledger of whatever a user names: a shared object, a wheel, a folder, a container, an image."""
+
+from __future__ import annotations
+
+import errno
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from fp4forge.core import files
+from fp4forge.core.errors import BinaryError, DiskError, RegistryError, UsageError
+from fp4forge.core.paths import STATE
+from fp4forge.kernels import cubins, ledger
+from fp4forge.kernels.base import Progress
+from fp4forge.kernels.ledger import File, Ledger
+
+CACHE = STATE / "ledger"
+
+
+def read(target: str, report: Progress) -> Ledger:
+    """Reads whatever a target names.
+
+    Raises:
+        BinaryError: the file, wheel or folder cannot be read or holds no device code.
+        UsageError: nothing of that name exists here.
+        DiskError: there is no room to unpack it.
+    """
+    try:
+        return _read(target, report)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise DiskError(
+            f"{target} cannot be unpacked: {tempfile.gettempdir()} is full",
+            rule="the extensions of an image take about 1 GB there",
+            remedy="free some, or set TMPDIR to a larger disk",
+        ) from None
+
+
+def _read(target: str, report: Progress) -> Ledger:
+    path = Path(target)
+    if path.is_dir():
+        return ledger.folder(target, path, CACHE, report)
+    if path.suffix == ".whl":
+        return _wheel(target, path, report)
+    if path.exists() or ("/" in target and path.suffix in (".so", ".o", ".cubin")):
+        return Ledger(target, (File(path.name, cubins.read(path, CACHE, report)),))
+    with _from_engine(target, report) as folder:
+        return ledger.folder(target, folder, CACHE, report)
+
+
+def _wheel(target: str, path: Path, report: Progress) -> Ledger:
+    try:
+        with tempfile.TemporaryDirectory(prefix="fp4forge-wheel-") as folder:
+            with zipfile.ZipFile(path) as archive:
+                for entry in archive.infolist():
+                    name = PurePosixPath(entry.filename)
+                    if name.is_absolute() or ".." in name.parts:
+                        raise BinaryError(
+                            f"{target}: entry {entry.filename!r} leaves the wheel",
+                            rule="paths in a wheel are relative and without ..",
+                            remedy="do not install it",
+                        )
+                    if name.suffix == ".so":
+                        report(f"unpacking {name.name}")
+                        archive.extract(entry, folder)
+            return ledger.folder(target, Path(folder), CACHE, report)
+    except (zipfile.BadZipFile, OSError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
+        raise BinaryError(f"{target} is no readable wheel: {error}") from None
+
+
+# Where images keep vLLM: distributions' Python, virtual environments, conda.
+_PREFIXES = ("/usr/local/lib", "/usr/lib", "/opt/venv/lib", "/opt/conda/lib", "/app/.venv/lib",
+             "/workspace/.venv/lib", "/root/.venv/lib")  # fmt: skip
+_PARTS = ("vllm", "flashinfer/data/aot", "flashinfer_jit_cache")
+
+
+@contextmanager
+def _from_engine(target: str, report: Progress) -> Iterator[Path]:
+    """A folder with the extensions of a container, or of an image that is not started."""
+    from docker.errors import APIError, ImageNotFound, NotFound
+
+    from fp4forge.oci import engine
+
+    client = engine.connect()
+    made = None
+    try:
+        try:
+            container = client.containers.get(target)
+        except (NotFound, APIError):
+            try:
+                client.images.get(target)
+            except ImageNotFound:
+                report(f"pulling {target}")
+                try:
+                    engine.pull(client, target, None, report)
+                except RegistryError as error:
+                    raise UsageError(
+                        f"{target!r} is no file, folder, container or image here",
+                        rule="a .so, .whl, folder, container name, or an image that can be pulled",
+                        remedy=error.message[:160],
+                    ) from None
+            made = container = client.containers.create(
+                target, command=["none"], network_mode="none", labels={engine.ROLE: "ledger"}
+            )
+        with tempfile.TemporaryDirectory(prefix="fp4forge-image-") as name:
+            sites = [s for s in _sites(container) if _unpack(container, s, Path(name), report)]
+            if not sites:
+                raise BinaryError(
+                    f"{target} has no vLLM in any Python that is known here",
+                    rule="vllm under dist-packages or site-packages of " + ", ".join(_PREFIXES),
+                )
+            yield Path(name)
+    finally:
+        if made is not None:
+            made.remove(force=True)
+
+
+def _sites(container: Any) -> Iterator[str]:
+    for prefix in _PREFIXES:
+        for minor in range(9, 16):
+            for kind in ("dist-packages", "site-packages"):
+                yield f"{prefix}/python3.{minor}/{kind}"
+
+
+def _unpack(container: Any, site: str, folder: Path, report: Progress) -> bool:
+    """Unpacks the shared objects of a container's packages; False where vLLM is not there."""
+    from docker.errors import APIError
+
+    for part in _PARTS:
+        try:
+            stream, _ = container.get_archive(f"{site}/{part}", chunk_size=4 << 20)
+        except APIError:
+            if part == "vllm":
+                return False
+            continue
+        report(f"reading {site}/{part}")
+        _copy(stream, folder / PurePosixPath(part).parent)
+    return True
+
+
+def _copy(stream: Iterator[bytes], folder: Path) -> None:
+    """Writes the shared objects of a tar, as the engine streams it, under a folder.
+
+    The stream is read to its end whatever happens: until then the engine keeps the container
+    locked, and every later command in it would wait (moby's containerArchivePath).
+    """
+    from fp4forge.oci import engine
+
+    try:
+        with tarfile.open(fileobj=engine.as_file(stream), mode="r|", bufsize=1 << 20) as archive:
+            for member in archive:
+                name = PurePosixPath(member.name)
+                if not member.isfile() or ".so" not in name.name:
+                    continue
+                if name.is_absolute() or ".." in name.parts:
+                    raise BinaryError(f"entry {member.name!r} leaves the archive")
+                files.write(archive, member, folder)
+    finally:
+        for _ in stream:
+            pass

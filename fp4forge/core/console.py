@@ -1,0 +1,120 @@
+"""Progress while steps run and the table at their end; people on stderr, JSON on stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Step:
+    """One step of the pipeline, as the closing table shows it; seconds of wall time."""
+
+    name: str
+    seconds: float = 0.0
+    detail: str = ""
+    verdict: str = "ok"
+    note: str = field(default="", repr=False)
+
+    def report(self, text: str) -> None:
+        """What the step is doing now."""
+        self.note = " ".join(text.split())
+
+
+class Console:
+    """Shows steps as they run: one live line on a terminal, plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+
+    @functools.cached_property
+    def rich(self) -> Any:
+        """rich's console on stderr; imported for what a plain line cannot show."""
+        from rich.console import Console as Rich
+
+        return Rich(stderr=True, highlight=False)
+
+    def add(self, step: Step) -> None:
+        """Takes in a step that ran beside the others."""
+        self.steps.insert(1, step)
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[Step]:
+        """Times a step and shows its notes until it ends."""
+        step = Step(name)
+        self.steps.append(step)
+        start = time.monotonic()
+        stop = threading.Event()
+        watcher = threading.Thread(target=self._watch, args=(step, start, stop), daemon=True)
+        watcher.start()
+        try:
+            yield step
+        except BaseException:
+            step.verdict = "failed"
+            raise
+        finally:
+            step.seconds = time.monotonic() - start
+            stop.set()
+            watcher.join()
+            self.say(f"{step.verdict:>6}  {name:<8} {step.seconds:7.1f} s  {step.detail}")
+
+    def _watch(self, step: Step, start: float, stop: threading.Event) -> None:
+        if stop.wait(0.3):  # too short to show
+            return
+        if self.rich.is_terminal:
+            with self.rich.status(step.name) as status:
+                while not stop.wait(0.2):
+                    seconds = time.monotonic() - start
+                    note = step.note[: max(20, self.rich.width - 30)]
+                    status.update(f"{step.name} {seconds:5.0f} s  {note}")
+            return
+        shown, silent_since = "", start
+        while not stop.wait(1.0):
+            now = time.monotonic()
+            if step.note != shown or now - silent_since > 30:
+                shown, silent_since = step.note, now
+                self.say(f"  ...   {step.name:<8} {now - start:7.1f} s  {shown[:150]}")
+
+    def table(self, title: str, rows: list[tuple[str, str]]) -> None:
+        """The closing table: steps with seconds, then facts."""
+        from rich.table import Table
+
+        table = Table(title=title, title_justify="left", show_header=False, pad_edge=False)
+        for _ in range(4):
+            table.add_column(overflow="fold")  # a digest is never cut
+        for step in self.steps:
+            table.add_row(step.name, f"{step.seconds:.1f} s", step.verdict, step.detail)
+        table.add_section()
+        for name, value in rows:
+            table.add_row(name, "", "", value)
+        self.rich.print(table, markup=False)
+
+    def say(self, text: str) -> None:
+        """A line for people; it needs no rich, whose import a short run would feel."""
+        sys.stderr.write(text + "\n")
+
+
+def print_rows(rows: list[tuple[str, str]]) -> None:
+    """A table of names and texts for people, on stdout."""
+    from rich.console import Console as Rich
+    from rich.table import Table
+
+    table = Table(show_header=False, pad_edge=False, show_lines=True)
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value)
+    Rich(highlight=False).print(table, markup=False)
+
+
+def print_json(value: Any) -> None:
+    """JSON for scripts, on stdout."""
+    import json
+
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")

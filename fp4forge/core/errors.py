@@ -1,0 +1,104 @@
+"""Every failure a user can meet: one class each, with its exit code and its remedy.
+
+A message says what is wrong and where, ``rule`` what was expected, ``remedy`` what to do next.
+Exit codes 0, 1 and 2 keep their usual meaning (success, defect in fp4forge, wrong usage).
+"""
+
+from __future__ import annotations
+
+from fp4forge.kernels.base import BinaryError, ForgeError, ReleaseError, ToolError, UsageError
+
+__all__ = ["BinaryError", "ForgeError", "ReleaseError", "ToolError", "UsageError"]
+
+
+class CoverageError(ForgeError):
+    """A requested GPU would be left without what was asked for."""
+
+    exit_code = 3
+
+
+class EngineError(ForgeError):
+    """No Docker engine answers, or it lacks buildx or the containerd image store."""
+
+    exit_code = 4
+
+
+class RegistryError(ForgeError):
+    """The registry cannot be reached, or refuses."""
+
+    exit_code = 5
+
+
+class PatchError(ForgeError):
+    """A patch series is malformed, or a patch does not apply to its pinned source."""
+
+    exit_code = 7
+
+
+class ArtefactError(ForgeError):
+    """A downloaded or local artefact does not have the pinned SHA-256."""
+
+    exit_code = 8
+
+
+class PlatformError(ForgeError):
+    """This host's builder cannot build the platform."""
+
+    exit_code = 9
+
+
+class BaseImageError(ForgeError):
+    """The base image cannot be had."""
+
+    exit_code = 10
+
+
+class BuildError(ForgeError):
+    """A step of the image build failed."""
+
+    exit_code = 11
+
+
+class VerifyError(ForgeError):
+    """A check on the built image failed; no tag was moved."""
+
+    exit_code = 12
+
+
+class DiskError(ForgeError):
+    """There is not enough disk space."""
+
+    exit_code = 13
+
+
+class TagError(ForgeError):
+    """An immutable tag already names another image."""
+
+    exit_code = 14
+
+
+class DriftError(ForgeError):
+    """A generated file (lock, Dockerfile) differs from what its inputs give."""
+
+    exit_code = 15
+
+
+class CheckpointError(ForgeError):
+    """A checkpoint is not there, cannot be read, or cannot be served."""
+
+    exit_code = 19
+
+
+class ServingError(ForgeError):
+    """A server is wrongly set up, does not answer, or answers wrongly."""
+
+    exit_code = 20
+
+
+class TransferError(ForgeError):
+    """A machine that an image was to be brought to does not have it."""
+
+    exit_code = 21
+
+
+INTERRUPTED = 130

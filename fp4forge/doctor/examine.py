@@ -1,0 +1,15 @@
+"""Finds what is wrong with a server, from whatever evidence there is."""
+
+from __future__ import annotations
+
+from fp4forge.doctor import run_checks, setup_checks
+from fp4forge.doctor.diagnosis import CHECKS, ERROR, NOTE, WARNING, Finding
+from fp4forge.doctor.evidence import Evidence
+
+__all__ = ["examine", "run_checks", "setup_checks"]
+
+
+def examine(found: Evidence) -> list[Finding]:
+    """Every finding, the worst first."""
+    findings = [finding for look in CHECKS for finding in look(found)]
+    return sorted(findings, key=lambda f: (ERROR, WARNING, NOTE).index(f.severity))

@@ -1,0 +1,183 @@
+"""The build context: every file that the build gets, and the id that stands for them.
+
+What goes into a context, and so decides the id: the Dockerfile, the locks, the patches of the
+variant, the stages that this plan runs, the kernels modules that they import, and the files that
+the image gets as they are. The image tests count too: other tests are another verification. No
+other module of fp4forge does; a test edits each one and compares.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fp4forge.core.paths import (
+    IMAGE_FILES,
+    IMAGE_TESTS,
+    KERNELS,
+    LOCKS,
+    RELEASES,
+    ROOT,
+    STATE,
+    TEMPLATES,
+)
+from fp4forge.image.render import dockerfile
+from fp4forge.inputs.patches import Series
+from fp4forge.plan import components, packages
+from fp4forge.plan.plan import Plan
+
+# Where the plan lies in the build context: the tree that the image gets as it is.
+PLAN_FILE = "image/runtime/opt/fp4forge/plan.json"
+# What the ledger's stage and the compile's gate import; they have Python's own library beside it.
+KERNELS_MODULES = ("__init__", "base", "gpus", "groups", "cubins", "ledger")
+
+
+@dataclass(frozen=True)
+class Context:
+    """An identified plan, the files of its build context, and the files that they came from."""
+
+    plan: Plan
+    files: dict[str, bytes]
+    sources: tuple[Path, ...]
+
+
+def stages(plan: Plan) -> tuple[str, ...]:
+    """Modules of ``image/stages`` that a plan's build runs."""
+    names = {"install", "make_ledger", "apply_patches"}
+    if plan.strategy == "source":
+        names |= {"compile", "jobs", "cross"}
+    if plan.aot.name != "none":
+        names |= {"aot", "jobs"}
+    return tuple(sorted(names))
+
+
+def assemble(plan: Plan) -> Context:
+    """The plan with its id, and the files that the id stands for.
+
+    The id is the first 12 hex digits of a SHA-256 over what the plan decides and the hashes of
+    its context, its checks, and the revision, which is in the image's configuration.
+
+    Raises:
+        DriftError: there is no lock for the plan.
+    """
+    files, sources = _files(plan)
+    tests = [path for path in sorted(IMAGE_TESTS.rglob("*")) if _is_source(path)]
+    sources = [*sources, *tests]
+    plain = replace(
+        plan,
+        packages=packages.versions(plan),
+        context={name: hashlib.sha256(files[name]).hexdigest() for name in sorted(files)},
+        checks=_digest(tests, IMAGE_TESTS),
+        revision=revision(sources),
+    )
+    identity = hashlib.sha256(_json(plain.values())).hexdigest()[:12]
+    complete = replace(plain, id=identity)
+    return Context(
+        complete, files | {PLAN_FILE: _json(complete.as_json())}, tuple(sorted(set(sources)))
+    )
+
+
+def _files(plan: Plan) -> tuple[dict[str, bytes], list[Path]]:
+    """Every file of the context but the plan, and what they were made from."""
+    series = plan.inputs.series
+    files = {
+        "Dockerfile": dockerfile(plan).encode(),
+        "leave-out.json": _json([asdict(rule) for rule in plan.leave_out]),
+        **_series(series, plan.variant, "python", "patches"),
+    }
+    sources = [
+        *sorted(TEMPLATES.glob("*.j2")),
+        RELEASES / f"{plan.release}.yaml",
+        RELEASES / "bases.yaml",
+        RELEASES / "archs" / f"{plan.vllm_version}.json",
+        *(LOCKS / name for name in packages.files(plan)),
+        *series.files(plan.variant),
+    ]
+    if plan.strategy == "source":
+        choice = components.Choice(plan.components, plan.components_left_out, plan.sources)
+        crossing = {"cross": asdict(plan.cross)} if plan.cross else {}
+        files["compile.json"] = _json(
+            choice.instructions(plan.arch_list, plan.predicted) | crossing
+        )
+        files |= _series(series, plan.variant, "csrc", "csrc")
+    if plan.aot.name != "none":
+        files["aot.json"] = _json(plan.aot.instructions())
+    files |= {f"locks/{name}.txt": text.encode() for name, text in packages.layers(plan).items()}
+    copied = {f"kernels/{name}.py": KERNELS / f"{name}.py" for name in KERNELS_MODULES}
+    for name in stages(plan):
+        copied[f"image/stages/{name}.py"] = IMAGE_FILES / "stages" / f"{name}.py"
+    for path in sorted((IMAGE_FILES / "runtime").rglob("*")):
+        if _is_source(path):
+            copied["image/" + path.relative_to(IMAGE_FILES).as_posix()] = path
+    files |= {name: path.read_bytes() for name, path in copied.items()}
+    return files, [*sources, *copied.values()]
+
+
+def _is_source(path: Path) -> bool:
+    return path.is_file() and "__pycache__" not in path.parts
+
+
+def _series(series: Series, variant: str, tier: str, folder: str) -> dict[str, bytes]:
+    """A tier's patches in the build context: series.json and the diffs."""
+    chosen = series.for_variant(variant, tier)
+    record = {
+        "package": series.package,
+        "version": series.version,
+        "patches": [asdict(patch) for patch in chosen],
+    }
+    diffs = {f"{folder}/{p.file}": (series.folder / p.file).read_bytes() for p in chosen}
+    return {f"{folder}/series.json": _json(record)} | diffs
+
+
+def _digest(paths: list[Path], root: Path) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def revision(sources: list[Path]) -> str:
+    """The last commit that changed one of the files; ``-dirty`` if one differs from its commit.
+
+    A file outside the checkout (``FP4FORGE_PATCHES``) belongs to no commit: that is dirty too.
+    """
+    inside = [path for path in sources if path.is_relative_to(ROOT)]
+    names = [path.relative_to(ROOT).as_posix() for path in inside]
+    git = ["git", "-C", str(ROOT)]
+    commit = subprocess.run(
+        [*git, "log", "-1", "--format=%H", "--", *names], capture_output=True, text=True
+    )
+    changed = subprocess.run(
+        [*git, "status", "--porcelain", "--", *names], capture_output=True, text=True
+    )
+    if not commit.stdout.strip():
+        return "unknown"
+    dirty = bool(changed.stdout.strip()) or len(inside) < len(sources)
+    return commit.stdout.strip() + ("-dirty" if dirty else "")
+
+
+def stage(context: Context) -> Path:
+    """Writes the build context; times are the release's and modes fixed, so that layers repeat."""
+    folder = STATE / "context" / context.plan.id
+    if folder.exists():
+        shutil.rmtree(folder)
+    for name, content in context.files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        path.chmod(0o755 if "/bin/" in name else 0o644)
+    for entry in [*folder.rglob("*"), folder]:
+        if entry.is_dir():
+            entry.chmod(0o755)  # the image gets them as they are here, whatever the umask
+        os.utime(entry, (context.plan.epoch, context.plan.epoch))
+    return folder
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()

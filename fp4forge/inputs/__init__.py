@@ -1,0 +1,1 @@
+"""What goes into an image, read from releases/ and patches/."""

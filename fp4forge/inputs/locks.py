@@ -1,0 +1,62 @@
+"""Hashed dependency locks (``releases/locks/``): one per release, strategy, platform and Python."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from fp4forge.core.errors import DriftError
+from fp4forge.core.paths import LOCKS
+
+# Layers of installed packages, from the slowest to the fastest to change. vLLM is one of its own.
+LAYERS = ("cuda", "torch", "python")
+_TORCH = {"torch", "torchvision", "torchaudio", "triton"}
+TOOLS = "tools.txt"
+
+
+@dataclass(frozen=True)
+class LockName:
+    """What a lock is resolved for."""
+
+    release: str
+    strategy: str
+    platform: str
+    python: str
+
+    @property
+    def file(self) -> str:
+        """File name under ``releases/locks/``."""
+        platform = self.platform.replace("/", "-")
+        return f"{self.release}-{self.strategy}-{platform}-py{self.python.replace('.', '')}.txt"
+
+
+def group_of(package: str) -> str:
+    """The layer that a package belongs to."""
+    if package == "vllm":
+        return "vllm"
+    if package in _TORCH:
+        return "torch"
+    return "cuda" if package.startswith("nvidia-") or package == "flashinfer-cubin" else "python"
+
+
+def entries(text: str) -> dict[str, str]:
+    """Package name and its lines (pin and hashes), from a lock's text."""
+    blocks = re.split(r"(?m)^(?=[A-Za-z0-9])", re.sub(r"(?m)^#.*\n", "", text))
+    return {re.split(r"[=\[ ]", block, maxsplit=1)[0]: block for block in blocks if block.strip()}
+
+
+def read(name: LockName) -> dict[str, str]:
+    """A lock's entries.
+
+    Raises:
+        DriftError: the lock was never made.
+    """
+    path = LOCKS / name.file
+    if not path.is_file():
+        raise DriftError(f"there is no lock releases/locks/{name.file}", remedy="run build.py lock")
+    return entries(path.read_text())
+
+
+def build_file(name: str) -> str:
+    """File name of the lock of what compiling a release needs beside its dependencies."""
+    return f"{name}-build.txt"

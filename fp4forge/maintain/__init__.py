@@ -1,0 +1,1 @@
+"""What keeps a release's inputs current."""

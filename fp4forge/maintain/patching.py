@@ -1,0 +1,237 @@
+"""The state of patches against vLLM's sources: applies, already upstream, or drifted."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fp4forge.core.errors import PatchError, UsageError
+from fp4forge.image.stages.apply_patches import Refused, apply_one, failed_hunks, gnu_patch
+from fp4forge.inputs import patches as series
+from fp4forge.inputs.patches import Patch, Series
+from fp4forge.maintain import sources
+
+APPLIES, OFFSET, UPSTREAM, DRIFTED = "applies", "applies with offsets", "upstream", "drifted"
+
+
+@dataclass(frozen=True)
+class State:
+    """How one patch stands against one source tree."""
+
+    id: str
+    state: str
+    detail: str = ""
+    merge: str = field(default="", repr=False)  # three-way diff of a drifted patch
+
+    def as_json(self) -> dict[str, Any]:
+        """The state as ``patch check --json`` prints it."""
+        return asdict(self)
+
+
+def has_fix(tree: Path, detect: dict[str, str]) -> bool:
+    """Whether all patterns are found in their files, wherever those moved within ``vllm/``."""
+    for name, pattern in detect.items():
+        path = _find(tree, name)
+        if path is None or not re.search(pattern, path.read_text(), re.M):
+            return False
+    return True
+
+
+def check(version: str) -> list[State]:
+    """Each patch of a version's series against that version's pinned source.
+
+    Raises:
+        PatchError: the series is malformed.
+        ArtefactError: the source cannot be had.
+    """
+    sequence, tree = series.load("vllm", version), sources.source_tree(version)
+    states = []
+    with _copy(tree, sequence) as work:
+        for patch in sequence.patches:
+            if has_fix(work, patch.detect):
+                states.append(State(patch.id, UPSTREAM, "the source has the fix: drop the patch"))
+                continue
+            try:
+                apply_one(asdict(patch), sequence.folder / patch.file, work)
+            except Refused as refusal:
+                reason = str(refusal).removeprefix(f"patch {patch.id}: ")
+                states.append(State(patch.id, DRIFTED, reason))
+                continue
+            found = has_fix(work, patch.detect)
+            states.append(
+                State(patch.id, APPLIES)
+                if found
+                else State(patch.id, DRIFTED, "its own result does not match its detect patterns")
+            )
+    for fix in sequence.already_upstream:
+        found = has_fix(tree, fix.detect)
+        states.append(
+            State(fix.id, UPSTREAM, f"in vLLM since {fix.fixed_in}")
+            if found
+            else State(fix.id, DRIFTED, "recorded as upstream, but not found in the source")
+        )
+    return states
+
+
+def drift(version: str) -> list[State]:
+    """What the newest series at or before a version would need on that version.
+
+    Raises:
+        ArtefactError: the index has no such version.
+        UsageError: no series is that old.
+    """
+    from packaging.version import InvalidVersion, Version
+
+    try:
+        known = [v for v in series.versions("vllm") if Version(v) <= Version(version)]
+    except InvalidVersion:
+        raise UsageError(f"--vllm {version!r} is no version") from None
+    if not known:
+        raise UsageError(f"no series is as old as vLLM {version}")
+    sequence = series.load("vllm", known[-1])
+    theirs, base = sources.source_tree(version), sources.source_tree(known[-1])
+    states = []
+    merged: dict[str, str] = {}  # their files with the patches so far
+    with _copy(base, sequence) as ours:
+        for patch in sequence.patches:
+            before = {f.path: (ours / f.path).read_text() for f in patch.files}
+            apply_one(asdict(patch), sequence.folder / patch.file, ours)
+            after = {f.path: (ours / f.path).read_text() for f in patch.files}
+            states.append(_against(patch, before, after, theirs, merged))
+    return states
+
+
+def refresh(version: str) -> list[State]:
+    """Rebases a series onto its version's pinned source and records the hashes anew; no fuzz.
+
+    Raises:
+        PatchError: a patch does not apply; nothing is written then.
+    """
+    sequence, tree = series.load("vllm", version, chained=False), sources.source_tree(version)
+    states, diffs, hashes = [], {}, []
+    with _copy(tree, sequence) as work:
+        for patch in sequence.patches:
+            before = {f.path: (work / f.path).read_text() for f in patch.files}
+            offset = _apply(sequence.folder / patch.file, work)
+            after = {f.path: (work / f.path).read_text() for f in patch.files}
+            if offset:
+                diffs[patch.file] = "".join(_diff(p, before[p], after[p]) for p in sorted(before))
+            hashes += [(p.path, _sha(before[p.path]), _sha(after[p.path])) for p in patch.files]
+            states.append(State(patch.id, OFFSET if offset else APPLIES, offset))
+    record = sequence.folder / "series.yaml"
+    text = _with_hashes(record.read_text(), hashes)
+    for name, diff in diffs.items():
+        (sequence.folder / name).write_text(diff)
+    record.write_text(text)
+    return states
+
+
+def _against(
+    patch: Patch, before: dict[str, str], after: dict[str, str], tree: Path, merged: dict[str, str]
+) -> State:
+    if has_fix(tree, patch.detect):
+        return State(patch.id, UPSTREAM, "the source has the fix: drop the patch")
+    failed, merges, moved, results = [], [], [], {}
+    for path, old in before.items():
+        target = _find(tree, path)
+        if target is None:
+            failed.append(f"{path} is gone")
+            continue
+        name = target.relative_to(tree).as_posix()
+        moved += [f"{path} is now {name}"] if name != path else []
+        result, conflicts = _merge(after[path], old, merged.get(path) or target.read_text())
+        if conflicts:
+            failed.append(f"{name}: {len(conflicts)} of its changes conflict")
+            merges.append(f"--- {name}\n" + "\n".join(conflicts))
+        else:
+            results[path] = result
+    if failed:
+        return State(patch.id, DRIFTED, "; ".join(failed + moved), "\n".join(merges))
+    merged |= results
+    exact = not moved and all(results[p] == text for p, text in after.items())
+    if exact:
+        return State(patch.id, APPLIES)
+    return State(patch.id, OFFSET, "; ".join(moved) or "the lines around it are unchanged")
+
+
+def _merge(ours: str, base: str, theirs: str) -> tuple[str, list[str]]:
+    """A three-way merge of texts: the result, and the conflicts in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        names = []
+        for name, text in (("ours", ours), ("before", base), ("theirs", theirs)):
+            (Path(folder) / name).write_text(text)
+            names.append(str(Path(folder) / name))
+        labels = ["-Lours", "-Lbefore", "-Ltheirs"]
+        done = subprocess.run(
+            ["git", "merge-file", "-p", "--diff3", *labels, *names], capture_output=True, text=True
+        )
+    return done.stdout, re.findall(r"^<<<<<<< .*?^>>>>>>> [^\n]*\n", done.stdout, re.M | re.S)
+
+
+def _find(tree: Path, name: str) -> Path | None:
+    """A file of the tree; when it moved, the only one of its name."""
+    if (tree / name).is_file():
+        return tree / name
+    root = name.split("/", 1)[0]
+    found = list((tree / root).rglob(Path(name).name))
+    return found[0] if len(found) == 1 else None
+
+
+def _apply(diff: Path, tree: Path) -> str:
+    """Applies a diff with zero fuzz; returns GNU patch's words where lines had moved."""
+    done = gnu_patch(diff, tree)
+    if done.returncode != 0:
+        raise PatchError(
+            f"{diff.name}: {failed_hunks(done.stdout)}",
+            rule="patches apply without fuzz",
+            remedy="build.py patch drift shows what changed; edit the diff by hand",
+        )
+    return "; ".join(re.findall(r"Hunk #.* at .*\(offset .*\)", done.stdout))
+
+
+def _diff(path: str, old: str, new: str) -> str:
+    lines = difflib.unified_diff(
+        old.splitlines(True), new.splitlines(True), f"a/{path}", f"b/{path}"
+    )
+    return "".join(lines)
+
+
+def _with_hashes(text: str, hashes: list[tuple[str, str, str]]) -> str:
+    """series.yaml with other hashes and every comment where it was."""
+    pattern = re.compile(r"^(      (\S+):\n        before: )\S+(\n        after: )\S+", re.M)
+    found = pattern.findall(text)
+    if [entry[1] for entry in found] != [path for path, _, _ in hashes]:
+        raise PatchError("series.yaml has its files in another form than this tool writes")
+    values = iter(hashes)
+
+    def renew(match: re.Match[str]) -> str:
+        _, before, after = next(values)
+        return f"{match[1]}{before}{match[3]}{after}"
+
+    return pattern.sub(renew, text)
+
+
+def _sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextmanager
+def _copy(tree: Path, sequence: Series) -> Iterator[Path]:
+    """A folder with the files that the series touches or looks at."""
+    names = {f.path for patch in sequence.patches for f in patch.files}
+    names |= {name for patch in sequence.patches for name in patch.detect}
+    with tempfile.TemporaryDirectory(prefix="fp4forge-patch-") as folder:
+        for name in names:
+            if (tree / name).is_file():
+                (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(tree / name, Path(folder) / name)
+        yield Path(folder)

@@ -1,0 +1,39 @@
+"""Digests of the bases that come from a hub."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+from fp4forge.core.errors import ForgeError
+from fp4forge.core.paths import RELEASES
+from fp4forge.inputs import bases
+from fp4forge.oci import registry
+
+
+def pin() -> dict[str, str]:
+    """Writes the digest of every hub base whose registry answers into releases/bases.yaml.
+
+    Returns:
+        For each hub base what came of it; a digest that cannot be read is left as it is, never
+        invented.
+    """
+    path = RELEASES / "bases.yaml"
+    said: dict[str, str] = {}
+    for name, entry in bases.table().items():
+        if not entry.get("image"):
+            continue
+        repository, _, tag = entry["image"].rpartition(":")
+        try:
+            found = registry.resolve(repository, tag)
+        except (ForgeError, subprocess.TimeoutExpired, FileNotFoundError) as error:
+            said[name] = f"not pinned: {getattr(error, 'message', error)}"
+            continue
+        if found is None:
+            said[name] = f"not pinned: the registry has no {entry['image']}"
+            continue
+        digest = found[0]
+        pattern = rf'(?m)(^  {re.escape(name)}:\n(?:    .*\n)*?    digest: )".*"'
+        path.write_text(re.sub(pattern, rf'\1"{digest}"', path.read_text()))
+        said[name] = digest
+    return said

@@ -1,0 +1,142 @@
+"""Fetches pinned artefacts (sdists, wheels) from the package index and checks their SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin
+
+from fp4forge.core import paths
+from fp4forge.core.errors import ArtefactError
+from fp4forge.inputs import release
+from fp4forge.inputs.release import Artefact
+
+
+def index_url() -> str:
+    """The simple index that pip would use: from the environment, else pip's own default."""
+    from pip._internal.models.index import PyPI  # the repository names no registry's host
+
+    chosen = os.environ.get("UV_DEFAULT_INDEX") or os.environ.get("PIP_INDEX_URL")
+    return (chosen or str(PyPI.simple_url)).rstrip("/") + "/"
+
+
+def _listing(project: str) -> list[dict[str, Any]]:
+    """The index's files of a project, as PEP 691 JSON.
+
+    Raises:
+        ArtefactError: the index does not answer.
+    """
+    import requests
+
+    try:
+        answer = requests.get(
+            urljoin(index_url(), project + "/"),
+            headers={"Accept": "application/vnd.pypi.simple.v1+json"},
+            timeout=60,
+        )
+        answer.raise_for_status()
+    except requests.RequestException as error:
+        raise ArtefactError(
+            f"the package index does not list {project}: {type(error).__name__}",
+            remedy="check the network and the index settings (UV_DEFAULT_INDEX, PIP_INDEX_URL)",
+        ) from None
+    files: list[dict[str, Any]] = answer.json()["files"]
+    return files
+
+
+def newest() -> str:
+    """The newest release of vLLM that the index has; pre-releases do not count.
+
+    Raises:
+        ArtefactError: the index does not answer.
+    """
+    from packaging.version import Version
+
+    names = (re.fullmatch(r"vllm-([0-9.]+)\.tar\.gz", e["filename"]) for e in _listing("vllm"))
+    return str(max(Version(match[1]) for match in names if match))
+
+
+def sdist(vllm: str) -> Artefact:
+    """vLLM's sdist of any version, with the hash that the index gives; to read, not to build.
+
+    Raises:
+        ArtefactError: the index has no such version.
+    """
+    if vllm in release.names():
+        return release.load(vllm).sdist
+    name = f"vllm-{vllm}.tar.gz"
+    for entry in _listing("vllm"):
+        if entry["filename"] == name:
+            return Artefact(name, entry["hashes"]["sha256"])
+    raise ArtefactError(f"the package index has no vLLM {vllm}", rule=f"a file {name}")
+
+
+def fetch(artefact: Artefact) -> Path:
+    """A pinned file, from the cache under ``.build/sources`` or from the index.
+
+    Raises:
+        ArtefactError: the index does not list the file, does not answer, or the bytes have
+            another SHA-256 than the pinned one; nothing is kept then.
+    """
+    path = paths.STATE / "sources" / artefact.file
+    if path.is_file() and _sha256(path) == artefact.sha256:
+        return path
+    import requests
+
+    project = re.split(r"-[0-9]", artefact.file)[0].replace("_", "-")
+    urls = {entry["filename"]: entry["url"] for entry in _listing(project)}
+    if artefact.file not in urls:
+        raise ArtefactError(f"the package index does not list {artefact.file}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    url = urljoin(urljoin(index_url(), project + "/"), urls[artefact.file])
+    try:
+        with (
+            requests.get(url, stream=True, timeout=60) as answer,
+            tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as partial,
+        ):
+            answer.raise_for_status()
+            shutil.copyfileobj(answer.raw, partial)
+    except requests.RequestException as error:
+        raise ArtefactError(
+            f"{artefact.file} cannot be fetched: {type(error).__name__}",
+            remedy="check the network; running again starts over with this file",
+        ) from None
+    found = _sha256(Path(partial.name))
+    if found != artefact.sha256:
+        Path(partial.name).unlink()
+        raise ArtefactError(
+            f"{artefact.file} has SHA-256 {found[:16]}…, pinned is {artefact.sha256[:16]}…",
+            rule="an artefact is used only with the pinned hash",
+            remedy="do not install it; find out why the index changed",
+        )
+    Path(partial.name).replace(path)
+    return path
+
+
+def source_tree(vllm: str) -> Path:
+    """The unpacked sdist of a vLLM version.
+
+    Raises:
+        ArtefactError: it cannot be had, or is not the pinned one.
+    """
+    artefact = sdist(vllm)
+    folder = paths.STATE / "sources" / artefact.file.removesuffix(".tar.gz")
+    if not folder.is_dir():
+        with (
+            tempfile.TemporaryDirectory(dir=fetch(artefact).parent) as partial,
+            tarfile.open(fetch(artefact)) as archive,
+        ):
+            archive.extractall(partial)  # noqa: S202 - its SHA-256 is the pinned one
+            (Path(partial) / folder.name).rename(folder)
+    return folder
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

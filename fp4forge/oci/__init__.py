@@ -1,0 +1,1 @@
+"""References, layouts, registries and the Docker engine."""

@@ -1,0 +1,230 @@
+"""Runs BuildKit on a staged plan and turns its event stream into progress and clear errors."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from fp4forge.core.errors import (
+    ArtefactError,
+    BuildError,
+    CoverageError,
+    DiskError,
+    EngineError,
+    ForgeError,
+    PatchError,
+)
+from fp4forge.kernels.base import Progress
+
+# Lines of a build step's log that are progress (the stages under fp4forge/image/stages print them).
+PROGRESS = "fp4forge: progress "
+COMPRESSION = "compression=zstd,compression-level=3,force-compression=true,oci-mediatypes=true"
+
+
+@dataclass
+class Vertex:
+    """One step of the build as BuildKit reports it."""
+
+    name: str
+    started: str = ""
+    completed: str = ""
+    cached: bool = False
+    error: str = ""
+    log: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a build runs; nothing here changes what is in the image."""
+
+    builder: str | None = None
+    no_cache: bool = False
+    jobs: int | None = None
+    sources: dict[str, Path] = field(default_factory=dict)  # local trees, hashed in the plan
+    cache_from: tuple[str, ...] = ()
+    cache_to: tuple[str, ...] = ()
+    gpu: bool = False  # verify on this machine's GPU too
+    reports: Path | None = None  # folder for what the checks say
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a build gave: digest of the image index (none for files), and what was cached."""
+
+    digest: str
+    steps: int
+    cached: int
+
+
+def secrets() -> list[str]:
+    """``--secret`` flags: the host's CA bundle and the user's netrc, where there are any."""
+    ca = os.environ.get("SSL_CERT_FILE", "/etc/ssl/certs/ca-certificates.crt")
+    netrc = os.environ.get("NETRC", str(Path("~/.netrc").expanduser()))
+    found = [("ca", ca), ("netrc", netrc)]
+    return [f"--secret=id={name},src={path}" for name, path in found if Path(path).is_file()]
+
+
+def environment(options: Options) -> dict[str, str]:
+    """buildx's environment, with jobs and sccache's settings as the secret that compiling reads.
+
+    They may hold credentials: they pass from memory to the secret mount and touch no disk.
+    """
+    chosen = {k: v for k, v in os.environ.items() if k.startswith(("SCCACHE_", "AWS_"))}
+    chosen |= {"FP4FORGE_JOBS": str(options.jobs)} if options.jobs else {}
+    text = "".join(f"{key}={value}\n" for key, value in sorted(chosen.items()))
+    return os.environ | {"FP4FORGE_COMPILE": text}
+
+
+def build(
+    line: list[str], report: Progress, options: Options, checked: Future[Any] | None = None
+) -> Built:
+    """Runs a buildx command line.
+
+    Args:
+        line: from ``command``.
+        options: those that ``command`` got.
+        report: called with one line of progress at a time.
+        checked: checks that run beside the build; their failure stops it and is what is raised.
+
+    Raises:
+        BuildError: a step failed; the message has its command and its last lines.
+        PatchError, ArtefactError, DiskError, EngineError: the step's failure was one of these.
+    """
+    with tempfile.NamedTemporaryFile(prefix="fp4forge-", suffix=".json") as metadata:
+        process = subprocess.Popen(
+            [*line, "--progress=rawjson", f"--metadata-file={metadata.name}"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(options),
+            start_new_session=True,  # Ctrl-C reaches this process first, which then stops buildx
+        )
+        assert process.stderr is not None
+        vertices: dict[str, Vertex] = {}
+        rest: list[str] = []
+        try:
+            for event in events(process.stderr, rest):
+                _follow(event, vertices, report)
+                if checked and checked.done():
+                    checked.result()
+            code = process.wait()
+        except BaseException:
+            _stop(process)
+            raise
+        if checked:
+            checked.result()
+        if code != 0:
+            raise explain(vertices.values(), "".join(rest))
+        found = json.loads(Path(metadata.name).read_text())
+    done = [v for v in vertices.values() if v.completed]
+    return Built(found.get("containerimage.digest", ""), len(done), sum(v.cached for v in done))
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    """Ends buildx, which takes its build in the engine with it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGINT)
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def events(stream: IO[str], rest: list[str]) -> Iterator[dict[str, Any]]:
+    """JSON objects from a stream in which other text may stand; that text goes to rest."""
+    decoder = json.JSONDecoder()
+    buffer = ""
+    for line in stream:
+        if not buffer and not line.startswith("{"):
+            rest.append(line)
+            continue
+        buffer += line
+        # Objects are printed indented: only a brace in the first column can end one.
+        if line.startswith("}"):
+            yield decoder.decode(buffer)
+            buffer = ""
+        elif line.startswith("{") and line.rstrip().endswith("}"):
+            try:
+                yield decoder.decode(buffer)
+            except json.JSONDecodeError:
+                continue
+            buffer = ""
+
+
+def _follow(event: dict[str, Any], vertices: dict[str, Vertex], report: Progress) -> None:
+    for data in event.get("vertexes") or []:
+        vertex = vertices.setdefault(data["digest"], Vertex(instruction(data.get("name", ""))))
+        started, completed = data.get("started", ""), data.get("completed", "")
+        if started and not vertex.started and not data.get("cached"):
+            report(vertex.name)
+        vertex.started, vertex.completed = started, completed
+        vertex.cached = bool(data.get("cached"))
+        vertex.error = data.get("error", "")
+    for data in event.get("logs") or []:
+        if data["vertex"] in vertices:
+            text = base64.b64decode(data.get("data", "")).decode(errors="replace")
+            log = vertices[data["vertex"]].log
+            lines = [line for line in text.splitlines() if line.strip()]
+            for line in lines:
+                if line.startswith(PROGRESS):
+                    report(line.removeprefix(PROGRESS))
+            log.extend(line for line in lines if not line.startswith(PROGRESS))
+            del log[:-60]
+
+
+def instruction(name: str) -> str:
+    """BuildKit's name of a step without its mounts, which fill the line before the command."""
+    return re.sub(r"--mount=\S+\s+", "", name)
+
+
+_OTHER_SOURCE = "--source NAME=DIR takes a local tree, NAME=pypi the index's where it has one"
+_PATTERNS: tuple[tuple[str, type[ForgeError], str], ...] = (
+    # First: a compiler without disk fails like one with an error in its source.
+    ("no space left on device", DiskError, "docker buildx prune frees the build cache"),
+    ("No space left on device", DiskError, "docker buildx prune frees the build cache"),
+    ("fp4forge: compile: patch ", PatchError, "build.py patch check shows each patch"),
+    ("fp4forge: compile: gate: ", CoverageError, "nothing was compiled but this one object"),
+    ("fp4forge: patch ", PatchError, "build.py patch check shows each patch against its source"),
+    (
+        "Hash mismatch",
+        ArtefactError,
+        "the file on the index is not the pinned one; do not install it",
+    ),
+    ("DO NOT MATCH THE HASHES", ArtefactError, "the file on the index is not the pinned one"),
+    ("failed to fetch remote", ArtefactError, _OTHER_SOURCE),
+    ("failed to checkout remote", ArtefactError, _OTHER_SOURCE),
+    ("Cannot connect to the Docker daemon", EngineError, "run make setup, or start the engine"),
+)
+
+
+def explain(vertices: Any, rest: str) -> ForgeError:
+    """The error that a failed build stands for."""
+    if "unknown flag: --file" in rest:  # docker itself, which found no plugin for the word buildx
+        return EngineError("the docker client has no buildx", remedy="run make setup")
+    failed = [v for v in vertices if v.error and "context canceled" not in v.error]
+    log = [line for v in failed for line in v.log] or rest.strip().splitlines()
+    text = "\n".join(log) + "\n" + "\n".join(v.error for v in failed) + rest
+    for pattern, kind, remedy in _PATTERNS:
+        if pattern in text:
+            lines = [line for line in text.splitlines() if pattern in line]
+            message = lines[-1].removeprefix("fp4forge: ").strip()
+            if kind is ArtefactError:
+                message = "\n".join([*(() if lines[-1] in log else [message]), *log[-8:]])
+            return kind(message, remedy=remedy)
+    name = failed[0].name if failed else "buildx"
+    return BuildError(
+        f"{name} failed\n" + "\n".join("  | " + line for line in log[-20:]),
+        remedy="the last lines above are the step's own; running again resumes from the cache",
+    )

@@ -1,0 +1,313 @@
+"""The Docker engine: is it there, what can it build, and containers that never stay behind."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from fp4forge.core.errors import DiskError, EngineError, PlatformError, RegistryError
+from fp4forge.core.platform import AMD64, PLATFORMS, host_platform
+from fp4forge.kernels.base import Progress
+
+ROLE = "io.fp4forge.role"
+
+
+def connect() -> Any:
+    """A docker SDK client of an engine that answers.
+
+    Raises:
+        EngineError: none answers; the message has the address that was tried.
+    """
+    import docker
+    from docker.errors import DockerException
+
+    try:
+        client = docker.from_env()
+        client.ping()
+    except DockerException as error:
+        where = os.environ.get("DOCKER_HOST", "the default socket")
+        raise EngineError(
+            f"no Docker engine answers at {where}: {_last(str(error))}",
+            rule="building needs an engine with buildx",
+            remedy="run make setup, start the engine, or set DOCKER_HOST",
+        ) from None
+    if shutil.which("docker") is None:
+        raise EngineError("there is no docker client in PATH", remedy="run make setup")
+    return client
+
+
+def check_store(info: dict[str, Any], builder: str | None) -> None:
+    """Refuses an engine whose own builder cannot make attestations and OCI layouts.
+
+    Args:
+        info: what the engine says of itself (Docker Engine API, GET /info).
+        builder: the buildx builder, or None for the engine's own.
+
+    Raises:
+        EngineError: the engine's own builder has no containerd image store.
+    """
+    store = dict(info.get("DriverStatus") or []).get("driver-type", "")
+    if builder is None and "containerd" not in store:
+        raise EngineError(
+            f"the engine stores images with {info.get('Driver')}",
+            rule="provenance, zstd layers and OCI layouts need the containerd image store",
+            remedy='set {"features": {"containerd-snapshotter": true}} in daemon.json,'
+            " or give --builder with a docker-container builder",
+        )
+
+
+def check_platform(info: dict[str, Any], platform: str, builder: str | None) -> None:
+    """Refuses a platform that the builder cannot run.
+
+    Args:
+        info: what the engine says of itself (Docker Engine API, GET /info).
+        platform: os/architecture.
+        builder: the buildx builder, or None for the engine's own.
+
+    Raises:
+        PlatformError: with the choices that there are.
+        EngineError: there is no buildx, or the builder does not exist.
+    """
+    if builder is None and PLATFORMS[platform].machine == info["Architecture"]:
+        return  # its own platform: asking buildx would take a tenth of a rebuild's time
+    command = ["docker", "buildx", "inspect", *([builder] if builder else [])]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if "is not a docker command" in done.stderr or "unknown command" in done.stderr:
+        raise EngineError("the docker client has no buildx", remedy="run make setup")
+    if done.returncode != 0:
+        raise EngineError(
+            f"builder {builder or 'default'}: {_last(done.stderr)}",
+            remedy="docker buildx ls shows the builders that there are",
+        )
+    found = set(re.findall(r"linux/[a-z0-9]+", " ".join(
+        line for line in done.stdout.splitlines() if line.strip().startswith("Platforms:")
+    )))  # fmt: skip
+    if builder is None and platform != host_platform() and not emulated(platform):
+        found.discard(platform)  # BuildKit goes on listing what ran once
+    if platform not in found:
+        raise PlatformError(
+            f"this builder cannot build {platform}; it builds {', '.join(sorted(found))}",
+            rule="the builder's platforms, as docker buildx inspect shows them",
+            remedy=f"make setup PLATFORM={platform} (emulation), run on a {platform} machine,"
+            " give --builder with one that has it,"
+            f" or --platform {AMD64 if AMD64 in found else sorted(found)[0]}",
+        )
+
+
+def is_here() -> bool:
+    """Whether the engine is on this machine: its kernel and its containers' processes are ours."""
+    return os.environ.get("DOCKER_HOST", "unix://").partition("://")[0] == "unix"
+
+
+def emulated(platform: str) -> bool:
+    """Whether this kernel hands another platform's programs to an emulator (binfmt_misc).
+
+    True where that cannot be seen from here: the engine is on another machine.
+    """
+    if not is_here():
+        return True
+    entries = Path("/proc/sys/fs/binfmt_misc").glob("*")
+    return any(
+        re.search(
+            rf"^interpreter .*{PLATFORMS[platform].machine}",
+            entry.read_text(errors="replace"),
+            re.M,
+        )
+        for entry in entries
+        if entry.name not in ("register", "status")
+    )
+
+
+def check_disk(info: dict[str, Any], need_gb: float) -> None:
+    """Refuses to start a build that would fill the engine's disk.
+
+    Args:
+        info: what the engine says of itself (Docker Engine API, GET /info).
+        need_gb: free space wanted, in GB (10^9 bytes).
+
+    Raises:
+        DiskError: there is less.
+    """
+    root = Path(info.get("DockerRootDir", "/"))
+    if not root.exists():  # a remote engine: its disk cannot be seen from here
+        return
+    free = shutil.disk_usage(root).free / 1e9
+    if free < need_gb:
+        raise DiskError(
+            f"{root} has {free:.1f} GB free",
+            rule=f"a build needs {need_gb:.0f} GB",
+            remedy="docker buildx prune, or docker image prune, frees some",
+        )
+
+
+@contextlib.contextmanager
+def container(client: Any, image: str, platform: str, gpu: bool = False) -> Iterator[str]:
+    """The id of a container of the image in which nothing runs; removed in any case.
+
+    It lives as long as this process holds its standard input: killed outright, it goes too.
+
+    Raises:
+        PlatformError: the engine has no such image for that platform.
+        EngineError: gpu, and the engine cannot give a container a GPU.
+    """
+    from docker.errors import APIError, NotFound
+    from docker.types import DeviceRequest
+
+    requests = [DeviceRequest(count=-1, capabilities=[["gpu"]])] if gpu else None
+
+    try:
+        made = client.containers.create(
+            image,
+            entrypoint=["cat"],
+            command=[],
+            platform=platform,
+            network_mode="none",
+            stdin_open=True,
+            auto_remove=True,
+            device_requests=requests,
+            labels={ROLE: "verify"},
+        )
+    except NotFound:
+        raise PlatformError(
+            f"{image} is not here, or not for {platform}",
+            rule="an image is checked on the platform of its plan",
+            remedy="docker pull it, or give the --platform it is for",
+        ) from None
+    held = made.attach_socket(params={"stdin": 1, "stream": 1})
+    try:
+        try:
+            made.start()
+        except APIError as error:
+            if not gpu:
+                raise
+            raise EngineError(
+                f"the engine has no GPU for a container: {_last(str(error.explanation))}",
+                rule="--gpu tests on this machine's GPU",
+                remedy="install the NVIDIA driver and container toolkit, or leave --gpu out",
+            ) from None
+        yield made.id
+    finally:
+        with contextlib.suppress(Exception):
+            made.remove(force=True)
+        held.close()
+
+
+def have(client: Any, image: str, platform: str, report: Progress) -> str:
+    """Makes sure that the engine has an image; returns what was done for it.
+
+    Raises:
+        RegistryError: it is not here and cannot be pulled.
+    """
+    from docker.errors import ImageNotFound
+
+    try:
+        client.images.get(image)
+    except ImageNotFound:
+        report(f"pulling {image}")
+        pull(client, image, platform, report)
+        return "pulled"
+    return "the engine has it"
+
+
+def retire(client: Any, repository: str, keep: str, labels: dict[str, str]) -> None:
+    """Removes local copies, pulled by digest for their checks, that a newer build replaced.
+
+    Args:
+        client: docker SDK client.
+        repository: only images of it are touched, and only those without a tag.
+        keep: digest of the image that stays; its unpacked layers make the next check fast.
+        labels: labels that a copy must have.
+    """
+    from docker.errors import APIError
+
+    # The containerd store calls nothing dangling that has a digest of a repository.
+    filters = {"label": [f"{name}={value}" for name, value in labels.items()]}
+    for image in client.images.list(filters=filters):
+        if image.attrs.get("RepoTags"):
+            continue
+        for digest in image.attrs.get("RepoDigests") or []:
+            if digest.startswith(f"{repository}@") and not digest.endswith(keep):
+                with contextlib.suppress(APIError):
+                    client.images.remove(digest)
+
+
+def _last(text: str) -> str:
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"
+
+
+class _Chunks(io.RawIOBase):
+    """Chunks of an answer as a file."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self.chunks, self.rest = chunks, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self.rest:
+            self.rest = next(self.chunks, b"")
+        size = min(len(buffer), len(self.rest))
+        buffer[:size], self.rest = self.rest[:size], self.rest[size:]
+        return size
+
+
+def as_file(chunks: Iterator[bytes]) -> IO[bytes]:
+    """What the engine streams (an image, a container's folder) as a file to read once."""
+    return io.BufferedReader(_Chunks(chunks), 4 << 20)
+
+
+def pull(client: Any, reference: str, platform: str | None, report: Progress) -> None:
+    """Pulls an image, with progress.
+
+    docker's SDK drops the errors that the engine sends while it pulls; here they are raised.
+
+    Raises:
+        RegistryError: the image cannot be had, with the engine's reason.
+        DiskError: it can, and does not fit.
+    """
+    from docker.errors import APIError
+
+    try:
+        for event in client.api.pull(reference, platform=platform, stream=True, decode=True):
+            if "no space left" in event.get("error", ""):
+                raise DiskError(
+                    f"{reference} cannot be unpacked: the engine's disk is full",
+                    remedy="docker image prune and docker buildx prune free some;"
+                    " running again resumes",
+                )
+            if "error" in event:
+                raise RegistryError(
+                    f"{reference} cannot be pulled: {event['error'][:300]}",
+                    rule="what is published is what a stock docker pull brings",
+                    remedy="check the registry's storage and log; running again resumes",
+                )
+            if event.get("status") and event.get("id"):
+                report(f"{event['id']} {event['status']}")
+    except APIError as error:
+        raise RegistryError(
+            f"{reference} cannot be pulled: {str(error.explanation or error)[:300]}",
+            rule="the engine pulls from the registry by itself",
+            remedy="check the registry and 'docker login'",
+        ) from None
+
+
+def name(client: Any, image: str, repository: str, tag: str) -> None:
+    """Gives an image that the engine has a name in the engine."""
+    client.images.get(image).tag(repository, tag)
+
+
+def forget(client: Any, name: str) -> None:
+    """Removes a name from the engine, if it is there."""
+    from docker.errors import DockerException
+
+    with contextlib.suppress(DockerException):
+        client.images.remove(name)

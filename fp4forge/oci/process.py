@@ -1,0 +1,69 @@
+"""Programs that end: each wait has a limit, and an interrupted wait ends the program."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+
+from fp4forge.core.errors import RegistryError
+
+
+def run(line: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
+    """Runs a program to its end.
+
+    Raises:
+        RegistryError: it does not end in time.
+    """
+    try:
+        return subprocess.run(line, capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        raise RegistryError(
+            f"{' '.join(line[:3])} does not end within {seconds:.0f} s",
+            remedy="check the registry; running again resumes",
+        ) from None
+
+
+def follow(line: list[str], each: Callable[[str], None], silence: float) -> int:
+    """Runs a program and passes on its output line by line; returns its exit code.
+
+    Args:
+        line: the command line.
+        each: called with each line.
+        silence: seconds without a line after which the program is ended.
+
+    Raises:
+        RegistryError: it stays silent for longer.
+    """
+    process = subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    )
+    assert process.stdout is not None
+    heard, silent, over = time.monotonic(), threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(1):
+            if time.monotonic() - heard > silence:
+                silent.set()
+                process.kill()
+                return
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        for text in process.stdout:
+            heard = time.monotonic()
+            each(text)
+        code = process.wait()
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    finally:
+        over.set()
+    if silent.is_set():
+        raise RegistryError(
+            f"{line[0]} reports nothing for {silence:.0f} s and was ended",
+            remedy="check the registry; running again resumes",
+        )
+    return code

@@ -1,0 +1,97 @@
+"""An image reference: registry and path, tag, digest (OCI distribution specification 1.1)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from fp4forge.core.errors import UsageError
+
+_PATH = re.compile(r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*")
+_HOST = re.compile(r"[A-Za-z0-9]+(?:[.-][A-Za-z0-9]+)*(?::[0-9]{1,5})?")
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_LOOPBACK = re.compile(r"(localhost|127\.[0-9.]+)(:[0-9]+)?")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """``REPOSITORY[:TAG][@DIGEST]``; the repository includes the registry's host, if it has one."""
+
+    repository: str
+    tag: str = ""
+    digest: str = ""
+
+    def __str__(self) -> str:
+        tag = f":{self.tag}" if self.tag else ""
+        return f"{self.repository}{tag}" + (f"@{self.digest}" if self.digest else "")
+
+    @property
+    def host(self) -> str:
+        """The registry's host and port; empty for a name without one."""
+        first, slash, _ = self.repository.partition("/")
+        return first if slash and (first == "localhost" or re.search("[.:]", first)) else ""
+
+    @property
+    def loopback(self) -> bool:
+        """Whether the registry listens on loopback, which usually speaks plain HTTP."""
+        return bool(_LOOPBACK.fullmatch(self.host))
+
+    def at(self, digest: str) -> Reference:
+        """The same repository, by digest."""
+        return Reference(self.repository, digest=digest)
+
+    def tagged(self, tag: str) -> Reference:
+        """The same repository, by tag."""
+        return replace(self, tag=tag, digest="")
+
+
+def parse(text: str, flag: str = "IMAGE") -> Reference:
+    """A reference after validation.
+
+    Args:
+        text: what the user gave.
+        flag: the option or argument, for the message.
+
+    Raises:
+        UsageError: it does not have the form that the specification allows.
+    """
+    name, at, digest = text.partition("@")
+    head, colon, tag = name.rpartition(":")
+    if not colon or "/" in tag:
+        head, tag = name, ""
+    host, slash, path = head.partition("/")
+    has_host = bool(slash) and (host == "localhost" or bool(re.search("[.:]", host)))
+    valid = (
+        _PATH.fullmatch(path if has_host else head)
+        and (not has_host or _HOST.fullmatch(host))
+        and (not colon or "/" in name.rpartition(":")[2] or _TAG.fullmatch(tag))
+        and (not at or _DIGEST.fullmatch(digest))
+    )
+    if not valid:
+        raise UsageError(
+            f"{flag} {text!r} is not an image reference",
+            rule="[HOST[:PORT]/]NAME[:TAG][@sha256:DIGEST], names in lower case",
+        )
+    return Reference(head, tag, digest)
+
+
+def repository(registry: str | None, repo: str) -> str:
+    """``registry/repo`` after validation.
+
+    Raises:
+        UsageError: either does not have the form that the specification allows.
+    """
+    if not _PATH.fullmatch(repo):
+        raise UsageError(
+            f"--repo {repo!r} is not a repository name",
+            rule="lower-case letters, digits and . _ - / as the OCI distribution spec has it",
+        )
+    if registry is None:
+        return repo
+    host, slash, path = registry.partition("/")
+    if not _HOST.fullmatch(host) or (slash and not _PATH.fullmatch(path)):
+        raise UsageError(
+            f"--registry {registry!r} is not a registry", rule="HOST, HOST:PORT or HOST/PATH"
+        )
+    return f"{registry}/{repo}"

@@ -1,0 +1,1 @@
+"""A release and a GPU, completely resolved."""

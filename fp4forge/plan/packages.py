@@ -1,0 +1,69 @@
+"""A plan's packages: its locks, split by layer."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from fp4forge.core.paths import LOCKS
+from fp4forge.inputs.locks import LAYERS, TOOLS, LockName, build_file, group_of, read
+
+if TYPE_CHECKING:
+    from fp4forge.plan.plan import Plan
+
+
+def layers(plan: Plan) -> dict[str, str]:
+    """The plan's lock, split into one text per layer, with the build tools' lock.
+
+    A cross compile adds the build platform's own packages, under ``host/``.
+    """
+    name = LockName(plan.release, plan.strategy, plan.platform, plan.python)
+    texts = _by_layer(name)
+    if plan.strategy == "source":
+        what = plan.inputs.release
+        pin = f"vllm=={what.vllm_version} --hash=sha256:{what.sdist.sha256}\n"
+        del texts["vllm"]
+        # nvcc links these statically into what CMake tries; images have no archives.
+        static = read(name)["nvidia-cuda-runtime"]
+        texts |= {
+            "runtime": static,
+            "build": (LOCKS / build_file(plan.release)).read_text(),
+            "sdist": pin,
+        }
+        for source, found in plan.sources.items():
+            pins = [f"{w.requirement} --hash=sha256:{w.sha256}\n" for w in found.wheels]
+            texts |= {f"source-{source}": "".join(pins)} if pins else {}
+    if plan.cross:
+        own = _by_layer(replace(name, platform=plan.cross.build))
+        texts |= {f"host/{group}": own[group] for group in LAYERS}
+    return texts | {"tools": (LOCKS / TOOLS).read_text()}
+
+
+def files(plan: Plan) -> tuple[str, ...]:
+    """File names of the locks that a plan reads."""
+    name = LockName(plan.release, plan.strategy, plan.platform, plan.python)
+    found = [name.file, TOOLS]
+    if plan.strategy == "source":
+        found.append(build_file(plan.release))
+    if plan.cross:
+        found.append(replace(name, platform=plan.cross.build).file)
+    return tuple(found)
+
+
+def _by_layer(name: LockName) -> dict[str, str]:
+    texts = dict.fromkeys((*LAYERS, "vllm"), "")
+    for package, block in read(name).items():
+        texts[group_of(package)] += block
+    return texts
+
+
+def versions(plan: Plan) -> dict[str, str]:
+    """Locked version of every package of the plan."""
+    name = LockName(plan.release, plan.strategy, plan.platform, plan.python)
+    found = {}
+    for package, block in read(name).items():
+        match = re.match(r"[^=]+==([^\s;]+)", block)
+        assert match is not None, block[:80]
+        found[package] = match[1]
+    return found

@@ -1,0 +1,122 @@
+"""The plan: a release and a GPU, completely resolved.
+
+A plan is computed without an engine and without the network, so that ``--dry-run`` reports
+everything that a build would do. It nests the inputs that it was made from; no later step loads
+them again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any
+
+from fp4forge.inputs.bases import Base
+from fp4forge.inputs.patches import Series
+from fp4forge.inputs.release import LeaveOut, Release
+from fp4forge.plan import aot, cross, tags
+from fp4forge.plan.components import Source
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a plan was made from."""
+
+    release: Release
+    base: Base
+    series: Series
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides what is in the image. JSON: ``as_json``."""
+
+    release: str
+    vllm_version: str
+    torch: str
+    cuda: str
+    transformers: str
+    flashinfer: str
+    arch: str
+    gpus: tuple[str, ...]
+    capabilities: tuple[str, ...]
+    arch_list: str
+    predicted: dict[str, list[str]]  # targets of the ledger's groups
+    allow_missing: tuple[str, ...]  # GPUs that may go without FP4, on request
+    variant: str
+    strategy: str
+    base: str
+    base_image: str
+    platform: str
+    python: str
+    environment: dict[str, str]
+    max_jit_jobs: int
+    patches: tuple[str, ...]
+    patched_files: dict[str, str]  # path relative to dist-packages -> SHA-256
+    leave_out: tuple[LeaveOut, ...]
+    unpacked_gb: float
+    epoch: int
+    aot: aot.Choice = field(default_factory=aot.Choice)  # FlashInfer's modules in the image
+    components: tuple[str, ...] = ()  # compiled ones, of a source build
+    components_left_out: dict[str, str] = field(default_factory=dict)  # with the reason
+    sources: dict[str, Source] = field(default_factory=dict)  # external ones
+    cross: cross.Toolchain | None = None
+    packages: dict[str, str] = field(default_factory=dict)  # locked version of each
+    packages_overridden: tuple[str, ...] = ()  # by the release, against other packages' wishes
+    revision: str = ""  # commit of the inputs, for the image's label
+    checks: str = ""  # SHA-256 over the image tests: other tests, another verification
+    context: dict[str, str] = field(default_factory=dict)  # file -> SHA-256, the build's input
+    id: str = ""
+    inputs: Inputs = field(repr=False, kw_only=True)  # loaded once; not part of the JSON
+
+    @property
+    def site(self) -> str:
+        """The folder of installed packages, without leading slash."""
+        return f"usr/local/lib/python{self.python}/dist-packages"
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the build runs nvcc."""
+        return self.strategy == "source" or self.aot.name != "none"
+
+    @property
+    def patch_layers(self) -> tuple[str, ...]:
+        """One thin layer for each folder that has patched files."""
+        folders = {path.rsplit("/", 1)[0] for path in self.patched_files}
+        return tuple(sorted(folder.replace("/", "-") for folder in folders))
+
+    @property
+    def index_tag(self) -> str:
+        """The moving tag of the index of several platforms."""
+        return tags.index(
+            self.release, self.arch, self.variant, self.strategy, self.inputs.base.slug
+        )
+
+    @property
+    def moving_tag(self) -> str:
+        """The tag that follows the newest verified image of this kind and platform."""
+        return tags.moving(
+            self.release, self.arch, self.variant, self.strategy, self.inputs.base.slug,
+            self.platform,
+        )  # fmt: skip
+
+    @property
+    def immutable_tag(self) -> str:
+        """The tag that names this plan's image and never another."""
+        return tags.immutable(self.release, self.arch, self.variant, self.id)
+
+    def values(self) -> dict[str, Any]:
+        """What the plan decides, as JSON; what it was decided from is left out."""
+        names = (entry.name for entry in fields(self) if entry.name != "inputs")
+        return {name: _plain(getattr(self, name)) for name in names}
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as JSON, tags included."""
+        return self.values() | {"tags": [self.immutable_tag, self.moving_tag]}
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,147 @@
+"""Turns a request into a plan."""
+
+from __future__ import annotations
+
+import re
+
+from fp4forge.core.errors import CoverageError, UsageError
+from fp4forge.core.platform import host_platform
+from fp4forge.inputs import arch_rules, bases, patches
+from fp4forge.inputs import release as releases
+from fp4forge.inputs.patches import Patch
+from fp4forge.inputs.release import Release
+from fp4forge.kernels import archs, ledger
+from fp4forge.plan import aot, components, cross
+from fp4forge.plan.plan import Inputs, Plan
+from fp4forge.plan.request import Choice, Request, decide, one_of
+
+# The csrc patch that lets FP8 kernels run on all of SM12x.
+FP8_FAMILY = "fp8-sm12x-family"
+# The Python patch without which vLLM on a GPU imports FlashAttention's extension, or ends.
+FLASH_ATTN_OPTIONAL = "flash-attn-optional"
+
+
+def resolve(request: Request) -> Plan:
+    """Resolves a request; the plan has no id before ``stage`` has seen its files.
+
+    Raises:
+        UsageError: an unknown arch, release, variant, strategy, base or platform.
+        ReleaseError, PatchError: the release's files are malformed.
+    """
+    decided = decide(request)
+    chosen, platform = decided.target, decided.platform
+    what = releases.load(decided.release)
+    what.strategy(decided.strategy)
+    base = bases.load(decided.base)
+    if decided.strategy == "wheel" and platform not in what.wheels:
+        raise UsageError(
+            f"release {what.release} has no published wheel for {platform}",
+            rule="wheels exist for " + ", ".join(what.wheels),
+            remedy="--from source",
+        )
+    gpus = tuple(gpu.name for gpu in chosen.gpus)
+    arch_list = _arch_list(request, decided, what)
+    prediction = archs.predict(
+        arch_list, what.vllm_version, arch_rules.load(what.vllm_version), what.cuda
+    )
+    _check_coverage(request, prediction, gpus)
+    series = patches.load("vllm", what.vllm_version)
+    python = series.for_variant(decided.variant)
+    csrc: tuple[Patch, ...] = ()
+    choice = components.Choice()
+    if decided.strategy == "source":
+        csrc = series.for_variant(decided.variant, "csrc")
+        choice = components.choose(
+            request.components, request.sources, what, prediction.groups, gpus
+        )
+        if not {"fa2", "fa3"} & set(choice.names) and FLASH_ATTN_OPTIONAL not in {
+            patch.id for patch in python
+        }:
+            raise UsageError(
+                f"vLLM {what.vllm_version} does not start on a GPU without FlashAttention",
+                rule=f"components without fa2 need the patch {FLASH_ATTN_OPTIONAL}",
+                remedy="--variant awq, or --components core,fa2",
+            )
+    elif request.components != "all" or request.sources:
+        raise UsageError(
+            "--components and --source go with --from source",
+            rule="a published wheel is compiled already",
+        )
+    ahead = _ahead(request, platform, gpus)
+    toolchain = (
+        cross.choose(decided.strategy, platform, base.suite, ahead.name) if request.cross else None
+    )
+    predicted = ledger.expected(prediction.groups, FP8_FAMILY in {p.id for p in csrc})
+    return Plan(
+        release=what.release,
+        vllm_version=what.vllm_version,
+        torch=what.torch,
+        cuda=what.cuda,
+        transformers=what.transformers,
+        flashinfer=what.flashinfer,
+        arch=chosen.name,
+        gpus=gpus,
+        capabilities=tuple(gpu.label for gpu in chosen.gpus),
+        arch_list=arch_list,
+        predicted=predicted | aot.expected(ahead, gpus),
+        allow_missing=request.allow_missing,
+        variant=decided.variant,
+        strategy=decided.strategy,
+        base=base.name,
+        base_image=base.reference(platform),
+        platform=platform,
+        python=base.python,
+        environment=what.environment.get(decided.variant, {}),
+        max_jit_jobs=chosen.max_jit_jobs,
+        patches=tuple(patch.id for patch in (*python, *csrc)),
+        patched_files=patches.patched_files(python),
+        leave_out=tuple(rule for rule in what.leave_out if rule.applies(gpus)),
+        unpacked_gb=_budget(what, gpus, ahead),
+        epoch=what.epoch,
+        packages_overridden=tuple(
+            re.split("[<=>!~]", text)[0] for text in what.strategy(decided.strategy).overrides
+        ),
+        aot=ahead,
+        components=choice.names,
+        components_left_out=choice.left_out,
+        sources=choice.sources,
+        cross=toolchain,
+        inputs=Inputs(what, base, series),
+    )
+
+
+def _budget(what: Release, gpus: tuple[str, ...], ahead: aot.Choice) -> float:
+    """GB that the image may take unpacked: the release's, and what these GPUs add to it."""
+    kept = sum(rule.gb for rule in what.leave_out if not rule.applies(gpus))
+    modules = what.aot_all_gb * len(gpus) if ahead.name == "all" else 0
+    return round(what.unpacked_gb + kept + modules, 2)
+
+
+def _ahead(request: Request, platform: str, gpus: tuple[str, ...]) -> aot.Choice:
+    """FlashInfer's modules: compiled by the build platform's nvcc for its own kind of host."""
+    name = request.aot or ("gemma4" if platform == host_platform() else "none")
+    one_of("--aot", name, aot.CHOICES)
+    return aot.choose(name, gpus)
+
+
+def _arch_list(request: Request, decided: Choice, what: Release) -> str:
+    if decided.strategy == "wheel":
+        if request.arch_list:
+            raise UsageError(
+                "--arch-list goes with --from source",
+                rule="a published wheel is compiled already",
+                remedy="--from source, or leave --arch-list out",
+            )
+        return what.wheel_arch_lists[decided.platform]
+    return request.arch_list or decided.target.arch_list or what.arch_list
+
+
+def _check_coverage(request: Request, prediction: archs.Prediction, gpus: tuple[str, ...]) -> None:
+    lost = {g: why for g, why in prediction.lost(gpus).items() if g not in request.allow_missing}
+    if lost:
+        raise CoverageError(
+            "\n".join(f"{gpu} would get no FP4: {why}" for gpu, why in lost.items()),
+            rule=f"every GPU of --arch {request.arch} is served by {prediction.list!r}",
+            remedy="build.py arch explain shows what a list gives;"
+            f" --allow-missing {next(iter(lost))} builds without it",
+        )

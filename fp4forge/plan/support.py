@@ -1,0 +1,32 @@
+"""Everything that can be built."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+from fp4forge.core.platform import AMD64
+from fp4forge.inputs import bases, release
+from fp4forge.inputs.release import STRATEGIES, VARIANTS
+from fp4forge.kernels.gpus import TARGETS
+from fp4forge.plan.cross import TOOLCHAINS
+from fp4forge.plan.plan import Plan
+from fp4forge.plan.request import Request
+from fp4forge.plan.resolve import resolve
+
+
+def supported() -> dict[str, Plan]:
+    """File name under ``dockerfiles/`` and plan, for everything that can be built."""
+    plans: dict[str, Plan] = {}
+    for name, strategy, base in itertools.product(release.names(), STRATEGIES, bases.names()):
+        if strategy not in release.load(name).strategies:
+            continue
+        for arch, variant in itertools.product(TARGETS, VARIANTS):
+            platform = TARGETS[arch].default_platform or AMD64
+            request = Request(arch, name, variant, strategy, base, platform, aot="gemma4")
+            file = f"{name}/{strategy}-{bases.load(base).slug}/{arch}-{variant}"
+            plans[f"{file}.Dockerfile"] = resolve(request)
+            if strategy == "source" and platform in TOOLCHAINS and bases.load(base).suite:
+                crossing = replace(request, aot="none", cross=True)
+                plans[f"{file}-cross.Dockerfile"] = resolve(crossing)
+    return plans

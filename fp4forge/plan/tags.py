@@ -1,0 +1,55 @@
+"""The one place that names an image: its immutable tag, and the moving tags that follow it.
+
+An immutable tag carries the plan's id and names one image for ever. A moving tag names the newest
+verified image of one release, GPU, variant, strategy, base and platform: two images that differ in
+one of these never take each other's tag. The tag without a platform belongs to the image index of
+several platforms (``--platform A,B``).
+"""
+
+from __future__ import annotations
+
+import re
+
+from fp4forge.core.errors import UsageError
+from fp4forge.core.platform import PLATFORMS
+
+# OCI distribution specification 1.1, "Pulling manifests": <reference> as a tag.
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+# The end of an immutable tag: a plan's id, and a digest's beginning for a second image of the plan.
+_IMMUTABLE = re.compile(r"-[0-9a-f]{12}(-[0-9a-f]{8})?$")
+
+
+def index(release: str, arch: str, variant: str, strategy: str, base: str) -> str:
+    """The moving tag of the index of several platforms; ``base`` is its slug."""
+    return f"{release}-{arch}-{variant}-{strategy}-{base}"
+
+
+def moving(release: str, arch: str, variant: str, strategy: str, base: str, platform: str) -> str:
+    """The moving tag of one platform's image, such as ``0.20.2-sm121-awq-wheel-bootstrap-arm64``."""
+    architecture = PLATFORMS[platform].architecture
+    return f"{index(release, arch, variant, strategy, base)}-{architecture}"
+
+
+def immutable(release: str, arch: str, variant: str, identity: str) -> str:
+    """The tag that names this plan's image, or this index, and never another."""
+    return f"{release}-{arch}-{variant}-{identity}"
+
+
+def check(tag: str) -> str:
+    """A user's further tag (``--tag``) after validation.
+
+    Raises:
+        UsageError: it is malformed, or has the form of an immutable tag.
+    """
+    if not _TAG.fullmatch(tag):
+        raise UsageError(
+            f"--tag {tag!r} is not a tag",
+            rule="at most 128 letters, digits and . _ -, not starting with . or -",
+        )
+    if _IMMUTABLE.search(tag):
+        raise UsageError(
+            f"--tag {tag!r} has the form of an immutable tag",
+            rule="a tag that ends in a plan's id names that plan's image for ever",
+            remedy="choose a name that does not end in - and 12 hex digits",
+        )
+    return tag

@@ -1,0 +1,1 @@
+"""Build, check and publish, and what carries an image elsewhere."""

@@ -1,0 +1,100 @@
+"""A plan's builds: the image, and the stages that hold its ledger and what compiling took."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from fp4forge.core.paths import STATE
+from fp4forge.core.platform import host_platform
+from fp4forge.kernels.base import Progress
+from fp4forge.oci.buildkit import Options, build, secrets
+from fp4forge.oci.layout import Layout
+from fp4forge.plan.plan import Plan
+
+# This checkout's layout; builds of one checkout wait for each other.
+LAYOUT = Layout(STATE / "oci")
+
+
+def command(
+    plan: Plan,
+    context: Path,
+    outputs: list[str],
+    options: Options,
+    ledger: str = "",
+    target: str = "",
+) -> list[str]:
+    """The buildx command line of a plan.
+
+    Args:
+        ledger: SHA-256 for the image's label.
+        target: a stage to build instead of the image; it gets no provenance.
+    """
+    flags = [
+        f"--file={context / 'Dockerfile'}",
+        f"--platform={plan.platform}",
+        f"--build-arg=SOURCE_DATE_EPOCH={plan.epoch}",
+        f"--build-arg=BASE={plan.base_image}",
+        f"--build-arg=BUILD_BASE={plan.inputs.base.reference(host_platform())}",
+        f"--build-arg=PLAN_ID={plan.id}",
+        f"--build-arg=REVISION={plan.revision}",
+        f"--build-arg=LEDGER={ledger}",
+        f"--target={target}" if target else "--provenance=mode=max",
+        *secrets(),
+        *[f"--output={output}" for output in outputs],
+    ]
+    if plan.compiles:
+        flags.append("--secret=id=compile,env=FP4FORGE_COMPILE")
+    if plan.strategy == "source":
+        flags += [f"--build-context=source-{n}={path}" for n, path in options.sources.items()]
+    flags += [f"--builder={options.builder}"] if options.builder else []
+    flags += ["--no-cache"] if options.no_cache else []
+    flags += [f"--cache-from={place}" for place in options.cache_from]
+    flags += [f"--cache-to={place}" for place in options.cache_to]
+    return ["docker", "buildx", "build", *flags, str(context)]
+
+
+def ledger(
+    plan: Plan,
+    context: Path,
+    options: Options,
+    report: Progress,
+    checked: Future[Any] | None = None,
+) -> bytes:
+    """Builds as far as the ledger and returns its JSON; a plan's ledger is kept, it cannot change.
+
+    Raises:
+        As ``build``.
+    """
+    kept = STATE / "ledgers" / f"{plan.id}.json"
+    if not kept.is_file() or options.no_cache:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        _export("ledger-file", "ledger.json", kept, plan, context, options, report, checked)
+    return kept.read_bytes()
+
+
+def compile_record(plan: Plan, context: Path, options: Options, report: Progress) -> dict[str, Any]:
+    """What compiling took (``image/stages/compile.py``), after the build; seconds by object.
+
+    Raises:
+        As ``build``.
+    """
+    kept = STATE / "compiled" / f"{plan.id}.json"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    _export("compile-record", "compile.json", kept, plan, context, options, report)
+    found: dict[str, Any] = json.loads(kept.read_bytes())
+    return found
+
+
+def _export(
+    target: str, name: str, kept: Path, plan: Plan, context: Path, options: Options,
+    report: Progress, checked: Future[Any] | None = None,
+) -> None:  # fmt: skip
+    """Builds a stage that holds one file, and keeps the file."""
+    folder = context.with_name(f"{plan.id}.{target}")
+    line = command(plan, context, [f"type=local,dest={folder}"], options, target=target)
+    build(line, report, options, checked)
+    (folder / name).replace(kept)
+    folder.rmdir()

@@ -1,0 +1,101 @@
+"""What changed between two images: kernels, packages, patched files, size by layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fp4forge.checks import ledgers
+from fp4forge.core.errors import RegistryError, UsageError
+from fp4forge.kernels.base import Progress
+from fp4forge.oci import acquire, engine
+
+
+@dataclass(frozen=True)
+class Description:
+    """What an image says of itself; an image of others has a ledger and layers only."""
+
+    image: str
+    targets: dict[str, list[str]]  # ledger group -> architectures
+    gpus: dict[str, dict[str, Any]]
+    packages: dict[str, str]
+    patched: dict[str, str]  # path -> SHA-256
+    layers: list[tuple[str, int]]  # command that made it, unpacked bytes
+
+
+def describe(image: str, report: Progress) -> Description:
+    """Reads an image without starting it; pulls it when the engine does not have it.
+
+    Raises:
+        UsageError: there is no such image.
+        BinaryError: it has no vLLM.
+    """
+    from docker.errors import APIError, ImageNotFound
+
+    client = engine.connect()
+    try:
+        try:
+            found = client.images.get(image)
+        except ImageNotFound:
+            report(f"pulling {image}")
+            engine.pull(client, image, None, report)
+            found = client.images.get(image)
+    except (APIError, RegistryError) as error:
+        raise UsageError(f"{image!r} is no image here", rule=str(error)[:160]) from None
+    layers = [
+        (entry["CreatedBy"].removesuffix(" # buildkit"), entry["Size"])
+        for entry in reversed(found.history())
+        if entry["Size"]
+    ]
+    own = acquire.records(client, image)
+    if "ledger" in own:
+        groups, gpus = own["ledger"]["groups"], own["ledger"]["gpus"]
+    else:
+        read = ledgers.read(image, report)
+        groups, gpus = read.targets(), read.gpus
+    files = own.get("patches", {}).get("files", {})
+    return Description(
+        image,
+        groups,
+        gpus,
+        own.get("plan", {}).get("packages", {}),
+        {path: hashes["after"] for path, hashes in files.items()},
+        layers,
+    )
+
+
+def differences(old: Description, new: Description) -> dict[str, list[dict[str, Any]]]:
+    """Every change as ``{"what", "old", "new"}``, by section; an empty section is unchanged."""
+    kernels = _changes(
+        {k: " ".join(v) for k, v in old.targets.items()},
+        {k: " ".join(v) for k, v in new.targets.items()},
+    )
+    verdicts = _changes(_flat(old.gpus), _flat(new.gpus))
+    layers: list[dict[str, Any]] = []
+    for place in range(max(len(old.layers), len(new.layers))):
+        before = old.layers[place] if place < len(old.layers) else ("", 0)
+        after = new.layers[place] if place < len(new.layers) else ("", 0)
+        if before != after:
+            what = f"{place + 1}: {(after[0] or before[0])[:60]}"
+            layers.append({"what": what, "old": before[1], "new": after[1]})
+    return {
+        "kernels": kernels,
+        "verdicts": verdicts,
+        "packages": _changes(old.packages, new.packages),
+        "patched files": _changes(old.patched, new.patched),
+        "layers": layers,
+    }
+
+
+def _flat(gpus: dict[str, dict[str, Any]]) -> dict[str, str]:
+    return {
+        f"{gpu} {group}": str(word) for gpu, all_ in gpus.items() for group, word in all_.items()
+    }
+
+
+def _changes(old: dict[str, str], new: dict[str, str]) -> list[dict[str, Any]]:
+    return [
+        {"what": name, "old": old.get(name), "new": new.get(name)}
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]

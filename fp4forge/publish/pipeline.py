@@ -1,0 +1,445 @@
+"""The main job: plan -> context -> base -> build -> push by digest -> verify -> tags."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fp4forge.checks import runner
+from fp4forge.checks.runner import Check
+from fp4forge.core.console import Console, Step
+from fp4forge.core.errors import CoverageError, PlatformError, RegistryError, UsageError
+from fp4forge.core.paths import STATE
+from fp4forge.core.platform import host_platform
+from fp4forge.image import context as contexts
+from fp4forge.image.context import Context
+from fp4forge.kernels import ledger as ledgers
+from fp4forge.kernels.base import Progress
+from fp4forge.oci import buildkit, engine, registry
+from fp4forge.oci.buildkit import COMPRESSION, Options
+from fp4forge.plan import tags
+from fp4forge.plan.plan import Plan
+from fp4forge.plan.request import Request
+from fp4forge.plan.resolve import resolve
+from fp4forge.publish import bases, build, verified
+from fp4forge.publish.build import LAYOUT
+
+# GB that a build needs free: cold, it writes package cache, build cache, unpacked image, compressed
+# layers and a registry (45 GB measured for blackwell, all on one disk); warm, when the engine has
+# the base, little more.
+COLD_GB = 46.0
+WARM_GB = 8.0
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where the image goes; a part of an image index gets no tag but its own immutable one."""
+
+    repository: str
+    push: bool
+    tags: tuple[str, ...] = ()
+    part: bool = False
+
+
+@dataclass(frozen=True)
+class Made:
+    """An image that passed its checks, and its names."""
+
+    image: str
+    digest: str
+    tags: tuple[str, ...]
+    verified_before: bool = False  # by the build that made the immutable tag
+    compressed_bytes: int = 0
+    checks: tuple[Check, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it; JSON on request."""
+
+    plan: dict[str, Any]
+    image: str
+    digest: str
+    tags: tuple[str, ...]
+    verified_before: bool
+    unpacked_bytes: int
+    compressed_bytes: int
+    compiled: dict[str, Any] = field(default_factory=dict)  # of a source build, by object
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Index:
+    """The image index that names one verified image for each platform."""
+
+    image: str
+    digest: str
+    tags: tuple[str, ...]
+    platforms: dict[str, str]  # platform -> digest of that platform's own index
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every step of one build has at hand."""
+
+    context: Context
+    folder: Path
+    destination: Destination
+    options: Options
+    console: Console
+    checked: Future[Step]  # the machine's checks, which run beside the build and stop it
+
+    @property
+    def plan(self) -> Plan:
+        return self.context.plan
+
+
+def prepare(request: Request) -> Context:
+    """The identified plan and its files; touches neither engine nor network."""
+    return contexts.assemble(resolve(request))
+
+
+def destination(repository: str, push: bool, load: bool, names: tuple[str, ...]) -> Destination:
+    """Where to, after validation.
+
+    Raises:
+        UsageError: --push and --load together, or a name that cannot be a further tag.
+    """
+    if push and load:
+        raise UsageError("--push and --load exclude each other", remedy="give one of them")
+    return Destination(repository, push, tuple(tags.check(name) for name in names))
+
+
+def run(request: Request, where: Destination, options: Options, console: Console) -> Outcome:
+    """Builds, checks and publishes.
+
+    Raises:
+        ForgeError: one of its classes, whatever step failed. No tag was moved then, unless the
+            message says which.
+    """
+    pool = ThreadPoolExecutor(1)
+    try:
+        with console.step("plan") as step:
+            plan = resolve(request)
+            lacking = pool.submit(_lacking, plan)  # docker looks while the files are rendered
+            context = contexts.assemble(plan)
+            step.detail = f"{context.plan.id}: {context.plan.immutable_tag}"
+        with _alone(console):
+            return _run(context, where, options, console, pool, lacking)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _run(
+    context: Context,
+    where: Destination,
+    options: Options,
+    console: Console,
+    pool: ThreadPoolExecutor,
+    lacking: Future[list[str]],
+) -> Outcome:
+    plan, folder = context.plan, contexts.stage(context)
+    place = len(console.steps)
+    with console.step("base") as step:
+        step.report(f"{plan.base} for {plan.platform}")
+        base = plan.inputs.base
+        step.detail = base.reference(plan.platform)
+        # The checks take as long as a build that changes nothing: they run beside it, and stop it.
+        checked = pool.submit(_check, plan, where, options, not lacking.result())
+        for platform in lacking.result():
+            checked.result()  # making or fetching one takes long: nothing starts in vain
+            bases.ensure(base, platform, step.report)
+    job = _Job(context, folder, where, options, console, checked)
+    ledger = _ledger(job)
+    compiled = _compiled(job) if plan.strategy == "source" else {}
+    made = _push(job, ledger) if where.push else _load(job, ledger)
+    console.steps.insert(place, checked.result())
+    facts = {name: value for check in made.checks for name, value in check.facts.items()}
+    return Outcome(
+        plan=plan.as_json(),
+        image=made.image,
+        digest=made.digest,
+        tags=made.tags,
+        verified_before=made.verified_before,
+        unpacked_bytes=facts.get("unpacked_bytes", 0),
+        compressed_bytes=made.compressed_bytes,
+        compiled=compiled,
+        checks=[asdict(check) for check in made.checks],
+        steps=[
+            {"name": s.name, "seconds": round(s.seconds, 2), "verdict": s.verdict,
+             "detail": s.detail}
+            for s in console.steps
+        ],
+    )  # fmt: skip
+
+
+def run_all(
+    requests: list[Request], where: Destination, options: Options, console: Console
+) -> tuple[list[Outcome], Index]:
+    """Builds, checks and pushes one image for each platform, then names them all by one index.
+
+    Raises:
+        ForgeError: one platform failed; no moving tag was moved then.
+        UsageError: the index cannot be left in the engine.
+    """
+    if not where.push:
+        raise UsageError(
+            "several platforms make an image index, which only a registry can name",
+            rule="--platform A,B goes with --push",
+        )
+    part = replace(where, part=True)
+    outcomes = [run(request, part, options, console) for request in requests]
+    with console.step("index") as step:
+        index = _index(outcomes, resolve(requests[0]).index_tag, where, step.report)
+        step.detail = ", ".join(index.tags)
+    return outcomes, index
+
+
+def _index(outcomes: list[Outcome], moving: str, where: Destination, report: Progress) -> Index:
+    repository, plan = where.repository, outcomes[0].plan
+    digests = {outcome.plan["platform"]: outcome.digest for outcome in outcomes}
+    joined = "".join(outcome.plan["id"] for outcome in outcomes)
+    identity = hashlib.sha256(joined.encode()).hexdigest()[:12]
+    name = tags.immutable(plan["release"], plan["arch"], plan["variant"], identity)
+    manifests = set().union(*(registry.images_of(repository, d) for d in digests.values()))
+    digest = registry.combine(repository, list(digests.values()), manifests)
+    combined = registry.manifest(repository, digest)
+    assert combined is not None
+    immutable, known = registry.immutable(repository, name, combined.data, digest)
+    names = (immutable, moving, *where.tags)
+    _tag(repository, known or digest, names if not known else names[1:], where.tags, report)
+    return Index(f"{repository}@{known or digest}", known or digest, names, digests)
+
+
+def _lacking(plan: Plan) -> list[str]:
+    """The platforms whose base the engine does not have yet."""
+    needed = dict.fromkeys((host_platform(), plan.platform))
+    return [platform for platform in needed if not bases.present(plan.inputs.base, platform)]
+
+
+def _check(plan: Plan, where: Destination, options: Options, warm: bool) -> Step:
+    """Whether engine, platform, disk and registry allow the build; the step for the table."""
+    start = time.monotonic()
+    info = engine.connect().info()
+    engine.check_store(info, options.builder)
+    if plan.compiles and options.builder is None:
+        _check_compilers(plan)
+    engine.check_platform(info, plan.platform, options.builder)
+    least = float(os.environ.get("FP4FORGE_MIN_FREE_GB", 0)) or (WARM_GB if warm else COLD_GB)
+    engine.check_disk(info, least)
+    detail = f"engine {info['ServerVersion']}"
+    if where.push:
+        registry.reach(where.repository)
+        detail += f", registry {where.repository.split('/')[0]}"
+    return Step("check", time.monotonic() - start, detail)
+
+
+def _check_compilers(plan: Plan) -> None:
+    """Whether this machine can run the plan's compilers, which no emulation is fast enough for."""
+    here = host_platform()
+    needed = plan.cross.build if plan.cross else plan.platform
+    if here == needed:
+        return
+    if plan.cross:
+        raise PlatformError(
+            f"--cross compiles on {needed}, and this machine is {here}",
+            remedy=f"leave --cross out: {plan.platform} is compiled here as it is",
+        )
+    raise PlatformError(
+        f"{plan.platform} is compiled on {plan.platform}, and this machine is {here}",
+        rule="compilers run natively",
+        remedy="--cross (with --aot none), --builder with such a machine, or --from wheel"
+        if plan.strategy == "source"
+        else "--aot none, or --builder with such a machine",
+    )
+
+
+def _ledger(job: _Job) -> str:
+    """Builds the extensions, compares their ledger with the plan; returns its SHA-256."""
+    plan = job.plan
+    with job.console.step("ledger") as step:
+        content = build.ledger(plan, job.folder, job.options, step.report, job.checked)
+        found = json.loads(content)
+        lines = ledgers.differences(plan.predicted, found["groups"])
+        if lines:
+            raise CoverageError(
+                "the kernels are not the predicted ones:\n  " + "\n  ".join(lines),
+                rule=f"vLLM {plan.vllm_version}'s CMake rules for {plan.arch_list}",
+                remedy="build.py ledger shows every cubin; nothing was published",
+            )
+        lost = [
+            gpu
+            for gpu in plan.gpus
+            if not found["gpus"][gpu]["ok"] and gpu not in plan.allow_missing
+        ]
+        if lost:
+            raise CoverageError(
+                f"no native or family NVFP4 kernels for {', '.join(lost)} in the built extensions",
+                remedy="--allow-missing GPU builds without it",
+            )
+        fp4 = {gpu: found["gpus"][gpu]["nvfp4_gemm"] for gpu in plan.gpus}
+        step.detail = "as predicted; NVFP4 " + ", ".join(f"{g} {w}" for g, w in fp4.items())
+        return "sha256:" + hashlib.sha256(content).hexdigest()
+
+
+def _compiled(job: _Job) -> dict[str, Any]:
+    with job.console.step("compiled") as step:
+        found = build.compile_record(job.plan, job.folder, job.options, step.report)
+        slowest = list(found["objects"].items())[:10]
+        step.detail = f"{len(found['objects'])} objects; slowest " + ", ".join(
+            f"{name.rsplit('/', 1)[-1]} {seconds:.0f} s" for name, seconds in slowest
+        )
+    return found
+
+
+def _build(job: _Job, output: str, ledger: str) -> str:
+    """Builds the image; its digest."""
+    with job.console.step("build") as step:
+        line = build.command(job.plan, job.folder, [output], job.options, ledger)
+        built = buildkit.build(line, step.report, job.options, job.checked)
+        step.detail = f"{built.steps} steps, {built.cached} cached"
+    return built.digest
+
+
+def _push(job: _Job, ledger: str) -> Made:
+    plan, console, options = job.plan, job.console, job.options
+    repository = job.destination.repository
+    own = _build(job, f"type=oci,tar=false,dest={LAYOUT.folder},{COMPRESSION}", ledger)
+    LAYOUT.name_only(own)
+    index = LAYOUT.json(own)
+    immutable, known = registry.immutable(repository, plan.immutable_tag, index, own)
+    digest = known or own  # known: the same image, with its first attestation
+    image = f"{repository}@{digest}"
+    if not known:
+        with console.step("push") as step:
+            registry.push(LAYOUT.folder, repository, digest, step.report)
+            step.detail = f"{digest[:19]} by digest"
+    trusted = known is not None and verified.here(repository, digest)
+    checks: tuple[Check, ...] = ()
+    if not trusted or options.reports:
+        with console.step("pull") as step:
+            step.report("as a user would, by digest")
+            engine.pull(engine.connect(), image, plan.platform, step.report)
+            step.detail = "stock docker pull"
+        checks = _verify(job, image)
+        verified.record(repository, digest)
+    with console.step("publish") as step:
+        moving = () if job.destination.part else (plan.moving_tag, *job.destination.tags)
+        # Looked up again, at the last moment: another publisher may have taken the tag meanwhile.
+        immutable, now = registry.immutable(repository, plan.immutable_tag, index, own)
+        if now not in (known, digest):
+            raise RegistryError(
+                f"another publisher pushed {repository}:{immutable} meanwhile",
+                rule="a tag only names what was checked here",
+                remedy="run again: that image is checked then",
+            )
+        names = (immutable, *moving)
+        _tag(repository, digest, names if now is None else moving, job.destination.tags,
+             step.report)  # fmt: skip
+        step.detail = ", ".join(names)
+        if not known:
+            same = {
+                "io.fp4forge.arch": plan.arch,
+                "io.fp4forge.variant": plan.variant,
+                "io.fp4forge.platform": plan.platform,
+            }
+            engine.retire(engine.connect(), repository, digest, same)
+    return Made(
+        image, digest, names, trusted, sum(layer["size"] for layer in LAYOUT.layers(own)), checks
+    )
+
+
+def _tag(
+    repository: str,
+    digest: str,
+    names: tuple[str, ...],
+    further: tuple[str, ...],
+    report: Progress,
+) -> None:
+    """Moves tags in their order: immutable, moving, the user's own; reports what is true if not.
+
+    Raises:
+        TagError: one of the user's own names an image of another platform, strategy or base.
+        RegistryError: the registry refuses one; the message has what each tag names now.
+    """
+    if further:
+        labels = registry.image_labels(repository, digest)
+        for name in further:
+            registry.check_takes_nothing_away(repository, name, labels)
+    for name in names:
+        report(name)
+        try:
+            registry.tag(repository, digest, name)
+        except BaseException as error:
+            error.add_note(_state(repository, names))
+            if isinstance(error, RegistryError):
+                error.message += "\n" + _state(repository, names)
+            raise
+
+
+def _state(repository: str, names: tuple[str, ...]) -> str:
+    """What each tag names now, a line each."""
+    lines = []
+    for name in names:
+        try:
+            found = registry.manifest(repository, name)
+            now = found.digest if found else "nothing"
+        except RegistryError:
+            now = "unknown: the registry does not answer"
+        lines.append(f"{repository}:{name} now names {now}")
+    return "\n".join(lines)
+
+
+def _load(job: _Job, ledger: str) -> Made:
+    plan, where, client = job.plan, job.destination, engine.connect()
+    candidate = f"{where.repository}:unverified-{plan.id}"
+    kind = "docker" if job.options.builder else "image"
+    output = f"type={kind},name={candidate}" + (f",{COMPRESSION}" if kind == "image" else "")
+    digest = _build(job, output, ledger)
+    try:
+        checks = _verify(job, candidate)
+        with job.console.step("name") as step:
+            names = (plan.immutable_tag, plan.moving_tag, *where.tags)
+            for name in names:
+                engine.name(client, candidate, where.repository, name)
+            step.detail = "in the engine: " + ", ".join(names)
+    finally:
+        engine.forget(client, candidate)
+    return Made(f"{where.repository}:{plan.immutable_tag}", digest, names, checks=checks)
+
+
+def _verify(job: _Job, image: str) -> tuple[Check, ...]:
+    with job.console.step("verify") as step:
+        checks = runner.run(
+            image, job.plan.as_json(), step.report, job.options.reports, gpu=job.options.gpu
+        )
+        step.detail = runner.summary(checks)
+        runner.demand(checks)
+    return checks
+
+
+@contextlib.contextmanager
+def _alone(console: Console) -> Iterator[None]:
+    """One build at a time per checkout: they share the OCI layout."""
+    from filelock import FileLock, Timeout
+
+    STATE.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(STATE / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        console.say("another build runs in this checkout; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,132 @@
+"""Settings as a file that starts the server: compose, docker run, systemd, Kubernetes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import tempfile
+from pathlib import Path
+
+from fp4forge.core.errors import ServingError, UsageError
+from fp4forge.core.paths import TEMPLATES
+from fp4forge.image.render import UID
+from fp4forge.serve.settings import CACHE_DIR, MODEL_DIR, Server
+
+FORMATS = {
+    "compose": "compose.yaml.j2",
+    "run": "run.sh.j2",
+    "systemd": "vllm.service.j2",
+    "k8s": "k8s.yaml.j2",
+}
+_DIGEST = re.compile(r"^[^\s@]+@sha256:[0-9a-f]{64}$")
+_REFERENCE = re.compile(r"^[a-z0-9][a-zA-Z0-9._:/-]*(@sha256:[0-9a-f]{64})?$")
+
+
+def _yaml(value: object) -> str:
+    """A YAML scalar: JSON is YAML."""
+    return json.dumps(str(value), ensure_ascii=False)
+
+
+def _compose(value: object) -> str:
+    """The same for compose files, which expand dollar signs."""
+    return _yaml(value).replace("$", "$$")
+
+
+def _unit(value: object) -> str:
+    """A word of a systemd command line (systemd.service(5), "Command lines")."""
+    text = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + text.replace("%", "%%").replace("$", "$$") + '"'
+
+
+def render(server: Server, kind: str) -> str:
+    """The manifest's text.
+
+    Args:
+        server: from ``settings.server``.
+        kind: one of FORMATS.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES / "serve"), undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701 - not HTML; every value goes through a filter below
+    )  # fmt: skip
+    environment.filters |= {
+        "yaml": _yaml, "compose": _compose, "shell": lambda v: shlex.quote(str(v)), "unit": _unit
+    }  # fmt: skip
+    return environment.get_template(FORMATS[kind]).render(
+        s=server, model_dir=f"{MODEL_DIR}/{server.served_name}", cache_dir=CACHE_DIR, uid=UID,
+        cache=f"{server.name}-cache", flags=list(zip_arguments(server)),
+    )  # fmt: skip
+
+
+def zip_arguments(server: Server) -> list[tuple[list[str], str]]:
+    """Each flag's words with its reason."""
+    return [([f.name, f.value] if f.value else [f.name], f.why) for f in server.flags]
+
+
+def validate(text: str) -> str:
+    """Has ``docker compose config`` read a compose file.
+
+    Returns:
+        What said so; empty where there is no compose.
+
+    Raises:
+        ServingError: compose refuses it.
+    """
+    line = compose_command()
+    if not line:
+        return ""
+    with tempfile.TemporaryDirectory(prefix="fp4forge-compose-") as folder:
+        file = Path(folder, "compose.yaml")
+        file.write_text(text)
+        done = subprocess.run(
+            [*line, "-f", str(file), "config", "--quiet"], capture_output=True, text=True
+        )
+    if done.returncode != 0:
+        raise ServingError(
+            f"docker compose refuses the file: {done.stderr.strip()}",
+            rule="the Compose specification",
+        )
+    return " ".join(line)
+
+
+def compose_command() -> list[str]:
+    """How compose is called here; empty where it is not installed."""
+    for line in (["docker", "compose"], ["docker-compose"]):
+        try:
+            done = subprocess.run([*line, "version"], capture_output=True, text=True)
+        except OSError:
+            continue
+        if done.returncode == 0 and "ersion" in done.stdout:
+            return line
+    return []
+
+
+def by_digest(reference: str) -> str:
+    """The image by digest: as given, or as the registry knows the tag.
+
+    Raises:
+        UsageError: not an image reference.
+        RegistryError: the registry does not answer.
+    """
+    if not _REFERENCE.match(reference):
+        raise UsageError(f"--image {reference!r} is not an image reference", rule="HOST/NAME:TAG")
+    if _DIGEST.match(reference):
+        return reference
+    from fp4forge.oci import registry
+
+    name, _, tag = reference.rpartition(":")
+    if not name or "/" in tag:
+        name, tag = reference, "latest"
+    found = registry.resolve(name, tag)
+    if found is None:
+        raise UsageError(
+            f"{name} has no tag {tag}",
+            rule="a manifest names its image by digest, so that every node runs the same bytes",
+            remedy="push the image, or give --image NAME@sha256:...",
+        )
+    return f"{name}@{found[0]}"

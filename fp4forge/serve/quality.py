@@ -1,0 +1,158 @@
+"""The reference card's prompts at temperature 0, each with a check on its answer."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from fp4forge.kernels.base import Progress
+from fp4forge.serve import client, sandbox
+from fp4forge.serve.client import Answer
+
+CITIES = (
+    "tokyo", "osaka", "kyoto", "yokohama", "nagoya", "sapporo", "kobe", "fukuoka", "hiroshima",
+    "sendai", "nara", "kawasaki", "saitama", "nagasaki", "kanazawa", "naha", "okinawa", "niigata",
+    "kumamoto",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question: its body, and a check that says what is wrong with an answer."""
+
+    name: str
+    text: str
+    wrong: Callable[[Answer], str]
+    kind: str = "text"
+    options: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of one prompt; seconds of wall time."""
+
+    name: str
+    passed: bool
+    answer: str
+    problem: str
+    seconds: float
+
+
+def _words(text: str, *wanted: str) -> str:
+    missing = [word for word in wanted if word not in text.lower()]
+    return f"it does not say {', '.join(missing)}" if missing else ""
+
+
+def _haiku(answer: Answer) -> str:
+    lines = [line for line in re.split(r"\n|\s/\s", answer.text.strip()) if line.strip()]
+    return "" if 3 <= len(lines) <= 4 else f"{len(lines)} lines, a haiku has 3"
+
+
+def _cities(answer: Answer) -> str:
+    named = {city for city in CITIES if city in answer.text.lower()}
+    return "" if len(named) >= 3 else f"{len(named)} known Japanese cities named, 3 asked for"
+
+
+def _photosynthesis(answer: Answer) -> str:
+    text = answer.text.strip()
+    sentences = len(re.findall(r"[.!?](?=\s+[A-Z]|$)", text))
+    problem = _words(text, "light") if "sun" not in text.lower() else ""
+    if not problem and not re.search(r"energy|sugar|glucose|oxygen|carbon", text.lower()):
+        problem = "it names neither energy, sugar, oxygen nor carbon dioxide"
+    return problem or ("" if sentences <= 1 else f"{sentences} sentences, one asked for")
+
+
+def _reasoned(answer: Answer) -> str:
+    if not answer.reasoning.strip():
+        return "no reasoning apart from the answer: is --reasoning-parser gemma4 set?"
+    return _words(answer.text, "391")
+
+
+def _called(answer: Answer) -> str:
+    if not answer.tool_calls:
+        return "no tool call: are --enable-auto-tool-choice and --tool-call-parser gemma4 set?"
+    try:
+        function = answer.tool_calls[0]["function"]
+        name, arguments = function["name"], json.loads(function["arguments"])
+    except (KeyError, TypeError, ValueError) as error:
+        return f"a broken tool call: {error}"
+    if name != "get_weather" or "paris" not in str(arguments.get("city", "")).lower():
+        return f"called {name}({arguments}), not get_weather(city=Paris)"
+    return ""
+
+
+def red_square() -> str:
+    """A 64 x 64 red PNG as a data URL (PNG specification, RGB of 8 bits)."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    rows = b"".join(b"\0" + b"\xe0\x10\x10" * 64 for _ in range(64))
+    header = struct.pack(">IIBBBBB", 64, 64, 8, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+    data += chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+_WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather", "description": "The weather of a city now.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}},
+                       "required": ["city"]},
+    },
+}  # fmt: skip
+
+PROMPTS = (
+    Prompt("capital", client.PARIS, lambda a: _words(a.text, "paris")),
+    Prompt("product", "What is 17 * 23?", lambda a: _words(a.text, "391")),
+    Prompt("haiku", "Write a haiku about the ocean.", _haiku),
+    Prompt("cities", "Name three cities in Japan.", _cities),
+    Prompt("prime", "Write a one-line Python function is_prime(n). Only the code.",
+           lambda a: sandbox.wrong_prime(a.text)),
+    Prompt("photosynthesis", "Explain photosynthesis in one sentence.", _photosynthesis),
+    Prompt("reasoning", "What is 17 * 23? Think first.", _reasoned, "reasoning",
+           {"chat_template_kwargs": {"enable_thinking": True}, "max_tokens": 2048}),
+    Prompt("tool", "What is the weather in Paris now? Use the tool.", _called, "tool",
+           {"tools": [_WEATHER]}),
+    Prompt("vision", "What colour is this square? One word.",
+           lambda a: _words(a.text, "red"), "vision"),
+)  # fmt: skip
+
+
+def ask(url: str, prompt: Prompt, model: str, stream: bool, timeout: float) -> Verdict:
+    """Asks one prompt and checks the answer."""
+    content: Any = prompt.text
+    if prompt.kind == "vision":
+        content = [
+            {"type": "image_url", "image_url": {"url": red_square()}},
+            {"type": "text", "text": prompt.text},
+        ]
+    answer = client.chat(
+        url, [{"role": "user", "content": content}], model=model, timeout=timeout,
+        stream=stream and prompt.kind != "tool", **(prompt.options or {}),
+    )  # fmt: skip
+    problem = answer.problem
+    if not problem and not answer.text.strip() and not answer.tool_calls:
+        problem = "an empty answer"
+    problem = problem or prompt.wrong(answer)
+    return Verdict(prompt.name, not problem, answer.text, problem, answer.seconds)
+
+
+def examine(
+    url: str, report: Progress, *, kinds: tuple[str, ...] = ("text", "vision", "reasoning", "tool"),
+    names: tuple[str, ...] = (), stream: bool = False, timeout: float = client.TIMEOUT,
+) -> Iterator[Verdict]:  # fmt: skip
+    """Asks the prompts of some kinds (or of some names) one after the other."""
+    known = client.models(url)
+    for prompt in PROMPTS:
+        if prompt.name in names or (not names and prompt.kind in kinds):
+            report(prompt.name)
+            yield ask(url, prompt, known[0] if known else "default", stream, timeout)
