@@ -18,7 +18,7 @@ PLATFORM ?=
 
 # What `make image` builds, and more options for it.
 ARCH ?= blackwell
-RELEASE ?= 0.20.2
+RELEASE ?=
 VARIANT ?= awq
 # FlashInfer's modules take half an hour on 2 cores: too long for `make image`.
 AOT ?= none
@@ -30,7 +30,7 @@ GPU ?=
 # Folder for the checks' reports; of itself only `make test-image` writes any.
 REPORTS ?=
 GPU_FLAG = $(if $(GPU),--gpu)
-WHAT = --release $(RELEASE) --arch $(ARCH) --from $(FROM) --base $(BASE) --variant $(VARIANT) \
+WHAT = $(if $(RELEASE),--release $(RELEASE)) --arch $(ARCH) --from $(FROM) --base $(BASE) --variant $(VARIANT) \
   --aot $(AOT) $(if $(PLATFORM),--platform $(PLATFORM)) $(GPU_FLAG) \
   $(if $(REPORTS),--reports $(REPORTS))
 

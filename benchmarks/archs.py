@@ -20,11 +20,11 @@ from typing import Any
 from benchmarks import stage
 from benchmarks.recompile import REQUEST
 from fp4forge.core import paths
+from fp4forge.core.platform import AMD64
 from fp4forge.image.stages.jobs import short
-from fp4forge.kernels import gpus as gpu
-from fp4forge.plan.plan import Request
+from fp4forge.plan.request import Request
 
-ONE = replace(REQUEST, platform=gpu.AMD64, cross=False)
+ONE = replace(REQUEST, platform=AMD64, cross=False)
 LISTS = {"12.1a": ONE, "default": replace(ONE, arch="blackwell", arch_list=None)}
 RECORDS = {"12.1a": "source-sm121", "default": "source-blackwell"}
 STEP = 3  # of the objects by name, so that each kind is there by its share

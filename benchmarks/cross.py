@@ -15,17 +15,17 @@ from typing import Any
 
 from benchmarks import stage
 from benchmarks.recompile import REQUEST
+from fp4forge.checks import ledgers
 from fp4forge.core.errors import BinaryError
+from fp4forge.core.platform import AMD64
 from fp4forge.image.stages.jobs import short
-from fp4forge.kernels import gpus as gpu
-from fp4forge.kernels import ledger
 
 STABLE = "CMakeFiles/_C_stable_libtorch.dir/csrc/libtorch_stable"
 # Small ones: one that nvcc compiles, one of the host compiler alone.
 TIMED = (f"{STABLE}/permute_cols.cu.o", f"{STABLE}/torch_bindings.cpp.o")
 LINKED = ("_C_stable_libtorch", "cumem_allocator")
 WAYS = {
-    "native": replace(REQUEST, platform=gpu.AMD64, cross=False),
+    "native": replace(REQUEST, platform=AMD64, cross=False),
     "cross": replace(REQUEST, cross=True),
     "emulated": replace(REQUEST, cross=False),
 }
@@ -77,7 +77,7 @@ def facts(extension: Path) -> dict[str, Any]:
     ).stdout.splitlines()
     kernels: dict[str, int] = {}
     try:
-        found = ledger.read(str(extension), lambda _: None).as_json(details=False)["files"]
+        found = ledgers.read(str(extension), lambda _: None).as_json(details=False)["files"]
         for cubin in (cubin for file in found for cubin in file["cubins"]):
             kernels[cubin["arch"]] = kernels.get(cubin["arch"], 0) + cubin["kernels"]
     except BinaryError:

@@ -19,14 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from fp4forge.core import paths
+from fp4forge.core.platform import AMD64, ARM64, host_platform
+from fp4forge.image import context as contexts
 from fp4forge.inputs import bases
-from fp4forge.kernels.gpus import AMD64, ARM64, host_platform
 from fp4forge.oci import buildkit as builder
-from fp4forge.plan import plan
-from fp4forge.plan.plan import Request
+from fp4forge.plan.request import Request
+from fp4forge.plan.resolve import resolve
+from fp4forge.publish import bases as publishing
+from fp4forge.publish import build as building
 
+RELEASE = "0.19.1"
 REQUEST = Request(
-    "sm121", "0.19.1", base="bootstrap", platform=ARM64, cross=host_platform() == AMD64,
+    "sm121", RELEASE, base="bootstrap", platform=ARM64, cross=host_platform() == AMD64,
     arch_list="12.1a", components="core", sources=("cutlass=pypi",), aot="none",
 )  # fmt: skip
 # A patch of each tier, words that it adds, and what they become: a comment; code of one file.
@@ -56,19 +60,20 @@ def compiled(mark: float = 0.0) -> tuple[float, dict[str, Any]]:
 
     With a mark the instructions are others, and the build folder a new one.
     """
-    prepared, files = plan.identify(plan.resolve(REQUEST))
+    context = contexts.assemble(resolve(REQUEST))
+    prepared = context.plan
     if mark:
-        instructions = json.loads(files["compile.json"]) | {"mark": mark}
-        files["compile.json"] = json.dumps(instructions).encode()
-    context = plan.stage(prepared, files)
+        instructions = json.loads(context.files["compile.json"]) | {"mark": mark}
+        context.files["compile.json"] = json.dumps(instructions).encode()
+    staged = contexts.stage(context)
     start = time.monotonic()
-    record = builder.compile_record(prepared, context, builder.Options(), lambda _: None)
+    record = building.compile_record(prepared, staged, builder.Options(), lambda _: None)
     return time.monotonic() - start, record
 
 
 def recompile() -> dict[str, Any]:
     """After an edited Python patch, and after an edited csrc patch of one file."""
-    bases.ensure(bases.load(REQUEST.base), host_platform(), lambda _: None)
+    publishing.ensure(bases.load("bootstrap"), host_platform(), lambda _: None)
     _, whole = compiled()
     seconds = sum(whole["objects"].values())
     first = [whole["instructions"]["gate"][kind] for kind in ("source", "entry")]
@@ -78,7 +83,7 @@ def recompile() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         try:
             for tier, edit in EDITS.items():
-                paths.PATCHES = edited_patches(Path(name), REQUEST.release, *edit, mark)
+                paths.PATCHES = edited_patches(Path(name), RELEASE, *edit, mark)
                 walls[tier], records[tier] = compiled()
         finally:
             paths.PATCHES = original

@@ -29,23 +29,29 @@ from benchmarks.archs import archs  # noqa: E402
 from benchmarks.cross import cross  # noqa: E402
 from benchmarks.recompile import EDITS, edited_patches, recompile, warm_cache  # noqa: E402
 from benchmarks.transfer import distribute  # noqa: E402
-from fp4forge.core import paths
-from fp4forge.inputs import bases  # noqa: E402
-from fp4forge.kernels import gpus as gpu
-from fp4forge.oci import buildkit as builder
-from fp4forge.oci import (
+from fp4forge.core import paths  # noqa: E402
+from fp4forge.core.platform import PLATFORMS  # noqa: E402
+from fp4forge.image import context as contexts  # noqa: E402
+from fp4forge.inputs import defaults  # noqa: E402
+from fp4forge.oci import buildkit as builder  # noqa: E402
+from fp4forge.oci import (  # noqa: E402
     engine,
     registry,
 )
-from fp4forge.plan import plan
-from fp4forge.plan.plan import Plan, Request  # noqa: E402
+from fp4forge.oci.layout import Layout  # noqa: E402
+from fp4forge.plan.plan import Plan  # noqa: E402
+from fp4forge.plan.request import Request  # noqa: E402
+from fp4forge.plan.resolve import resolve  # noqa: E402
+from fp4forge.publish import bases  # noqa: E402
+from fp4forge.publish import build as building  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 REGISTRY = os.environ.get("REGISTRY", "127.0.0.1:5000")
 REPO = f"{REGISTRY}/fp4forge/bench"
-REQUEST = Request("blackwell", "0.20.2", "awq", "wheel", "bootstrap", aot="none")
-BUILD = [sys.executable, str(ROOT / "build.py"), "--arch", REQUEST.arch, "--release",
-         REQUEST.release, "--from", REQUEST.strategy, "--base", REQUEST.base, "--aot", "none",
+RELEASE = defaults.newest("wheel")
+REQUEST = Request("blackwell", RELEASE, "awq", "wheel", "bootstrap", aot="none")
+BUILD = [sys.executable, str(ROOT / "build.py"), "--arch", "blackwell", "--release",
+         RELEASE, "--from", "wheel", "--base", "bootstrap", "--aot", "none",
          "--push", "--registry", REGISTRY, "--repo", "fp4forge/bench"]  # fmt: skip
 
 
@@ -73,39 +79,30 @@ def shell(line: list[str], **environment: str) -> str:
 def export(context: Path, prepared: Plan, layout: Path, compression: str) -> str:
     """Builds a context into an OCI layout with plain buildx; returns the index digest."""
     attributes = f"force-compression=true,oci-mediatypes=true,compression={compression}"
-    line = builder.command(
+    line = building.command(
         prepared, context, [f"type=oci,tar=false,dest={layout},{attributes}"], builder.Options()
     )
     digest = builder.build(line, quiet, builder.Options()).digest
-    blob = layout / "blobs/sha256" / digest.split(":")[1]
-    entry = {
-        "mediaType": json.loads(blob.read_text())["mediaType"],
-        "digest": digest,
-        "size": blob.stat().st_size,
-    }
-    (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+    Layout(layout).name_only(digest)
     return digest
 
 
 def layer_sizes(layout: Path, digest: str) -> dict[str, int]:
     """Compressed size in bytes of each layer, by digest."""
-    blobs = layout / "blobs/sha256"
-    index = json.loads((blobs / digest.split(":")[1]).read_text())
-    image = next(m for m in index["manifests"] if m["platform"]["os"] != "unknown")
-    manifest = json.loads((blobs / image["digest"].split(":")[1]).read_text())
-    return {layer["digest"]: layer["size"] for layer in manifest["layers"]}
+    return {layer["digest"]: layer["size"] for layer in Layout(layout).layers(digest)}
 
 
 def no_op() -> dict[str, Any]:
     """A build that changes nothing, against the raw buildx command line of the same Dockerfile."""
     shell(BUILD)
-    prepared, files = plan.identify(plan.resolve(REQUEST))
-    context = plan.stage(prepared, files)
+    context = contexts.assemble(resolve(REQUEST))
+    prepared = context.plan
+    staged = contexts.stage(context)
     with tempfile.TemporaryDirectory(dir=paths.STATE) as folder:
         layout = Path(folder)
-        export(context, prepared, layout, "zstd")
-        raw_line = builder.command(
-            prepared, context,
+        export(staged, prepared, layout, "zstd")
+        raw_line = building.command(
+            prepared, staged,
             [f"type=oci,tar=false,dest={layout},{builder.COMPRESSION}"], builder.Options(),
         )  # fmt: skip
         lines = {"ours_s": BUILD, "raw_buildx_s": [*raw_line, "--progress=quiet"]}
@@ -129,15 +126,17 @@ def patch_edit() -> dict[str, Any]:
             for number in range(4):
                 if layout_name == "ours":
                     edit = EDITS["python"]
-                    paths.PATCHES = edited_patches(folder, REQUEST.release, *edit, number)
+                    paths.PATCHES = edited_patches(folder, RELEASE, *edit, number)
                 else:
                     paths.PATCHES = folder / f"patches-{EDITS['python'][0]}-{number}"
-                prepared, files = plan.identify(plan.resolve(REQUEST))
+                context = contexts.assemble(resolve(REQUEST))
+                prepared = context.plan
                 if layout_name == "before_install":
-                    files["Dockerfile"] = patch_first(files["Dockerfile"].decode()).encode()
-                context = plan.stage(prepared, files)
+                    changed = patch_first(context.files["Dockerfile"].decode())
+                    context.files["Dockerfile"] = changed.encode()
+                staged = contexts.stage(context)
                 start = time.monotonic()
-                digest = export(context, prepared, layout, "zstd")
+                digest = export(staged, prepared, layout, "zstd")
                 registry.push(layout, f"{REPO}-{layout_name.replace('_', '-')}", digest, quiet)
                 took = time.monotonic() - start
                 sizes = layer_sizes(layout, digest)
@@ -181,8 +180,9 @@ def patch_first(dockerfile: str) -> str:
 
 def first_push() -> dict[str, Any]:
     """The first export and push of the whole image, zstd against gzip; one run each."""
-    prepared, files = plan.identify(plan.resolve(REQUEST))
-    context = plan.stage(prepared, files)
+    context = contexts.assemble(resolve(REQUEST))
+    prepared = context.plan
+    staged = contexts.stage(context)
     found: dict[str, Any] = {}
     for compression in ("zstd", "gzip"):
         with tempfile.TemporaryDirectory(dir=paths.STATE) as name:
@@ -190,7 +190,7 @@ def first_push() -> dict[str, Any]:
             # Another level than the default, so that no layer is compressed already.
             level = {"zstd": 4, "gzip": 6}[compression]
             start = time.monotonic()
-            digest = export(context, prepared, layout, f"{compression},compression-level={level}")
+            digest = export(staged, prepared, layout, f"{compression},compression-level={level}")
             registry.push(layout, f"{REPO}-first-{compression}", digest, quiet)
             found[f"{compression}_s"] = time.monotonic() - start
             found[f"{compression}_bytes"] = sum(layer_sizes(layout, digest).values())
@@ -202,7 +202,7 @@ def first_push() -> dict[str, Any]:
 def bytecode() -> dict[str, Any]:
     """A fresh container's imports with the image's bytecode, against none."""
     shell(BUILD)
-    image = f"{REPO}:{REQUEST.release}-{REQUEST.arch}-{REQUEST.variant}"
+    image = f"{REPO}:{resolve(REQUEST).moving_tag}"
     line = ["docker", "run", "--rm", "--network=none", "--entrypoint=python3"]
     code = ["-c", "import vllm, torch, flashinfer, transformers"]
     without = ["-e", "PYTHONDONTWRITEBYTECODE=1", "-e", "PYTHONPYCACHEPREFIX=/nonexistent"]
@@ -236,14 +236,14 @@ def ledger_reading() -> dict[str, Any]:
     from fp4forge.kernels import cubins
     from fp4forge.maintain import sources
 
-    wheel = sources.fetch(release.load("0.20.2").wheels["linux/amd64"])
+    wheel = sources.fetch(release.load(RELEASE).wheels["linux/amd64"])
     with tempfile.TemporaryDirectory(dir=paths.STATE) as name:
         with zipfile.ZipFile(wheel) as archive:
             library = Path(archive.extract("vllm/_C.abi3.so", name))
 
         def read() -> None:
             shutil.rmtree(paths.STATE / "ledger", ignore_errors=True)
-            cubins.read(library, quiet)
+            cubins.read(library, paths.STATE / "ledger", quiet)
 
         def dump() -> None:
             line = [cubins.tool("cuobjdump"), "--dump-sass", str(library)]
@@ -272,13 +272,13 @@ def _against_emulation(stage: str) -> dict[str, Any]:
     request = replace(REQUEST, arch="sm121", platform="linux/arm64")
     if not engine.emulated("linux/arm64"):
         return {"not_run": "make setup PLATFORM=linux/arm64 first"}
-    prepared, files = plan.identify(plan.resolve(request))
-    context = plan.stage(prepared, files)
-    base = bases.load(request.base)
-    for platform in gpu.PLATFORMS:
-        bases.ensure(base, platform, quiet)
+    context = contexts.assemble(resolve(request))
+    prepared = context.plan
+    staged = contexts.stage(context)
+    for platform in PLATFORMS:
+        bases.ensure(prepared.inputs.base, platform, quiet)
     options = builder.Options(no_cache=True)
-    line = builder.command(prepared, context, ["type=cacheonly"], options, target=stage)
+    line = building.command(prepared, staged, ["type=cacheonly"], options, target=stage)
     emulated = [f"--build-arg=BUILD_BASE={prepared.base_image}" if "BUILD_BASE" in word else word
                 for word in line]  # fmt: skip
     ours_s = seconds(lambda: builder.build(line, quiet, options))

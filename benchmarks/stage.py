@@ -14,17 +14,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fp4forge.core.platform import AMD64
+from fp4forge.image import context as contexts
 from fp4forge.kernels.base import Progress
-from fp4forge.inputs import bases
-from fp4forge.kernels import gpus as gpu
 from fp4forge.oci import buildkit as builder
-from fp4forge.plan import plan
+from fp4forge.plan.request import Request
+from fp4forge.plan.resolve import resolve
+from fp4forge.publish import bases
+from fp4forge.publish import build as building
 
 PROGRAM = Path(__file__).with_name("stage_program.py")
 
 
 def compile_objects(
-    request: plan.Request,
+    request: Request,
     timed: Sequence[str],
     folder: Path,
     *,
@@ -46,17 +49,18 @@ def compile_objects(
         ``cpu_s``: CPU seconds of the compile; ``seconds``: on the clock by source, as ninja's log
         has them; ``objects``: outputs of all of the plan's extensions.
     """
-    prepared, files = plan.identify(plan.resolve(request))
+    context = contexts.assemble(resolve(request))
+    prepared = context.plan
     arguments = [str(time.time_ns()), "--timed", *timed, "--linked", *linked]
-    text = in_gates_place(edit(files["Dockerfile"].decode()), arguments)
-    files |= {"Dockerfile": text.encode(), PROGRAM.name: PROGRAM.read_bytes()}
+    text = in_gates_place(edit(context.files["Dockerfile"].decode()), arguments)
+    context.files.update({"Dockerfile": text.encode(), PROGRAM.name: PROGRAM.read_bytes()})
     # Crossed, no stage is arm64's.
-    needed = gpu.AMD64 if prepared.cross else prepared.platform
-    for platform in dict.fromkeys((gpu.AMD64, needed)):
-        bases.ensure(bases.load(prepared.base), platform, report)
-    context, options = plan.stage(prepared, files), builder.Options(jobs=jobs)
+    needed = AMD64 if prepared.cross else prepared.platform
+    for platform in dict.fromkeys((AMD64, needed)):
+        bases.ensure(prepared.inputs.base, platform, report)
+    staged, options = contexts.stage(context), builder.Options(jobs=jobs)
     output = f"type=local,dest={folder}"
-    line = builder.command(prepared, context, [output], options, target="proof-files")
+    line = building.command(prepared, staged, [output], options, target="proof-files")
     os.environ["SCCACHE_RECACHE"] = "1"
     try:
         builder.build(line, report, options)

@@ -1,4 +1,4 @@
-"""The ledger of whatever a user names: a shared object, a wheel, a folder, a container, an image."""
+"""The ledger of whatever a user names: a shared object, wheel, folder, container or image."""
 
 from __future__ import annotations
 

@@ -11,10 +11,10 @@ import click
 from fp4forge.cli.options import plan_options, reports_option, resolve_registry
 from fp4forge.core.console import Console, print_json, print_rows
 from fp4forge.core.errors import UsageError
-from fp4forge.plan import components
 from fp4forge.kernels.gpus import TARGETS
 from fp4forge.oci import reference
 from fp4forge.oci.buildkit import Options
+from fp4forge.plan import components
 from fp4forge.plan.plan import Plan
 from fp4forge.plan.request import Request
 from fp4forge.publish import pipeline

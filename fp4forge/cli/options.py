@@ -60,7 +60,7 @@ _PLAN = (
 
 
 def plan_options(function: Function) -> Function:
-    """The options that decide what is in an image: the fields of ``fp4forge.plan.request.Request``."""
+    """The options that decide what is in an image: the fields of ``plan.request.Request``."""
     for option in reversed(_PLAN):
         function = option(function)
     return function

@@ -57,6 +57,7 @@ def _recipe(suite: str) -> str:
 
 @cache
 def table() -> dict[str, Any]:
+    """The entries of ``releases/bases.yaml`` by name."""
     import yaml
 
     text = (RELEASES / "bases.yaml").read_text()

@@ -266,7 +266,7 @@ def _verdict(
             " there (cvt .e2m1x2 not supported): the build dies late"
         )
     elif not targets:
-        notes.append(f"the list names no architecture that vLLM compiles {gpu.family} NVFP4 for")
+        notes.append(f"the list names no {gpu.major}.x architecture that vLLM compiles NVFP4 for")
     elif fp4 == "missing":
         notes.append(f"NVFP4 is compiled for {', '.join(targets)}, which {gpu.name} cannot load")
     else:

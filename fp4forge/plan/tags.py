@@ -25,7 +25,7 @@ def index(release: str, arch: str, variant: str, strategy: str, base: str) -> st
 
 
 def moving(release: str, arch: str, variant: str, strategy: str, base: str, platform: str) -> str:
-    """The moving tag of one platform's image, such as ``0.20.2-sm121-awq-wheel-bootstrap-arm64``."""
+    """The moving tag of one platform's image, ``RELEASE-sm121-awq-wheel-bootstrap-arm64``."""
     architecture = PLATFORMS[platform].architecture
     return f"{index(release, arch, variant, strategy, base)}-{architecture}"
 

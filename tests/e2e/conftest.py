@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from fp4forge.core.errors import DiskError
+from fp4forge.core.platform import host_platform
 
 ROOT = Path(__file__).resolve().parents[2]
 REGISTRY = os.environ.get("REGISTRY", "127.0.0.1:5000")
@@ -67,10 +68,9 @@ def tag_digest(tag: str, registry: str = REGISTRY) -> str | None:
 
 def can_emulate() -> bool:
     """Whether this machine runs linux/arm64, by nature or by qemu."""
-    from fp4forge.kernels import gpus as gpu
     from fp4forge.oci import engine
 
-    return gpu.host_platform() == "linux/arm64" or engine.emulated("linux/arm64")
+    return host_platform() == "linux/arm64" or engine.emulated("linux/arm64")
 
 
 def verify_containers() -> set[str]:

@@ -14,8 +14,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fp4forge.core.platform import host_platform
 from fp4forge.inputs import bases as base
-from fp4forge.kernels.gpus import host_platform
+from fp4forge.publish import bases as publishing
 from tests.e2e.conftest import shell
 
 DAEMON = '{"features": {"containerd-snapshotter": true}}'
@@ -143,7 +144,7 @@ def push_two_versions(repo: str, thick_mib: int, folder: Path) -> tuple[str, str
         folder: becomes the build context.
     """
     (folder / "thick").write_bytes(os.urandom(thick_mib << 20))
-    reference = base.ensure(base.load("bootstrap"), host_platform(), lambda _: None)
+    reference = publishing.ensure(base.load("bootstrap"), host_platform(), lambda _: None)
     (folder / "Dockerfile").write_text(
         f"FROM {reference}\nCOPY --link thick /thick\nCOPY --link thin /thin\n"
     )

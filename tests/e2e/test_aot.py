@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from fp4forge.checks import runner as verify
+from fp4forge.core.paths import STATE
 from fp4forge.kernels import ledger
 from fp4forge.plan import aot
 from tests.e2e.conftest import ROOT, shell
@@ -81,7 +82,7 @@ def test_another_run_compiles_nothing_again(
 
 def test_the_module_has_fp4_for_the_family(published: dict[str, Any], compiled: Path) -> None:
     site = compiled / f"usr/local/lib/python{published['plan']['python']}/dist-packages"
-    found = ledger.packages([site / "flashinfer"], print).targets()
+    found = ledger.packages([site / "flashinfer"], STATE / "ledger", print).targets()
     assert found["flashinfer_quantise"] == ["12.0f"]
     assert found["nvfp4_quantise"] == []
     record = json.loads((compiled / "opt/fp4forge/aot.json").read_text())

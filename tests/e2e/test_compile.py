@@ -17,17 +17,20 @@ from typing import Any
 import pytest
 
 from fp4forge.core.errors import BuildError, CoverageError
+from fp4forge.image import context as contexts
 from fp4forge.inputs import release
 from fp4forge.maintain import sources
 from fp4forge.oci import buildkit as builder
-from fp4forge.plan import components, plan
-from fp4forge.plan.plan import Request
+from fp4forge.plan import components
+from fp4forge.plan.request import Request
+from fp4forge.publish import build as building
 from fp4forge.publish import pipeline
 from tests.e2e.conftest import ROOT, shell
 
 # Of the published image's release and GPUs: its installed layers are there already.
+RELEASE = "0.20.2"
 REQUEST = Request(
-    "blackwell", "0.20.2", strategy="source", base="bootstrap", platform="linux/amd64",
+    "blackwell", RELEASE, strategy="source", base="bootstrap", platform="linux/amd64",
     arch_list="12.1a", allow_missing=("sm100",), components="core", sources=("cutlass=pypi",),
     aot="none",
 )  # fmt: skip
@@ -45,12 +48,12 @@ def build(
     output: str = "type=cacheonly",
 ) -> list[str]:
     """Builds as far as a stage; what it reported. change edits the build's files."""
-    prepared, files = pipeline.prepare(request)
+    context = pipeline.prepare(request)
     if change:
-        change(files)
-    context = plan.stage(prepared, files)
+        change(context.files)
+    staged = contexts.stage(context)
     options = builder.Options(sources=components.local_trees(request.sources))
-    line = builder.command(prepared, context, [output], options, target=target)
+    line = building.command(context.plan, staged, [output], options, target=target)
     reports: list[str] = []
     builder.build(line, reports.append, options)
     return reports
@@ -90,7 +93,7 @@ def test_a_csrc_patch_compiles_what_includes_its_file_and_nothing_else(
 ) -> None:
     """The gate's first object includes the header, its second does not."""
     header = "csrc/libtorch_stable/quantization/fp4/nvfp4_utils.cuh"
-    old = (sources.source_tree(REQUEST.release) / header).read_text()
+    old = (sources.source_tree(RELEASE) / header).read_text()
     new = old + f"static_assert(sizeof(float) == 4 && {time.time_ns()}ll > 0);\n"
 
     def patch(files: dict[str, bytes]) -> None:
@@ -161,7 +164,7 @@ def test_a_tree_that_is_not_cutlass_is_told_with_the_compilers_words(
 ) -> None:
     (tmp_path / "include/cutlass").mkdir(parents=True)
     (tmp_path / "include/cutlass/cutlass.h").write_text("#error not CUTLASS\n")
-    tag = release.load(REQUEST.release).externals["cutlass"].tag
+    tag = release.load(RELEASE).externals["cutlass"].tag
     numbers = zip(("MAJOR", "MINOR", "PATCH"), tag.removeprefix("v").split("."), strict=True)
     (tmp_path / "include/cutlass/version.h").write_text(
         "".join(f"#define CUTLASS_{name} {number}\n" for name, number in numbers)

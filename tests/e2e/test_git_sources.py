@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from fp4forge.core.errors import ArtefactError
+from fp4forge.image import context as contexts
 from fp4forge.oci import buildkit as builder
-from fp4forge.plan import plan
-from fp4forge.plan.plan import Request
+from fp4forge.plan.request import Request
+from fp4forge.plan.resolve import resolve
+from fp4forge.publish import build as building
 from tests.e2e.conftest import free_port, shell
 
 REQUEST = Request(
@@ -50,12 +52,12 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, 
 
 def fetch(where: str, folder: Path) -> None:
     """Builds the stage of CUTLASS's sources from there, and nothing else."""
-    resolved = plan.resolve(REQUEST)
+    resolved = resolve(REQUEST)
     pinned = replace(resolved.sources["cutlass"], where=where)
-    prepared, files = plan.identify(replace(resolved, sources={"cutlass": pinned}))
-    context, options = plan.stage(prepared, files), builder.Options()
+    context = contexts.assemble(replace(resolved, sources={"cutlass": pinned}))
+    staged, options = contexts.stage(context), builder.Options()
     outputs = [f"type=local,dest={folder}"]
-    line = builder.command(prepared, context, outputs, options, target="source-cutlass")
+    line = building.command(context.plan, staged, outputs, options, target="source-cutlass")
     builder.build(line, lambda _: None, options)
 
 

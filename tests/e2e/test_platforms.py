@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from fp4forge.core.errors import RegistryError
-from fp4forge.inputs import bases as base
 from fp4forge.oci import registry
+from fp4forge.publish import bases
 from tests.e2e.conftest import REGISTRY, ROOT, build, can_emulate, raw, shell, tag_digest
 
 SMALL = f"{REGISTRY}/fp4forge/two"
@@ -39,7 +39,9 @@ def digests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def index(digests: dict[str, str]) -> str:
     manifests = set().union(*(registry.images_of(SMALL, d) for d in digests.values()))
-    return registry.combine(SMALL, list(digests.values()), "both", manifests)
+    digest = registry.combine(SMALL, list(digests.values()), manifests)
+    registry.tag(SMALL, digest, "both")
+    return digest
 
 
 def test_one_index_names_every_platforms_image(digests: dict[str, str], index: str) -> None:
@@ -78,8 +80,8 @@ def test_docker_and_skopeo_agree(index: str, platform: str) -> None:
 
 def test_an_index_that_names_another_image_is_refused(digests: dict[str, str]) -> None:
     wanted = registry.images_of(SMALL, digests["linux/amd64"])
-    with pytest.raises(RegistryError, match="does not name the images"):
-        registry.combine(SMALL, list(digests.values()), "wrong", wanted)
+    with pytest.raises(RegistryError, match="do not name the images"):
+        registry.combine(SMALL, list(digests.values()), wanted)
 
 
 def test_one_platform_that_fails_leaves_the_tag(published: dict[str, Any]) -> None:
@@ -137,7 +139,7 @@ def test_a_base_made_here_is_the_same_image_each_time(platform: str, tmp_path: P
         root = tmp_path / str(number) / "root"
         (root / "etc").mkdir(parents=True)
         (root / "etc/name").write_text("made now")
-        base.import_folder(root, platform, reference)
+        bases.import_folder(root, platform, reference)
         form = "{{.Id}} {{.Os}}/{{.Architecture}}"
         made.append(shell("docker", "image", "inspect", "--format", form, reference).stdout)
         shell("docker", "rmi", "--force", reference)

@@ -90,26 +90,36 @@ def test_an_immutable_tag_that_another_image_has_is_left_alone(published: dict[s
     from fp4forge.oci import registry
 
     repository, tag = f"{REGISTRY}/{REPO}", published["plan"]["tags"][0]
-    manifests = registry.image_manifests(raw(published["image"]))
-    assert registry.immutable(repository, tag, manifests) == (tag, published["digest"])
-    other = {"sha256:" + "0123456789abcdef" * 4}
-    assert registry.immutable(repository, tag, other) == (f"{tag}-01234567", None)
+    index, digest = raw(published["image"]), published["digest"]
+    assert registry.immutable(repository, tag, index, digest) == (tag, digest)
+    other = json.loads(json.dumps(index))
+    for entry in other["manifests"]:
+        if entry["platform"]["os"] != "unknown":
+            entry["digest"] = "sha256:" + "0123456789abcdef" * 4
+    assert registry.immutable(repository, tag, other, "sha256:1") == (f"{tag}-01234567", None)
+    forged = json.loads(json.dumps(index))
+    for entry in forged["manifests"]:
+        entry["platform"] = {"os": "linux", "architecture": "arm64"}
+    assert registry.immutable(repository, tag, forged, "sha256:1")[0] != tag
 
 
 def test_layers_built_anew_have_the_same_digest(published: dict[str, Any]) -> None:
-    from fp4forge.oci import buildkit as builder
-    from fp4forge.plan import plan
+    from fp4forge.image import context as contexts
+    from fp4forge.oci import buildkit
+    from fp4forge.plan.request import Request
+    from fp4forge.plan.resolve import resolve
+    from fp4forge.publish import build as building
 
-    request = plan.Request("blackwell", "0.20.2", "awq", "wheel", "bootstrap", aot="none")
-    prepared, files = plan.identify(plan.resolve(request))
-    line = builder.command(
-        prepared,
-        plan.stage(prepared, files),
-        [f"type=oci,tar=false,dest={builder.OCI_LAYOUT},{builder.COMPRESSION}"],
-        builder.Options(),
+    request = Request("blackwell", "0.20.2", "awq", "wheel", "bootstrap", aot="none")
+    context = contexts.assemble(resolve(request))
+    line = building.command(
+        context.plan,
+        contexts.stage(context),
+        [f"type=oci,tar=false,dest={building.LAYOUT.folder},{buildkit.COMPRESSION}"],
+        buildkit.Options(),
     )
-    built = builder.build([*line, "--no-cache-filter=system"], lambda _: None, builder.Options())
-    found = [layer["digest"] for layer in builder.layers(built.digest)]
+    built = buildkit.build([*line, "--no-cache-filter=system"], lambda _: None, buildkit.Options())
+    found = [layer["digest"] for layer in building.LAYOUT.layers(built.digest)]
     assert found == [layer["digest"] for layer in layers(published["image"])]
 
 
@@ -119,7 +129,7 @@ def test_a_base_is_pinned_where_a_registry_answers(
     bases = copied_releases / "bases.yaml"
     ours = f"{REGISTRY}/{REPO}:{published['plan']['tags'][1]}"
     bases.write_text(bases.read_text().replace("image: ubuntu:24.04", f"image: {ours}"))
-    code = "from fp4forge import base; print(base.pin())"
+    code = "from fp4forge.maintain import pins; print(pins.pin())"
     said = shell(sys.executable, "-c", code, FP4FORGE_RELEASES=str(copied_releases)).stdout
     assert published["digest"] in said
     assert f'digest: "{published["digest"]}"' in bases.read_text()

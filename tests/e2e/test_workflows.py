@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fp4forge.kernels.gpus import host_platform
+from fp4forge.core.platform import host_platform
 from tests.e2e.conftest import REGISTRY, ROOT
 
 WORKFLOWS = ROOT / ".github" / "workflows"

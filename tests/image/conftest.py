@@ -88,7 +88,7 @@ def over_files(container: Any, plan: dict[str, Any]) -> Callable[..., Any]:
     Emulated, reading every file takes minutes. So for a foreign platform this machine's own Python
     does, with the container's root as its own, where that can be had: as root, beside the engine.
     """
-    from fp4forge.kernels.gpus import host_platform
+    from fp4forge.core.platform import host_platform
     from fp4forge.oci import engine
 
     root = f"/proc/{container.attrs['State']['Pid']}/root"

@@ -66,13 +66,13 @@ def test_imports(host: Any) -> None:
 
 def test_extensions(host: Any, proofs: str, site: str) -> None:
     """vLLM's extensions load, and tell of FP4 on just the GPU families that they have it for"""
-    from fp4forge.kernels import ledger
+    from fp4forge.kernels.gpus import RUNS
 
     done = host.run(f"python3 {proofs}/extensions.py {site}")
     assert done.rc == 0, f"an extension does not load: {done.stderr.strip().splitlines()[-1:]}"
     said = {int(capability): fp4 for capability, fp4 in json.loads(done.stdout).items()}
     gpus = json.loads(host.file("/opt/fp4forge/ledger.json").content_string)["gpus"]
-    there = [GPUS[g].major for g, have in gpus.items() if have["nvfp4_gemm"] in ledger.RUNS]
+    there = [GPUS[g].major for g, have in gpus.items() if have["nvfp4_gemm"] in RUNS]
     wrong = {c: fp4 for c, fp4 in said.items() if fp4 != (c // 10 in there)}
     assert not wrong, f"cutlass_scaled_mm_supports_fp4 says {wrong}, which the ledger does not"
 
@@ -144,9 +144,10 @@ def test_kernels(
     request: pytest.FixtureRequest, plan: dict[str, Any], tell: Callable[[str], None]
 ) -> None:
     """FP4 kernels for every requested GPU are in the binaries, read off them once more"""
+    from fp4forge.checks import ledgers
     from fp4forge.kernels import ledger
 
-    found = ledger.read(request.config.getoption("--container"), tell)
+    found = ledgers.read(request.config.getoption("--container"), tell)
     wanted = tuple(gpu for gpu in plan["gpus"] if gpu not in plan["allow_missing"])
     lost = [f"{gpu} lacks {what}" for gpu, what in ledger.lost(found, wanted).items()]
     lost += ledger.differences(plan["predicted"], found.targets())

@@ -9,7 +9,8 @@ from fp4forge.image.stages.aot import key
 from fp4forge.kernels import ledger
 from fp4forge.kernels.cubins import Cubin, DeviceCode, Kernel
 from fp4forge.plan import aot
-from fp4forge.plan.plan import Request, resolve
+from fp4forge.plan.request import Request
+from fp4forge.plan.resolve import resolve
 
 WHEEL = {"release": "0.20.2", "strategy": "wheel", "base": "bootstrap"}
 

@@ -13,6 +13,7 @@ import pytest
 
 from fp4forge.core.errors import UsageError
 from fp4forge.core.paths import RELEASES
+from fp4forge.inputs import arch_rules
 from fp4forge.kernels import archs, cmake_rules
 from fp4forge.maintain import sources
 
@@ -44,7 +45,7 @@ def generated(count: int) -> list[tuple[list[str], list[str]]]:
 
 def steps_sources(vllm: str) -> list[list[str]]:
     """Every list that vLLM itself passes, for CUDA 12.8 to 13.2."""
-    steps = archs.rules(vllm)["steps"]
+    steps = arch_rules.load(vllm)["steps"]
     return [s["archs"].split(";") for s in steps if s["do"] in ("intersect", "supported")]
 
 
@@ -76,9 +77,7 @@ def test_committed_rules_are_what_the_source_says(vllm: str) -> None:
     assert cmake_rules.extract(sources.source_tree(vllm)) == committed
 
 
-def test_a_changed_cmake_file_changes_the_prediction(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_changed_cmake_file_changes_the_prediction(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     shutil.copytree(sources.source_tree("0.20.2") / "cmake", tree / "cmake")
     text = (sources.source_tree("0.20.2") / "CMakeLists.txt").read_text()
@@ -86,8 +85,7 @@ def test_a_changed_cmake_file_changes_the_prediction(
     assert changed != text
     (tree / "CMakeLists.txt").write_text(changed)
     data = cmake_rules.extract(tree)
-    monkeypatch.setattr(archs, "rules", lambda _: data)
-    prediction = archs.predict("12.0", "0.20.2", "13.0")
+    prediction = archs.predict("12.0", "0.20.2", data, "13.0")
     assert prediction.groups["nvfp4_sm12x"] == ["12.0a"]
     assert prediction.lost(("sm120", "sm121")).keys() == {"sm121"}
 
@@ -111,7 +109,7 @@ TRAPS = [
 
 @pytest.mark.parametrize(("text", "cuda", "sm12x", "sm10x"), TRAPS)
 def test_known_lists(text: str, cuda: str, sm12x: list[str], sm10x: list[str]) -> None:
-    groups = archs.predict(text, "0.19.1", cuda).groups
+    groups = archs.predict(text, "0.19.1", arch_rules.load("0.19.1"), cuda).groups
     assert (groups["nvfp4_sm12x"], groups["nvfp4_sm10x"]) == (sm12x, sm10x)
     assert set(groups["moe_marlin"]) <= {"8.0+PTX"}
 
@@ -149,8 +147,8 @@ def test_exit_codes_and_reasons(arguments: list[str], code: int, says: str) -> N
 
 def test_json() -> None:
     data = json.loads(run("12.0a", "--vllm", "0.20.2", "--json").stdout)
-    assert data["gpus"]["sm120"]["fp4"] == "exact"
-    assert data["gpus"]["sm121"] == data["gpus"]["sm121"] | {"fp4": "none", "ok": False}
+    assert data["gpus"]["sm120"]["fp4"] == "native"
+    assert data["gpus"]["sm121"] == data["gpus"]["sm121"] | {"fp4": "missing", "ok": False}
     assert data["groups"]["nvfp4_sm12x"] == ["12.0a"]
 
 

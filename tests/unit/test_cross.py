@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from fp4forge.core.errors import PlatformError, UsageError
+from fp4forge.core.platform import AMD64
+from fp4forge.image import context as contexts
 from fp4forge.image import render
 from fp4forge.image.stages import cross as building
 from fp4forge.inputs import locks as lock
-from fp4forge.kernels import gpus as gpu
-from fp4forge.plan import plan
-from fp4forge.plan.plan import Request
+from fp4forge.plan import packages
+from fp4forge.plan.request import Request
+from fp4forge.plan.resolve import resolve
 from fp4forge.publish import pipeline
 
 CROSS = Request(
@@ -24,7 +26,7 @@ CROSS = Request(
 
 
 def test_the_build_platforms_packages_compile_and_the_targets_are_only_mounted() -> None:
-    text = render.dockerfile(plan.resolve(CROSS))
+    text = render.dockerfile(resolve(CROSS))
     compilers = text[text.index("FROM tools AS compilers") : text.index("FROM tools AS vllm")]
     assert "g++-aarch64-linux-gnu" in compilers and "libpython3-dev:arm64" in compilers
     assert "COPY --link --from=host-torch /out /" in compilers
@@ -35,18 +37,18 @@ def test_the_build_platforms_packages_compile_and_the_targets_are_only_mounted()
 
 
 def test_both_platforms_locks_are_in_the_context() -> None:
-    texts = lock.layers(plan.resolve(CROSS))
-    native = lock.layers(plan.resolve(replace(CROSS, platform="linux/amd64", cross=False)))
-    for group in lock.GROUPS:
+    texts = packages.layers(resolve(CROSS))
+    native = packages.layers(resolve(replace(CROSS, platform="linux/amd64", cross=False)))
+    for group in lock.LAYERS:
         assert texts[f"host/{group}"] == native[group]
     assert "nvidia-cuda-runtime" in texts["runtime"]
 
 
 def test_a_native_compile_keeps_its_cache_key() -> None:
     """compile.json is part of the key under which objects are kept."""
-    files = plan.context_files(plan.resolve(replace(CROSS, cross=False)))
+    files = contexts.assemble(resolve(replace(CROSS, cross=False))).files
     assert b'"cross"' not in files["compile.json"]
-    assert b'"cross"' in plan.context_files(plan.resolve(CROSS))["compile.json"]
+    assert b'"cross"' in contexts.assemble(resolve(CROSS)).files["compile.json"]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +62,7 @@ def test_a_native_compile_keeps_its_cache_key() -> None:
 )
 def test_what_cannot_be_crossed(change: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError) as refused:
-        plan.resolve(replace(CROSS, **change))
+        resolve(replace(CROSS, **change))
     assert says in str(refused.value) + str(refused.value.rule)
 
 
@@ -73,7 +75,7 @@ def test_compilers_never_run_under_emulation(
 ) -> None:
     monkeypatch.setattr(pipeline, "host_platform", lambda: here)
     with pytest.raises(PlatformError) as refused:
-        pipeline._check_compilers(plan.resolve(replace(CROSS, cross=cross)))
+        pipeline._check_compilers(resolve(replace(CROSS, cross=cross)))
     assert remedy in (refused.value.remedy or "")
 
 
@@ -81,8 +83,8 @@ def test_cmake_is_told_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(building, "TARGET", tmp_path)
     torch = tmp_path / "torch/usr/local/lib/python3.13/dist-packages/torch"
     torch.mkdir(parents=True)
-    toolchain = plan.resolve(CROSS).cross
-    assert toolchain is not None and toolchain.build == gpu.AMD64
+    toolchain = resolve(CROSS).cross
+    assert toolchain is not None and toolchain.build == AMD64
     flags = building.flags(asdict(toolchain), tmp_path / "cross.cmake")
     assert f"-DTorch_DIR={torch}/share/cmake/Torch" in flags
     assert f"-DTORCH_LIBRARY={torch}/lib/libtorch.so" in flags

@@ -11,9 +11,9 @@ import pytest
 
 from fp4forge.cli.ledger import file_rows
 from fp4forge.kernels import ledger
-from fp4forge.kernels.archs import serves
 from fp4forge.kernels.cubins import Cubin, DeviceCode, Kernel, Ptx
-from fp4forge.kernels.gpus import GPUS
+from fp4forge.kernels.gpus import GPUS, serves
+from fp4forge.kernels.groups import groups_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -103,10 +103,10 @@ def test_files_alike_are_one_row_and_fp4_is_named() -> None:
 @pytest.mark.parametrize(
     ("target", "gpu", "word"),
     [
-        ("12.0", "sm121", "family"), ("12.1", "sm120", "none"), ("12.0a", "sm121", "none"),
-        ("12.0f", "sm120", "family"), ("12.1f", "sm120", "none"), ("10.0f", "sm103", "family"),
-        ("8.0+PTX", "sm121", "ptx"), ("8.0", "sm121", "none"), ("12.1+PTX", "sm120", "none"),
-        ("12.1a", "sm121", "exact"), ("10.0", "sm120", "none"),
+        ("12.0", "sm121", "family"), ("12.1", "sm120", "missing"), ("12.0a", "sm121", "missing"),
+        ("12.0f", "sm120", "family"), ("12.1f", "sm120", "missing"), ("10.0f", "sm103", "family"),
+        ("8.0+PTX", "sm121", "ptx"), ("8.0", "sm121", "missing"), ("12.1+PTX", "sm120", "missing"),
+        ("12.1a", "sm121", "native"), ("10.0", "sm120", "missing"),
     ],
 )  # fmt: skip
 def test_what_runs_where(target: str, gpu: str, word: str) -> None:
@@ -117,10 +117,10 @@ def test_only_fp4_marlin_counts() -> None:
     half, bf16, fp4, fp8 = 0x0A05, 0x0708, 0x0102, 0x0304  # mantissa bits, exponent bits
     for activation in (half, bf16):
         name = f"_ZN6marlin6MarlinILl{activation}ELl{fp4}ELl0EEEvv"
-        assert list(ledger.groups_of(Kernel(name))) == ["marlin"]
+        assert list(groups_of(Kernel(name))) == ["marlin"]
     for pair in ((fp8, fp4), (bf16, fp8)):
         name = f"_ZN16marlin_moe_wna166MarlinILl{pair[0]}ELl{pair[1]}ELl0EEEvv"
-        assert list(ledger.groups_of(Kernel(name))) == []
+        assert list(groups_of(Kernel(name))) == []
 
 
 def test_differences_show_both_columns() -> None:

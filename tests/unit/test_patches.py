@@ -17,7 +17,7 @@ from fp4forge.core.errors import PatchError
 from fp4forge.core.paths import IMAGE_FILES, ROOT
 from fp4forge.inputs import patches as series
 
-SCRIPT = IMAGE_FILES / "build" / "apply_patches.py"
+SCRIPT = IMAGE_FILES / "stages" / "apply_patches.py"
 BEFORE = "".join(f"a{n} = {n}\n" for n in range(1, 21))
 AFTER = BEFORE.replace("a10 = 10\n", "a10 = 11\n")
 DIFF = """--- a/pkg/mod.py
@@ -148,7 +148,7 @@ def test_malformed_series(
 
 
 def test_globs_of_left_out_files() -> None:
-    spec = importlib.util.spec_from_file_location("install", IMAGE_FILES / "build" / "install.py")
+    spec = importlib.util.spec_from_file_location("install", IMAGE_FILES / "stages" / "install.py")
     assert spec is not None
     assert spec.loader is not None
     install = importlib.util.module_from_spec(spec)

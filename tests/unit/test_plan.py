@@ -13,17 +13,20 @@ import pytest
 
 from fp4forge.core.errors import BaseImageError, UsageError
 from fp4forge.core.paths import DOCKERFILES
+from fp4forge.image import context as contexts
 from fp4forge.image import render
-from fp4forge.inputs import bases as base
 from fp4forge.inputs import locks as lock
-from fp4forge.plan import plan
-from fp4forge.plan.plan import Request
+from fp4forge.oci import reference
+from fp4forge.plan import packages
+from fp4forge.plan.request import Request
+from fp4forge.plan.resolve import resolve
+from fp4forge.publish import bases as publishing
 
 WHEEL = Request("blackwell", "0.20.2", "awq", "wheel", "bootstrap", "linux/amd64")
 
 
 def identity(request: Request) -> str:
-    return plan.identify(plan.resolve(request))[0].id
+    return contexts.assemble(resolve(request)).plan.id
 
 
 def test_the_same_request_has_the_same_id() -> None:
@@ -46,7 +49,7 @@ def test_everything_asked_for_changes_the_id(change: dict[str, Any]) -> None:
 
 def test_flashinfer_cubins_follow_the_gpu() -> None:
     def globs(arch: str) -> set[str]:
-        return {rule.glob for rule in plan.resolve(replace(WHEEL, arch=arch)).leave_out}
+        return {rule.glob for rule in resolve(replace(WHEEL, arch=arch)).leave_out}
 
     assert "flashinfer_cubin/**" in globs("sm120")
     assert "flashinfer_cubin/**" not in globs("blackwell")
@@ -54,13 +57,13 @@ def test_flashinfer_cubins_follow_the_gpu() -> None:
 
 
 def test_plain_has_no_patches() -> None:
-    assert plan.resolve(replace(WHEEL, variant="plain")).patches == ()
-    assert plan.resolve(WHEEL).patched_files
+    assert resolve(replace(WHEEL, variant="plain")).patches == ()
+    assert resolve(WHEEL).patched_files
 
 
 def test_all_of_flashinfers_modules_have_a_budget_of_their_own() -> None:
     def budget(aot: str, arch: str) -> float:
-        return plan.resolve(replace(WHEEL, aot=aot, arch=arch)).unpacked_gb
+        return resolve(replace(WHEEL, aot=aot, arch=arch)).unpacked_gb
 
     assert budget("gemma4", "sm121") == budget("none", "sm121")
     one, three = (budget("all", arch) - budget("none", arch) for arch in ("sm121", "blackwell"))
@@ -69,7 +72,7 @@ def test_all_of_flashinfers_modules_have_a_budget_of_their_own() -> None:
 
 
 def test_every_layer_comes_from_the_lock() -> None:
-    texts = lock.layers(plan.resolve(WHEEL))
+    texts = packages.layers(resolve(WHEEL))
     assert "torch==2.11.0" in texts["torch"]
     assert "nvidia-cuda-nvcc==13.0.88" in texts["cuda"]
     assert "transformers==5.5.4" in texts["python"]
@@ -99,22 +102,22 @@ def test_a_changed_dockerfile_is_noticed(tmp_path: object, monkeypatch: pytest.M
 
 def test_a_build_without_flash_attention_needs_the_patch_that_lets_it_start() -> None:
     core = replace(WHEEL, strategy="source", components="core", sources=("cutlass=pypi",))
-    assert "flash-attn-optional" in plan.resolve(core).patches
+    assert "flash-attn-optional" in resolve(core).patches
     with pytest.raises(UsageError, match="without FlashAttention"):
-        plan.resolve(replace(core, variant="plain"))
-    plan.resolve(replace(core, variant="plain", components="core,fa2"))
+        resolve(replace(core, variant="plain"))
+    resolve(replace(core, variant="plain", components="core,fa2"))
 
 
 @pytest.mark.parametrize("registry", ["127.0.0.1:5000", "registry.example/team", None])
 def test_repositories(registry: str | None) -> None:
-    found = plan.repository(registry, "fp4forge/vllm")
+    found = reference.repository(registry, "fp4forge/vllm")
     assert found.endswith("fp4forge/vllm")
 
 
 @pytest.mark.parametrize("registry", ["a;b", "host:port", "-x", "h/UPPER"])
 def test_bad_registries(registry: str) -> None:
     with pytest.raises(UsageError):
-        plan.repository(registry, "fp4forge/vllm")
+        reference.repository(registry, "fp4forge/vllm")
 
 
 @pytest.mark.parametrize("strategy", ["wheel", "source", "cross"])
@@ -125,7 +128,7 @@ def test_the_context_has_every_file_that_the_dockerfile_copies(strategy: str) ->
     change = crossing if strategy == "cross" else {"strategy": strategy}
     for release in ("0.20.2",) if strategy == "wheel" else ("0.19.1", "0.20.2"):
         request = replace(WHEEL, release=release, **change)
-        files = plan.identify(plan.resolve(request))[1]
+        files = contexts.assemble(resolve(request)).files
         for line in re.findall(r"(?m)^COPY (?!.*--from)(.*) \S+$", files["Dockerfile"].decode()):
             for source in line.replace("--link ", "").split():
                 assert any(name == source or name.startswith(source) for name in files), source
@@ -133,12 +136,13 @@ def test_the_context_has_every_file_that_the_dockerfile_copies(strategy: str) ->
 
 @pytest.mark.parametrize("module", ["ledger", "cubins"])
 def test_the_build_stages_carry_every_module_that_they_import(module: str, tmp_path: Path) -> None:
-    """A stage has Python's own library and the context's ``ledger`` folder, nothing else."""
-    for name, content in plan.context_files(plan.resolve(WHEEL)).items():
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    code = f"import sys; sys.path.insert(0, {str(tmp_path / 'ledger')!r}); import fp4forge.{module}"
+    """A stage has Python's own library and the context's ``kernels`` folder, nothing else."""
+    for name, content in contexts.assemble(resolve(WHEEL)).files.items():
+        if name.startswith("kernels/"):
+            path = tmp_path / "fp4forge" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import fp4forge.kernels.{module}"
     subprocess.run([sys.executable, "-I", "-S", "-c", code], check=True)
 
 
@@ -146,12 +150,12 @@ def test_the_context_is_the_same_under_any_umask(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Under 077 the image's folders would be root's alone, and its layers others."""
-    monkeypatch.setattr(plan, "STATE", tmp_path)
-    prepared, files = plan.identify(plan.resolve(WHEEL))
+    monkeypatch.setattr(contexts, "STATE", tmp_path)
+    context = contexts.assemble(resolve(WHEEL))
     modes = []
     for mask in (0o022, 0o077):
         before = os.umask(mask)
-        folder = plan.stage(prepared, files)
+        folder = contexts.stage(context)
         os.umask(before)
         modes.append({p.relative_to(folder): oct(p.stat().st_mode) for p in folder.rglob("*")})
     assert modes[0] == modes[1]
@@ -161,4 +165,4 @@ def test_a_base_that_cannot_be_packed_is_told(tmp_path: Path) -> None:
     (tmp_path / "layer.tar").mkdir()  # where the layer would be written
     (tmp_path / "root").mkdir()
     with pytest.raises(BaseImageError, match=r"layer\.tar.*directory"):
-        base.import_folder(tmp_path / "root", "linux/amd64", "fp4forge.local/none:1")
+        publishing.import_folder(tmp_path / "root", "linux/amd64", "fp4forge.local/none:1")

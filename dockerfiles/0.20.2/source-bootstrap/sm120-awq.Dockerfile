@@ -34,7 +34,7 @@ RUN --mount=type=secret,id=ca,target=/run/secrets/ca.pem \
     if [ -s /run/secrets/ca.pem ]; then export SSL_CERT_FILE=/run/secrets/ca.pem PIP_CERT=/run/secrets/ca.pem; fi \
     && python3 -m pip install --no-cache-dir --break-system-packages --require-hashes \
        -r /fp4forge/locks/tools.txt
-COPY image/build/install.py /fp4forge/
+COPY image/stages/install.py /fp4forge/
 
 # ---- one stage per layer of installed packages; BuildKit runs them side by side --------------
 FROM tools AS cuda
@@ -89,11 +89,11 @@ RUN mkdir -p /usr/local/lib/python3.13/dist-packages/nvidia/cu13/lib/stubs \
 
 # ---- aot: FlashInfer's modules, so that the first request starts no compiler --------------------
 FROM compilers AS aot
-COPY image/build/aot.py image/build/install.py image/build/jobs.py /fp4forge/fp4forge/image/build/
+COPY image/stages/aot.py image/stages/install.py image/stages/jobs.py /fp4forge/fp4forge/image/stages/
 COPY aot.json /fp4forge/
 RUN --mount=type=secret,id=compile,target=/run/secrets/compile.env \
     --mount=type=cache,id=fp4forge-aot,target=/root/.cache/aot \
-    PYTHONPATH=/fp4forge python3 -m fp4forge.image.build.aot --out /out
+    PYTHONPATH=/fp4forge python3 -m fp4forge.image.stages.aot --out /out
 
 # ---- compile: vLLM's extensions from the pinned sdist -----------------------------------------
 # Headers keep the release's time, so that ninja redoes nothing when this stage is built again.
@@ -132,19 +132,19 @@ COPY --from=source-flash-attn / /externals/flash-attn/
 COPY --from=source-qutlass / /externals/qutlass/
 COPY --from=source-triton_kernels / /externals/triton_kernels/
 COPY csrc/ /fp4forge/csrc/
-COPY ledger/ /fp4forge/
-COPY image/build/apply_patches.py image/build/compile.py image/build/cross.py image/build/jobs.py /fp4forge/fp4forge/image/build/
+COPY kernels/ /fp4forge/fp4forge/kernels/
+COPY image/stages/apply_patches.py image/stages/compile.py image/stages/cross.py image/stages/jobs.py /fp4forge/fp4forge/image/stages/
 COPY compile.json /fp4forge/
 RUN --mount=type=secret,id=compile,target=/run/secrets/compile.env \
     --mount=type=cache,id=fp4forge-compile,target=/root/.cache/compile \
     --mount=type=cache,id=fp4forge-sccache,target=/root/.cache/sccache \
-    PYTHONPATH=/fp4forge python3 -m fp4forge.image.build.compile gate
+    PYTHONPATH=/fp4forge python3 -m fp4forge.image.stages.compile gate
 
 FROM gate AS compile
 RUN --mount=type=secret,id=compile,target=/run/secrets/compile.env \
     --mount=type=cache,id=fp4forge-compile,target=/root/.cache/compile \
     --mount=type=cache,id=fp4forge-sccache,target=/root/.cache/sccache \
-    PYTHONPATH=/fp4forge python3 -m fp4forge.image.build.compile all
+    PYTHONPATH=/fp4forge python3 -m fp4forge.image.stages.compile all
 
 # Seconds by object, jobs and cache hits: for the closing table and the evidence.
 FROM scratch AS compile-record
@@ -162,8 +162,8 @@ RUN --mount=type=cache,target=/root/.cache/uv \
 
 # ---- ledger: which kernels are in it, read off the binaries -----------------------------------
 FROM tools AS ledger
-COPY ledger/ /fp4forge/
-COPY image/build/make_ledger.py /fp4forge/
+COPY kernels/ /fp4forge/fp4forge/kernels/
+COPY image/stages/make_ledger.py /fp4forge/
 RUN --mount=type=bind,from=vllm,source=/out,target=/vllm \
     --mount=type=bind,from=aot,source=/out,target=/aot \
     --mount=type=cache,id=fp4forge-ledger,target=/fp4forge/.build/ledger \
@@ -177,7 +177,7 @@ COPY --from=ledger /out/opt/fp4forge/ledger.json /
 
 # ---- patched: the files that patches change, a layer for each folder ---------------------------
 FROM tools AS patched
-COPY image/build/apply_patches.py /fp4forge/
+COPY image/stages/apply_patches.py /fp4forge/
 COPY patches/ /fp4forge/patches/
 RUN --mount=type=bind,from=vllm,source=/out,target=/in \
     python3 /fp4forge/apply_patches.py --series /fp4forge/patches/series.json \

@@ -34,7 +34,7 @@ RUN --mount=type=secret,id=ca,target=/run/secrets/ca.pem \
     if [ -s /run/secrets/ca.pem ]; then export SSL_CERT_FILE=/run/secrets/ca.pem PIP_CERT=/run/secrets/ca.pem; fi \
     && python3 -m pip install --no-cache-dir --break-system-packages --require-hashes \
        -r /fp4forge/locks/tools.txt
-COPY image/build/install.py /fp4forge/
+COPY image/stages/install.py /fp4forge/
 
 # ---- one stage per layer of installed packages; BuildKit runs them side by side --------------
 FROM tools AS cuda
@@ -89,11 +89,11 @@ RUN mkdir -p /usr/local/lib/python3.12/dist-packages/nvidia/cu13/lib/stubs \
 
 # ---- aot: FlashInfer's modules, so that the first request starts no compiler --------------------
 FROM compilers AS aot
-COPY image/build/aot.py image/build/install.py image/build/jobs.py /fp4forge/fp4forge/image/build/
+COPY image/stages/aot.py image/stages/install.py image/stages/jobs.py /fp4forge/fp4forge/image/stages/
 COPY aot.json /fp4forge/
 RUN --mount=type=secret,id=compile,target=/run/secrets/compile.env \
     --mount=type=cache,id=fp4forge-aot,target=/root/.cache/aot \
-    PYTHONPATH=/fp4forge python3 -m fp4forge.image.build.aot --out /out
+    PYTHONPATH=/fp4forge python3 -m fp4forge.image.stages.aot --out /out
 
 FROM tools AS vllm
 COPY leave-out.json /fp4forge/
@@ -107,8 +107,8 @@ RUN --mount=type=cache,target=/root/.cache/uv \
 
 # ---- ledger: which kernels are in it, read off the binaries -----------------------------------
 FROM tools AS ledger
-COPY ledger/ /fp4forge/
-COPY image/build/make_ledger.py /fp4forge/
+COPY kernels/ /fp4forge/fp4forge/kernels/
+COPY image/stages/make_ledger.py /fp4forge/
 RUN --mount=type=bind,from=vllm,source=/out,target=/vllm \
     --mount=type=bind,from=aot,source=/out,target=/aot \
     --mount=type=cache,id=fp4forge-ledger,target=/fp4forge/.build/ledger \
@@ -122,7 +122,7 @@ COPY --from=ledger /out/opt/fp4forge/ledger.json /
 
 # ---- patched: the files that patches change, a layer for each folder ---------------------------
 FROM tools AS patched
-COPY image/build/apply_patches.py /fp4forge/
+COPY image/stages/apply_patches.py /fp4forge/
 COPY patches/ /fp4forge/patches/
 RUN --mount=type=bind,from=vllm,source=/out,target=/in \
     python3 /fp4forge/apply_patches.py --series /fp4forge/patches/series.json \

@@ -15,8 +15,8 @@ HERE = Path(__file__).resolve().parent
 CACHE = HERE / ".build/ledger"
 sys.path.insert(0, str(HERE))
 
-from fp4forge.kernels import ledger
-from fp4forge.kernels.base import ForgeError
+from fp4forge.kernels import ledger  # noqa: E402
+from fp4forge.kernels.base import ForgeError  # noqa: E402
 
 
 def main() -> None:

@@ -1,0 +1,58 @@
+"""A GPU is one entry of one table: Jetson Thor (sm110) is the proof."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from fp4forge.core.paths import ROOT
+from fp4forge.inputs import arch_rules
+from fp4forge.kernels import archs
+from fp4forge.kernels.gpus import GPUS, PRODUCTS, TARGETS
+from fp4forge.maintain import matrix
+from fp4forge.plan.request import Request
+from fp4forge.plan.resolve import resolve
+from fp4forge.plan.support import supported
+
+WHEEL = Request("sm110", strategy="wheel", base="bootstrap", aot="gemma4")
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "build.py", *arguments]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_thor_is_planned_from_the_arm64_wheel() -> None:
+    plan = resolve(WHEEL)
+    assert plan.platform == "linux/arm64"
+    assert "11.0f" in plan.predicted["nvfp4_gemm"]
+    assert plan.predicted["flashinfer_gemm"] == ["11.0a"]
+    assert plan.unpacked_gb == resolve(Request("sm121", strategy="wheel")).unpacked_gb
+
+
+def test_an_arch_list_for_thor_is_explained() -> None:
+    data = json.loads(run("arch", "explain", "11.0", "--json", "--vllm", "0.20.2").stdout)
+    assert data["gpus"]["sm110"]["ok"] and data["named"] == ["sm110"]
+
+
+def test_a_list_without_thor_says_what_would_serve_it() -> None:
+    rules = arch_rules.load("0.20.2")
+    verdict = archs.predict("12.0", "0.20.2", rules, "13.0").gpus["sm110"]
+    assert not verdict["ok"] and "names no 11.x" in verdict["reason"]
+    assert "use 11.0" in verdict["reason"]
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_every_gpu_is_planned_and_has_a_place_everywhere(gpu: str) -> None:
+    assert resolve(Request(gpu, strategy="wheel", platform="linux/arm64")).gpus == (gpu,)
+    assert gpu in TARGETS
+    assert any(row["arch"] == gpu for row in matrix.rows())
+    assert any(plan.arch == gpu for plan in supported().values())
+    assert gpu in run("--help").stdout
+
+
+def test_products_name_gpus_that_there_are() -> None:
+    assert {product.gpu for product in PRODUCTS.values()} <= set(GPUS)

@@ -1,0 +1,108 @@
+"""Names of images: an immutable tag for ever, moving tags that nobody else's push takes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fp4forge.core.errors import UsageError
+from fp4forge.core.paths import ROOT
+from fp4forge.inputs import defaults, release
+from fp4forge.oci import reference
+from fp4forge.plan import tags
+from fp4forge.plan.plan import Plan
+from fp4forge.plan.request import Request, decide
+from fp4forge.plan.resolve import resolve
+
+WHEEL = Request("blackwell", strategy="wheel", base="bootstrap", platform="linux/amd64", aot="none")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"platform": "linux/arm64"},
+        {"strategy": "source"},
+        {"base": "ubuntu:24.04"},
+        {"variant": "plain"},
+        {"arch": "sm120"},
+    ],
+)
+def test_another_kind_of_image_has_another_moving_tag(change: dict[str, Any]) -> None:
+    assert resolve(replace(WHEEL, **change)).moving_tag != resolve(WHEEL).moving_tag
+
+
+def test_no_two_kinds_share_a_tag() -> None:
+    names = [
+        tags.moving("1.0", arch, variant, strategy, base, platform)
+        for arch, variant, strategy, base, platform in itertools.product(
+            ("sm120", "blackwell"), ("awq", "plain"), release.STRATEGIES,
+            ("bootstrap", "ubuntu-24.04"), ("linux/amd64", "linux/arm64"),
+        )
+    ]  # fmt: skip
+    assert len(set(names)) == len(names)
+
+
+def test_the_tag_without_a_platform_is_the_indexs() -> None:
+    plan: Plan = resolve(WHEEL)
+    assert plan.moving_tag == f"{plan.index_tag}-amd64"
+
+
+@pytest.mark.parametrize("tag", ["x-0123456789ab", "1.0-sm120-awq-0123456789ab-01234567"])
+def test_a_users_tag_never_has_the_form_of_an_immutable_one(tag: str) -> None:
+    with pytest.raises(UsageError, match="immutable"):
+        tags.check(tag)
+
+
+def test_a_users_tag() -> None:
+    assert tags.check("latest") == "latest"
+
+
+def test_defaults_are_decided_in_one_place() -> None:
+    reference_ = defaults.section("reference")
+    bare = decide(Request("sm121"))
+    assert (bare.release, bare.strategy) == (reference_.release, reference_.strategy)
+    wheel = decide(Request("sm121", strategy="wheel"))
+    assert wheel.release == defaults.newest("wheel")
+    assert decide(Request("sm121", release=wheel.release)).strategy in release.STRATEGIES
+
+
+def test_from_wheel_alone_plans_the_newest_release_that_has_one() -> None:
+    line = [sys.executable, "build.py", "--arch", "sm121", "--from", "wheel", "--dry-run", "--json"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert json.loads(done.stdout)["release"] == defaults.newest("wheel"), done.stderr
+
+
+def test_make_image_and_serve_compose_name_the_same_image() -> None:
+    text = (ROOT / "Makefile").read_text()
+    usual = defaults.section("image")
+    assert f"FROM ?= {usual.strategy}\n" in text
+    assert f"BASE ?= {usual.base}\n" in text
+    assert f"VARIANT ?= {usual.variant}\n" in text
+    assert "RELEASE ?=\n" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("127.0.0.1:5000/a/b:t", ("127.0.0.1:5000/a/b", "t", "")),
+        ("ghcr.example/a/b", ("ghcr.example/a/b", "", "")),
+        (f"host:1/a@sha256:{'0' * 64}", ("host:1/a", "", f"sha256:{'0' * 64}")),
+        (f"a:t@sha256:{'0' * 64}", ("a", "t", f"sha256:{'0' * 64}")),
+    ],
+)
+def test_references(text: str, parts: tuple[str, str, str]) -> None:
+    found = reference.parse(text)
+    assert (found.repository, found.tag, found.digest) == parts
+    assert str(found) == text
+
+
+@pytest.mark.parametrize("text", ["", "A/B", "a:b:c", "a@sha256:12", "a b", "a:-x", "-a", "a\n"])
+def test_what_is_not_a_reference(text: str) -> None:
+    with pytest.raises(UsageError):
+        reference.parse(text)
