@@ -114,7 +114,7 @@ def _budget(what: Release, gpus: tuple[str, ...], ahead: aot.Choice) -> float:
     """GB that the image may take unpacked: the release's, and what these GPUs add to it."""
     kept = sum(rule.gb for rule in what.leave_out if not rule.applies(gpus))
     modules = what.aot_all_gb * len(gpus) if ahead.name == "all" else 0
-    return round(what.unpacked_gb + kept + modules, 2)
+    return round(what.unpacked_gb + kept + modules, 6)
 
 
 def _ahead(request: Request, platform: str, gpus: tuple[str, ...]) -> aot.Choice:

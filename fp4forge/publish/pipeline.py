@@ -135,6 +135,9 @@ def run(request: Request, where: Destination, options: Options, console: Console
             step.detail = f"{context.plan.id}: {context.plan.immutable_tag}"
         with _alone(console):
             return _run(context, where, options, console, pool, lacking)
+    except RegistryError as error:
+        error.rule = error.rule or "no tag was moved"
+        raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -383,6 +386,7 @@ def _tag(
             error.add_note(_state(repository, names))
             if isinstance(error, RegistryError):
                 error.message += "\n" + _state(repository, names)
+                error.rule = error.rule or "tags are moved in this order: " + ", ".join(names)
             raise
 
 

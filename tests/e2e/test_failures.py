@@ -27,7 +27,7 @@ from tests.e2e.conftest import (
     verify_containers,
 )
 
-MOVING = "0.20.2-blackwell-awq"
+MOVING = "0.20.2-blackwell-awq-wheel-bootstrap-amd64"
 
 
 @pytest.fixture(autouse=True)
@@ -46,16 +46,16 @@ def change(folder: Path, name: str, old: str, new: str) -> None:
 
 
 def test_a_failed_check_moves_no_tag_and_is_reported(copied_releases: Path, tmp_path: Path) -> None:
-    change(copied_releases, "0.20.2.yaml", "blackwell: 9.0", "blackwell: 1.0")
+    change(copied_releases, "0.20.2.yaml", "unpacked_gb: 7.8", "unpacked_gb: 1.0")
     reports = tmp_path / "new" / "reports"
     done = build("--push", "--reports", str(reports), FP4FORGE_RELEASES=str(copied_releases))
     assert done.returncode == 12, done.stderr
-    assert "the budget is 1.0 GB" in done.stderr
+    assert "the budget is 2.2 GB" in done.stderr
     assert "no tag was moved" in done.stderr
     (report,) = reports.glob("*.json")
     failed = [check for check in json.loads(report.read_text()) if check["outcome"] == "failed"]
     assert [check["test"] for check in failed] == ["test_unpacked_size"]
-    assert "the budget is 1.0 GB" in report.with_suffix(".html").read_text()
+    assert "the budget is 2.2 GB" in report.with_suffix(".html").read_text()
     assert "<failure" in report.with_suffix(".xml").read_text()
 
 
@@ -184,8 +184,8 @@ def wait_for(process: subprocess.Popen[str], pattern: str) -> str:
 )
 def test_interrupts(moment: str, kind: signal.Signals, copied_releases: Path) -> None:
     # A plan of its own: an image that is published already is not verified again.
-    budget = f"8.9{len(moment)}{kind.value}"
-    change(copied_releases, "0.20.2.yaml", "blackwell: 9.0", f"blackwell: {budget}")
+    budget = f"7.7{len(moment)}{kind.value}"
+    change(copied_releases, "0.20.2.yaml", "unpacked_gb: 7.8", f"unpacked_gb: {budget}")
     process = start(REGISTRY, FP4FORGE_RELEASES=str(copied_releases))
     wait_for(process, rf"(ok|\.\.\.)\s+{moment}" if moment != "build" else r"ok\s+base")
     process.send_signal(kind)
@@ -198,7 +198,7 @@ def test_interrupts(moment: str, kind: signal.Signals, copied_releases: Path) ->
 def test_a_killed_build_leaves_no_container(
     copied_releases: Path, containers_before: set[str]
 ) -> None:
-    change(copied_releases, "0.20.2.yaml", "blackwell: 9.0", "blackwell: 8.95")
+    change(copied_releases, "0.20.2.yaml", "unpacked_gb: 7.8", "unpacked_gb: 7.75")
     process = start(REGISTRY, FP4FORGE_RELEASES=str(copied_releases))
     wait_for(process, "verify .*test_")
     assert verify_containers() - containers_before
