@@ -80,6 +80,7 @@ lint: venv ## ruff, mypy --strict, shellcheck, actionlint, hadolint, rendered fi
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
+	@$(VENV)/bin/lint-imports --no-logo --no-cache
 	@$(VENV)/bin/shellcheck scripts/*.sh .ci/run
 	@scripts/actionlint.sh
 	@$(RUN) build.py render --check

@@ -76,6 +76,7 @@ class LazyGroup(click.Group):
 )
 @click.option("--gpu", is_flag=True, help="Verify on this machine's GPU too, before any tag.")
 @reports_option
+@click.option("--verbose", is_flag=True, help="Name every check in the closing summary.")
 @click.option("--no-cache", is_flag=True, help="Build every step anew.")
 @click.version_option(package_name=None, version=__import__("fp4forge").__version__)
 @click.pass_context
@@ -103,8 +104,9 @@ def main() -> None:
     except click.ClickException as error:
         wrapped = errors.UsageError(error.format_message(), remedy="build.py --help")
         fail(wrapped, as_json)
-    except (KeyboardInterrupt, click.Abort):
-        sys.stderr.write("interrupted: no tag was moved; running again resumes from the cache\n")
+    except (KeyboardInterrupt, click.Abort) as error:
+        said = "\n".join(getattr(error, "__notes__", ())) or "no tag was moved"
+        sys.stderr.write(f"interrupted: {said}; running again resumes from the cache\n")
         sys.exit(errors.INTERRUPTED)
 
 

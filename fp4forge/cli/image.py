@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from fp4forge.cli import summary
 from fp4forge.cli.options import plan_options, reports_option, resolve_registry
 from fp4forge.core.console import Console, print_json, print_rows
 from fp4forge.core.errors import UsageError
@@ -57,15 +58,12 @@ def build(**o: Any) -> None:
         outcome = pipeline.run(requests[0], where, options, console)
         if o["as_json"]:
             print_json(asdict(outcome))
-        verdict = "verified; tags: " + ", ".join(outcome.tags)
-        console.table("fp4forge", [*_facts(outcome), ("verdict", verdict)])
+        console.say(summary.lines([outcome], verbose=o["verbose"]))
         return
     outcomes, index = pipeline.run_all(requests, where, options, console)
     if o["as_json"]:
         print_json({"index": asdict(index), "images": [asdict(outcome) for outcome in outcomes]})
-    rows = [row for outcome in outcomes for row in _facts(outcome)]
-    rows += [("index", index.digest), ("verdict", "verified; tags: " + ", ".join(index.tags))]
-    console.table("fp4forge", rows)
+    console.say(summary.lines(outcomes, index, verbose=o["verbose"]))
 
 
 def _requests(o: dict[str, Any]) -> list[Request]:
@@ -96,27 +94,10 @@ def _requests(o: dict[str, Any]) -> list[Request]:
     ]
 
 
-def _facts(outcome: pipeline.Outcome) -> list[tuple[str, str]]:
-    checks = [f"{check['name']}: {check['outcome']}" for check in outcome.checks]
-    return [
-        ("platform", outcome.plan["platform"]),
-        ("image", outcome.image),
-        ("digest", outcome.digest),
-        *_sizes(outcome),
-        ("ahead of time", _ahead(outcome.plan["aot"])),
-        ("checked", "\n".join(checks) or "when its immutable tag was made"),
-    ]
-
-
 def _ahead(aot: dict[str, Any]) -> str:
     if aot["name"] == "none":
         return "none: FlashInfer compiles its FP4 modules at the first request (--aot gemma4)"
     return f"FlashInfer's modules, {aot['name']}, for {aot['archs']}"
-
-
-def _sizes(outcome: pipeline.Outcome) -> list[tuple[str, str]]:
-    sizes = {"unpacked": outcome.unpacked_bytes, "compressed": outcome.compressed_bytes}
-    return [(name, f"{size / 1e9:.2f} GB") for name, size in sizes.items() if size]
 
 
 def _show(p: Plan) -> None:

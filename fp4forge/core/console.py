@@ -1,4 +1,4 @@
-"""Progress while steps run and the table at their end; people on stderr, JSON on stdout."""
+"""Progress while steps run; people on stderr, JSON on stdout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 @dataclass
 class Step:
-    """One step of the pipeline, as the closing table shows it; seconds of wall time."""
+    """One step of the pipeline, as the closing summary shows it; seconds of wall time."""
 
     name: str
     seconds: float = 0.0
@@ -39,10 +39,6 @@ class Console:
         from rich.console import Console as Rich
 
         return Rich(stderr=True, highlight=False)
-
-    def add(self, step: Step) -> None:
-        """Takes in a step that ran beside the others."""
-        self.steps.insert(1, step)
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[Step]:
@@ -80,20 +76,6 @@ class Console:
             if step.note != shown or now - silent_since > 30:
                 shown, silent_since = step.note, now
                 self.say(f"  ...   {step.name:<8} {now - start:7.1f} s  {shown[:150]}")
-
-    def table(self, title: str, rows: list[tuple[str, str]]) -> None:
-        """The closing table: steps with seconds, then facts."""
-        from rich.table import Table
-
-        table = Table(title=title, title_justify="left", show_header=False, pad_edge=False)
-        for _ in range(4):
-            table.add_column(overflow="fold")  # a digest is never cut
-        for step in self.steps:
-            table.add_row(step.name, f"{step.seconds:.1f} s", step.verdict, step.detail)
-        table.add_section()
-        for name, value in rows:
-            table.add_row(name, "", "", value)
-        self.rich.print(table, markup=False)
 
     def say(self, text: str) -> None:
         """A line for people; it needs no rich, whose import a short run would feel."""

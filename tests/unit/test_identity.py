@@ -68,7 +68,7 @@ def promised(name: str) -> set[str]:
     if path.parts[:2] == ("fp4forge", "kernels"):
         return ALL if path.stem in KERNELS else set()
     if path.parts[:3] == ("fp4forge", "image", "stages"):
-        return STAGES[path.stem]
+        return STAGES.get(path.stem, set())
     if path.parts[:3] == ("fp4forge", "image", "runtime") or path.parts[:2] == ("tests", "image"):
         return ALL
     return set()
