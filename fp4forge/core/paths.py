@@ -1,17 +1,21 @@
-"""Where things are in the repository, and where builds keep their state."""
+"""Where things are in the checkout or the installed package, and where builds keep their state."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = Path(__file__).resolve().parents[1]
+_INSTALLED = not (PACKAGE.parent / "releases").is_dir()
+# The checkout; of an installed package the folder that has the same files (pyproject.toml).
+ROOT = PACKAGE / "data" if _INSTALLED else PACKAGE.parent
 RELEASES = Path(os.environ.get("FP4FORGE_RELEASES", ROOT / "releases"))
 LOCKS = RELEASES / "locks"
 TEMPLATES = ROOT / "templates"
 DOCKERFILES = ROOT / "dockerfiles"
 PATCHES = Path(os.environ.get("FP4FORGE_PATCHES", ROOT / "patches"))
-KERNELS = ROOT / "fp4forge" / "kernels"
-IMAGE_FILES = ROOT / "fp4forge" / "image"
+KERNELS = PACKAGE / "kernels"
+IMAGE_FILES = PACKAGE / "image"
 IMAGE_TESTS = ROOT / "tests" / "image"
-STATE = Path(os.environ.get("FP4FORGE_BUILD", ROOT / ".build"))
+_STATE = Path("~/.cache/fp4forge").expanduser() if _INSTALLED else ROOT / ".build"
+STATE = Path(os.environ.get("FP4FORGE_BUILD", _STATE))

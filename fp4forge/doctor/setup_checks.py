@@ -15,6 +15,7 @@ from packaging.version import Version
 from fp4forge.doctor import evidence as evidences
 from fp4forge.doctor.diagnosis import ERROR, NOTE, WARNING, Finding, check, line_of, read_log
 from fp4forge.doctor.evidence import Evidence
+from fp4forge.models import gemma4
 from fp4forge.serve.settings import SWITCHES
 
 SITE = "dist-packages/vllm/"
@@ -31,7 +32,7 @@ def image(found: Evidence) -> Iterator[Finding]:
     ):
         yield Finding(
             "variant", ERROR, f"image {found.image}: no patches in it",
-            "without them Gemma-4's NVFP4 loads and answers '-Hello-Hello-' or nothing",
+            gemma4.UNPATCHED,
             "use the awq variant of the same release",
         )  # fmt: skip
     elif variant is None and found.labels:
@@ -91,7 +92,7 @@ def moe_backend(found: Evidence) -> Iterator[Finding]:
     if backend and backend != "MARLIN":
         yield Finding(
             "moe-backend", ERROR, f"Using '{backend}' NvFp4 MoE backend",
-            "Gemma-4's 128 GELU experts are right only through Marlin in these releases",
+            gemma4.MOE_ONLY_MARLIN,
             "--moe-backend marlin",
         )  # fmt: skip
         return
@@ -164,7 +165,7 @@ def speculative(found: Evidence) -> Iterator[Finding]:
     if line or flags or eagle:
         yield Finding(
             "speculative", ERROR, line or ", ".join(flags + eagle),
-            "EAGLE3 for Gemma-4 is not in these releases: AttributeError image_token_index",
+            gemma4.NO_EAGLE3,
             "leave speculative decoding out",
         )  # fmt: skip
 
@@ -245,9 +246,9 @@ def model_mount(found: Evidence) -> Iterator[Finding]:
 @check
 def versions(found: Evidence) -> Iterator[Finding]:
     """A vLLM too old to know the model."""
-    if found.version and Version(found.version) < Version("0.19.1"):
+    if found.version and Version(found.version) < Version(gemma4.FIRST_VLLM):
         yield Finding(
             "vllm-version", ERROR, f"vLLM {found.version}",
-            "ModelOpt's per-expert NVFP4 of Gemma-4 loads from 0.19.1 on",
-            "an image of release 0.19.1 or later",
+            gemma4.TOO_OLD,
+            f"an image of release {gemma4.FIRST_VLLM} or later",
         )  # fmt: skip

@@ -15,6 +15,7 @@ from typing import Any
 from packaging.version import Version
 
 from fp4forge.core.errors import CheckpointError, UsageError
+from fp4forge.models import gemma4
 
 PORT = 8000
 MODEL_DIR = "/models"
@@ -135,9 +136,9 @@ class Server:
 
 def marlin_moe(version: str) -> tuple[tuple[Setting, ...], tuple[Setting, ...]]:
     """Flags and environment that make MoE layers use Marlin in that release."""
-    why = "Gemma-4's GELU experts: FlashInfer refuses them, SM12x would pick VLLM_CUTLASS"
+    why = gemma4.MOE_WHY
     if SWITCHES["--moe-backend"].known(version):
-        return (Setting("--moe-backend", "marlin", why),), ()
+        return (Setting("--moe-backend", gemma4.MOE_BACKEND, why),), ()
     if SWITCHES["VLLM_TEST_FORCE_FP8_MARLIN"].known(version):
         return (), (Setting("VLLM_TEST_FORCE_FP8_MARLIN", "1", why),)
     raise UsageError(
@@ -222,8 +223,9 @@ def server(
         Setting("--enable-chunked-prefill", "", "long prompts come in pieces between decodes"),
         Setting("--enable-prefix-caching", "", "a shared beginning of prompts is computed once"),
         Setting("--enable-auto-tool-choice", "", "the model may call tools"),
-        Setting("--tool-call-parser", "gemma4", "Gemma-4's own tool-call markers"),
-        Setting("--reasoning-parser", "gemma4", "thinking goes to its own field of the answer"),
+        Setting("--tool-call-parser", gemma4.TOOL_CALL_PARSER, gemma4.TOOL_CALL_WHY),
+        Setting("--reasoning-parser", gemma4.REASONING_PARSER,
+                "thinking goes to its own field of the answer"),
         Setting("--host", "0.0.0.0", "inside the container"),  # noqa: S104
         Setting("--port", str(PORT), "inside the container; the health check asks there"),
     ]  # fmt: skip
