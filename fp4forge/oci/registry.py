@@ -78,6 +78,7 @@ def _ask(
         RegistryError: no answer, or one that is too large or too slow.
     """
     import requests
+    import urllib3
 
     reference = Reference(repository)
     host = reference.host or "registry-1.docker.io"
@@ -91,7 +92,7 @@ def _ask(
             if answer.status == 401 and path:
                 login = _login(session, host, answer.headers.get("www-authenticate", ""))
                 answer = _send(session, method, url, headers | login, body)
-        except requests.RequestException as error:
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             reason = str(getattr(error, "args", [error])[0])
             raise RegistryError(
                 f"no registry answers at {host}: {reason[:200]}",
@@ -111,7 +112,8 @@ def _send(
         timeout=timeout, stream=True, allow_redirects=method in ("GET", "HEAD"),
     ) as answer:  # fmt: skip
         content = b""
-        for chunk in answer.iter_content(1 << 16):
+        # read1 returns what has arrived: a byte now and then must not reset the deadline.
+        while chunk := answer.raw.read1(1 << 16, decode_content=False):
             content += chunk
             if len(content) > MANIFEST_BYTES:
                 raise RegistryError(
