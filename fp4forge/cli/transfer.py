@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from fp4forge.core.console import Console, print_json
+from fp4forge.core.errors import TagError
 
 
 @click.command()
@@ -80,6 +81,13 @@ def unbundle(file: Path, folder: Path, repository: str | None, load: bool, as_js
     if repository:
         with console.step("push") as step:
             tag = found.image.rpartition(":")[2]
+            current = registry.manifest(repository, tag)
+            if current is not None and current.digest != found.digest:
+                raise TagError(
+                    f"{repository}:{tag} names another image",
+                    rule="a bundle never moves a tag: its image was not checked here",
+                    remedy="unbundle it into another repository, or check it and push it yourself",
+                )
             registry.push(folder, repository, found.digest, step.report)
             registry.tag(repository, found.digest, tag)
             step.detail = f"{repository}:{tag}"

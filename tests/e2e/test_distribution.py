@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from fp4forge.oci import registry
 from tests.e2e.conftest import REGISTRY, ROOT, Completed, shell
 from tests.e2e.nodes import Node, make_key, push_two_versions, write_ssh_config
 
@@ -194,6 +195,17 @@ def test_a_bundle_goes_to_a_site_without_network(bundled: Path, tmp_path: Path) 
     raw = ("skopeo", "inspect", "--tls-verify=false", "--format", "{{.Digest}}")
     assert shell(*raw, f"docker://{there}:1").stdout.strip() == found["digest"]
     assert shell(*raw, f"docker://{IMAGE}").stdout.strip() == found["digest"]
+
+
+def test_a_bundle_moves_no_tag(bundled: Path, tmp_path: Path) -> None:
+    """The tag names another image there already: the bundle's was not checked here."""
+    there = f"{REGISTRY}/fp4forge/taken"
+    other = {"schemaVersion": 2, "mediaType": registry.INDEX, "manifests": []}
+    registry.put(there, "1", json.dumps(other).encode(), registry.INDEX)
+    before = registry.resolve(there, "1")
+    done = cli("unbundle", str(bundled), "-o", str(tmp_path / "b"), "--to", there)
+    assert done.returncode == 14, done.stderr
+    assert registry.resolve(there, "1") == before
 
 
 def test_a_bundle_loads_into_an_engine(bundled: Path, nodes: tuple[Node, Node, Node]) -> None:
