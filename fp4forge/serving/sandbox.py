@@ -40,13 +40,13 @@ _DEFINITION = re.compile(
     r"|^(\w+)[ \t]*(?::[^=\n]*)?=(?=[ \t\\(]*lambda\b)"
     r"|^(is_prime)[ \t]*=", re.MULTILINE,
 )  # fmt: skip
-_BARE_LAMBDA = re.compile(r"^(?=\(*lambda\b)", re.MULTILINE)
+_BARE_LAMBDA = re.compile(r"^(?=\(*lambda\b.*:)", re.MULTILINE)
 _FENCE = re.compile(r"```[^\n`]{0,40}\n(.*?)(?:```|\Z)", re.DOTALL)
-_STATEMENT = re.compile(
+# A line of code in an answer without a fence: a statement, a comment, or what goes on with one.
+_CODE = re.compile(
     r"import |from [\w.]+ import |@\w|(?:async )?def |\(*lambda\b|\w+[ \t]*=[^=]"
-    r"|\w+[ \t]*:[^=]*=[ \t\\(]*lambda\b"
+    r"|\w+[ \t]*:[^=]*=[ \t\\(]*lambda\b|[\s#)\]}]|$"
 )
-_CONTINUATION = re.compile(r"\s|#|[)\]}]|$")
 
 
 class NotJudged(Exception):
@@ -74,8 +74,8 @@ def wrong_prime(text: str) -> str:
 
 
 def _function(text: str) -> tuple[str, str]:
-    """The code in an answer and its function's name: of a fence, the bare text or a `span`."""
-    for candidate in (*_FENCE.findall(text), _bare(text), *re.findall(r"`([^`\n]+)`", text)):
+    """The code in an answer and its function's name: from a fence, bare lines or a `span`."""
+    for candidate in (*_FENCE.findall(text), *_bare(text), *re.findall(r"`([^`\n]+)`", text)):
         code = textwrap.dedent(candidate).strip()
         if not _DEFINITION.search(code):
             code = _BARE_LAMBDA.sub("is_prime = ", code, count=1)
@@ -85,12 +85,10 @@ def _function(text: str) -> tuple[str, str]:
     return "", ""
 
 
-def _bare(text: str) -> str:
-    """The first run of lines that look like Python in an answer without a fence."""
-    lines = itertools.dropwhile(lambda line: not _STATEMENT.match(line), text.split("\n"))
-    return "\n".join(itertools.takewhile(
-        lambda line: _STATEMENT.match(line) or _CONTINUATION.match(line), lines,
-    ))  # fmt: skip
+def _bare(text: str) -> list[str]:
+    """The runs of lines that look like Python in an answer without a fence."""
+    runs = itertools.groupby(text.split("\n"), lambda line: bool(_CODE.match(line)))
+    return ["\n".join(lines) for is_code, lines in runs if is_code]
 
 
 def _apart(request: dict[str, Any]) -> tuple[str, Any]:
@@ -174,7 +172,9 @@ def _verdict(session: Any, code: str, name: str, seconds: float) -> tuple[str, A
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    # The code may choose the message: no line breaks, and nothing that steers a terminal.
+    text = " ".join(str(error).split())[:200] or type(error).__name__
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _lacks(error: BaseException, code: str) -> bool:
@@ -222,7 +222,9 @@ def _drop_privileges(seconds: float) -> None:
 
 
 def _wall_in(worker: int | None, seconds: float) -> None:
-    """Take from the idle worker what it needs no more: files, sockets, processes, memory.
+    """Take from the worker what it no longer needs: new files, sockets, processes and memory.
+
+    The limit on CPU seconds is for a worker that escapes Monty's own clock and grace of 1 s.
 
     Raises:
         OSError: the kernel refuses; then no code runs.
@@ -231,7 +233,7 @@ def _wall_in(worker: int | None, seconds: float) -> None:
         raise OSError("the worker has no process id")
     for limit, value in (
         (resource.RLIMIT_NOFILE, 0), (resource.RLIMIT_NPROC, 0), (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_AS, 512 * 2**20), (resource.RLIMIT_CPU, int(2 * seconds) + 1),
+        (resource.RLIMIT_AS, 512 * 2**20), (resource.RLIMIT_CPU, int(2 * seconds) + 2),
     ):  # fmt: skip
         resource.prlimit(worker, limit, (value, value))
 
