@@ -298,14 +298,17 @@ def _ask(url: str, as_json: bool, timeout: float, stream: bool, **chosen: Any) -
     with console.step("ask") as step:
         asked = questions.examine(url, step.report, stream=stream, timeout=timeout, **chosen)
         verdicts = list(asked)
-        step.detail = f"{sum(v.passed for v in verdicts)} of {len(verdicts)} answers are right"
+        outcomes = [v.outcome for v in verdicts]
+        step.detail = f"{outcomes.count('ok')} of {len(outcomes)} answers are right"
+        if unjudged := outcomes.count("not judged"):
+            step.detail += f", {unjudged} not judged"
     if as_json:
         print_json([asdict(v) for v in verdicts])
     else:
-        print_rows([(f"{'ok' if v.passed else 'wrong'}: {v.name}",
+        print_rows([(f"{v.outcome}: {v.name}",
                      v.answer[:300] + (f"\n{v.problem}" if v.problem else ""))
                     for v in verdicts])  # fmt: skip
-    wrong = [f"{v.name}: {v.problem}" for v in verdicts if not v.passed]
+    wrong = [f"{v.name}: {v.problem}" for v in verdicts if v.outcome == "wrong"]
     if wrong and as_json:
         sys.exit(ServingError.exit_code)
     if wrong:

@@ -24,7 +24,10 @@ CITIES = (
 
 @dataclass(frozen=True)
 class Prompt:
-    """One question: its body, and a check that says what is wrong with an answer."""
+    """One question: its body, and a check that says what is wrong with an answer.
+
+    The check may raise sandbox.NotJudged.
+    """
 
     name: str
     text: str
@@ -35,13 +38,21 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of one prompt; seconds of wall time."""
+    """What came of one prompt; seconds of wall time.
+
+    ``passed`` is None if the answer could not be judged; ``problem`` then says why.
+    """
 
     name: str
-    passed: bool
+    passed: bool | None
     answer: str
     problem: str
     seconds: float
+
+    @property
+    def outcome(self) -> str:
+        """The verdict in a word or two, as the table shows it."""
+        return "not judged" if self.passed is None else "ok" if self.passed else "wrong"
 
 
 def _words(text: str, *wanted: str) -> str:
@@ -142,8 +153,13 @@ def ask(url: str, prompt: Prompt, model: str, stream: bool, timeout: float) -> V
     problem = answer.problem
     if not problem and not answer.text.strip() and not answer.tool_calls:
         problem = "an empty answer"
-    problem = problem or prompt.wrong(answer)
-    return Verdict(prompt.name, not problem, answer.text, problem, answer.seconds)
+    passed: bool | None
+    try:
+        problem = problem or prompt.wrong(answer)
+        passed = not problem
+    except sandbox.NotJudged as reason:
+        passed, problem = None, str(reason)
+    return Verdict(prompt.name, passed, answer.text, problem, answer.seconds)
 
 
 def examine(

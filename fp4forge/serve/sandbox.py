@@ -1,105 +1,242 @@
-"""Runs a model's one-line prime function against known primes, apart from everything else."""
+"""Judges the prime function in a model's answer without letting its code near this machine.
+
+Two walls stand around the code. Monty, an interpreter written in Rust, has no frames, files,
+processes or network to reach. In case Monty itself has a bug, its worker runs as an unprivileged
+process that can open no file or socket, start no process and write nothing (docs/security.md).
+"""
 
 from __future__ import annotations
 
-import ast
+import builtins
+import contextlib
+import ctypes
+import itertools
+import json
+import os
 import re
 import resource
+import shutil
+import signal
 import subprocess
 import sys
+import sysconfig
+import tempfile
+import textwrap
+from typing import Any
 
-PRIMES = {2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47}
-SECONDS = 5
-_HARNESS = """
-import math, sys
-scope = {"__builtins__": {n: __builtins__.__dict__[n] for n in
-    ("all", "any", "range", "int", "len", "sum", "pow", "bool", "min", "max", "abs", "filter",
-     "map", "list", "set", "next", "isinstance", "round", "divmod", "zip", "reversed", "str")},
-    "math": math, "sqrt": math.sqrt, "isqrt": math.isqrt}
-exec(compile(sys.stdin.read(), "answer", "exec"), scope)
-print([n for n in range(-2, 50) if scope["is_prime"](n)])
-"""
-# What a prime function needs; no imports, no names with underscores, no attributes but math's.
-_ALLOWED = (
-    ast.Module, ast.FunctionDef, ast.arguments, ast.arg, ast.Return, ast.Expr, ast.Assign,
-    ast.Lambda, ast.If, ast.For, ast.While, ast.AugAssign, ast.IfExp, ast.BoolOp, ast.BinOp,
-    ast.UnaryOp, ast.Compare, ast.Call, ast.keyword, ast.GeneratorExp, ast.ListComp, ast.SetComp,
-    ast.comprehension, ast.Name, ast.Constant, ast.Load, ast.Store, ast.Tuple, ast.List, ast.Set,
-    ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.Attribute, ast.Import, ast.ImportFrom,
-    ast.alias, ast.AnnAssign, ast.Break, ast.Continue, ast.Pass, ast.Subscript, ast.Slice,
+PRIMES = [2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47]
+# For the definition and again for the calls; a prime function needs milliseconds.
+SECONDS = 3.0
+# What Monty and the child need beyond the code's own time: to start, to stop the code and to end.
+OVERHEAD_SECONDS = 4.0
+MEMORY = 64 * 2**20  # bytes that the code may hold
+NOBODY = 65534
+PR_SET_NO_NEW_PRIVS = 38
+
+# This file is the child's program too: by path, as -I finds no package beside the working folder.
+_CHILD = (sys.executable, "-I", __file__)
+_DEFINITION = re.compile(
+    r"^(?:async[ \t]+)?def[ \t]+(\w+)"
+    r"|^(\w+)[ \t]*(?::[^=\n]*)?=(?=[ \t\\(]*lambda\b)"
+    r"|^(is_prime)[ \t]*=", re.MULTILINE,
 )  # fmt: skip
+_BARE_LAMBDA = re.compile(r"^(?=\(*lambda\b.*:)", re.MULTILINE)
+_FENCE = re.compile(r"```[^\n`]{0,40}\n(.*?)(?:```|\Z)", re.DOTALL)
+# A line of code in an answer without a fence: a statement, a comment, or what goes on with one.
+_CODE = re.compile(
+    r"import |from [\w.]+ import |@\w|(?:async )?def |\(*lambda\b|\w+[ \t]*=[^=]"
+    r"|\w+[ \t]*:[^=]*=[ \t\\(]*lambda\b|[\s#)\]}]|$"
+)
+
+
+class NotJudged(Exception):
+    """The answer was found neither right nor wrong; the message says why."""
 
 
 def wrong_prime(text: str) -> str:
-    """What is wrong with the function in a model's answer; empty where it finds the primes."""
-    code = _code(text)
+    """Say what is wrong with the function in a model's answer; empty if it finds the primes.
+
+    Returns within 2 * SECONDS + OVERHEAD_SECONDS.
+
+    Raises:
+        NotJudged: the sandbox cannot run here, or its Python lacks what the answer uses.
+    """
+    code, name = _function(text)
     if not code:
         return "no Python function in the answer"
+    outcome, detail = _apart({"code": code, "name": name, "seconds": SECONDS})
+    if outcome == "wrong":
+        return str(detail)
+    if outcome != "found":
+        raise NotJudged(f"{outcome}: {detail}")
+    wrong = sorted(set(detail) ^ set(PRIMES))
+    return f"wrong for {', '.join(map(str, wrong))}" if wrong else ""
+
+
+def _function(text: str) -> tuple[str, str]:
+    """The code in an answer and its function's name: from a fence, bare lines or a `span`."""
+    for candidate in (*_FENCE.findall(text), *_bare(text), *re.findall(r"`([^`\n]+)`", text)):
+        code = textwrap.dedent(candidate).strip()
+        if not _DEFINITION.search(code):
+            code = _BARE_LAMBDA.sub("is_prime = ", code, count=1)
+        names = [name for groups in _DEFINITION.findall(code) for name in groups if name]
+        if names:
+            return code, "is_prime" if "is_prime" in names else names[0]
+    return "", ""
+
+
+def _bare(text: str) -> list[str]:
+    """The runs of lines that look like Python in an answer without a fence."""
+    runs = itertools.groupby(text.split("\n"), lambda line: bool(_CODE.match(line)))
+    return ["\n".join(lines) for is_code, lines in runs if is_code]
+
+
+def _apart(request: dict[str, Any]) -> tuple[str, Any]:
+    """Have a child judge the code and end whatever the child started, at the latest in time."""
+    # Files, not pipes: nobody who keeps a handle open can make this process wait.
+    with tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as answered:
+        asked.write(json.dumps(request).encode())
+        asked.seek(0)
+        seconds = 2 * SECONDS + OVERHEAD_SECONDS
+        try:
+            child = subprocess.Popen(
+                _CHILD, stdin=asked, stdout=answered, stderr=subprocess.DEVNULL, env={}, cwd="/",
+                start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            return "not run", f"the sandbox does not start: {error}"
+        try:
+            child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return "not run", f"the sandbox gave no verdict within {seconds:g} s"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+        answered.seek(0)
+        try:
+            outcome, detail = json.loads(answered.read(4096))
+        except ValueError:
+            return "not run", f"the sandbox gave no verdict (exit code {child.returncode})"
+        return outcome, detail
+
+
+def _judge(code: str, name: str, seconds: float) -> tuple[str, Any]:
+    """In the child: define the function and call it in Monty; the outcome and its detail."""
     try:
-        tree = ast.parse(code)
-    except SyntaxError as error:
-        return f"not Python: {error.msg}"
-    if problem := _forbidden(tree):
-        return f"not run: {problem}"
-    tree.body = [node for node in tree.body if not isinstance(node, (ast.Import, ast.ImportFrom))]
-    names = _defined(tree)
-    if not names:
-        return "it defines no function"
-    alias = "" if "is_prime" in names else f"\nis_prime = {names[0]}"
+        import pydantic_monty as monty
+
+        program = shutil.which("monty", path=sysconfig.get_path("scripts"))
+        if not program:
+            return "not run", "the sandbox does not start: pydantic-monty's program is missing"
+        # Open before the privileges go: nobody may lack the way to it, for example under /root.
+        handle = os.open(program, os.O_RDONLY)
+        _drop_privileges(seconds)
+        with (
+            monty.Monty(binary_path=f"/proc/self/fd/{handle}", max_processes=1) as pool,
+            pool.checkout(limits={
+                "max_feed_duration_secs": seconds, "max_memory": MEMORY, "max_total_sleep_secs": 0,
+            }) as session,
+        ):  # fmt: skip
+            _wall_in(session.worker_pid, seconds)
+            # Models assume that these are imported; and this shows that code runs at all.
+            session.feed_run("import math\nfrom math import isqrt, sqrt")
+            return _verdict(session, code, name, seconds)
+    except Exception as error:
+        return "not run", f"the sandbox does not start: {_line(error)}"
+
+
+def _verdict(session: Any, code: str, name: str, seconds: float) -> tuple[str, Any]:
+    import pydantic_monty as monty
+
+    numbers = ", ".join(map(str, range(-2, 50)))
+    # No name but the function's own: the answer may have bound range or print to something else.
+    calls = f"[n for n in [{numbers}] if {name}(n)]"
+    # JSON carries lone surrogates, UTF-8 does not. None: a value of the code's is not looked at.
+    definition = code.encode(errors="replace").decode() + "\nNone"
     try:
-        done = subprocess.run(
-            [sys.executable, "-I", "-S", "-c", _HARNESS], input=ast.unparse(tree) + alias,
-            capture_output=True, text=True, timeout=SECONDS, preexec_fn=_limits, env={},
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return f"it does not end within {SECONDS} s"
-    if done.returncode != 0:
-        return "it fails: " + (done.stderr.strip().splitlines() or ["killed by a limit"])[-1]
-    found = set(map(int, re.findall(r"-?\d+", done.stdout)))
-    if found == PRIMES:
-        return ""
-    return f"wrong for {', '.join(map(str, sorted(found ^ PRIMES)))}"
+        session.feed_run(definition, print_callback=lambda *_: None)
+        return "found", session.feed_run(calls, print_callback=lambda *_: None)
+    except monty.MontyCrashedError as error:
+        if error.timed_out:
+            return "wrong", f"it does not end within {seconds:g} s"
+        return "not judged", f"the sandbox broke: {_line(error)}"
+    except monty.MontyError as error:
+        if _lacks(error.exception(), code):
+            return "not judged", f"the sandbox's Python lacks what it uses: {_line(error)}"
+        if isinstance(error, monty.MontySyntaxError):
+            return "wrong", f"not Python: {_line(error)}"
+        if "time limit exceeded" in str(error):
+            return "wrong", f"it does not end within {seconds:g} s"
+        return "wrong", f"it fails: {_line(error)}"
 
 
-def _code(text: str) -> str:
-    fenced = re.findall(r"```(?:python|py)?\s*\n(.*?)```", text, re.DOTALL)
-    for candidate in [*fenced, *re.findall(r"`([^`\n]+)`", text), text]:
-        if "lambda" in candidate or "def " in candidate:
-            return str(candidate).strip()
-    return ""
+def _line(error: Exception) -> str:
+    # The code may choose the message: no line breaks, and nothing that steers a terminal.
+    text = " ".join(str(error).split())[:200] or type(error).__name__
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
-def _forbidden(tree: ast.Module) -> str:
-    for node in ast.walk(tree):
-        if not isinstance(node, _ALLOWED):
-            return f"{type(node).__name__} has no place in a prime function"
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
-            module = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
-            if module != "math" or len(node.names) > 2:
-                return f"it imports {module}"
-        if isinstance(node, ast.Name) and node.id.startswith("_"):
-            return f"the name {node.id}"
-        if isinstance(node, ast.Attribute):
-            owner = node.value
-            if not isinstance(owner, ast.Name) or owner.id != "math" or node.attr.startswith("_"):
-                return f"the attribute {node.attr}"
-    return ""
+def _lacks(error: BaseException, code: str) -> bool:
+    """Whether the code may work in CPython, although Monty raised this."""
+    text = str(error)
+    if isinstance(error, ModuleNotFoundError) or "Internal error in monty" in text:
+        return True
+    if isinstance(error, NotImplementedError | SyntaxError | RuntimeError):
+        return "support" in text or "too deeply nested" in text
+    # Monty's generators are lists: next() refuses them, and they never end over an endless source.
+    if isinstance(error, TypeError):
+        return "'list' object is not an iterator" in text
+    if isinstance(error, TimeoutError | MemoryError):
+        return bool(re.search(r"\b(?:count|cycle|repeat|iter)\(", code))
+    if isinstance(error, NameError) and (found := re.search(r"name '(\w+)' is not", text)):
+        return found[1] in dir(builtins)
+    if found := re.search(r"'(\w+)'(?: object)? has no attribute '(\w+)'", text):
+        owner, name = found.groups()
+    elif found := re.search(r"cannot import name '(\w+)' from '(\w+)'", text):
+        name, owner = found.groups()
+    else:
+        return False
+    return name in dir(getattr(builtins, owner, sys.modules.get(owner)))
 
 
-def _defined(tree: ast.Module) -> list[str]:
-    names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Lambda):
-            names += [target.id for target in node.targets if isinstance(target, ast.Name)]
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Lambda):
-            node.value = ast.NamedExpr(ast.Name("is_prime", ast.Store()), node.value)
-            names.append("is_prime")
-    return names
+def _drop_privileges(seconds: float) -> None:
+    """Limit this child, and with it the worker; root becomes nobody if the kernel permits it.
+
+    Raises:
+        OSError: the kernel refuses to rule setuid programs out; then no code runs.
+    """
+    for limit, value in (
+        (resource.RLIMIT_AS, 2**30), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 4096),
+        (resource.RLIMIT_NOFILE, 64), (resource.RLIMIT_CPU, int(2 * seconds + OVERHEAD_SECONDS)),
+    ):  # fmt: skip
+        resource.setrlimit(limit, (value, value))
+    if os.getuid() == 0:
+        # In a user namespace with one user there is no nobody, and root is no more than that user.
+        with contextlib.suppress(OSError):
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+    if ctypes.CDLL(None).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+        raise OSError("prctl(PR_SET_NO_NEW_PRIVS) fails")
 
 
-def _limits() -> None:
-    """Of the child: seconds of CPU, bytes of memory, no files written, no processes of its own."""
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-    resource.setrlimit(resource.RLIMIT_AS, (512 * 2**20, 512 * 2**20))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))
+def _wall_in(worker: int | None, seconds: float) -> None:
+    """Take from the worker what it no longer needs: new files, sockets, processes and memory.
+
+    The limit on CPU seconds is for a worker that escapes Monty's own clock and grace of 1 s.
+
+    Raises:
+        OSError: the kernel refuses; then no code runs.
+    """
+    if worker is None:
+        raise OSError("the worker has no process id")
+    for limit, value in (
+        (resource.RLIMIT_NOFILE, 0), (resource.RLIMIT_NPROC, 0), (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_AS, 512 * 2**20), (resource.RLIMIT_CPU, int(2 * seconds) + 2),
+    ):  # fmt: skip
+        resource.prlimit(worker, limit, (value, value))
+
+
+if __name__ == "__main__":
+    print(json.dumps(_judge(**json.load(sys.stdin))))

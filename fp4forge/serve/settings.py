@@ -143,7 +143,7 @@ def marlin_moe(version: str) -> tuple[tuple[Setting, ...], tuple[Setting, ...]]:
         return (), (Setting("VLLM_TEST_FORCE_FP8_MARLIN", "1", why),)
     raise UsageError(
         f"vLLM {version} has no switch known here that chooses the MoE kernel",
-        rule="fp4forge/serving/settings.py, SWITCHES",
+        rule="fp4forge/serve/settings.py, SWITCHES",
     )
 
 

@@ -6,6 +6,7 @@ import http.server
 import json
 import re
 import shlex
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from fp4forge.checkpoint import tensors
+from fp4forge.cli.serve import serve as command
 from fp4forge.core.errors import CheckpointError, UsageError
 from fp4forge.kernels.gpus import PRODUCTS, product
 from fp4forge.serve import client, manifest, memory, quality, sandbox, settings
@@ -199,35 +202,6 @@ def test_a_configuration_without_layers(tmp_path: Path) -> None:
 RIGHT = "is_prime = lambda n: n > 1 and all(n % i for i in range(2, int(n**0.5) + 1))"
 
 
-@pytest.mark.parametrize(
-    ("answer", "problem"),
-    [
-        (RIGHT, ""),
-        (f"```python\n{RIGHT}\n```", ""),
-        ("def is_prime(n): return n > 1 and all(n % i for i in range(2, n))", ""),
-        ("`lambda n: n > 1 and all(n % i != 0 for i in range(2, int(n**0.5)+1))`", ""),
-        ("import math\nf = lambda n: n>1 and all(n%i for i in range(2, math.isqrt(n)+1))", ""),
-        ("is_prime = lambda n: n % 2 == 1", "wrong for"),
-        ("I cannot.", "no Python function"),
-        ("def is_prime(n: return 1", "not Python"),
-        ("import os\ndef is_prime(n): return os.system('true')", "not run: it imports os"),
-        ("def is_prime(n): return ().__class__", "not run: the attribute __class__"),
-        ("def is_prime(n): return __import__('os')", "not run: the name __import__"),
-        ("def is_prime(n): return open('/etc/passwd')", "it fails: NameError"),
-        ("is_prime = lambda n: [0] * 10**12", "it fails: MemoryError"),
-    ],
-)
-def test_the_prime_function_is_run_apart(answer: str, problem: str) -> None:
-    found = sandbox.wrong_prime(answer)
-    assert found.startswith(problem) if problem else not found, found
-
-
-def test_a_prime_function_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "SECONDS", 1)
-    found = sandbox.wrong_prime("def is_prime(n):\n while True: pass")
-    assert "does not end" in found or "killed by a limit" in found
-
-
 GOOD = {
     "capital": "The capital of France is Paris.", "product": "391",
     "haiku": "Blue waves kiss the shore,\nEndless water, salt and spray,\nDeep blue mysteries.",
@@ -318,6 +292,27 @@ def test_right_answers_pass_and_wrong_ones_do_not(scripted: str) -> None:
     bad = ask(scripted)
     assert not any(v.passed for v in bad.values()), bad
     assert not client.paris(scripted).ok
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_an_answer_that_cannot_be_judged_is_neither_right_nor_wrong(
+    scripted: str, monkeypatch: pytest.MonkeyPatch, as_json: bool
+) -> None:
+    # Without site-packages the child has no Monty.
+    monkeypatch.setattr(sandbox, "_CHILD", (sys.executable, "-I", "-S", sandbox.__file__))
+    done = CliRunner().invoke(
+        command, ["quality", "--url", scripted, "--only", "text", *["--json"] * as_json]
+    )
+    assert done.exit_code == 0, done.output
+    assert "5 of 6 answers are right, 1 not judged" in done.stderr
+    if as_json:
+        prime = next(v for v in json.loads(done.stdout) if v["name"] == "prime")
+        assert prime["passed"] is None
+        assert prime["problem"].startswith("not run: the sandbox does not start: No module")
+    else:
+        assert "not judged: prime" in done.stdout
+        assert "not run: the sandbox does not start" in done.stdout
+        assert "wrong" not in done.stdout
 
 
 @pytest.mark.parametrize(
