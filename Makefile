@@ -76,12 +76,14 @@ test-image: setup ## Run the image tests against IMAGE= (ARCH= RELEASE= ... say 
 test-gpu: ## On a GPU: kernels and served checkpoints, without Docker (GPU_PYTHON=; docs/gpu.md)
 	@$(GPU_PYTHON) -m pytest tests/gpu -v -rs
 
-lint: venv ## ruff, mypy --strict, shellcheck, actionlint, hadolint, rendered files, locks
+lint: venv ## ruff, mypy, codespell, shellcheck, actionlint, zizmor, hadolint, rendered files, locks
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
+	@$(VENV)/bin/codespell
 	@$(VENV)/bin/shellcheck scripts/*.sh .ci/run
 	@scripts/actionlint.sh
+	@$(VENV)/bin/zizmor --quiet --offline .github/workflows
 	@$(RUN) build.py render --check
 	@find dockerfiles -name '*.Dockerfile' -print0 | xargs -0 $(VENV)/bin/hadolint --config .hadolint.yaml
 	@$(RUN) build.py lock --check
