@@ -42,7 +42,7 @@ $(VENV)/.ready: requirements.txt
 	@touch $@
 
 
-.PHONY: venv setup image image-source test unit e2e test-image test-gpu lint render requirements lock matrix drift audit bench clean help
+.PHONY: venv setup image image-source test unit e2e test-image test-gpu lint docs render requirements lock matrix drift audit bench clean help
 
 venv: $(VENV)/.ready
 
@@ -87,6 +87,9 @@ lint: venv ## ruff, mypy, codespell, shellcheck, actionlint, zizmor, hadolint, r
 	@$(RUN) build.py render --check
 	@find dockerfiles -name '*.Dockerfile' -print0 | xargs -0 $(VENV)/bin/hadolint --config .hadolint.yaml
 	@$(RUN) build.py lock --check
+
+docs: venv ## Build the documentation site into .build/site (no network)
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 render: venv ## Render the Dockerfiles
 	@$(RUN) build.py render
