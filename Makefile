@@ -42,7 +42,7 @@ $(VENV)/.ready: requirements.txt
 	@touch $@
 
 
-.PHONY: venv setup image image-source test unit e2e test-image test-gpu lint render requirements lock matrix drift audit bench clean help
+.PHONY: venv setup image image-source test unit e2e test-image test-gpu lint docs render requirements lock matrix drift audit bench clean help
 
 venv: $(VENV)/.ready
 
@@ -76,16 +76,21 @@ test-image: setup ## Run the image tests against IMAGE= (ARCH= RELEASE= ... say 
 test-gpu: ## On a GPU: kernels and served checkpoints, without Docker (GPU_PYTHON=; docs/gpu.md)
 	@$(GPU_PYTHON) -m pytest tests/gpu -v -rs
 
-lint: venv ## ruff, mypy --strict, shellcheck, actionlint, hadolint, rendered files, locks
+lint: venv ## ruff, mypy, codespell, shellcheck, actionlint, zizmor, hadolint, rendered files, locks
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/lint-imports --no-logo --no-cache
+	@$(VENV)/bin/codespell
 	@$(VENV)/bin/shellcheck scripts/*.sh .ci/run
 	@scripts/actionlint.sh
+	@$(VENV)/bin/zizmor --quiet --offline .github/workflows
 	@$(RUN) build.py render --check
 	@find dockerfiles -name '*.Dockerfile' -print0 | xargs -0 $(VENV)/bin/hadolint --config .hadolint.yaml
 	@$(RUN) build.py lock --check
+
+docs: venv ## Build the documentation site into .build/site (no network)
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 render: venv ## Render the Dockerfiles
 	@$(RUN) build.py render

@@ -776,7 +776,7 @@ def test_monty_may_lie_where_nobody_can_go(monkeypatch: pytest.MonkeyPatch, tmp_
     monty = shutil.which("monty", path=sysconfig.get_path("scripts"))
     assert monty
     tmp_path.chmod(0o700)
-    monkeypatch.setattr(sandbox, "_CHILD", with_program(shutil.copy(monty, tmp_path)))
+    monkeypatch.setattr(sandbox, "_CHILD", with_program(shutil.copy(monty, str(tmp_path))))
     assert judge(RIGHT["loops"]) == "right"
 
 
