@@ -706,6 +706,14 @@ def test_without_a_sandbox_nothing_runs(
     assert judge("is_prime = lambda n: True").startswith(f"not run: {reason}")
 
 
+def test_the_child_learns_nothing_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CANARY", "secret")
+    look = "import json, os; print(json.dumps(['not run', "
+    look += "['CANARY' in os.environ, os.getcwd(), os.getsid(0) == os.getpid()]]))"
+    monkeypatch.setattr(sandbox, "_CHILD", (sys.executable, "-I", "-c", look))
+    assert judge("is_prime = lambda n: True") == "not run: [False, '/', True]"
+
+
 def test_monty_may_lie_where_nobody_can_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As in a checkout of root's under /root."""
     monty = shutil.which("monty", path=sysconfig.get_path("scripts"))
