@@ -24,7 +24,7 @@ import tempfile
 import textwrap
 from typing import Any
 
-PRIMES = [2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47]
+PRIMES = {2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47}
 # For the definition and again for the calls; a prime function needs milliseconds.
 SECONDS = 3.0
 # What Monty and the child need beyond the code's own time: to start, to stop the code and to end.
@@ -54,23 +54,22 @@ class NotJudged(Exception):
 
 
 def wrong_prime(text: str) -> str:
-    """Say what is wrong with the function in a model's answer; empty if it finds the primes.
+    """What is wrong with the function in a model's answer; empty if it finds the primes.
 
-    Returns within 2 * SECONDS + OVERHEAD_SECONDS.
+    The verdict comes within 2 * SECONDS + OVERHEAD_SECONDS.
 
     Raises:
-        NotJudged: the sandbox cannot run here, or its Python lacks what the answer uses.
+        NotJudged: the sandbox cannot run here, or may lack what the answer uses.
     """
     code, name = _function(text)
     if not code:
         return "no Python function in the answer"
     outcome, detail = _apart({"code": code, "name": name, "seconds": SECONDS})
+    if outcome == "right":
+        return ""
     if outcome == "wrong":
         return str(detail)
-    if outcome != "found":
-        raise NotJudged(f"{outcome}: {detail}")
-    wrong = sorted(set(detail) ^ set(PRIMES))
-    return f"wrong for {', '.join(map(str, wrong))}" if wrong else ""
+    raise NotJudged(f"{outcome}: {detail}")
 
 
 def _function(text: str) -> tuple[str, str]:
@@ -92,33 +91,32 @@ def _bare(text: str) -> list[str]:
 
 
 def _apart(request: dict[str, Any]) -> tuple[str, Any]:
-    """Have a child judge the code and end whatever the child started, at the latest in time."""
-    # Files, not pipes: nobody who keeps a handle open can make this process wait.
-    with tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as answered:
-        asked.write(json.dumps(request).encode())
-        asked.seek(0)
-        seconds = 2 * SECONDS + OVERHEAD_SECONDS
-        try:
+    """Have a child judge the code, and end whatever it started: the outcome and its detail."""
+    seconds = 2 * SECONDS + OVERHEAD_SECONDS
+    try:
+        # Files, not pipes: no process that keeps a handle open can make this one wait.
+        with tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as answered:
+            asked.write(json.dumps(request).encode())
+            asked.seek(0)
             child = subprocess.Popen(
                 _CHILD, stdin=asked, stdout=answered, stderr=subprocess.DEVNULL, env={}, cwd="/",
                 start_new_session=True,
             )  # fmt: skip
-        except OSError as error:
-            return "not run", f"the sandbox does not start: {error}"
-        try:
-            child.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return "not run", f"the sandbox gave no verdict within {seconds:g} s"
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-        answered.seek(0)
-        try:
+            try:
+                child.wait(seconds)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+            answered.seek(0)
             outcome, detail = json.loads(answered.read(4096))
-        except ValueError:
-            return "not run", f"the sandbox gave no verdict (exit code {child.returncode})"
-        return outcome, detail
+            return outcome, detail
+    except OSError as error:
+        return "not run", f"the sandbox does not start: {error}"
+    except subprocess.TimeoutExpired:
+        return "not run", f"the sandbox gave no verdict within {seconds:g} s"
+    except (TypeError, ValueError):
+        return "not run", f"the sandbox gave no verdict (exit code {child.returncode})"
 
 
 def _judge(code: str, name: str, seconds: float) -> tuple[str, Any]:
@@ -156,19 +154,21 @@ def _verdict(session: Any, code: str, name: str, seconds: float) -> tuple[str, A
     definition = code.encode(errors="replace").decode() + "\nNone"
     try:
         session.feed_run(definition, print_callback=lambda *_: None)
-        return "found", session.feed_run(calls, print_callback=lambda *_: None)
+        found = session.feed_run(calls, print_callback=lambda *_: None)
     except monty.MontyCrashedError as error:
         if error.timed_out:
             return "wrong", f"it does not end within {seconds:g} s"
         return "not judged", f"the sandbox broke: {_line(error)}"
     except monty.MontyError as error:
         if _lacks(error.exception(), code):
-            return "not judged", f"the sandbox's Python lacks what it uses: {_line(error)}"
+            return "not judged", f"Monty may lack what it uses: {_line(error)}"
         if isinstance(error, monty.MontySyntaxError):
             return "wrong", f"not Python: {_line(error)}"
         if "time limit exceeded" in str(error):
             return "wrong", f"it does not end within {seconds:g} s"
         return "wrong", f"it fails: {_line(error)}"
+    wrong = sorted(PRIMES.symmetric_difference(found))
+    return ("wrong", f"wrong for {', '.join(map(str, wrong))}") if wrong else ("right", "")
 
 
 def _line(error: Exception) -> str:
@@ -206,11 +206,10 @@ def _drop_privileges(seconds: float) -> None:
     Raises:
         OSError: the kernel refuses to rule setuid programs out; then no code runs.
     """
-    for limit, value in (
-        (resource.RLIMIT_AS, 2**30), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 4096),
-        (resource.RLIMIT_NOFILE, 64), (resource.RLIMIT_CPU, int(2 * seconds + OVERHEAD_SECONDS)),
-    ):  # fmt: skip
-        resource.setrlimit(limit, (value, value))
+    _limit(os.getpid(), {
+        resource.RLIMIT_AS: 2**30, resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: 4096,
+        resource.RLIMIT_NOFILE: 64, resource.RLIMIT_CPU: int(2 * seconds + OVERHEAD_SECONDS),
+    })  # fmt: skip
     if os.getuid() == 0:
         # In a user namespace with one user there is no nobody, and root is no more than that user.
         with contextlib.suppress(OSError):
@@ -224,18 +223,24 @@ def _drop_privileges(seconds: float) -> None:
 def _wall_in(worker: int | None, seconds: float) -> None:
     """Take from the worker what it no longer needs: new files, sockets, processes and memory.
 
-    The limit on CPU seconds is for a worker that escapes Monty's own clock and grace of 1 s.
+    The limit on CPU seconds stops a worker that ignores Monty's own clock and its grace of 1 s.
 
     Raises:
-        OSError: the kernel refuses; then no code runs.
+        OSError: the worker has no process id, or the kernel refuses; then no code runs.
     """
     if worker is None:
-        raise OSError("the worker has no process id")
-    for limit, value in (
-        (resource.RLIMIT_NOFILE, 0), (resource.RLIMIT_NPROC, 0), (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_AS, 512 * 2**20), (resource.RLIMIT_CPU, int(2 * seconds) + 2),
-    ):  # fmt: skip
-        resource.prlimit(worker, limit, (value, value))
+        raise OSError("Monty's worker has no process id")
+    _limit(worker, {
+        resource.RLIMIT_NOFILE: 0, resource.RLIMIT_NPROC: 0, resource.RLIMIT_FSIZE: 0,
+        resource.RLIMIT_AS: 512 * 2**20, resource.RLIMIT_CPU: int(2 * seconds) + 2,
+    })  # fmt: skip
+
+
+def _limit(process: int, limits: dict[int, int]) -> None:
+    for limit, value in limits.items():
+        _, hard = resource.prlimit(process, limit)
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.prlimit(process, limit, (value, value))
 
 
 if __name__ == "__main__":

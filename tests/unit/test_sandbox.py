@@ -73,10 +73,6 @@ ESCAPES = {
     "frames: sys._getframe": inside("""
         import sys
         return sys._getframe(0).f_builtins['open'](READ).read()"""),
-    "frames: sys.settrace": inside("""
-        import sys
-        sys.settrace(lambda f, *a: f.f_builtins['open'](WRITE, 'w'))
-        return (lambda: 1)()"""),
     "frames: inspect": "import inspect\n" + inside(
         "return inspect.currentframe().f_builtins['open'](READ).read()"),
     "frames: __context__ of an exception": inside("""
@@ -85,9 +81,6 @@ ESCAPES = {
             except ZeroDivisionError: [][0]
         except IndexError as e:
             return e.__context__.__traceback__.tb_frame.f_builtins['open'](READ).read()"""),
-    "frames: with_traceback": inside("""
-        try: 1 / 0
-        except Exception as e: return e.with_traceback(None).__reduce__()[0].__self__"""),
     # Generators and async
     "generators: throw": inside("""
         def g():
@@ -95,37 +88,25 @@ ESCAPES = {
             except Exception as e: yield e.__traceback__.tb_frame.f_builtins['open'](READ).read()
         g = g(); next(g)
         return g.throw(ValueError)"""),
-    "generators: send": inside("""
-        def g():
-            x = yield
-            yield x.gi_frame.f_builtins['open'](READ).read()
-        g = g(); next(g)
-        return g.send(g)"""),
     "generators: yield from": "def is_prime(n):\n    yield from open(READ)\n",
     "async: await": "import asyncio\nasync def a(): return open(READ).read()\n" + inside(
         "return asyncio.run(a())"),
-    "async: a subprocess": "import asyncio\n" + inside(
-        "return asyncio.run(asyncio.create_subprocess_shell(RUN))"),
     "async: a coroutine is true": "async def is_prime(n): return open(READ).read()",
     # Attributes and format strings
     "format: str.format": inside("return '{0.__class__.__mro__}'.format(n)"),
     "format: globals of a function": inside("return '{0.__globals__}'.format(is_prime)"),
-    "format: format_map": inside("return '{a.__init__.__globals__}'.format_map({'a': is_prime})"),
     "format: f-string": inside('return f"{open(READ).read()}"'),
-    "format: %": inside("return '%s' % open(READ).read()"),
     "format: string.Formatter": "import string\n" + inside(
         "return string.Formatter().get_field('0.__globals__', [is_prime], {})[0]"),
     "attributes: getattr": inside(f"return getattr(getattr((), '__class__'), '__base__'), {POPEN}"),
     "attributes: a method's self": inside("return print.__self__.open(READ).read()"),
     "attributes: a module of a module": "import math\n" + inside(
         "return math.__loader__.load_module('os').system(RUN)"),
-    "attributes: __spec__": inside("return __spec__.loader.load_module('os').system(RUN)"),
     "attributes: __code__ replaced": inside("""
         f = lambda: 0
         f.__code__ = f.__code__.replace(co_names=('open',), co_consts=(READ,))
         return f()"""),
     "attributes: setattr on a builtin": inside("setattr(int, '__bool__', print); return 1"),
-    "attributes: __defaults__": inside("is_prime.__defaults__ = (open(READ).read(),); return n"),
     # Where code hides
     "decorators: open": "@lambda f: (lambda n: open(READ).read())\ndef is_prime(n): return n",
     "decorators: exec": "import os\n@lambda f: os.system(RUN)\ndef is_prime(n): return n",
@@ -134,7 +115,6 @@ ESCAPES = {
     "annotations: os": "import os\ndef is_prime(n: os.system(RUN)) -> bool: return True",
     "comprehensions: scope": inside(
         "return [x for x in [1] for __builtins__ in [vars()] if __builtins__['open'](READ)]"),
-    "comprehensions: walrus": inside("return [o := open, o(READ).read()][1]"),
     "classes: body": inside("class A: x = open(READ).read()\nreturn A.x"),
     "classes: metaclass": inside("""
         class M(type):
@@ -148,46 +128,31 @@ ESCAPES = {
             def __init_subclass__(cls): open(WRITE, 'w').write('x')
         class B(A): pass
         return 1"""),
-    "classes: __class_getitem__": inside("""
-        class A:
-            def __class_getitem__(cls, i): return open(i).read()
-        return A[READ]"""),
     "classes: __bool__": inside("""
         class A:
             def __bool__(self): open(WRITE, 'w').write('x'); return True
         return A()"""),
-    "classes: __set_name__": inside("""
-        class D:
-            def __set_name__(self, owner, name): open(WRITE, 'w').write('x')
-        class A: d = D()
-        return 1"""),
     "classes: type()": inside("""
         return type('A', (), {'__init__': lambda s: open(WRITE, 'w').write('x')})() or 1"""),
-    "lambda: chained": "is_prime = lambda n: (lambda m: m.system(RUN))(__import__('os'))",
     "top level: os": SHELL + "\ndef is_prime(n): return n\n",
     # Imports
     "import: os.system": inside(f"{SHELL}; return 1"),
-    "import: os.popen": inside("import os; return os.popen(RUN).read()"),
     "import: os.environ": inside("import os; return os.environ['PATH']"),
     "import: os.listdir": inside("import os; return os.listdir('/')"),
     "import: os.remove": inside("import os; return os.remove(WRITE)"),
-    "import: os.fdopen": inside("import os; return os.fdopen(1, 'w').write('[\"found\", []]')"),
+    "import: os.fdopen": inside("import os; return os.fdopen(1, 'w').write('[\"right\", 0]')"),
     "import: __import__": inside("return __import__('os').system(RUN)"),
     "import: importlib": inside("import importlib; importlib.import_module('os').system(RUN)"),
     "import: builtins": inside("import builtins; return builtins.open(READ).read()"),
-    "import: sys.modules": inside("import sys; return sys.modules['os'].system(RUN)"),
     "import: subprocess": inside("import subprocess; return subprocess.getoutput(RUN)"),
     "import: ctypes": inside("import ctypes; return ctypes.CDLL(None).system(RUN.encode())"),
     "import: socket": inside("import socket; return socket.create_connection(('127.0.0.1', 1))"),
     "import: pathlib": inside("from pathlib import Path; return Path(READ).read_text()"),
-    "import: pathlib write": inside("from pathlib import Path; return Path(WRITE).write_text('x')"),
-    "import: shutil": inside("import shutil; return shutil.copy(READ, WRITE)"),
     "import: pickle": inside("""
         import pickle
         pickle.loads(b'cos\\nsystem\\n(S' + repr(RUN).encode() + b'\\ntR.')"""),
     "import: math is os": "import os as math\n" + inside("return math.system(RUN)"),
     "import: star": "from os import *\n" + inside("return system(RUN)"),
-    "import: pty": inside("import pty; return pty.spawn(['/bin/sh', '-c', RUN])"),
     "import: the sandbox itself": inside("import pydantic_monty; return pydantic_monty.Monty()"),
     # Builtins
     "builtins: eval": inside("return eval('__import__(\"os\")').system(RUN)"),
@@ -197,50 +162,34 @@ ESCAPES = {
     "builtins: open to write": inside("return open(WRITE, 'w').write('x')"),
     "builtins: open a descriptor": inside("return open(3).read()"),
     "builtins: open /proc/self": inside("return open('/proc/self/environ').read()"),
-    "builtins: a relative path": inside("return open('../../../../..' + READ).read()"),
     "builtins: globals": inside("return globals()['__builtins__'].open(READ).read()"),
-    "builtins: vars": inside("return vars(__builtins__)['open'](READ).read()"),
     "builtins: __builtins__ rebound": "__builtins__ = {}\n" + inside("return open(READ).read()"),
     "builtins: input": inside("return input()"),
-    "builtins: breakpoint": inside("return breakpoint()"),
-    "builtins: help": inside("return help('modules')"),
     "builtins: the secret in an exception": inside("raise ValueError(open(READ).read())"),
-    "builtins: exit": inside("exit(0)"),
     "builtins: SystemExit": inside("raise SystemExit(0)"),
     # Numbers, strings and lists
     "huge: 10**10**10": inside("return 10**10**10"),
     "huge: 1 << 10**9": inside("return 1 << 10**9"),
-    "huge: factorial": inside("import math; return math.factorial(10**8)"),
     "huge: squares": inside("x = 3\nwhile True: x *= x"),
-    "huge: digits": inside("return int('9' * 10**7)"),
-    "huge: pow": inside("return pow(3, 10**9)"),
     "huge: string": inside("return 'a' * 10**12"),
     "huge: list": inside("return [0] * 10**12"),
     "huge: range": inside("return list(range(10**12))"),
-    "huge: replace": inside("return ('a' * 10**6).replace('a', 'b' * 10**6)"),
-    "huge: padding": inside("return f'{n:>{10**11}}'"),
     "huge: nested lists": inside("a = []\nfor _ in range(10**6): a = [a]\nreturn str(a)"),
     "huge: nested lists as a value": (
         "a = []\nfor _ in range(10**5): a = [a]\nis_prime = lambda n: a\na"
     ),
     "huge: a list of itself": inside("a = []\na.append(a)\nreturn a == [a]"),
     "huge: memory bomb": inside("a = [0]\nwhile True: a += a"),
-    "huge: dictionary": inside("d = {}\nwhile True: d[len(d)] = 'x' * 10**5"),
     "huge: a regular expression": inside("import re; return re.match('(a+)+$', 'a' * 40 + 'b')"),
     # Time, recursion, processes
     "time: endless loop": inside("while True: pass"),
     "time: endless loop that catches": inside(
         "while True:\n    try:\n        while True: pass\n    except BaseException: pass"),
     "time: endless loop at the top": "while True: pass\n" + inside("return True"),
-    "time: endless loop in finally": inside("try: 1 / 0\nfinally:\n    while True: pass"),
     "time: sleep": inside("import time; time.sleep(3600); return True"),
-    "time: asyncio.sleep": "import asyncio\nasync def is_prime(n): await asyncio.sleep(3600)",
     "time: endless sum": inside("return sum(range(10**15))"),
     "time: a faked deadline": inside("raise TimeoutError('feed time limit exceeded')"),
     "recursion: plain": inside("return is_prime(n)"),
-    "recursion: caught": inside(
-        "try: return is_prime(n)\nexcept RecursionError: return is_prime(n)"),
-    "recursion: the limit": inside("import sys; sys.setrecursionlimit(10**9); return is_prime(n)"),
     "recursion: __repr__": inside(
         "class A:\n    def __repr__(self): return repr(self)\nreturn repr(A())"),
     "processes: fork bomb": inside("import os\nfor _ in range(8): os.fork()\nreturn True"),
@@ -270,9 +219,8 @@ ESCAPES = {
     "output: flood on stderr": inside(
         "import sys\nwhile True: print('x' * 10**4, file=sys.stderr)"),
     "output: one huge line": inside("print('x' * 10**9, end='')"),
-    "output: a forged verdict": f"print('[\"found\", {TABLE}]')\n" + inside("return True"),
+    "output: a forged verdict": "print('[\"right\", \"\"]')\n" + inside("return True"),
     "output: a forged range": f"range = lambda *a: {TABLE}\n" + inside("return True"),
-    "output: a forged print": "print = lambda *a: None\n" + inside("return True"),
     "output: terminal control": inside("raise ValueError('\\x1b]0;owned\\x07' * 1000)"),
     # Source
     "source: str.encode": inside("return 'import os'.encode('rot13').decode('idna')"),
@@ -280,16 +228,12 @@ ESCAPES = {
     "source: NUL": inside("return n") + "\0import os",
     "source: NUL in a string": inside("return open(READ + '\0').read()"),
     "source: lone surrogate": inside("return '\ud800' or open(READ)"),
-    "source: lone surrogate as a name": inside("return \udcff"),
     "source: surrogate made": inside("return chr(0xd800).encode('utf-8', 'surrogatepass')"),
     "source: lookalike name": inside("return ᵒpen(READ).read()"),
     "source: nested parentheses": "is_prime = lambda n: " + "(" * 50_000 + "n" + ")" * 50_000,
-    "source: nested lists": "is_prime = lambda n: " + "[" * 5_000 + "]" * 5_000,
     "source: nested lambdas": "is_prime = " + "lambda n: " * 5_000 + "n",
     "source: nested functions": "".join(
         f"{' ' * depth}def is_prime(n):\n" for depth in range(500)) + " " * 500 + "return n",
-    "source: unary operators": "is_prime = lambda n: " + "not " * 50_000 + "n",
-    "source: powers": "is_prime = lambda n: " + "2**" * 2_000 + "2",
     "source: a line of 100,000 characters": "is_prime = lambda n: " + "n+" * 50_000 + "1",
     "source: a name of 100,000 characters": inside("return " + "x" * 100_000),
     "source: 200,000 newlines": "\n" * 200_000 + inside("return True"),
@@ -299,7 +243,6 @@ ESCAPES = {
     "source: f-strings in f-strings": inside("return " + "f'{" * 150 + "n" + "}'" * 150),
     "source: an open string": inside("return '''"),
     "source: a backslash at the end": inside("return n \\"),
-    "source: no newline to hide behind": inside("return n") + "#",
 }  # fmt: skip
 
 
@@ -366,14 +309,14 @@ def judge(answer: str) -> str:
 
 
 def judge_all(answers: dict[str, str]) -> dict[str, Outcome]:
-    """Judge answers side by side."""
+    """Judge answers side by side, more than there are cores: each of them waits at times."""
 
     def timed(answer: str) -> Outcome:
         start = time.monotonic()
         verdict = judge(answer)
         return Outcome(verdict, time.monotonic() - start)
 
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool:
         return dict(zip(answers, pool.map(timed, answers.values()), strict=True))
 
 
@@ -475,7 +418,6 @@ def test_the_escape_works_in_cpython(program: str, name: str) -> None:
 
 RIGHT = {
     "all in a lambda": "is_prime = lambda n: n > 1 and all(n % i for i in range(2, int(n**0.5)+1))",
-    "any in a lambda": "is_prime = lambda n: n > 1 and not any(n % i == 0 for i in range(2, n))",
     "a lambda without a name": "lambda n: n > 1 and all(n % i for i in range(2, n))",
     "a lambda in a span": "Use `lambda n: n > 1 and all(n % i for i in range(2, n))` for it.",
     "a lambda in parentheses": "is_prime = (lambda n: n > 1 and all(n % i for i in range(2, n)))",
@@ -545,7 +487,6 @@ def is_prime(n):
 
 Hope this helps!""",
     "another name": "def prime(num): return num > 1 and all(num % i for i in range(2, num))",
-    "another name for a lambda": "check = lambda n: n > 1 and all(n % i for i in range(2, n))",
     "a helper": """def divides(d, n):
     return n % d == 0
 
@@ -553,18 +494,13 @@ def is_prime(n):
     return n > 1 and not any(divides(d, n) for d in range(2, n))""",
     "type hints": """from typing import Callable
 is_prime: Callable[[int], bool] = lambda n: n > 1 and all(n % i for i in range(2, n))""",
-    "type hints of a function": """def is_prime(n: int) -> bool:
-    return n > 1 and all(n % i for i in range(2, n))""",
     "a docstring": '''def is_prime(n):
     """Return True if n is prime."""
     return n > 1 and all(n % i for i in range(2, n))''',
     "f-strings": """def is_prime(n):
     print(f"{n=} {'x' * 3:>5}")
     return n > 1 and all(n % i for i in range(2, n))""",
-    "a call after it": """def is_prime(n): return n > 1 and all(n % i for i in range(2, n))
-print(is_prime(7))""",
     "Wilson": "import math\nis_prime = lambda n: n > 1 and math.factorial(n - 1) % n == n - 1",
-    "a sum": "is_prime = lambda n: sum(n % i == 0 for i in range(1, n + 1)) == 2",
     "a regular expression": (
         "import re\nis_prime = lambda n: n > 1 and not re.match(r'^(11+?)\\1+$', '1' * n)"
     ),
@@ -642,7 +578,7 @@ def test_a_wrong_function(verdicts: dict[str, Outcome], name: str) -> None:
 def test_what_monty_lacks_is_not_the_models_mistake(
     verdicts: dict[str, Outcome], name: str
 ) -> None:
-    expected = "not judged: the sandbox's Python lacks what it uses: "
+    expected = "not judged: Monty may lack what it uses: "
     assert verdicts[name].verdict.startswith(expected)
 
 
@@ -759,6 +695,7 @@ def with_program(program: str) -> tuple[str, ...]:
         (("/bin/sh", "-c", "kill -9 $$"), "the sandbox gave no verdict (exit code -9)"),
         (("/bin/echo", "found"), "the sandbox gave no verdict (exit code 0)"),
         (("/bin/echo", '["found"]'), "the sandbox gave no verdict (exit code 0)"),
+        (("/bin/echo", "7"), "the sandbox gave no verdict (exit code 0)"),
         (("/bin/echo", '["not run", "broken"]'), "broken"),
     ],
 )  # fmt: skip
@@ -766,9 +703,15 @@ def test_without_a_sandbox_nothing_runs(
     monkeypatch: pytest.MonkeyPatch, child: tuple[str, ...], reason: str
 ) -> None:
     monkeypatch.setattr(sandbox, "_CHILD", child)
-    monkeypatch.setattr(sandbox, "SECONDS", 0.5)
-    monkeypatch.setattr(sandbox, "OVERHEAD_SECONDS", 2)
     assert judge("is_prime = lambda n: True").startswith(f"not run: {reason}")
+
+
+def test_the_child_learns_nothing_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CANARY", "secret")
+    look = "import json, os; print(json.dumps(['not run', "
+    look += "['CANARY' in os.environ, os.getcwd(), os.getsid(0) == os.getpid()]]))"
+    monkeypatch.setattr(sandbox, "_CHILD", (sys.executable, "-I", "-c", look))
+    assert judge("is_prime = lambda n: True") == "not run: [False, '/', True]"
 
 
 def test_monty_may_lie_where_nobody_can_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -784,12 +727,13 @@ def test_a_stuck_child_goes_with_all_that_it_started(monkeypatch: pytest.MonkeyP
     with canaries() as found:
         sleeps = f"(sleep {found.marker} & sleep {found.marker}) & sleep {found.marker}"
         monkeypatch.setattr(sandbox, "_CHILD", ("/bin/sh", "-c", sleeps))
-        monkeypatch.setattr(sandbox, "SECONDS", 0.2)
-        monkeypatch.setattr(sandbox, "OVERHEAD_SECONDS", 0.6)
+        monkeypatch.setattr(sandbox, "SECONDS", 0.5)
+        monkeypatch.setattr(sandbox, "OVERHEAD_SECONDS", 1)
         with concurrent.futures.ThreadPoolExecutor() as pool:
             verdict = pool.submit(judge, "is_prime = lambda n: True")
-            time.sleep(0.5)
-            assert len(found.running()) == 3
-            assert verdict.result() == "not run: the sandbox gave no verdict within 1 s"
+            while len(found.running()) < 3 and not verdict.done():
+                time.sleep(0.02)
+            assert not verdict.done()
+            assert verdict.result() == "not run: the sandbox gave no verdict within 2 s"
         time.sleep(0.1)
         assert found.running() == []
