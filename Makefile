@@ -90,7 +90,7 @@ lint: venv ## ruff, mypy, codespell, shellcheck, actionlint, zizmor, hadolint, r
 	@$(RUN) build.py lock --check
 
 docs: venv ## Build the documentation site into .build/site (no network)
-	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict  # with --quiet, --strict sees no warnings
 
 render: venv ## Render the Dockerfiles
 	@$(RUN) build.py render

@@ -6,6 +6,7 @@ and CONTRIBUTING.md are pages, and other files of the repository that a page lin
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from pathlib import Path, PurePosixPath
@@ -15,6 +16,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
+LOG = logging.getLogger("mkdocs.hooks.site_links")
 PAGES = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
@@ -32,12 +34,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Points links at the site's copy of their target; unknown targets are left to --strict."""
+    """Points links at the site's copy of their target; unknown targets are left to mkdocs."""
     source = Path(page.file.abs_src_path or "").relative_to(ROOT)
 
     def site(match: re.Match[str]) -> str:
         start, target, anchor = match.groups()
         path = os.path.normpath(source.parent / target)
+        if start.endswith('"') and not (ROOT / path).is_file():
+            # mkdocs itself checks Markdown links alone.
+            LOG.warning("%s: no file '%s'", source, target)
         if path.startswith("docs/"):
             uri = path.removeprefix("docs/")
         elif path in PAGES:
