@@ -76,7 +76,7 @@ test-image: setup ## Run the image tests against IMAGE= (ARCH= RELEASE= ... say 
 test-gpu: ## On a GPU: kernels and served checkpoints, without Docker (GPU_PYTHON=; docs/gpu.md)
 	@$(GPU_PYTHON) -m pytest tests/gpu -v -rs
 
-lint: venv ## ruff, mypy, codespell, shellcheck, actionlint, zizmor, hadolint, rendered files, locks
+lint: venv docs ## ruff, mypy, codespell, shellcheck, actionlint, zizmor, hadolint, rendered files, locks
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
@@ -92,8 +92,9 @@ lint: venv ## ruff, mypy, codespell, shellcheck, actionlint, zizmor, hadolint, r
 docs: venv ## Build the documentation site into .build/site (no network)
 	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict  # with --quiet, --strict sees no warnings
 
-render: venv ## Render the Dockerfiles
+render: venv ## Render the Dockerfiles, docs/cli.md and docs/sabotage.md
 	@$(RUN) build.py render
+	@$(RUN) -m tests.e2e.test_sabotage
 
 requirements: venv ## Pin this project's own packages anew, with hashes
 	@$(VENV)/bin/uv pip compile -q pyproject.toml --group dev --universal --python-version 3.11 \

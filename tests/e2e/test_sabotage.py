@@ -17,7 +17,7 @@ from fp4forge.checks import runner as verify
 from fp4forge.core.errors import PlatformError
 from fp4forge.maintain import sources
 from fp4forge.oci import engine
-from tests.e2e.conftest import REGISTRY, REPO, raw, shell
+from tests.e2e.conftest import REGISTRY, REPO, ROOT, raw, shell
 
 SITE = "/usr/local/lib/python3.13/dist-packages"
 CUDA = f"{SITE}/nvidia/cu13"
@@ -292,5 +292,14 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def write() -> None:
+    """Writes the page and the rows that every report shows (fp4forge/checks/page.py)."""
+    text = table()
+    (ROOT / "docs/sabotage.md").write_text(text)
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    data = ROOT / "fp4forge/checks/sabotages.json"
+    data.write_text(json.dumps(rows[1:], indent=1) + "\n")
+
+
 if __name__ == "__main__":
-    print(table(), end="")
+    write()
