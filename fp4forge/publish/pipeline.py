@@ -136,7 +136,8 @@ def run(request: Request, where: Destination, options: Options, console: Console
         with _alone(console):
             return _run(context, where, options, console, pool, lacking)
     except RegistryError as error:
-        error.rule = error.rule or "no tag was moved"
+        if not getattr(error, "__notes__", None):  # else _tag reported what each tag names now
+            error.message += "\nno tag was moved"
         raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
