@@ -49,7 +49,7 @@ def test_a_compose_file_names_the_published_digest_and_compose_reads_it(
 
 
 def test_a_tag_that_is_not_there_is_refused(model: Path) -> None:
-    done = compose(model, "--variant", "nothing")
+    done = compose(model, "--from", "source")
     assert done.returncode == 2
     assert "has no tag" in done.stderr
 
