@@ -187,7 +187,7 @@ def bundled(images: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_bundle_goes_to_a_site_without_network(bundled: Path, tmp_path: Path) -> None:
-    there = f"{REGISTRY}/fp4forge/site"
+    there = f"{REGISTRY}/fp4forge/site-{time.time_ns()}"  # of an earlier run, the tag is taken
     done = cli("unbundle", str(bundled), "-o", str(tmp_path / "b"), "--to", there, "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
