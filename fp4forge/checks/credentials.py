@@ -20,6 +20,7 @@ from fp4forge.core import paths
 from fp4forge.core.errors import BinaryError, RegistryError
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import engine, registry
+from fp4forge.oci.layout import Layout
 
 # Another number when what is looked for changes.
 _READER = 1
@@ -65,7 +66,7 @@ def credentials(image: str, report: Progress) -> dict[str, list[Finding]]:
     """
     wanted = _layers(image)
     for digest in wanted:
-        blob = paths.STATE / "oci" / "blobs" / "sha256" / digest
+        blob = Layout(paths.OCI).path(digest)
         if not _record(digest).is_file() and blob.is_file():
             report(f"layer {digest[:12]}, {blob.stat().st_size / 1e6:.0f} MB")
             with blob.open("rb") as file:

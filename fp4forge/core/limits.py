@@ -6,4 +6,3 @@ REGISTRY_CONNECT_SECONDS = 10
 REGISTRY_SECONDS = 60  # one answer of a registry's API, from the request to its last byte
 MANIFEST_BYTES = 4 << 20  # the distribution specification's limit for a manifest
 COPY_SILENCE_SECONDS = 600  # without a line from a program that copies blobs
-PULL_SILENCE_SECONDS = 600  # without an event from an engine that pulls

@@ -19,3 +19,4 @@ IMAGE_FILES = PACKAGE / "image"
 IMAGE_TESTS = ROOT / "tests" / "image"
 _STATE = Path("~/.cache/fp4forge").expanduser() if _INSTALLED else ROOT / ".build"
 STATE = Path(os.environ.get("FP4FORGE_BUILD", _STATE))
+OCI = STATE / "oci"  # the layout that builds export to

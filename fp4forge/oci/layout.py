@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,11 +65,3 @@ class Layout:
             found: list[dict[str, Any]] = self.json(entry["digest"])["layers"]
             return found
         return []
-
-    def intact(self, digest: str) -> bool:
-        """Whether a blob is there and has the content of its digest."""
-        path = self.path(digest)
-        if not path.is_file():
-            return False
-        with path.open("rb") as file:
-            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" == digest

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from fp4forge.core.errors import UsageError
 
@@ -36,14 +36,6 @@ class Reference:
     def loopback(self) -> bool:
         """Whether the registry listens on loopback, which usually speaks plain HTTP."""
         return bool(_LOOPBACK.fullmatch(self.host))
-
-    def at(self, digest: str) -> Reference:
-        """The same repository, by digest."""
-        return Reference(self.repository, digest=digest)
-
-    def tagged(self, tag: str) -> Reference:
-        """The same repository, by tag."""
-        return replace(self, tag=tag, digest="")
 
 
 def parse(text: str, flag: str = "IMAGE") -> Reference:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fp4forge.core.errors import DiskError, RegistryError, TagError, ToolError
+from fp4forge.core.errors import DiskError, ForgeError, RegistryError, TagError, ToolError
 from fp4forge.core.limits import (
     COPY_SILENCE_SECONDS,
     MANIFEST_BYTES,
@@ -515,12 +515,10 @@ def _tls(repository: str, side: str = "") -> list[str]:
     return [f"{flag}=false"] if loopback else []
 
 
-def _refused(repository: str, action: str, answer: _Answer) -> RegistryError:
+def _refused(repository: str, action: str, answer: _Answer) -> ForgeError:
     text = re.sub(r"[^\x20-\x7e]+", " ", answer.content[:200].decode(errors="replace"))
     if answer.status == 507 or "no space left" in text.lower():
-        return DiskError(  # type: ignore[return-value]
-            f"{action} in {repository}: {text}", remedy="free space at the registry"
-        )
+        return DiskError(f"{action} in {repository}: {text}", remedy="free space at the registry")
     return RegistryError(
         f"{action} in {repository}: status {answer.status} {text}".strip(),
         remedy="check the registry and 'docker login'; running again resumes",

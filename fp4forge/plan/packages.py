@@ -13,12 +13,16 @@ if TYPE_CHECKING:
     from fp4forge.plan.plan import Plan
 
 
+def _name(plan: Plan) -> LockName:
+    return LockName(plan.release, plan.strategy, plan.platform, plan.python)
+
+
 def layers(plan: Plan) -> dict[str, str]:
     """The plan's lock, split into one text per layer, with the build tools' lock.
 
     A cross compile adds the build platform's own packages, under ``host/``.
     """
-    name = LockName(plan.release, plan.strategy, plan.platform, plan.python)
+    name = _name(plan)
     texts = _by_layer(name)
     if plan.strategy == "source":
         what = plan.inputs.release
@@ -42,7 +46,7 @@ def layers(plan: Plan) -> dict[str, str]:
 
 def files(plan: Plan) -> tuple[str, ...]:
     """File names of the locks that a plan reads."""
-    name = LockName(plan.release, plan.strategy, plan.platform, plan.python)
+    name = _name(plan)
     found = [name.file, TOOLS]
     if plan.strategy == "source":
         found.append(build_file(plan.release))
@@ -60,7 +64,7 @@ def _by_layer(name: LockName) -> dict[str, str]:
 
 def versions(plan: Plan) -> dict[str, str]:
     """Locked version of every package of the plan."""
-    name = LockName(plan.release, plan.strategy, plan.platform, plan.python)
+    name = _name(plan)
     found = {}
     for package, block in read(name).items():
         match = re.match(r"[^=]+==([^\s;]+)", block)

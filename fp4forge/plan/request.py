@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from fp4forge.core import platform as platforms
 from fp4forge.core.errors import UsageError
@@ -83,8 +83,3 @@ def one_of(flag: str, value: str, allowed: tuple[str, ...]) -> None:
     """
     if value not in allowed:
         raise UsageError(f"{flag} {value!r} does not exist", rule="one of " + ", ".join(allowed))
-
-
-def on_platform(request: Request, platform: str) -> Request:
-    """The same request for one platform."""
-    return replace(request, platform=platform)

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from fp4forge.core.paths import STATE
+from fp4forge.core.paths import OCI, STATE
 from fp4forge.core.platform import host_platform
 from fp4forge.kernels.base import Progress
 from fp4forge.oci.buildkit import Options, build, secrets
@@ -15,7 +15,7 @@ from fp4forge.oci.layout import Layout
 from fp4forge.plan.plan import Plan
 
 # This checkout's layout; builds of one checkout wait for each other.
-LAYOUT = Layout(STATE / "oci")
+LAYOUT = Layout(OCI)
 
 
 def command(
