@@ -1,7 +1,8 @@
-"""Commands about one image: build (the default action) and verify."""
+"""Commands about one image: build (the default action), context and verify."""
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,17 @@ def _requests(o: dict[str, Any]) -> list[Request]:
     ]
 
 
+def _one_request(o: dict[str, Any], rule: str) -> Request:
+    requests = _requests(o)
+    if len(requests) > 1:
+        raise UsageError(
+            f"--platform {o['platform']} names {len(requests)} platforms",
+            rule=rule,
+            remedy="run the command once for each platform",
+        )
+    return requests[0]
+
+
 def _ahead(aot: dict[str, Any]) -> str:
     if aot["name"] == "none":
         return "none: FlashInfer compiles its FP4 modules at the first request (--aot gemma4)"
@@ -130,6 +142,37 @@ def _show(p: Plan) -> None:
 
 
 @click.command()
+@plan_options
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder to write; it must be empty or not exist.",
+)
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+def context(output: Path, as_json: bool, **o: Any) -> None:
+    """Write a plan's build context, and print the command that builds it by hand.
+
+    What that command builds is in the engine as an unverified image; no check has run on it.
+    """
+    from fp4forge.image import context as contexts
+    from fp4forge.publish import build as building
+
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+        raise UsageError(f"--output {output} is not empty", rule="an empty or new folder")
+    prepared = pipeline.prepare(_one_request(o, "a build context is for one platform"))
+    contexts.write(prepared, output)
+    image = f"fp4forge/vllm:unverified-{prepared.plan.id}"
+    line = building.by_hand(prepared.plan, output, components.local_trees(o["sources"]), image)
+    if as_json:
+        found = {"plan": prepared.plan.id, "context": str(output), "image": image, "command": line}
+        print_json(found)
+        return
+    click.echo(" \\\n  ".join(shlex.quote(word) for word in line))
+
+
+@click.command()
 @click.argument("image")
 @plan_options
 @click.option("--gpu", is_flag=True, help="Test on this machine's GPU too.")
@@ -143,14 +186,7 @@ def verify(image: str, gpu: bool, as_json: bool, reports: Path | None, **o: Any)
     from fp4forge.checks import runner as verifying
     from fp4forge.oci import engine
 
-    requests = _requests(o)
-    if len(requests) > 1:
-        raise UsageError(
-            f"--platform {o['platform']} names {len(requests)} platforms",
-            rule="an image is checked on one platform",
-            remedy="call verify once for each",
-        )
-    wanted = pipeline.prepare(requests[0]).plan
+    wanted = pipeline.prepare(_one_request(o, "an image is checked on one platform")).plan
     console = Console()
     with console.step("pull") as step:
         step.detail = engine.have(engine.connect(), image, wanted.platform, step.report)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fp4forge.core.paths import (
+    DOCKERFILES,
     IMAGE_FILES,
     IMAGE_TESTS,
     KERNELS,
@@ -25,9 +26,8 @@ from fp4forge.core.paths import (
     RELEASES,
     ROOT,
     STATE,
-    TEMPLATES,
 )
-from fp4forge.image.render import dockerfile
+from fp4forge.image import render
 from fp4forge.inputs.patches import Series
 from fp4forge.plan import components, packages
 from fp4forge.plan.plan import Plan
@@ -87,12 +87,12 @@ def _files(plan: Plan) -> tuple[dict[str, bytes], list[Path]]:
     """Every file of the context but the plan, and what they were made from."""
     series = plan.inputs.series
     files = {
-        "Dockerfile": dockerfile(plan).encode(),
+        "Dockerfile": render.dockerfile(plan).encode(),
         "leave-out.json": _json([asdict(rule) for rule in plan.leave_out]),
         **_series(series, plan.variant, "python", "patches"),
     }
     sources = [
-        *sorted(TEMPLATES.glob("*.j2")),
+        DOCKERFILES / render.name(plan),
         RELEASES / f"{plan.release}.yaml",
         RELEASES / "bases.yaml",
         RELEASES / "archs" / f"{plan.vllm_version}.json",
@@ -163,10 +163,16 @@ def revision(sources: list[Path]) -> str:
 
 
 def stage(context: Context) -> Path:
-    """Writes the build context; times are the release's and modes fixed, so that layers repeat."""
+    """Writes the build context under this checkout's state, in place of an earlier one."""
     folder = STATE / "context" / context.plan.id
     if folder.exists():
         shutil.rmtree(folder)
+    write(context, folder)
+    return folder
+
+
+def write(context: Context, folder: Path) -> None:
+    """Writes a build context; times are the release's and modes fixed, so that layers repeat."""
     for name, content in context.files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -176,7 +182,6 @@ def stage(context: Context) -> Path:
         if entry.is_dir():
             entry.chmod(0o755)  # the image gets them as they are here, whatever the umask
         os.utime(entry, (context.plan.epoch, context.plan.epoch))
-    return folder
 
 
 def _json(value: Any) -> bytes:

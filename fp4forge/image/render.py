@@ -1,14 +1,24 @@
-"""Dockerfiles and pages from templates; supported plans' Dockerfiles are committed."""
+"""Dockerfiles and pages from templates.
+
+A release has one Dockerfile for each strategy, committed under ``dockerfiles/``: the build's own
+input. Build arguments carry what differs between GPUs, variants, bases and sources.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from fp4forge.core.paths import DOCKERFILES, STATE, TEMPLATES
+from fp4forge.core.errors import DriftError
+from fp4forge.core.paths import DOCKERFILES, RELEASES, ROOT, STATE, TEMPLATES
+from fp4forge.core.platform import host_platform
+from fp4forge.inputs import patches
+from fp4forge.inputs import release as releases
 from fp4forge.inputs.locks import LAYERS
+from fp4forge.inputs.patches import Series, patched_files
+from fp4forge.inputs.release import VARIANTS, Release
 from fp4forge.plan.plan import Plan
-from fp4forge.plan.support import supported
 
 UID = 2000
 
@@ -30,19 +40,105 @@ def _environment(*, escape: bool) -> Any:
     )
 
 
+@dataclass(frozen=True)
+class Variant:
+    """What a variant adds to the installed packages."""
+
+    name: str
+    layers: tuple[str, ...]  # a thin one for each folder that has patched files
+    environment: dict[str, str]
+
+
+def name(plan: Plan) -> str:
+    """A plan's Dockerfile under ``dockerfiles/``."""
+    return _name(plan.inputs.release, plan.strategy, cross=plan.cross is not None)
+
+
+def arguments(plan: Plan) -> dict[str, str]:
+    """The build arguments that make a plan of its Dockerfile: what differs between its plans."""
+    found = {
+        "SOURCE_DATE_EPOCH": str(plan.epoch),
+        "BASE": plan.base_image,
+        "BUILD_BASE": plan.inputs.base.reference(host_platform()),
+        "PYTHON": plan.python,
+        "ARCH": plan.arch,
+        "VARIANT": plan.variant,
+        "MAX_JIT_JOBS": str(plan.max_jit_jobs),
+    }
+    if plan.cross:
+        found |= {
+            "DEBIAN": plan.cross.debian,
+            "TRIPLET": plan.cross.triplet,
+            "CUDA_TARGET": plan.cross.cuda,
+            "PROCESSOR": plan.cross.processor,
+        }
+    else:
+        found["AOT"] = "none" if plan.aot.name == "none" else "modules"
+    if plan.strategy == "source":
+        macros: Any = _environment(escape=False).get_template("macros.j2").module
+        for external in plan.inputs.release.externals:
+            source = plan.sources.get(external)
+            provider = source.provider if source and source.provider != "local" else "none"
+            found[macros.argument(external).strip()] = provider
+    return found
+
+
 def dockerfile(plan: Plan) -> str:
-    """The Dockerfile of a plan."""
+    """The Dockerfile of a plan: the committed one, byte for byte.
+
+    Releases and patches outside the checkout (``FP4FORGE_RELEASES``, ``FP4FORGE_PATCHES``) have
+    no committed one; theirs is rendered.
+
+    Raises:
+        DriftError: the committed file is not what templates, release and patches give.
+    """
+    inputs, cross = plan.inputs, plan.cross is not None
+    text = _render(inputs.release, inputs.series, plan.strategy, cross=cross)
+    if RELEASES.is_relative_to(ROOT) and inputs.series.folder.is_relative_to(ROOT):
+        path = DOCKERFILES / name(plan)
+        if not path.is_file() or path.read_text() != text:
+            raise DriftError(
+                f"dockerfiles/{name(plan)} is not what its sources give",
+                rule="the image is built from the committed Dockerfile",
+                remedy="build.py render, then look at the difference",
+            )
+    return text
+
+
+def _name(release: Release, strategy: str, *, cross: bool) -> str:
+    return f"{release.release}/{strategy}{'-cross' if cross else ''}.Dockerfile"
+
+
+def _render(release: Release, series: Series, strategy: str, *, cross: bool) -> str:
     environment = _environment(escape=False)
-    macros = environment.get_template("macros.j2").module
     text: str = environment.get_template("Dockerfile.j2").render(
-        plan=plan,
-        site=plan.site,
+        release=release,
+        strategy=strategy,
+        cross=cross,
+        variants=[_variant(release, series, variant) for variant in VARIANTS],
         groups=LAYERS,
         uid=UID,
-        m=macros,
-        base_image=plan.base_image,
+        m=environment.get_template("macros.j2").module,
     )
     return text
+
+
+def _variant(release: Release, series: Series, name: str) -> Variant:
+    files = patched_files(series.for_variant(name))
+    layers = sorted({path.rsplit("/", 1)[0].replace("/", "-") for path in files})
+    return Variant(name, tuple(layers), release.environment.get(name, {}))
+
+
+def _all() -> dict[str, str]:
+    """Every Dockerfile by its name."""
+    found = {}
+    for release in map(releases.load, releases.names()):
+        series = patches.load("vllm", release.vllm_version)
+        for strategy in release.strategies:
+            for cross in (False, True) if strategy == "source" else (False,):
+                text = _render(release, series, strategy, cross=cross)
+                found[_name(release, strategy, cross=cross)] = text
+    return found
 
 
 def html(template: str, **values: Any) -> str:
@@ -53,7 +149,7 @@ def html(template: str, **values: Any) -> str:
 
 def differences() -> list[str]:
     """What ``dockerfiles/`` has that differs from what would be rendered, a line each."""
-    wanted = {name: dockerfile(plan) for name, plan in supported().items()}
+    wanted = _all()
     have = {p.relative_to(DOCKERFILES).as_posix(): p for p in DOCKERFILES.rglob("*.Dockerfile")}
     lines = [f"missing: {name}" for name in sorted(wanted.keys() - have.keys())]
     lines += [f"not rendered from anything: {name}" for name in sorted(have.keys() - wanted.keys())]
@@ -67,7 +163,7 @@ def differences() -> list[str]:
 
 def write() -> int:
     """Renders everything into ``dockerfiles/``; returns the number of files."""
-    wanted = {name: dockerfile(plan) for name, plan in supported().items()}
+    wanted = _all()
     for path in DOCKERFILES.rglob("*.Dockerfile"):
         if path.relative_to(DOCKERFILES).as_posix() not in wanted:
             path.unlink()

@@ -103,7 +103,12 @@ def build(
     """
     with tempfile.NamedTemporaryFile(prefix="fp4forge-", suffix=".json") as metadata:
         process = subprocess.Popen(
-            [*line, "--progress=rawjson", f"--metadata-file={metadata.name}"],
+            [
+                *line,
+                "--secret=id=compile,env=FP4FORGE_COMPILE",
+                "--progress=rawjson",
+                f"--metadata-file={metadata.name}",
+            ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

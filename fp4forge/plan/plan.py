@@ -69,20 +69,9 @@ class Plan:
     inputs: Inputs = field(repr=False, kw_only=True)  # loaded once; not part of the JSON
 
     @property
-    def site(self) -> str:
-        """The folder of installed packages, without leading slash."""
-        return f"usr/local/lib/python{self.python}/dist-packages"
-
-    @property
     def compiles(self) -> bool:
         """Whether the build runs nvcc."""
         return self.strategy == "source" or self.aot.name != "none"
-
-    @property
-    def patch_layers(self) -> tuple[str, ...]:
-        """One thin layer for each folder that has patched files."""
-        folders = {path.rsplit("/", 1)[0] for path in self.patched_files}
-        return tuple(sorted(folder.replace("/", "-") for folder in folders))
 
     @property
     def index_tag(self) -> str:

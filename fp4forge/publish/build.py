@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fp4forge.core.paths import OCI, STATE
-from fp4forge.core.platform import host_platform
+from fp4forge.image import render
 from fp4forge.kernels.base import Progress
 from fp4forge.oci.buildkit import Options, build, secrets
 from fp4forge.oci.layout import Layout
@@ -35,9 +35,7 @@ def command(
     flags = [
         f"--file={context / 'Dockerfile'}",
         f"--platform={plan.platform}",
-        f"--build-arg=SOURCE_DATE_EPOCH={plan.epoch}",
-        f"--build-arg=BASE={plan.base_image}",
-        f"--build-arg=BUILD_BASE={plan.inputs.base.reference(host_platform())}",
+        *[f"--build-arg={name}={value}" for name, value in render.arguments(plan).items()],
         f"--build-arg=PLAN_ID={plan.id}",
         f"--build-arg=REVISION={plan.revision}",
         f"--build-arg=LEDGER={ledger}",
@@ -45,8 +43,6 @@ def command(
         *secrets(),
         *[f"--output={output}" for output in outputs],
     ]
-    if plan.compiles:
-        flags.append("--secret=id=compile,env=FP4FORGE_COMPILE")
     if plan.strategy == "source":
         flags += [f"--build-context=source-{n}={path}" for n, path in options.sources.items()]
     flags += [f"--builder={options.builder}"] if options.builder else []
@@ -54,6 +50,18 @@ def command(
     flags += [f"--cache-from={place}" for place in options.cache_from]
     flags += [f"--cache-to={place}" for place in options.cache_to]
     return ["docker", "buildx", "build", *flags, str(context)]
+
+
+def by_hand(plan: Plan, context: Path, sources: dict[str, Path], image: str) -> list[str]:
+    """The command line that leaves a plan's image in the engine, with no check run on it.
+
+    Args:
+        context: folder of the written build context.
+        sources: local trees of external sources, by name.
+        image: the name that it gets.
+    """
+    output = [f"type=image,name={image}"]
+    return command(plan, context, output, Options(sources=sources), target="image")
 
 
 def ledger(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from fp4forge.core.errors import BaseImageError, UsageError
+from fp4forge.core.errors import BaseImageError, DriftError, UsageError
 from fp4forge.core.paths import DOCKERFILES
 from fp4forge.image import context as contexts
 from fp4forge.image import render
 from fp4forge.inputs import locks as lock
+from fp4forge.inputs.release import VARIANTS
 from fp4forge.oci import reference
 from fp4forge.plan import packages
 from fp4forge.plan.request import Request
@@ -85,12 +89,38 @@ def test_committed_dockerfiles_are_what_the_templates_give() -> None:
     assert render.differences() == []
 
 
-def test_a_changed_dockerfile_is_noticed(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    import shutil
-    from pathlib import Path
+def test_the_build_gets_the_committed_dockerfile_and_its_arguments_choose_the_rest() -> None:
+    names = set()
+    for arch, variant, aot in itertools.product(
+        ("sm120", "blackwell"), VARIANTS, ("none", "gemma4")
+    ):
+        plan = resolve(replace(WHEEL, arch=arch, variant=variant, aot=aot))
+        names.add(render.name(plan))
+        committed = (DOCKERFILES / render.name(plan)).read_bytes()
+        assert contexts.assemble(plan).files["Dockerfile"] == committed
+        declared = set(re.findall(r"(?m)^ARG (\w+)", committed.decode()))
+        assert set(render.arguments(plan)) <= declared
+    assert len(names) == 1
+    assert len(list(DOCKERFILES.rglob("*.Dockerfile"))) < 20
 
-    copy = Path(str(tmp_path)) / "dockerfiles"
+
+def test_sources_choose_their_stages() -> None:
+    plan = resolve(
+        replace(WHEEL, strategy="source", components="core", sources=("cutlass=pypi",), aot="none")
+    )
+    found = render.arguments(plan)
+    assert (found["CUTLASS"], found["FLASHMLA"], found["AOT"]) == ("pypi", "none", "none")
+
+
+def test_a_changed_dockerfile_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "dockerfiles"
     shutil.copytree(DOCKERFILES, copy)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(render, "DOCKERFILES", copy)
+        (copy / render.name(resolve(WHEEL))).write_text("FROM scratch\n")
+        with pytest.raises(DriftError, match=r"wheel\.Dockerfile is not what its sources give"):
+            render.dockerfile(resolve(WHEEL))
+    shutil.copytree(DOCKERFILES, copy, dirs_exist_ok=True)
     monkeypatch.setattr(render, "DOCKERFILES", copy)
     first = sorted(copy.rglob("*.Dockerfile"))[0]
     first.write_text(first.read_text() + "RUN true\n")
@@ -122,10 +152,9 @@ def test_bad_registries(registry: str) -> None:
 
 @pytest.mark.parametrize("strategy", ["wheel", "source", "cross"])
 def test_the_context_has_every_file_that_the_dockerfile_copies(strategy: str) -> None:
-    import re
-
-    crossing = {"strategy": "source", "platform": "linux/arm64", "aot": "none", "cross": True}
-    change = crossing if strategy == "cross" else {"strategy": strategy}
+    source = {"strategy": "source", "sources": ("cutlass=pypi",)}
+    crossing = source | {"platform": "linux/arm64", "aot": "none", "cross": True}
+    change: dict[str, Any] = {"wheel": {}, "source": source, "cross": crossing}[strategy]
     for release in ("0.20.2",) if strategy == "wheel" else ("0.19.1", "0.20.2"):
         request = replace(WHEEL, release=release, **change)
         files = contexts.assemble(resolve(request)).files

@@ -144,7 +144,7 @@ def split(out: Path, layers: Path, files: dict[str, dict[str, str]]) -> None:
     """Copies patched files and their bytecode into one root for each folder of the package.
 
     Each becomes a layer of its own, so that an edit is pushed with its folder alone; the name is
-    that of ``fp4forge.plan.plan.Plan.patch_layers``.
+    that of ``fp4forge.image.render.Variant.layers``.
     """
     site = Path(*out.parts[out.parts.index("usr") :])
     for name in files:

@@ -27,7 +27,10 @@ def main() -> None:
     args = parser.parse_args()
     try:
         found = ledger.packages(
-            args.packages, CACHE, lambda text: print(f"fp4forge: progress {text}", flush=True)
+            # An image without FlashInfer's modules has no folder of them.
+            [folder for folder in args.packages if folder.is_dir()],
+            CACHE,
+            lambda text: print(f"fp4forge: progress {text}", flush=True),
         )
     except ForgeError as error:
         raise SystemExit(f"fp4forge: {error.message}") from None
