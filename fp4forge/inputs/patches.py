@@ -13,6 +13,7 @@ from msgspec import Meta, Struct
 
 from fp4forge.core import paths
 from fp4forge.core.errors import PatchError
+from fp4forge.inputs.document import shortened
 from fp4forge.inputs.reader import Broken, Format, by_version, one_of
 from fp4forge.inputs.release import Sha256, Variant
 
@@ -160,7 +161,10 @@ def load(package: str, version: str, chained: bool = True) -> Series:
     record = FORMAT.read(path, where)
     for patch in record.patches:
         if not (folder / patch.file).is_file():
-            raise PatchError(f"{where}: {patch.id}: there is no diff {patch.file!r} beside it")
+            raise PatchError(
+                f"{where}: {patch.id}: there is no diff {patch.file!r} beside it",
+                remedy="put the diff into that folder, or correct the record's file",
+            )
     if chained:
         _check_chain(where, record.patches)
     return Series(package, version, folder, record.patches, record.already_upstream)
@@ -178,7 +182,7 @@ def _compile(detect: dict[str, str]) -> None:
             re.compile(pattern)
         except (re.error, OverflowError, RecursionError) as error:
             raise Broken(
-                "detect", f"has {pattern!r}: {error}", "a file and a regular expression each"
+                "detect", f"has {shortened(pattern)}: {error}", "a file and a regular expression each"
             ) from None
 
 

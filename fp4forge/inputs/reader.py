@@ -69,7 +69,10 @@ def text(path: Path, where: str, failure: type[ForgeError]) -> str:
         with path.open("rb") as file:
             content = file.read(INPUT_BYTES + 1)
     except OSError as error:
-        raise failure(f"{where} cannot be read: {error.strerror}") from None
+        raise failure(
+            f"{where} cannot be read: {error.strerror}",
+            remedy="check that the file exists and that you may read it",
+        ) from None
     if len(content) > INPUT_BYTES:
         raise failure(f"{where} is too large", rule=f"at most {INPUT_BYTES >> 10} KiB")
     try:
