@@ -181,9 +181,8 @@ def _compile(detect: dict[str, str]) -> None:
         try:
             re.compile(pattern)
         except (re.error, OverflowError, RecursionError) as error:
-            raise Broken(
-                "detect", f"has {shortened(pattern)}: {error}", "a file and a regular expression each"
-            ) from None
+            said = f"has {shortened(pattern)}: {error}"
+            raise Broken("detect", said, "a file and a regular expression each") from None
 
 
 def _check_chain(where: str, patches: tuple[Patch, ...]) -> None:

@@ -31,7 +31,7 @@ FORMATS = {made.name: made for made in schemas.FORMATS}
 LAUGHS = "a0: &a0 [ha]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 40)
 )
-BAD = {
+BAD: dict[str, tuple[str | bytes, str]] = {
     "aliases that explode": (LAUGHS, "too many values"),
     "an alias of itself": ("a: &a [*a]", "no &a before it"),
     "lists in lists": ("a: " + "[" * 10_000, "nests too deep"),
