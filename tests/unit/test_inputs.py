@@ -113,7 +113,7 @@ def test_what_is_not_a_file_is_refused(kind: str, tmp_path: Path) -> None:
         ("release", "gb: 1.2", "gb: -1", "leave_out[0].gb is -1", "GB that the files take"),
         ("release", "gb: 1.2", "gb: much", "leave_out[0].gb is text where a number is", "GB"),
         ("release", "into: examples", "into: ../x", "externals.cutlass.pypi[1].into is", "root"),
-        ("release", "into: examples", "inot: x", "pypi[1].inot is not a field", "folder, into"),
+        ("release", "into: examples", "goes: x", "pypi[1].goes is not a field", "folder, into"),
         ("bases", "suite: trixie", "image: a:b\n    suite: c", "bootstrap.image and", "one of"),
         ("bases", "suite: trixie", "", "bases.bootstrap.image and suite", "one of them"),
         ("bases", 'python: "3.13"', "python: 3.13", "bases.bootstrap.python is a number", "3.12"),
