@@ -92,7 +92,7 @@ lint: venv docs ## ruff, mypy, codespell, shellcheck, actionlint, zizmor, hadoli
 docs: venv ## Build the documentation site into .build/site (no network)
 	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict  # with --quiet, --strict sees no warnings
 
-render: venv ## Render the Dockerfiles, docs/cli.md and docs/sabotage.md
+render: venv ## Render the Dockerfiles, schemas, docs/cli.md and docs/sabotage.md
 	@$(RUN) build.py render
 	@$(RUN) -m tests.e2e.test_sabotage
 

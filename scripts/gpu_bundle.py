@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,13 +66,13 @@ def main() -> None:
             if any(word in path.as_posix() for word in DEAD):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         sequence = series.load("vllm", RELEASE)
-        record = {"patches": [asdict(p) for p in sequence.for_variant("awq")]}
+        record = {"patches": [sequence.instructions(p) for p in sequence.for_variant("awq")]}
         plain = Path(folder, "originals")
-        for path in sequence.for_variant("awq"):
-            for file in path.files:
-                target = plain / file.path
+        for patch in sequence.for_variant("awq"):
+            for path in patch.files:
+                target = plain / path
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(sources.source_tree(RELEASE) / file.path, target)
+                shutil.copy(sources.source_tree(RELEASE) / path, target)
         apply_series(record, sequence.folder, site, site)
         pack = ["tar", "-C", folder, "-czf", "-", "site", "originals"]
         split = ["split", "-b", f"{args.piece_mib}M", "-", str(out / "piece-")]

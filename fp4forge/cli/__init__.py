@@ -19,7 +19,7 @@ COMMANDS = {
     "compare": ("fp4forge.cli.ledger", "compare", "Show what changed between two images."),
     "patch": ("fp4forge.cli.patch", "patch", "List, check and rebase the patches to vLLM."),
     "lock": ("fp4forge.cli.files", "lock", "Make or check the hashed dependency locks."),
-    "render": ("fp4forge.cli.files", "render", "Render the Dockerfiles, or check them."),
+    "render": ("fp4forge.cli.files", "render", "Render generated files, or check them."),
     "context": ("fp4forge.cli.image", "context", "Write a build context, to build it by hand."),
     "verify": ("fp4forge.cli.image", "verify", "Run the image tests against an image."),
     "distribute": ("fp4forge.cli.transfer", "distribute", "Bring an image to machines over ssh."),

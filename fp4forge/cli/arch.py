@@ -29,7 +29,7 @@ def explain(list_: str, vllm: str | None, cuda: str | None, as_json: bool) -> No
     Exit code 0 when every Blackwell GPU that LIST names gets NVFP4, 3 when one does not, 2 when
     LIST cannot be used.
     """
-    reference = release.load(defaults.section("reference").release)
+    reference = release.load(defaults.table().reference.release)
     version = vllm or reference.vllm_version
     rules = arch_rules.load(version)
     prediction = archs.predict(list_, version, rules, cuda or reference.cuda)

@@ -38,15 +38,17 @@ def lock(check: bool) -> None:
 @click.command()
 @click.option("--check", is_flag=True, help="Write nothing; fail when a file differs.")
 def render(check: bool) -> None:
-    """Render every supported plan's Dockerfile into dockerfiles/, and docs/cli.md."""
+    """Render dockerfiles/ (every supported plan), schemas/ and docs/cli.md."""
     from fp4forge.cli import reference
     from fp4forge.image import render as rendering
+    from fp4forge.inputs import schemas
 
     if not check:
         reference.PATH.write_text(reference.text())
-        click.echo(f"{rendering.write()} Dockerfiles and docs/cli.md rendered")
+        count = rendering.write()
+        click.echo(f"{count} Dockerfiles, {schemas.write()} schemas and docs/cli.md rendered")
         return
-    lines = rendering.differences()
+    lines = rendering.differences() + schemas.differences()
     if reference.PATH.read_text() != reference.text():
         lines.append("differs: docs/cli.md")
     if lines:
@@ -54,7 +56,7 @@ def render(check: bool) -> None:
             "generated files are not what their sources give:\n  " + "\n  ".join(lines),
             remedy="build.py render, then look at the difference",
         )
-    click.echo("dockerfiles/ and docs/cli.md are what their sources give")
+    click.echo("dockerfiles/, schemas/ and docs/cli.md are what their sources give")
 
 
 @click.command()

@@ -32,9 +32,7 @@ def list_(as_json: bool) -> None:
     """All patches: for which versions, why, and where upstream has them."""
     loaded = {version: series.load("vllm", version) for version in series.versions("vllm")}
     if as_json:
-        from dataclasses import asdict
-
-        print_json({v: [asdict(p) for p in s.patches] for v, s in loaded.items()})
+        print_json({v: [s.instructions(p) for p in s.patches] for v, s in loaded.items()})
         return
     rows: dict[str, list[str]] = {}
     for version, sequence in loaded.items():
@@ -58,8 +56,8 @@ def show(name: str, vllm: str | None) -> None:
                 click.echo(f"{p.id} for vLLM {version} ({p.tier}; {', '.join(p.variants)})")
                 click.echo(f"  {p.title}\n  why: {p.why}\n  upstream: {p.upstream}")
                 click.echo(f"  fixed in: {p.fixed_in or 'none'}\n  proof: {p.proof}")
-                for file in p.files:
-                    click.echo(f"  {file.path} {file.before[:12]} -> {file.after[:12]}")
+                for path, hashes in p.files.items():
+                    click.echo(f"  {path} {hashes.before[:12]} -> {hashes.after[:12]}")
                 click.echo("\n" + (sequence.folder / p.file).read_text(), nl=False)
                 return
     raise UsageError(

@@ -32,7 +32,7 @@ def _published(o: dict[str, Any]) -> tuple[str, str]:
     from fp4forge.plan import tags
     from fp4forge.plan.request import Request, decide
 
-    usual = defaults.section("image")
+    usual = defaults.table().image
     chosen = decide(
         Request(
             arch=o["arch"],

@@ -13,6 +13,7 @@ RELEASES = Path(os.environ.get("FP4FORGE_RELEASES", ROOT / "releases"))
 LOCKS = RELEASES / "locks"
 TEMPLATES = ROOT / "templates"
 DOCKERFILES = ROOT / "dockerfiles"
+SCHEMAS = ROOT / "schemas"
 PATCHES = Path(os.environ.get("FP4FORGE_PATCHES", ROOT / "patches"))
 KERNELS = PACKAGE / "kernels"
 IMAGE_FILES = PACKAGE / "image"

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from fp4forge.core.paths import (
     DOCKERFILES,
     IMAGE_FILES,
@@ -88,7 +90,7 @@ def _files(plan: Plan) -> tuple[dict[str, bytes], list[Path]]:
     series = plan.inputs.series
     files = {
         "Dockerfile": render.dockerfile(plan).encode(),
-        "leave-out.json": _json([asdict(rule) for rule in plan.leave_out]),
+        "leave-out.json": _json(msgspec.to_builtins(plan.leave_out)),
         **_series(series, plan.variant, "python", "patches"),
     }
     sources = [
@@ -129,7 +131,7 @@ def _series(series: Series, variant: str, tier: str, folder: str) -> dict[str, b
     record = {
         "package": series.package,
         "version": series.version,
-        "patches": [asdict(patch) for patch in chosen],
+        "patches": [series.instructions(patch) for patch in chosen],
     }
     diffs = {f"{folder}/{p.file}": (series.folder / p.file).read_bytes() for p in chosen}
     return {f"{folder}/series.json": _json(record)} | diffs

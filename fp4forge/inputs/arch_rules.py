@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
 from functools import cache
-from typing import Any
+from typing import Any, TypedDict, cast
 
-from fp4forge.core.errors import UsageError
+import msgspec
+
+from fp4forge.core.errors import ReleaseError, UsageError
 from fp4forge.core.paths import RELEASES
+from fp4forge.inputs import reader
+
+
+class _Rules(TypedDict):
+    """What ``kernels.cmake_rules.extract`` returns."""
+
+    steps: list[dict[str, str | list[str]]]
+    sm120_only_fp8: bool
 
 
 @cache
@@ -17,14 +26,23 @@ def load(vllm: str) -> dict[str, Any]:
 
     Raises:
         UsageError: none were extracted for it.
+        ReleaseError: the file is not what ``arch extract`` writes.
     """
     path = RELEASES / "archs" / f"{vllm}.json"
-    if not re.fullmatch(r"[0-9][0-9a-z.]*", vllm) or not path.is_file():
+    if not re.fullmatch(r"[0-9][0-9a-z.]*", vllm) or not path.exists():
         known = sorted(p.stem for p in (RELEASES / "archs").glob("*.json"))
         raise UsageError(
             f"--vllm {vllm!r}: its CMake rules are not known",
             rule="one of " + ", ".join(known),
             remedy="build.py arch extract TREE --vllm VERSION reads them from a source tree",
         )
-    data: dict[str, Any] = json.loads(path.read_text())
-    return data
+    where = f"{RELEASES.name}/archs/{vllm}.json"
+    text = reader.text(path, where, ReleaseError)
+    try:
+        return cast(dict[str, Any], msgspec.json.decode(text, type=_Rules))
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ReleaseError(
+            f"{where} does not hold CMake rules: {error}",
+            rule="build.py arch extract writes it",
+            remedy=f"build.py arch extract TREE --vllm {vllm}",
+        ) from None

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Annotated
 
-from fp4forge.core.errors import UsageError
+from msgspec import Meta, Struct, structs
+
+from fp4forge.core.errors import ReleaseError, UsageError
 from fp4forge.core.paths import RELEASES
 from fp4forge.core.platform import PLATFORMS
+from fp4forge.inputs.reader import Broken, Format
 
 # No file of a base is newer (2026-01-01, UTC): the same packages give the same layer.
 EPOCH = "1767225600"
@@ -28,14 +30,69 @@ CLEAN = (
 )
 
 
-@dataclass(frozen=True)
-class Base:
-    """A base image and the Python that its distribution brings."""
+class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A base image: ``image`` names one on a hub, ``suite`` one that is made here."""
+
+    python: Annotated[
+        str,
+        Meta(
+            pattern="^3\\.[0-9]{1,2}$",
+            description="the Python that the distribution brings",
+            examples=["3.12"],
+        ),
+    ]
+    image: Annotated[
+        str,
+        Meta(
+            pattern="^([a-z0-9][A-Za-z0-9._:/-]*:[A-Za-z0-9_][A-Za-z0-9_.-]*)?$",
+            description="a reference with a tag",
+            examples=["ubuntu:24.04"],
+        ),
+    ] = ""
+    digest: Annotated[
+        str,
+        Meta(
+            pattern="^(sha256:[0-9a-f]{64})?$",
+            description="the image's digest, which build.py lock fills in; empty until then",
+        ),
+    ] = ""
+    suite: Annotated[
+        str,
+        Meta(
+            pattern="^([a-z][a-z0-9-]*)?$",
+            description="a debootstrap suite",
+            examples=["trixie"],
+        ),
+    ] = ""
+
+    def __post_init__(self) -> None:
+        """Checks that there is one way to get the base."""
+        if bool(self.image) == bool(self.suite):
+            raise Broken("image", "and suite do not go together", "each base has one of them")
+
+
+class Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base images by the names that ``--base`` takes."""
+
+    bases: Annotated[
+        dict[
+            Annotated[
+                str,
+                Meta(pattern="^[a-z0-9][a-z0-9.:/-]*$", description="a name that --base takes"),
+            ],
+            Entry,
+        ],
+        Meta(min_length=1, description="the base images, at least one"),
+    ]
+
+
+FORMAT = Format(Table, "bases", ReleaseError)
+
+
+class Base(Entry, frozen=True, kw_only=True):
+    """A base image with its name."""
 
     name: str
-    python: str
-    image: str = ""  # reference on a hub, with its digest where a lock has it
-    suite: str = ""  # debootstrap suite, for a base made here
 
     @property
     def slug(self) -> str:
@@ -47,7 +104,7 @@ class Base:
         if self.suite:
             arch = PLATFORMS[platform].debian
             return f"fp4forge.local/bootstrap:{self.suite}-{arch}-{_recipe(self.suite)}"
-        return self.image
+        return f"{self.image}@{self.digest}" if self.digest else self.image
 
 
 def _recipe(suite: str) -> str:
@@ -56,13 +113,13 @@ def _recipe(suite: str) -> str:
 
 
 @cache
-def table() -> dict[str, Any]:
-    """The entries of ``releases/bases.yaml`` by name."""
-    import yaml
+def table() -> dict[str, Entry]:
+    """The entries of ``releases/bases.yaml`` by name.
 
-    text = (RELEASES / "bases.yaml").read_text()
-    table: dict[str, Any] = yaml.load(text, yaml.CSafeLoader)["bases"]
-    return table
+    Raises:
+        ReleaseError: the file cannot be read, or is malformed.
+    """
+    return FORMAT.read(RELEASES / "bases.yaml", f"{RELEASES.name}/bases.yaml").bases
 
 
 def names() -> tuple[str, ...]:
@@ -82,8 +139,4 @@ def load(name: str) -> Base:
             rule="one of " + ", ".join(names()),
             remedy="add it to releases/bases.yaml",
         )
-    entry = table()[name]
-    image = entry.get("image", "")
-    if entry.get("digest"):
-        image += "@" + entry["digest"]
-    return Base(name, entry["python"], image, entry.get("suite", ""))
+    return Base(name=name, **structs.asdict(table()[name]))

@@ -2,36 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Annotated
 
-from fp4forge.core.errors import UsageError
+from msgspec import Meta, Struct
+
+from fp4forge.core.errors import ReleaseError, UsageError
 from fp4forge.core.paths import RELEASES
 from fp4forge.inputs import release as releases
+from fp4forge.inputs.reader import Format
+from fp4forge.inputs.release import StrategyName, Variant, Version
 
 
-@dataclass(frozen=True)
-class Defaults:
-    """Values of one section; an empty release means the newest with the strategy."""
+class Defaults(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an image is built from and for; the newest release that has the strategy."""
 
-    strategy: str
-    variant: str
-    base: str
-    release: str = ""
+    strategy: StrategyName
+    variant: Variant
+    base: Annotated[str, Meta(min_length=1, description="a base of releases/bases.yaml")]
+
+
+class Reference(Defaults, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The reference image, with its release."""
+
+    release: Annotated[Version, Meta(description="a release")]
+
+
+class Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a command takes for an option that is not given."""
+
+    reference: Annotated[Reference, Meta(description="what the reference card asks for")]
+    image: Annotated[Defaults, Meta(description="what make image and serve compose mean")]
+
+
+FORMAT = Format(Table, "defaults", ReleaseError)
 
 
 @cache
-def _table() -> dict[str, Any]:
-    import yaml
+def table() -> Table:
+    """The values of ``releases/defaults.yaml``.
 
-    table: dict[str, Any] = yaml.load((RELEASES / "defaults.yaml").read_text(), yaml.CSafeLoader)
-    return table
-
-
-def section(name: str) -> Defaults:
-    """One section of the file: ``reference`` or ``image``."""
-    return Defaults(**_table()[name])
+    Raises:
+        ReleaseError: the file cannot be read, or is malformed.
+    """
+    return FORMAT.read(RELEASES / "defaults.yaml", f"{RELEASES.name}/defaults.yaml")
 
 
 def newest(strategy: str) -> str:
@@ -59,7 +73,7 @@ def release_and_strategy(release: str | None, strategy: str | None) -> tuple[str
     Raises:
         UsageError: there is no such release, or none with that strategy.
     """
-    reference = section("reference")
+    reference = table().reference
     if release is None:
         if strategy in (None, reference.strategy):
             return reference.release, reference.strategy

@@ -6,51 +6,108 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
 
 from fp4forge.core import paths
 from fp4forge.core.errors import PatchError
+from fp4forge.inputs.document import shortened
+from fp4forge.inputs.reader import Broken, Format, by_version, one_of
+from fp4forge.inputs.release import Sha256, Variant
 
 TIERS = ("python", "csrc")
-_REQUIRED = {
-    "id", "file", "title", "why", "upstream", "detect", "tier", "variants", "files", "proof",
-}  # fmt: skip
+
+Text = Annotated[str, Meta(min_length=1)]
+Name = Annotated[
+    str, Meta(pattern="^[a-z0-9][a-z0-9-]*$", description="a name: small letters, digits and -")
+]
+FilePath = Annotated[
+    str,
+    Meta(
+        pattern="^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$",
+        description="a file's path relative to the sources",
+        examples=["vllm/model_executor/models/gemma4.py"],
+    ),
+]
+Detect = Annotated[
+    dict[FilePath, Annotated[str, Meta(min_length=1, max_length=1000)]],
+    Meta(min_length=1, description="by file, a regular expression that only the fix matches"),
+]
+FixedIn = Annotated[
+    str,
+    Meta(
+        pattern=r"^([0-9]+\.[0-9][a-z0-9.]*)?$",
+        description="the first version with the fix; empty if none has it",
+        examples=["0.21.0"],
+    ),
+]
 
 
-@dataclass(frozen=True)
-class FileHash:
-    """SHA-256 of one file before and after a patch; the path is relative to dist-packages."""
+class FileHash(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """SHA-256 of one file before and after a patch; ``build.py patch refresh`` records them."""
 
-    path: str
-    before: str
-    after: str
+    before: Sha256
+    after: Sha256
 
 
-@dataclass(frozen=True)
-class Patch:
+class Patch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One record of a series."""
 
-    id: str
-    file: str
-    title: str
-    why: str
-    upstream: str
-    fixed_in: str  # first version that has it, empty when none has
-    detect: dict[str, str]  # file -> pattern that only a source with the fix matches
-    tier: str
-    variants: tuple[str, ...]
-    files: tuple[FileHash, ...]
-    proof: str
-    sha256: str  # of the diff itself
+    id: Name
+    file: Annotated[
+        str,
+        Meta(
+            pattern="^[A-Za-z0-9_-][A-Za-z0-9._-]*$", description="the diff, a file beside this one"
+        ),
+    ]
+    title: Annotated[Text, Meta(description="what the patch does")]
+    why: Annotated[Text, Meta(description="the symptom that a user sees without it")]
+    upstream: Annotated[Text, Meta(description="the pull request or report, or why there is none")]
+    fixed_in: FixedIn = ""
+    detect: Detect
+    tier: Annotated[str, one_of(TIERS, "a tier")]
+    variants: Annotated[
+        tuple[Variant, ...], Meta(min_length=1, description="the images that the patch goes into")
+    ]
+    files: Annotated[
+        dict[FilePath, FileHash], Meta(min_length=1, description="hashes of every patched file")
+    ]
+    proof: Annotated[
+        Text, Meta(description="the test that shows the symptom without the patch only")
+    ]
+
+    def __post_init__(self) -> None:
+        """Checks the patterns."""
+        _compile(self.detect)
 
 
-@dataclass(frozen=True)
-class Upstreamed:
+class Upstreamed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A fix that other versions need a patch for and this one has itself."""
 
-    id: str
-    fixed_in: str
-    detect: dict[str, str]
+    id: Name
+    fixed_in: FixedIn
+    detect: Detect
+
+    def __post_init__(self) -> None:
+        """Checks the patterns."""
+        _compile(self.detect)
+
+
+class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The patches to one version of a package."""
+
+    patches: Annotated[
+        tuple[Patch, ...], Meta(description="the patches in the order in which they are applied")
+    ]
+    already_upstream: Annotated[
+        tuple[Upstreamed, ...],
+        Meta(description="fixes that this version has itself; patch check looks for them"),
+    ] = ()
+
+
+FORMAT = Format(Record, "series", PatchError)
 
 
 @dataclass(frozen=True)
@@ -59,8 +116,8 @@ class Series:
 
     package: str
     version: str
-    patches: tuple[Patch, ...]
     folder: Path
+    patches: tuple[Patch, ...] = ()
     already_upstream: tuple[Upstreamed, ...] = ()
 
     def for_variant(self, variant: str, tier: str = "python") -> tuple[Patch, ...]:
@@ -74,10 +131,17 @@ class Series:
         diffs = (self.folder / p.file for p in self.patches if variant in p.variants)
         return (self.folder / "series.yaml", *diffs)
 
+    def instructions(self, patch: Patch) -> dict[str, Any]:
+        """What ``image/stages/apply_patches.py`` reads: a patch's record and its diff's hash."""
+        record: dict[str, Any] = msgspec.to_builtins(patch)
+        files = [{"path": path} | hashes for path, hashes in record["files"].items()]
+        diff = (self.folder / patch.file).read_bytes()
+        return record | {"files": files, "sha256": hashlib.sha256(diff).hexdigest()}
+
 
 def patched_files(patches: tuple[Patch, ...]) -> dict[str, str]:
     """Path of every patched file with the SHA-256 it has after the last patch."""
-    return {file.path: file.after for patch in patches for file in patch.files}
+    return {path: hashes.after for patch in patches for path, hashes in patch.files.items()}
 
 
 def load(package: str, version: str, chained: bool = True) -> Series:
@@ -86,87 +150,49 @@ def load(package: str, version: str, chained: bool = True) -> Series:
     Without ``chained`` the recorded hashes need not follow each other: they are to be renewed.
 
     Raises:
-        PatchError: the YAML is malformed, a record is incomplete, a diff is missing, or the
-            hashes of two patches to one file do not chain.
+        PatchError: the record is malformed, a diff is missing, or the hashes of two patches to
+            one file do not chain.
     """
-    import yaml
-
     folder = paths.PATCHES / package / version
     path = folder / "series.yaml"
     where = f"patches/{package}/{version}/series.yaml"
-    if not path.is_file():
-        return Series(package, version, (), folder)
-    try:
-        data = yaml.load(path.read_text(), yaml.CSafeLoader)
-    except yaml.YAMLError as error:
-        raise PatchError(f"{where} is not valid YAML: {error}") from None
-    if not isinstance(data, dict) or not isinstance(data.get("patches"), list):
-        raise PatchError(f"{where} has no list 'patches'")
-    patches = tuple(_patch(folder, where, record) for record in data["patches"])
+    if not path.exists():
+        return Series(package, version, folder)
+    record = FORMAT.read(path, where)
+    for patch in record.patches:
+        if not (folder / patch.file).is_file():
+            raise PatchError(
+                f"{where}: {patch.id}: there is no diff {patch.file!r} beside it",
+                remedy="put the diff into that folder, or correct the record's file",
+            )
     if chained:
-        _check_chain(where, patches)
-    have = tuple(Upstreamed(**record) for record in data.get("already_upstream", []))
-    return Series(package, version, patches, folder, have)
-
-
-def _patch(folder: Path, where: str, record: dict[str, Any]) -> Patch:
-    name = record.get("id", "(no id)")
-    missing = _REQUIRED - record.keys()
-    if missing:
-        raise PatchError(f"{where}: {name}: {', '.join(sorted(missing))} missing")
-    if record["tier"] not in TIERS:
-        raise PatchError(
-            f"{where}: {name}: tier {record['tier']!r}", rule="one of " + ", ".join(TIERS)
-        )
-    diff = folder / record["file"]
-    if diff.parent != folder or not diff.is_file():
-        raise PatchError(f"{where}: {name}: there is no diff {record['file']!r} beside it")
-    return Patch(
-        id=name,
-        file=record["file"],
-        title=record["title"],
-        why=" ".join(record["why"].split()),
-        upstream=record["upstream"],
-        fixed_in=record.get("fixed_in", ""),
-        detect=_patterns(where, name, record["detect"]),
-        tier=record["tier"],
-        variants=tuple(record["variants"]),
-        files=tuple(
-            FileHash(path, hashes["before"], hashes["after"])
-            for path, hashes in record["files"].items()
-        ),
-        proof=record["proof"],
-        sha256=hashlib.sha256(diff.read_bytes()).hexdigest(),
-    )
-
-
-def _patterns(where: str, name: str, detect: Any) -> dict[str, str]:
-    try:
-        for pattern in detect.values():
-            re.compile(pattern)
-    except (AttributeError, TypeError, re.error) as error:
-        raise PatchError(
-            f"{where}: {name}: detect: {error}", rule="a file and a regular expression each"
-        ) from None
-    return dict(detect)
+        _check_chain(where, record.patches)
+    return Series(package, version, folder, record.patches, record.already_upstream)
 
 
 def versions(package: str) -> tuple[str, ...]:
     """Versions that have a series, oldest first."""
-    from packaging.version import Version
-
     found = (path.parent.name for path in (paths.PATCHES / package).glob("*/series.yaml"))
-    return tuple(sorted(found, key=Version))
+    return by_version(found, f"patches/{package}", PatchError)
+
+
+def _compile(detect: dict[str, str]) -> None:
+    for pattern in detect.values():
+        try:
+            re.compile(pattern)
+        except (re.error, OverflowError, RecursionError) as error:
+            said = f"has {shortened(pattern)}: {error}"
+            raise Broken("detect", said, "a file and a regular expression each") from None
 
 
 def _check_chain(where: str, patches: tuple[Patch, ...]) -> None:
     current: dict[str, str] = {}
     for patch in patches:
-        for file in patch.files:
-            if current.get(file.path, file.before) != file.before:
+        for path, hashes in patch.files.items():
+            if current.get(path, hashes.before) != hashes.before:
                 raise PatchError(
-                    f"{where}: {patch.id}: {file.path} starts from {file.before[:12]}",
-                    rule=f"the patch before it leaves {current[file.path][:12]}",
+                    f"{where}: {patch.id}: {path} starts from {hashes.before[:12]}",
+                    rule=f"the patch before it leaves {current[path][:12]}",
                     remedy="run build.py patch refresh",
                 )
-            current[file.path] = file.after
+            current[path] = hashes.after

@@ -2,61 +2,137 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from msgspec import Meta, Struct
 
 from fp4forge.core.errors import ReleaseError, UsageError
 from fp4forge.core.paths import RELEASES
+from fp4forge.core.platform import PLATFORMS
+from fp4forge.inputs import reader
+from fp4forge.inputs.reader import Broken, Format, by_version, one_of
 from fp4forge.kernels.gpus import GPUS
 
 VARIANTS = ("awq", "plain")
 STRATEGIES = ("source", "wheel")
 
+Version = Annotated[
+    str,
+    Meta(pattern=r"^[0-9]+\.[0-9][a-z0-9.]*$", description="a version", examples=["2.11.0"]),
+]
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", description="a SHA-256 in 64 hex digits")]
+Variant = Annotated[str, one_of(VARIANTS, "a variant")]
+StrategyName = Annotated[str, one_of(STRATEGIES, "a build strategy")]
+PlatformName = Annotated[str, one_of(PLATFORMS, "a platform")]
+GpuName = Annotated[str, one_of(GPUS, "GPUs that fp4forge knows")]
+ArchList = Annotated[
+    str,
+    Meta(
+        pattern=r"^[0-9]+\.[0-9][af]?(\+PTX)?(;[0-9]+\.[0-9][af]?(\+PTX)?)*$",
+        description="a TORCH_CUDA_ARCH_LIST",
+        examples=["10.0;12.0;12.1"],
+    ),
+]
+Requirement = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9._-]+(\[[a-z0-9,-]+\])?"
+        r"([<>=!~]=?[0-9][A-Za-z0-9.*]*(,[<>=!~]=?[0-9][A-Za-z0-9.*]*)*)?$",
+        description="a requirement (PEP 508) without a marker",
+        examples=["cmake>=3.26.1,<4"],
+    ),
+]
+Folder = Annotated[str, Meta(pattern="^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$")]
 
-@dataclass(frozen=True)
-class Artefact:
+
+class Artefact(Struct, frozen=True, forbid_unknown_fields=True):
     """A file on the package index, pinned by its SHA-256."""
 
-    file: str
-    sha256: str
+    file: Annotated[
+        str,
+        Meta(
+            pattern="^[A-Za-z0-9_.+-]+$",
+            description="a file name on the package index",
+            examples=["vllm-0.20.2.tar.gz"],
+        ),
+    ]
+    sha256: Sha256
 
 
-@dataclass(frozen=True)
-class Strategy:
-    """What a build strategy adds to the release: requirement specifiers (PEP 508)."""
+class Vllm(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """vLLM's files on the package index."""
 
-    requirements: tuple[str, ...]
-    overrides: tuple[str, ...] = ()
-    build_requirements: tuple[str, ...] = ()
+    version: Version
+    sdist: Artefact
+    wheels: Annotated[
+        dict[PlatformName, Artefact], Meta(description="published wheels by platform")
+    ]
+    wheel_arch_lists: Annotated[
+        dict[PlatformName, ArchList],
+        Meta(description="what the published wheels were compiled for, read from their ledgers"),
+    ] = {}
 
 
-@dataclass(frozen=True)
-class LeaveOut:
+class Strategy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a build strategy adds to the release."""
+
+    requirements: tuple[Requirement, ...]
+    overrides: tuple[Requirement, ...] = ()
+    build_requirements: tuple[Requirement, ...] = ()
+
+
+class LeaveOut(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Files of installed packages that the requested GPUs do not need."""
 
-    glob: str
-    why: str
-    unless: tuple[str, ...] = ()
-    gb: float = 0.0  # what the files take unpacked, for GPUs that keep them
+    glob: Annotated[
+        str,
+        Meta(
+            pattern="^[A-Za-z0-9_.*/-]+$",
+            description="files relative to dist-packages; ** crosses folders",
+            examples=["flashinfer_cubin/**"],
+        ),
+    ]
+    why: Annotated[str, Meta(min_length=10, description="the reason, in at least 10 characters")]
+    unless: Annotated[
+        tuple[GpuName, ...], Meta(description="kept if one of these GPUs is requested")
+    ] = ()
+    gb: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="GB that the files take unpacked, added to the budget of GPUs that keep"
+            " them",
+        ),
+    ] = 0.0
 
     def applies(self, gpus: tuple[str, ...]) -> bool:
         """Whether an image for these GPUs goes without the files."""
         return not set(self.unless) & set(gpus)
 
 
-@dataclass(frozen=True)
-class Wheel:
+class Wheel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A wheel on the package index that carries sources: ``folder`` of it goes to ``into``."""
 
-    requirement: str  # NAME==VERSION
-    sha256: str
-    folder: str
-    into: str = "."
+    requirement: Annotated[
+        str,
+        Meta(
+            pattern="^[a-z0-9-]+==[0-9a-z.]+$",
+            description="the wheel as NAME==VERSION",
+            examples=["nvidia-cutlass==4.2.0.0"],
+        ),
+    ]
+    sha256: Sha256
+    folder: Annotated[Folder, Meta(description="a folder in the wheel")]
+    into: Annotated[
+        str,
+        Meta(
+            pattern=r"^(\.|[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*)$",
+            description="where the folder goes in the sources' tree; . is its root",
+        ),
+    ] = "."
 
     @property
     def glob(self) -> str:
@@ -65,15 +141,43 @@ class Wheel:
         return f"{name.replace('-', '_')}-{version}-*.whl"
 
 
-@dataclass(frozen=True)
-class External:
+class External(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Sources that vLLM's CMake takes from elsewhere, at the commit or tag that it pins."""
 
-    git: str
-    commit: str
-    variable: str  # names a local tree to vLLM's CMake
-    pypi: tuple[Wheel, ...] = ()
-    tag: str = ""  # what vLLM pins, where that is a tag
+    git: Annotated[
+        str,
+        Meta(pattern=r"^https://[A-Za-z0-9./_-]+\.git$", description="the repository's https URL"),
+    ]
+    commit: Annotated[
+        str,
+        Meta(
+            pattern=r"^([0-9a-f]{40}|v[0-9]+\.[0-9]+\.[0-9]+)$",
+            description="a commit; a tag only if the commit that vLLM's tag means is not known",
+        ),
+    ]
+    variable: Annotated[
+        str,
+        Meta(
+            pattern="^[A-Z_]+_SRC_DIR$",
+            description="the variable that names a local tree to vLLM's CMake",
+            examples=["VLLM_CUTLASS_SRC_DIR"],
+        ),
+    ]
+    pypi: Annotated[
+        tuple[Wheel, ...],
+        Meta(
+            description="wheels on the package index that carry the same sources, unpacked over"
+            " one another"
+        ),
+    ] = ()
+    tag: Annotated[
+        str,
+        Meta(
+            pattern=r"^(v[0-9]+\.[0-9]+\.[0-9]+)?$",
+            description="what vLLM pins, if that is a tag: tags can move",
+            examples=["v4.2.1"],
+        ),
+    ] = ""
 
     @property
     def pinned(self) -> str:
@@ -81,33 +185,107 @@ class External:
         return f"{self.tag} ({self.commit[:12]})" if self.tag else self.commit
 
 
-@dataclass(frozen=True)
-class Release:
-    """One release file, validated against ``releases/schema.json``."""
+class Release(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What goes into an image: versions, hashes, requirements. One file for each release."""
 
-    release: str
-    vllm_version: str
-    sdist: Artefact
-    wheels: dict[str, Artefact]
-    wheel_arch_lists: dict[str, str]
-    torch: str
-    cuda: str
-    transformers: str
-    flashinfer: str
-    arch_list: str
-    resolve_before: str
-    strategies: dict[str, Strategy]
-    environment: dict[str, dict[str, str]]
-    leave_out: tuple[LeaveOut, ...]
-    unpacked_gb: float
-    aot_all_gb: float
-    externals: dict[str, External]
+    release: Annotated[Version, Meta(description="the file's name without .yaml")]
+    vllm: Vllm
+    torch: Version
+    cuda: Annotated[
+        str, Meta(pattern=r"^1[23]\.[0-9]$", description="a CUDA version", examples=["13.0"])
+    ]
+    transformers: Version
+    flashinfer: Version
+    arch_list: ArchList
+    resolve_before: Annotated[
+        str,
+        Meta(
+            pattern="^20[0-9]{2}-[01][0-9]-[0-3][0-9]$",
+            description="a day; locks take only files uploaded before it",
+            examples=["2026-06-05"],
+        ),
+    ]
+    strategies: Annotated[
+        dict[StrategyName, Strategy],
+        Meta(min_length=1, description="the ways to build this release, at least one"),
+    ]
+    externals: Annotated[
+        dict[
+            Annotated[
+                str, Meta(pattern="^[a-z][a-z_-]*$", description="the name of an external source")
+            ],
+            External,
+        ],
+        Meta(description="sources that vLLM's CMake takes from elsewhere, as this vLLM pins them"),
+    ]
+    environment: Annotated[
+        dict[
+            Variant,
+            dict[
+                Annotated[str, Meta(pattern="^[A-Z][A-Z0-9_]*$", description="a variable's name")],
+                Annotated[
+                    str,
+                    Meta(
+                        pattern="^[A-Za-z0-9_.,:=/-]*$",
+                        description="a variable's value: letters, digits and _ . , : = / -",
+                    ),
+                ],
+            ],
+        ],
+        Meta(description="defaults of the image's environment by variant"),
+    ]
+    leave_out: Annotated[
+        tuple[LeaveOut, ...],
+        Meta(description="files of installed packages that serving does not need"),
+    ]
+    unpacked_gb: Annotated[
+        float,
+        Meta(
+            gt=0,
+            description="budget for the unpacked image in GB (10^9 bytes), without the files of"
+            " leave_out",
+        ),
+    ]
+    aot_all_gb: Annotated[
+        float, Meta(gt=0, description="GB that --aot all adds to that budget for each GPU")
+    ]
+
+    def __post_init__(self) -> None:
+        """Checks what no single field shows."""
+        try:
+            datetime.fromisoformat(self.resolve_before)
+        except ValueError:
+            raise Broken("resolve_before", f"is {self.resolve_before!r}", "a day") from None
+        if "wheel" in self.strategies and self.vllm.wheels.keys() - self.vllm.wheel_arch_lists:
+            raise Broken(
+                "vllm",
+                "has no wheel_arch_lists for a wheel",
+                "releases with a wheel strategy have the arch list of every wheel",
+            )
+
+    @property
+    def vllm_version(self) -> str:
+        """The version of vLLM."""
+        return self.vllm.version
+
+    @property
+    def sdist(self) -> Artefact:
+        """vLLM's source distribution."""
+        return self.vllm.sdist
+
+    @property
+    def wheels(self) -> dict[str, Artefact]:
+        """vLLM's published wheels by platform."""
+        return self.vllm.wheels
+
+    @property
+    def wheel_arch_lists(self) -> dict[str, str]:
+        """What those wheels were compiled for."""
+        return self.vllm.wheel_arch_lists
 
     @property
     def epoch(self) -> int:
         """SOURCE_DATE_EPOCH of images of this release: the day its locks end, in seconds UTC."""
-        from datetime import UTC, datetime
-
         return int(datetime.fromisoformat(self.resolve_before).replace(tzinfo=UTC).timestamp())
 
     def strategy(self, name: str) -> Strategy:
@@ -126,16 +304,13 @@ class Release:
         return self.strategies[name]
 
 
+FORMAT = Format(Release, "release", ReleaseError)
+
+
 def names() -> tuple[str, ...]:
     """Names of all releases, oldest first."""
-    from packaging.version import Version
-
-    return tuple(sorted((p.stem for p in RELEASES.glob("[0-9]*.yaml")), key=Version))
-
-
-@functools.cache
-def _schema() -> Any:
-    return json.loads((RELEASES / "schema.json").read_text())
+    found = (path.stem for path in RELEASES.glob("[0-9]*.yaml"))
+    return by_version(found, RELEASES.name, ReleaseError)
 
 
 def parse(text: str, where: str) -> Release:
@@ -146,54 +321,32 @@ def parse(text: str, where: str) -> Release:
         where: its path, for messages.
 
     Raises:
-        ReleaseError: the text is no YAML, or breaks the schema; the message names the field.
+        ReleaseError: the text is not YAML, or not a release; the message names the field.
     """
-    import jsonschema_rs
-    import yaml
+    release = FORMAT.parse(text, where)
+    if release.release != Path(where).stem:
+        raise ReleaseError(
+            f"{where}: release is {release.release!r}", rule="it equals the file's name"
+        )
+    return release
 
-    try:
-        data = yaml.load(text, yaml.CSafeLoader)
-    except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        line = f" line {place.line + 1}" if place else ""
-        raise ReleaseError(
-            f"{where}{line} is not valid YAML: {getattr(error, 'problem', error)}",
-            rule="releases are YAML files that follow releases/schema.json",
-        ) from None
-    # Python's $ matches before a final newline, which would end a Dockerfile's line.
-    for value in _strings(data):
-        if not value.isprintable():
-            raise ReleaseError(
-                f"{where}: {value!r} has a control character", rule="values are printable text"
-            )
-    problems = sorted(
-        jsonschema_rs.Draft202012Validator(_schema()).iter_errors(data),
-        key=lambda problem: [str(part) for part in problem.instance_path],
-    )
-    if problems:
-        said = [
-            f"{'.'.join(map(str, problem.instance_path)) or '(top level)'}: {problem.message}"
-            for problem in problems
-        ]
-        path = problems[0].schema_path[:-1]
-        broken = functools.reduce(lambda part, key: part[key], path, _schema())
-        raise ReleaseError(
-            f"{where}: " + "\n  ".join(said),
-            rule="releases follow releases/schema.json",
-            remedy=broken.get("description", "") if isinstance(broken, dict) else "",
+
+def load(name: str) -> Release:
+    """Loads ``releases/<name>.yaml``.
+
+    Raises:
+        UsageError: there is no such release.
+        ReleaseError: the file cannot be read, or is not a release.
+    """
+    path = RELEASES / f"{name}.yaml"
+    if not re.fullmatch(r"[0-9][0-9a-z.]*", name) or not path.exists():
+        raise UsageError(
+            f"--release {name!r} does not exist",
+            rule="one of " + ", ".join(names()),
+            remedy="docs/releases.md says how to add one",
         )
-    strangers = {gpu for rule in data["leave_out"] for gpu in rule.get("unless", ())} - set(GPUS)
-    if strangers:
-        raise ReleaseError(
-            f"{where}: leave_out.unless: {', '.join(sorted(strangers))}",
-            rule="GPUs that fp4forge knows: " + ", ".join(GPUS),
-        )
-    stem = Path(where).stem
-    if data["release"] != stem:
-        raise ReleaseError(
-            f"{where}: release is {data['release']!r}", rule="it equals the file's name"
-        )
-    return _from_data(data)
+    where = str(path.relative_to(RELEASES.parent))
+    return parse(reader.text(path, where, ReleaseError), where)
 
 
 def check_version(text: str) -> str:
@@ -205,65 +358,3 @@ def check_version(text: str) -> str:
     if not re.fullmatch(r"[0-9][0-9a-z.]*", text):
         raise UsageError(f"--vllm {text!r} is not a version", rule="digits, letters and dots")
     return text
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, entry in value.items():
-            yield from _strings(key)
-            yield from _strings(entry)
-    elif isinstance(value, list):
-        for entry in value:
-            yield from _strings(entry)
-
-
-def _from_data(data: dict[str, Any]) -> Release:
-    vllm = data["vllm"]
-    return Release(
-        release=data["release"],
-        vllm_version=vllm["version"],
-        sdist=Artefact(**vllm["sdist"]),
-        wheels={name: Artefact(**wheel) for name, wheel in vllm["wheels"].items()},
-        wheel_arch_lists=vllm.get("wheel_arch_lists", {}),
-        torch=data["torch"],
-        cuda=data["cuda"],
-        transformers=data["transformers"],
-        flashinfer=data["flashinfer"],
-        arch_list=data["arch_list"],
-        resolve_before=data["resolve_before"],
-        strategies={
-            name: Strategy(**{key: tuple(values) for key, values in strategy.items()})
-            for name, strategy in data["strategies"].items()
-        },
-        environment=data["environment"],
-        leave_out=tuple(
-            LeaveOut(rule["glob"], rule["why"], tuple(rule.get("unless", ())), rule.get("gb", 0.0))
-            for rule in data["leave_out"]
-        ),
-        unpacked_gb=data["unpacked_gb"],
-        aot_all_gb=data["aot_all_gb"],
-        externals={name: _external(pin) for name, pin in data["externals"].items()},
-    )
-
-
-def load(name: str) -> Release:
-    """Loads ``releases/<name>.yaml``.
-
-    Raises:
-        UsageError: there is no such release.
-        ReleaseError: the file is malformed or breaks the schema.
-    """
-    path = RELEASES / f"{name}.yaml"
-    if not re.fullmatch(r"[0-9][0-9a-z.]*", name) or not path.is_file():
-        raise UsageError(
-            f"--release {name!r} does not exist",
-            rule="one of " + ", ".join(names()),
-            remedy="docs/releases.md says how to add one",
-        )
-    return parse(path.read_text(), str(path.relative_to(RELEASES.parent)))
-
-
-def _external(pin: dict[str, Any]) -> External:
-    return External(**pin | {"pypi": tuple(Wheel(**wheel) for wheel in pin.get("pypi", ()))})

@@ -61,7 +61,7 @@ def check(version: str) -> list[State]:
                 states.append(State(patch.id, UPSTREAM, "the source has the fix: drop the patch"))
                 continue
             try:
-                apply_one(asdict(patch), sequence.folder / patch.file, work)
+                apply_one(sequence.instructions(patch), sequence.folder / patch.file, work)
             except Refused as refusal:
                 reason = str(refusal).removeprefix(f"patch {patch.id}: ")
                 states.append(State(patch.id, DRIFTED, reason))
@@ -103,9 +103,9 @@ def drift(version: str) -> list[State]:
     merged: dict[str, str] = {}  # their files with the patches so far
     with _copy(base, sequence) as ours:
         for patch in sequence.patches:
-            before = {f.path: (ours / f.path).read_text() for f in patch.files}
-            apply_one(asdict(patch), sequence.folder / patch.file, ours)
-            after = {f.path: (ours / f.path).read_text() for f in patch.files}
+            before = {path: (ours / path).read_text() for path in patch.files}
+            apply_one(sequence.instructions(patch), sequence.folder / patch.file, ours)
+            after = {path: (ours / path).read_text() for path in patch.files}
             states.append(_against(patch, before, after, theirs, merged))
     return states
 
@@ -120,12 +120,12 @@ def refresh(version: str) -> list[State]:
     states, diffs, hashes = [], {}, []
     with _copy(tree, sequence) as work:
         for patch in sequence.patches:
-            before = {f.path: (work / f.path).read_text() for f in patch.files}
+            before = {path: (work / path).read_text() for path in patch.files}
             offset = _apply(sequence.folder / patch.file, work)
-            after = {f.path: (work / f.path).read_text() for f in patch.files}
+            after = {path: (work / path).read_text() for path in patch.files}
             if offset:
                 diffs[patch.file] = "".join(_diff(p, before[p], after[p]) for p in sorted(before))
-            hashes += [(p.path, _sha(before[p.path]), _sha(after[p.path])) for p in patch.files]
+            hashes += [(path, _sha(before[path]), _sha(after[path])) for path in patch.files]
             states.append(State(patch.id, OFFSET if offset else APPLIES, offset))
     record = sequence.folder / "series.yaml"
     text = _with_hashes(record.read_text(), hashes)
@@ -227,7 +227,7 @@ def _sha(text: str) -> str:
 @contextmanager
 def _copy(tree: Path, sequence: Series) -> Iterator[Path]:
     """A folder with the files that the series touches or looks at."""
-    names = {f.path for patch in sequence.patches for f in patch.files}
+    names = {name for patch in sequence.patches for name in patch.files}
     names |= {name for patch in sequence.patches for name in patch.detect}
     with tempfile.TemporaryDirectory(prefix="fp4forge-patch-") as folder:
         for name in names:

@@ -21,16 +21,16 @@ def pin() -> dict[str, str]:
     path = RELEASES / "bases.yaml"
     said: dict[str, str] = {}
     for name, entry in bases.table().items():
-        if not entry.get("image"):
+        if not entry.image:
             continue
-        repository, _, tag = entry["image"].rpartition(":")
+        repository, _, tag = entry.image.rpartition(":")
         try:
             found = registry.resolve(repository, tag)
         except (ForgeError, subprocess.TimeoutExpired, FileNotFoundError) as error:
             said[name] = f"not pinned: {getattr(error, 'message', error)}"
             continue
         if found is None:
-            said[name] = f"not pinned: the registry has no {entry['image']}"
+            said[name] = f"not pinned: the registry has no {entry.image}"
             continue
         digest = found[0]
         pattern = rf'(?m)(^  {re.escape(name)}:\n(?:    .*\n)*?    digest: )".*"'

@@ -7,8 +7,10 @@ them again.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
+
+import msgspec
 
 from fp4forge.inputs.bases import Base
 from fp4forge.inputs.patches import Series
@@ -96,16 +98,8 @@ class Plan:
     def values(self) -> dict[str, Any]:
         """What the plan decides, as JSON; what it was decided from is left out."""
         names = (entry.name for entry in fields(self) if entry.name != "inputs")
-        return {name: _plain(getattr(self, name)) for name in names}
+        return {name: msgspec.to_builtins(getattr(self, name)) for name in names}
 
     def as_json(self) -> dict[str, Any]:
         """The plan as JSON, tags included."""
         return self.values() | {"tags": [self.immutable_tag, self.moving_tag]}
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value

@@ -47,7 +47,7 @@ def decide(request: Request) -> Choice:
     Raises:
         UsageError: an unknown arch, release, variant, strategy or platform.
     """
-    reference = defaults.section("reference")
+    reference = defaults.table().reference
     one_of("--variant", request.variant or reference.variant, VARIANTS)
     one_of("--from", request.strategy or reference.strategy, STRATEGIES)
     for gpu in request.allow_missing:

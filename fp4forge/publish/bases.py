@@ -51,7 +51,7 @@ def ensure(base: Base, platform: str, report: Progress) -> str:
             return reference
     except subprocess.TimeoutExpired:
         reason = "no answer within 60 s"
-    local = [name for name in names() if table()[name].get("suite")]
+    local = [name for name in names() if table()[name].suite]
     raise BaseImageError(
         f"the base image {reference} cannot be had: {reason}",
         rule="a base comes from a registry that answers, or is made on this machine",

@@ -10,7 +10,7 @@ from typing import Any
 from fp4forge.core.paths import OCI, STATE
 from fp4forge.image import render
 from fp4forge.kernels.base import Progress
-from fp4forge.oci.buildkit import Options, build, secrets
+from fp4forge.oci.buildkit import COMPRESSION, Options, build, secrets
 from fp4forge.oci.layout import Layout
 from fp4forge.plan.plan import Plan
 
@@ -60,7 +60,7 @@ def by_hand(plan: Plan, context: Path, sources: dict[str, Path], image: str) -> 
         sources: local trees of external sources, by name.
         image: the name that it gets.
     """
-    output = [f"type=image,name={image}"]
+    output = [f"type=image,name={image},{COMPRESSION}"]
     return command(plan, context, output, Options(sources=sources), target="image")
 
 

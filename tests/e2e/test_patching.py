@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def test_refresh_rebases_offsets_and_records_hashes(copied_patches: Path) -> Non
     diff, series = folder / "chat-batch-reasoning.patch", folder / "series.yaml"
     right, recorded = diff.read_text(), series.read_text()
     diff.write_text(right.replace("@@ -1", "@@ -9", 1))  # hunk counted from another line
-    series.write_text(recorded.replace("before: ", "before: dead", 1))
+    series.write_text(re.sub("before: ....", "before: dead", recorded, count=1))
     done = patch("refresh", "--vllm", "0.20.2", "--json", FP4FORGE_PATCHES=str(copied_patches))
     assert done.returncode == 0, done.stderr
     states = {s["id"]: s["state"] for s in json.loads(done.stdout)["0.20.2"]}
@@ -118,7 +118,7 @@ def vllm_0_19_1(tmp_path_factory: pytest.TempPathFactory) -> Path:
         kind = "emulation" if name == EMULATION else "originals"
         (root / kind / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(tree / name, root / kind / name)
-    record = {"patches": [asdict(patch) for patch in patches]}
+    record = {"patches": [sequence.instructions(patch) for patch in patches]}
     apply_series(record, sequence.folder, root / "site", root / "site")
     for folder in (root, *root.parents[:2]):
         folder.chmod(0o755)

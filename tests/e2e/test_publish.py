@@ -11,6 +11,8 @@ from typing import Any
 from tests.e2e.conftest import (
     REGISTRY,
     REPO,
+    ROOT,
+    WHEEL,
     build,
     raw,
     shell,
@@ -121,6 +123,31 @@ def test_layers_built_anew_have_the_same_digest(published: dict[str, Any]) -> No
     built = buildkit.build([*line, "--no-cache-filter=system"], lambda _: None, buildkit.Options())
     found = [layer["digest"] for layer in building.LAYOUT.layers(built.digest)]
     assert found == [layer["digest"] for layer in layers(published["image"])]
+
+
+def test_the_image_is_built_by_hand_as_documented(
+    published: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "context"
+    wheel = [*WHEEL[: WHEEL.index("--repo")], "--output", str(folder)]
+    script = shell(sys.executable, "build.py", "context", *wheel).stdout
+    committed = ROOT / "dockerfiles" / "0.20.2" / "wheel.Dockerfile"
+    assert (folder / "Dockerfile").read_bytes() == committed.read_bytes()
+    again = shell(sys.executable, "build.py", "context", *wheel, check=False)
+    assert again.returncode == 2 and "is not empty" in again.stderr
+    image = f"fp4forge/vllm:unverified-{published['plan']['id']}"
+    shell("bash", "-euc", script)
+    try:
+        ours, theirs = (
+            json.loads(shell("docker", "image", "inspect", name).stdout)[0]
+            for name in (image, published["image"])
+        )
+    finally:
+        shell("docker", "rmi", image, check=False)
+    assert ours["RootFS"] == theirs["RootFS"]
+    assert ours["Config"]["Env"] == theirs["Config"]["Env"]
+    labels = theirs["Config"]["Labels"] | {"io.fp4forge.ledger": ""}  # which only a build knows
+    assert ours["Config"]["Labels"] == labels
 
 
 def test_a_base_is_pinned_where_a_registry_answers(

@@ -108,7 +108,7 @@ def test_help_imports_nothing_heavy() -> None:
         "from fp4forge.cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
-        "heavy = {'docker','requests','jinja2','yaml','rich','jsonschema_rs'}\n"
+        "heavy = {'docker','requests','jinja2','yaml','rich','msgspec'}\n"
         "heavy &= sys.modules.keys()\n"
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )

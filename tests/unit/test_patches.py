@@ -132,8 +132,8 @@ def test_committed_series_are_well_formed(version: str) -> None:
     ("text", "says"),
     [
         ("patches: {", "not valid YAML"),
-        ("series: []", "no list 'patches'"),
-        ("patches: [{id: x}]", "missing"),
+        ("series: []", "series is not a field"),
+        ("patches: [{id: x}]", r"line 1: patches\[0\] has no 'file'"),
     ],
 )
 def test_malformed_series(

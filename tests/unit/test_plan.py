@@ -152,9 +152,9 @@ def test_bad_registries(registry: str) -> None:
 
 @pytest.mark.parametrize("strategy", ["wheel", "source", "cross"])
 def test_the_context_has_every_file_that_the_dockerfile_copies(strategy: str) -> None:
-    source = {"strategy": "source", "sources": ("cutlass=pypi",)}
-    crossing = source | {"platform": "linux/arm64", "aot": "none", "cross": True}
-    change: dict[str, Any] = {"wheel": {}, "source": source, "cross": crossing}[strategy]
+    compiled: dict[str, Any] = {"strategy": "source", "sources": ("cutlass=pypi",)}
+    crossing = compiled | {"platform": "linux/arm64", "aot": "none", "cross": True}
+    change = {"wheel": {}, "source": compiled, "cross": crossing}[strategy]
     for release in ("0.20.2",) if strategy == "wheel" else ("0.19.1", "0.20.2"):
         request = replace(WHEEL, release=release, **change)
         files = contexts.assemble(resolve(request)).files

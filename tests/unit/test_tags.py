@@ -64,7 +64,7 @@ def test_a_users_tag() -> None:
 
 
 def test_defaults_are_decided_in_one_place() -> None:
-    reference_ = defaults.section("reference")
+    reference_ = defaults.table().reference
     bare = decide(Request("sm121"))
     assert (bare.release, bare.strategy) == (reference_.release, reference_.strategy)
     wheel = decide(Request("sm121", strategy="wheel"))
@@ -80,7 +80,7 @@ def test_from_wheel_alone_plans_the_newest_release_that_has_one() -> None:
 
 def test_make_image_and_serve_compose_name_the_same_image() -> None:
     text = (ROOT / "Makefile").read_text()
-    usual = defaults.section("image")
+    usual = defaults.table().image
     assert f"FROM ?= {usual.strategy}\n" in text
     assert f"BASE ?= {usual.base}\n" in text
     assert f"VARIANT ?= {usual.variant}\n" in text

@@ -1,0 +1,43 @@
+"""JSON schemas of the input files (``schemas/``), generated from their types for editors."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+
+from fp4forge.core.paths import SCHEMAS
+from fp4forge.inputs import bases, defaults, patches, release
+from fp4forge.inputs.reader import Format
+
+FORMATS: tuple[Format[Any], ...] = (release.FORMAT, bases.FORMAT, defaults.FORMAT, patches.FORMAT)
+
+
+def _texts() -> dict[str, str]:
+    """File name and text of every schema."""
+    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return {
+        f"{made.name}.json": json.dumps(dialect | msgspec.json.schema(made.struct), indent=1) + "\n"
+        for made in FORMATS
+    }
+
+
+def differences() -> list[str]:
+    """What ``schemas/`` has that differs from what the types give, a line each."""
+    wanted = _texts()
+    have = {path.name: path.read_text() for path in SCHEMAS.glob("*")}
+    names = sorted(wanted.keys() | have.keys())
+    return [f"differs: schemas/{name}" for name in names if wanted.get(name) != have.get(name)]
+
+
+def write() -> int:
+    """Writes every schema; returns their number."""
+    wanted = _texts()
+    SCHEMAS.mkdir(exist_ok=True)
+    for path in SCHEMAS.glob("*"):
+        if path.name not in wanted:
+            path.unlink()
+    for name, text in wanted.items():
+        (SCHEMAS / name).write_text(text)
+    return len(wanted)
