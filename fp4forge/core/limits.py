@@ -2,7 +2,36 @@
 
 from __future__ import annotations
 
+# Registries (OCI distribution specification 1.1).
 REGISTRY_CONNECT_SECONDS = 10
 REGISTRY_SECONDS = 60  # one answer of a registry's API, from the request to its last byte
+REGISTRY_REDIRECTS = 5  # a blob may lie in another store
 MANIFEST_BYTES = 4 << 20  # the distribution specification's limit for a manifest
+INDEX_DEPTH = 4  # indexes in indexes; an image of several platforms needs two
 COPY_SILENCE_SECONDS = 600  # without a line from a program that copies blobs
+
+# Model servers.
+SERVER_BYTES = 8 << 20  # one answer; a long chat completion has some 100 KB
+SERVER_SECONDS = 10  # /health and /v1/models
+
+# Files that a user names, and what lies in images and bundles.
+CONFIG_BYTES = 16 << 20  # config.json, docker inspect, a compose file, an index of tensors' files
+HEADER_BYTES = 100_000_000  # safetensors' own limit for its header
+LOG_BYTES = 256 << 20
+RECORD_BYTES = 256 << 20  # plan, ledger and patches in an image
+YAML_DEPTH = 64
+YAML_NODES = 100_000  # with every alias written out
+COUNT = 1_000_000  # layers, experts, heads: more is a broken file
+
+# Wheels and bundles.
+ENTRIES = 100_000  # files of an archive
+UNPACKED_BYTES = 64 << 30  # all of them together
+UNPACKED_RATIO = 1000  # unpacked bytes for each packed one; device code packs to a tenth at most
+
+# Programs that this one runs.
+PROGRAM_SECONDS = 120  # docker and its plugins, asked for a fact
+LOAD_SECONDS = 3600  # docker load of a whole image
+DISASSEMBLE_SECONDS = 3600  # cuobjdump of the largest extension takes minutes
+
+# What is shown of foreign text.
+SHOWN_CHARACTERS = 4000
