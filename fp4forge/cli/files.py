@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from fp4forge.core import files
 from fp4forge.core.console import Console, print_json
 from fp4forge.core.errors import DriftError
 
@@ -43,7 +44,7 @@ def render(check: bool) -> None:
     from fp4forge.image import render as rendering
 
     if not check:
-        reference.PATH.write_text(reference.text())
+        files.replace(reference.PATH, reference.text())
         click.echo(f"{rendering.write()} Dockerfiles and docs/cli.md rendered")
         return
     lines = rendering.differences()

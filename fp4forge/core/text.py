@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import re
+from typing import Any
 
 from fp4forge.core.limits import SHOWN_CHARACTERS
 
@@ -33,14 +36,19 @@ def shown(text: object, limit: int = SHOWN_CHARACTERS) -> str:
         text: anything; its ``str`` is shown.
         limit: characters that are kept.
     """
-    return block(_SPACE.sub(" ", str(text)[: 4 * limit]).strip(), limit)
+    whole = str(text)
+    line = _SPACE.sub(" ", whole[: 4 * limit]).strip()
+    return _cut(_STEERING.sub(_escape, line[:limit]), whole, len(line) > limit)
 
 
 def block(text: object, limit: int = SHOWN_CHARACTERS) -> str:
     """The same for text of several lines: its line breaks stay, and nothing else moves a cursor."""
     whole = str(text)
-    kept = _STEERING.sub(_escape, whole[:limit])
-    return kept if len(whole) <= limit else f"{kept}… ({len(whole):,} characters)"
+    return _cut(_STEERING.sub(_escape, whole[:limit]), whole, len(whole) > limit)
+
+
+def _cut(kept: str, whole: str, cut: bool) -> str:
+    return f"{kept}… ({len(whole):,} characters)" if cut else kept
 
 
 def steers(text: str) -> bool:
@@ -55,6 +63,24 @@ def _escape(match: re.Match[str]) -> str:
     if letter == "\t":
         return "    "
     return letter.encode("unicode_escape", "surrogatepass").decode()
+
+
+def as_json(value: object, indent: int = 1) -> str:
+    """JSON in ASCII without any control character; what is not a number is null (RFC 8259)."""
+    try:
+        text = json.dumps(value, indent=indent, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(value), indent=indent)
+    # json escapes every control character but this one; it can only stand in a string.
+    return text.replace("\x7f", "\\u007f")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    return [_finite(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def without_secrets(text: str) -> str:

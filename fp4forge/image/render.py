@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
+import contextlib
+import functools
+import os
 from typing import Any
 
 from fp4forge.core.paths import DOCKERFILES, STATE, TEMPLATES
+from fp4forge.core.text import block
 from fp4forge.inputs.locks import LAYERS
 from fp4forge.plan.plan import Plan
 from fp4forge.plan.support import supported
@@ -13,15 +16,17 @@ from fp4forge.plan.support import supported
 UID = 2000
 
 
-@cache
+@functools.cache
 def _environment(*, escape: bool) -> Any:
     from jinja2 import Environment, FileSystemBytecodeCache, FileSystemLoader, StrictUndefined
 
     compiled = STATE / "templates"
-    compiled.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):  # a read-only checkout renders without a cache
+        compiled.mkdir(parents=True, exist_ok=True)
+    cache = FileSystemBytecodeCache(str(compiled)) if os.access(compiled, os.W_OK) else None
     return Environment(
         loader=FileSystemLoader(TEMPLATES),
-        bytecode_cache=FileSystemBytecodeCache(str(compiled)),
+        bytecode_cache=cache,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -48,7 +53,7 @@ def dockerfile(plan: Plan) -> str:
 def html(template: str, **values: Any) -> str:
     """A self-contained HTML page; names from binaries and images are escaped."""
     text: str = _environment(escape=True).get_template(template).render(**values)
-    return text
+    return block(text, len(text))
 
 
 def differences() -> list[str]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fp4forge.core import files
+
 
 def is_attestation(entry: dict[str, Any]) -> bool:
     """Whether an index's entry is BuildKit's attestation of an image, not an image.
@@ -57,7 +59,7 @@ class Layout:
         if annotations:
             entry["annotations"] = annotations
         index = {"schemaVersion": 2, "manifests": [entry]}
-        (self.folder / "index.json").write_text(json.dumps(index))
+        files.replace(self.folder / "index.json", json.dumps(index))
 
     def layers(self, digest: str) -> list[dict[str, Any]]:
         """Layer descriptors (compressed size in bytes) of an index's first image."""

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from fp4forge.core import files as tar
 from fp4forge.core.errors import ArtefactError, RegistryError, UsageError
+from fp4forge.core.text import as_json
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import acquire, engine, registry
 from fp4forge.oci.layout import Layout
@@ -95,7 +96,7 @@ def _evidence(reference: str, folder: Path, report: Progress) -> tuple[str, ...]
     folder.mkdir()
     found = acquire.records(client, reference)
     for name, record in found.items():
-        (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+        (folder / f"{name}.json").write_text(as_json(record) + "\n")
     return tuple(found)
 
 

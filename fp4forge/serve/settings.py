@@ -15,6 +15,7 @@ from typing import Any
 from packaging.version import Version
 
 from fp4forge.core.errors import CheckpointError, UsageError
+from fp4forge.core.text import steers
 from fp4forge.models import gemma4
 
 PORT = 8000
@@ -178,7 +179,7 @@ def server(
             f"--utilization {utilization} cannot be used", rule="a share of memory, 0.1 to 0.98"
         )
     folder = str(model.absolute())
-    if re.search(r"[\x00-\x1f\x7f:,]", folder):
+    if re.search("[:,]", folder) or steers(folder):
         raise UsageError(
             f"--model {folder!r} cannot be mounted",
             rule="no control characters, colons or commas: Docker splits mounts at them",
