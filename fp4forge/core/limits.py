@@ -21,7 +21,9 @@ LOG_BYTES = 256 << 20
 RECORD_BYTES = 256 << 20  # plan, ledger and patches in an image
 YAML_DEPTH = 64
 YAML_NODES = 100_000  # with every alias written out
-COUNT = 1_000_000  # layers, experts, heads: more is a broken file
+COUNT = 10_000_000  # experts, heads, sizes of a layer: more is a broken file
+LAYERS = 10_000
+DIMENSIONS = 16  # of a tensor
 
 # Wheels and bundles.
 ENTRIES = 100_000  # files of an archive

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 
@@ -28,22 +28,46 @@ def content(path: Path, kind: Kind, limit: int = CONFIG_BYTES) -> bytes:
         ForgeError: of the given class: there is none, it is a pipe, device or folder, links lead in
             a circle, it cannot be read, or it has more bytes than the limit.
     """
+    with opened(path, kind) as file:
+        try:
+            found = file.read(limit + 1)
+        except OSError as error:
+            raise kind(f"{shown(path, 300)} cannot be read: {error.strerror}") from None
+    if len(found) > limit:
+        raise kind(f"{shown(path, 300)} is too large", rule=f"at most {limit:,} bytes are read")
+    return found
+
+
+def is_file(path: Path) -> bool:
+    """Whether a plain file is there; pathlib's own raises for a name that is too long."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def opened(path: Path, kind: Kind) -> BinaryIO:
+    """A plain file, open for reading.
+
+    Raises:
+        ForgeError: of the given class: there is none, it is a pipe, device or folder, links lead in
+            a circle, or it cannot be opened.
+    """
     where = shown(path, 300)
     try:
         # Without blocking: a pipe without a writer would be waited for.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(handle, "rb") as file:
-            mode = os.fstat(handle).st_mode
-            if not stat.S_ISREG(mode):
-                raise kind(f"{where} is {_what(mode)}", rule="a plain file")
-            found = file.read(limit + 1)
     except OSError as error:
         raise kind(f"{where} cannot be read: {error.strerror}") from None
     except ValueError as error:  # a NUL or half a surrogate pair in the name
         raise kind(f"{where} cannot be the name of a file: {error}") from None
-    if len(found) > limit:
-        raise kind(f"{where} is too large", rule=f"at most {limit:,} bytes are read")
-    return found
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        raise kind(f"{where} is {_what(mode)}", rule="a plain file")
+    return os.fdopen(handle, "rb")
 
 
 def text(path: Path, kind: Kind, limit: int = CONFIG_BYTES) -> str:
@@ -76,7 +100,7 @@ def json_file(path: Path, shape: type[T], kind: Kind, limit: int = CONFIG_BYTES)
     return json(content(path, kind, limit), shape, shown(path, 300), kind)
 
 
-def json(data: bytes | str, shape: type[T], where: str, kind: Kind) -> T:
+def json(data: bytes | msgspec.Raw | str, shape: type[T], where: str, kind: Kind) -> T:
     """JSON (RFC 8259) as a typed value.
 
     Args:

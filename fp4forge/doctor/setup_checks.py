@@ -5,13 +5,14 @@ Each yields findings, and says nothing where the evidence does not reach.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from packaging.version import Version
 
+from fp4forge.checkpoint import config as configs
+from fp4forge.core.errors import CheckpointError
 from fp4forge.doctor import evidence as evidences
 from fp4forge.doctor.diagnosis import ERROR, NOTE, WARNING, Finding, check, line_of, read_log
 from fp4forge.doctor.evidence import Evidence
@@ -193,9 +194,8 @@ def expert_split(found: Evidence) -> Iterator[Finding]:
 def _expert_width(folder: Path) -> int:
     """moe_intermediate_size of a checkpoint; 0 where it has none, or cannot be read."""
     try:
-        config = json.loads((folder / "config.json").read_bytes())
-        return int(config.get("text_config", config).get("moe_intermediate_size") or 0)
-    except (OSError, ValueError, AttributeError, TypeError):
+        return configs.width(configs.read(folder).text.moe_intermediate_size)
+    except CheckpointError:
         return 0
 
 
