@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -211,7 +210,7 @@ def _show_fit(data: dict[str, Any], o: dict[str, Any]) -> None:
 @_JSON
 def doctor(as_json: bool, **given: Any) -> None:
     """Find what is wrong with a server: container, compose file, log, live URL, or all."""
-    from fp4forge.doctor import diagnosis, evidence
+    from fp4forge.doctor import described, diagnosis, evidence
     from fp4forge.doctor import examine as doctors
 
     container, inspection, compose_file = (
@@ -224,24 +223,21 @@ def doctor(as_json: bool, **given: Any) -> None:
             rule="--container, --inspect, --compose, --url or --logs",
         )
     if container:
-        found = evidence.container(container)
+        found = described.container(container)
     elif inspection:
-        try:
-            found = evidence.from_inspect(json.loads(inspection.read_bytes()))
-        except ValueError:
-            raise UsageError(f"--inspect {inspection}: not JSON") from None
+        found = described.read_inspect(inspection)
     elif compose_file:
-        found = evidence.from_compose(compose_file)
+        found = described.from_compose(compose_file)
     else:
         found = evidence.Evidence()
     if logs:
-        found.log = logs.read_text(errors="replace")
+        found.log = evidence.read_log(logs)
         found.sources.append(f"log {logs}")
     if url:
         found.url = url
         found.sources.append(url)
     if smi:
-        found.gpus = evidence.gpus(smi.read_text())
+        found.gpus = evidence.gpus(evidence.read_log(smi))
     elif container or url:
         evidence.host(found)
     findings = doctors.examine(found)

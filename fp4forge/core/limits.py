@@ -11,13 +11,15 @@ INDEX_DEPTH = 4  # indexes in indexes; an image of several platforms needs two
 COPY_SILENCE_SECONDS = 600  # without a line from a program that copies blobs
 
 # Model servers.
-SERVER_BYTES = 8 << 20  # one answer; a long chat completion has some 100 KB
+SERVER_BYTES = 4 << 20  # one answer; 2,048 tokens as a stream have some 600 KB
+ANSWER_CHARACTERS = 100_000  # of a model's text
 SERVER_SECONDS = 10  # /health and /v1/models
 
 # Files that a user names, and what lies in images and bundles.
 CONFIG_BYTES = 16 << 20  # config.json, docker inspect, a compose file, an index of tensors' files
 HEADER_BYTES = 100_000_000  # safetensors' own limit for its header
-LOG_BYTES = 256 << 20
+LOG_BYTES = 64 << 20
+LOG_LINE_CHARACTERS = 4000
 RECORD_BYTES = 256 << 20  # plan, ledger and patches in an image
 YAML_DEPTH = 64
 YAML_NODES = 100_000  # with every alias written out

@@ -6,10 +6,11 @@ there, and the rule.
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -48,7 +49,7 @@ def is_folder(path: Path) -> bool:
     return os.path.isdir(path)  # noqa: PTH112
 
 
-def opened(path: Path, kind: Kind) -> BinaryIO:
+def opened(path: Path, kind: Kind) -> io.BufferedReader:
     """A plain file, open for reading.
 
     Raises:

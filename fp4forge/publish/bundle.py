@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from fp4forge.core import files as tar
+from fp4forge.core import reading
 from fp4forge.core.errors import ArtefactError, RegistryError, UsageError
 from fp4forge.core.text import as_json
 from fp4forge.kernels.base import Progress
@@ -94,8 +95,9 @@ def _evidence(reference: str, folder: Path, report: Progress) -> tuple[str, ...]
     client = engine.connect()
     engine.pull(client, reference, None, report)
     folder.mkdir()
-    found = acquire.records(client, reference)
-    for name, record in found.items():
+    found = acquire.records(client, reference).contents
+    for name, content in found.items():
+        record = reading.json(content, object, f"{name}.json of {reference}", ArtefactError)
         (folder / f"{name}.json").write_text(as_json(record) + "\n")
     return tuple(found)
 
