@@ -11,8 +11,12 @@ import threading
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any
+from urllib.parse import urljoin, urlsplit
 
 from fp4forge.core.text import shown
+
+# Beyond the limit: the thread itself looks at the time between two bytes.
+GRACE = 0.5
 
 
 class NoAnswer(Exception):
@@ -41,7 +45,7 @@ class Limits:
 
 def ask(
     method: str, url: str, limits: Limits, *, headers: dict[str, str] | None = None,
-    body: bytes | None = None, proxies: bool = True,
+    body: bytes | None = None, proxies: bool = True, until: bytes = b"",
 ) -> Answer:  # fmt: skip
     """One request and its answer.
 
@@ -52,20 +56,21 @@ def ask(
         headers: of the request. Compressed content is not asked for, and not unpacked.
         body: of the request.
         proxies: use those of the environment, and its netrc.
+        until: bytes after which a stream has ended, though its connection stays open.
 
     Raises:
         NoAnswer: no status and headers came in time.
     """
-    exchange = _Exchange(method, url, limits, headers or {}, body, proxies)
+    exchange = _Exchange(method, url, limits, headers or {}, body, proxies, until)
     thread = threading.Thread(target=exchange.run, daemon=True)
     thread.start()
-    thread.join(limits.seconds + 0.5)  # the thread itself looks at the time between two bytes
+    thread.join(limits.seconds + GRACE)
     exchange.over = True
     if exchange.error and not exchange.answer.status:
         raise NoAnswer(exchange.error)
-    if thread.is_alive() and not exchange.answer.status:
+    if not exchange.answer.status:
         raise NoAnswer(f"no answer within {limits.seconds:g} s")
-    answer = replace(exchange.answer)  # the thread may go on with its own
+    answer = replace(exchange.answer, content=bytes(exchange.content))  # the thread may go on
     if thread.is_alive():
         answer.cut = f"no end within {limits.seconds:g} s"
     elif exchange.error:
@@ -81,6 +86,8 @@ class _Exchange:
     headers: dict[str, str]
     body: bytes | None
     proxies: bool
+    until: bytes
+    content: bytearray = field(default_factory=bytearray)
     answer: Answer = field(default_factory=Answer)
     error: str = ""
     over: bool = False  # nobody waits for it any more
@@ -93,9 +100,13 @@ class _Exchange:
         try:
             with requests.Session() as session:
                 session.trust_env = self.proxies
-                session.max_redirects = self.limits.redirects
-                self._run(session)
-        except requests.TooManyRedirects:
+                deadline = time.monotonic() + self.limits.seconds
+                # Not requests' own: it reads, and unpacks, the content of each redirect whole.
+                for _ in range(self.limits.redirects + 1):
+                    target = self._send(session, deadline)
+                    if not target:
+                        return
+                    self._follow(target)
             self.error = f"more than {self.limits.redirects} redirects"
         except requests.Timeout:
             self.error = f"no answer within {self.limits.seconds:g} s"
@@ -104,25 +115,39 @@ class _Exchange:
             # OSError: requests' own are, and that of a CA bundle which is not there.
             self.error = _reason(error)
 
-    def _run(self, session: Any) -> None:
-        deadline = time.monotonic() + self.limits.seconds
+    def _follow(self, target: str) -> None:
+        old, new = urlsplit(self.url), urlsplit(urljoin(self.url, target))
+        if new.scheme not in ("https", old.scheme):
+            raise ValueError(f"a redirect from {old.scheme} to {new.scheme}")
+        if new[:2] != old[:2]:  # another server: the login is not for it
+            self.headers = {k: v for k, v in self.headers.items() if k.lower() != "authorization"}
+        self.url = new.geturl()
+
+    def _send(self, session: Any, deadline: float) -> str:
+        """One request; returns where it is redirected to, if that is to be followed."""
         with session.request(
             self.method, self.url, headers={"Accept-Encoding": "identity"} | self.headers,
             data=self.body, timeout=(self.limits.connect_seconds, self.limits.seconds),
-            stream=True, allow_redirects=bool(self.limits.redirects),
+            stream=True, allow_redirects=False,
         ) as found:  # fmt: skip
+            target = found.headers.get("location", "") if found.is_redirect else ""
+            if target and self.limits.redirects and self.method in ("GET", "HEAD"):
+                return str(target)
             self.answer.headers = {key.lower(): value for key, value in found.headers.items()}
             self.answer.status = found.status_code
             # read1 returns what has arrived: a byte now and then must not reset the deadline.
             while chunk := found.raw.read1(1 << 16, decode_content=False):
-                room = self.limits.size - len(self.answer.content)
-                self.answer.content += chunk[:room]
+                room = self.limits.size - len(self.content)
+                self.content += chunk[:room]
                 if len(chunk) > room:
                     self.answer.cut = f"more than {self.limits.size:,} bytes"
-                    return
+                    break
+                if self.until and self.until in self.content[-len(chunk) - len(self.until) :]:
+                    break
                 if self.over or time.monotonic() > deadline:
                     self.answer.cut = f"no end within {self.limits.seconds:g} s"
-                    return
+                    break
+        return ""
 
 
 def _reason(error: BaseException) -> str:
@@ -132,7 +157,7 @@ def _reason(error: BaseException) -> str:
     text = str(error)
     found = re.search(r"\[Errno -?\d+\] ([^'\")\]]+)", text)
     if found:
-        return shown(found[1], 200)
+        return shown(found[1][:1].lower() + found[1][1:], 200)
     return shown(
         re.sub(r"<[^>]* object at 0x[0-9a-f]+>:? ?", "", text) or type(error).__name__, 200
     )

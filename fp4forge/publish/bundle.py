@@ -21,7 +21,7 @@ from fp4forge.core import reading
 from fp4forge.core.errors import ArtefactError, RegistryError, UsageError
 from fp4forge.core.text import as_json
 from fp4forge.kernels.base import Progress
-from fp4forge.oci import acquire, engine, registry
+from fp4forge.oci import acquire, copying, engine, registry
 from fp4forge.oci.layout import Layout
 from fp4forge.oci.reference import parse
 
@@ -63,7 +63,7 @@ def make(image: str, output: Path, manifest: Path | None, report: Progress) -> B
     partial = output.with_name(output.name + ".partial")
     with tempfile.TemporaryDirectory(prefix=".bundle-", dir=output.parent) as name:
         folder = Path(name)
-        registry.pull(f"{repository}@{digest}", folder, report)
+        copying.pull(f"{repository}@{digest}", folder, report)
         names = {
             "io.containerd.image.name": image,  # by which docker load knows it
             "org.opencontainers.image.ref.name": tag,
