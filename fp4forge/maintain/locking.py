@@ -23,7 +23,6 @@ _TOOLS_REQUIREMENTS = (
     "uv==0.13.9",
     "nvidia-cuda-cuobjdump==13.2.86",
     "nvidia-cuda-nvdisasm==13.2.86",
-    "pyelftools==0.33",
 )
 
 
