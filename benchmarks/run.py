@@ -34,10 +34,7 @@ from fp4forge.core.platform import PLATFORMS  # noqa: E402
 from fp4forge.image import context as contexts  # noqa: E402
 from fp4forge.inputs import defaults  # noqa: E402
 from fp4forge.oci import buildkit as builder  # noqa: E402
-from fp4forge.oci import (  # noqa: E402
-    engine,
-    registry,
-)
+from fp4forge.oci import copying, engine  # noqa: E402
 from fp4forge.oci.layout import Layout  # noqa: E402
 from fp4forge.plan.plan import Plan  # noqa: E402
 from fp4forge.plan.request import Request  # noqa: E402
@@ -89,7 +86,7 @@ def export(context: Path, prepared: Plan, layout: Path, compression: str) -> str
 
 def layer_sizes(layout: Path, digest: str) -> dict[str, int]:
     """Compressed size in bytes of each layer, by digest."""
-    return {layer["digest"]: layer["size"] for layer in Layout(layout).layers(digest)}
+    return {layer.digest: layer.size for layer in Layout(layout).layers(digest)}
 
 
 def no_op() -> dict[str, Any]:
@@ -137,7 +134,7 @@ def patch_edit() -> dict[str, Any]:
                 staged = contexts.stage(context)
                 start = time.monotonic()
                 digest = export(staged, prepared, layout, "zstd")
-                registry.push(layout, f"{REPO}-{layout_name.replace('_', '-')}", digest, quiet)
+                copying.push(layout, f"{REPO}-{layout_name.replace('_', '-')}", digest, quiet)
                 took = time.monotonic() - start
                 sizes = layer_sizes(layout, digest)
                 pushed = sum(size for layer, size in sizes.items() if layer not in known)
@@ -191,7 +188,7 @@ def first_push() -> dict[str, Any]:
             level = {"zstd": 4, "gzip": 6}[compression]
             start = time.monotonic()
             digest = export(staged, prepared, layout, f"{compression},compression-level={level}")
-            registry.push(layout, f"{REPO}-first-{compression}", digest, quiet)
+            copying.push(layout, f"{REPO}-first-{compression}", digest, quiet)
             found[f"{compression}_s"] = time.monotonic() - start
             found[f"{compression}_bytes"] = sum(layer_sizes(layout, digest).values())
     found["ratio_s"] = found["zstd_s"] / found["gzip_s"]

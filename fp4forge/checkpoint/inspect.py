@@ -18,6 +18,7 @@ from typing import Any
 
 from fp4forge.checkpoint import tensors
 from fp4forge.checkpoint.tensors import Checkpoint, Tensor
+from fp4forge.core import reading
 from fp4forge.kernels.base import Progress
 
 BLOCK = 16  # elements that share one block scale
@@ -147,8 +148,8 @@ def inspect(folder: Path, report: Progress = lambda _: None) -> Inspection:
         _scales(found, modules, seen, report)
         _experts(found, modules, seen)
     if kind == "unknown":
-        seen.add("unknown-format", str(found.quantisation.get("quant_algo") or "no quant_algo"))
-    if found.config.get("tie_word_embeddings", found.text_config.get("tie_word_embeddings")):
+        seen.add("unknown-format", found.quantisation.quant_algo or "no quant_algo")
+    if found.config.tied:
         for name in found.tensors:
             if name.endswith("lm_head.weight"):
                 seen.add("tied-twice", name)
@@ -168,8 +169,8 @@ def inspect(folder: Path, report: Progress = lambda _: None) -> Inspection:
         flag=_flag(kind),
         patches=tuple(f.patch for f in findings if f.severity == PATCH and f.patch),
         weight_bytes=sum(tensor.size for tensor in found.tensors.values()),
-        layers=int(found.text_config.get("num_hidden_layers", 0)),
-        experts=int(found.text_config.get("num_experts") or 0),
+        layers=found.config.text.num_hidden_layers or 0,
+        experts=found.config.text.num_experts or 0,
         quantised_modules=sum("weight_scale" in parts for parts in modules.values()),
         findings=findings,
     )
@@ -191,16 +192,16 @@ def _modules(found: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 def _format(found: Checkpoint, modules: dict[str, dict[str, Tensor]]) -> str:
     """modelopt NVFP4, modelopt NVFP4_AWQ, compressed-tensors, bf16 or unknown."""
-    declared = found.config.get("quantization_config") or {}
-    algo = str(found.quantisation.get("quant_algo") or declared.get("quant_algo") or "")
+    declared = found.config.quantisation
+    algo = found.quantisation.quant_algo or declared.quant_algo or ""
     packed = any(name.endswith(".weight_packed") for name in found.tensors)
-    if declared.get("quant_method") == "compressed-tensors" or packed:
+    if declared.quant_method == "compressed-tensors" or packed:
         return "compressed-tensors"
     if algo in ("NVFP4", "NVFP4_AWQ"):
         return f"modelopt {algo}"
     if any("weight_scale_2" in parts for parts in modules.values()):
         return "modelopt NVFP4"
-    return "unknown" if algo or declared else "bf16"
+    return "unknown" if algo or found.config.quantization_config else "bf16"
 
 
 def _files(found: Checkpoint, seen: _Collected) -> None:
@@ -210,7 +211,7 @@ def _files(found: Checkpoint, seen: _Collected) -> None:
         return
     unreadable = {problem.where for problem in found.problems}
     for name in sorted(set(found.index.values())):
-        if not (found.folder / name).is_file():
+        if not reading.is_file(found.folder / name):
             seen.add("missing-file", name)
             unreadable.add(name)
     for name, file in found.index.items():
@@ -303,8 +304,8 @@ def _scalar(name: str, value: float, seen: _Collected) -> None:
 
 
 def _experts(found: Checkpoint, modules: dict[str, dict[str, Tensor]], seen: _Collected) -> None:
-    config = found.text_config
-    experts, layers = int(config.get("num_experts") or 0), int(config.get("num_hidden_layers", 0))
+    config = found.config.text
+    experts, layers = config.num_experts or 0, config.num_hidden_layers or 0
     if not experts:
         return
     there: dict[int, set[tuple[int, str]]] = defaultdict(set)
@@ -324,6 +325,9 @@ def _experts(found: Checkpoint, modules: dict[str, dict[str, Tensor]], seen: _Co
             there.clear()
             return
     for layer in range(layers):
+        if not there[layer]:
+            seen.add("missing-expert", f"layers.{layer}: all {experts}", experts)
+            continue
         for expert in range(experts):
             lost = [kind for kind in _KINDS if (expert, kind) not in there[layer]]
             if lost:
@@ -331,11 +335,11 @@ def _experts(found: Checkpoint, modules: dict[str, dict[str, Tensor]], seen: _Co
 
 
 def _tanh_gelu(found: Checkpoint) -> bool:
-    config = found.text_config
+    config = found.config.text
     return (
-        str(found.config.get("model_type", "")).startswith("gemma4")
-        and bool(config.get("num_experts"))
-        and config.get("hidden_activation", "gelu_pytorch_tanh") == "gelu_pytorch_tanh"
+        (found.config.model_type or "").startswith("gemma4")
+        and bool(config.num_experts)
+        and config.hidden_activation in (None, "gelu_pytorch_tanh")
     )
 
 

@@ -7,24 +7,31 @@ and knows no FP8 without torch; here only headers and the bytes of scales are re
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from msgspec import Meta, Raw, Struct
+
+from fp4forge.checkpoint import config as configs
+from fp4forge.checkpoint.config import Config, Quantisation
+from fp4forge.core import reading
 from fp4forge.core.errors import CheckpointError
+from fp4forge.core.limits import DIMENSIONS, HEADER_BYTES
+from fp4forge.core.text import shown
 
 # Bytes of one element, by safetensors' dtype names.
 ELEMENT_BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2,
     "U16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
-_LARGEST_HEADER = 100_000_000  # safetensors' own limit
 _LFS = b"version https://git-lfs"
+_Place = Annotated[int, Meta(ge=0, le=1 << 48)]  # a size or an offset in a file
 
 
 @dataclass(frozen=True)
@@ -57,17 +64,11 @@ class Checkpoint:
     """A folder's tensors by name, its configuration, and what was wrong with its files."""
 
     folder: Path
-    config: dict[str, Any]
-    quantisation: dict[str, Any]  # hf_quant_config.json, else config.json's quantization_config
+    config: Config
+    quantisation: Quantisation  # hf_quant_config.json, else config.json's quantization_config
     tensors: dict[str, Tensor]
     index: dict[str, str] | None  # tensor -> file, of model.safetensors.index.json
     problems: tuple[Problem, ...] = field(default=())
-
-    @property
-    def text_config(self) -> dict[str, Any]:
-        """The language model's configuration; of a multimodal model, the part of its text."""
-        found: dict[str, Any] = self.config.get("text_config") or self.config
-        return found
 
     @contextmanager
     def bytes(self) -> Iterator[Any]:
@@ -85,6 +86,12 @@ class Checkpoint:
             yield view  # views may outlive this block: their maps close with the last of them
 
 
+class _Index(Struct, frozen=True):
+    """model.safetensors.index.json: the file of each tensor."""
+
+    weight_map: dict[str, str]
+
+
 def read(folder: Path) -> Checkpoint:
     """Reads a checkpoint's folder.
 
@@ -97,22 +104,25 @@ def read(folder: Path) -> Checkpoint:
     Raises:
         CheckpointError: there is no folder, no config.json, or not one safetensors file.
     """
-    if not folder.is_dir():
+    if not reading.is_folder(folder):
         raise CheckpointError(
-            f"{folder} is not a folder",
+            f"{shown(folder, 300)} is not a folder",
             rule="a checkpoint is a folder with config.json and *.safetensors",
             remedy="build.py checkpoint fetch REPO downloads one",
         )
-    config = _json(folder / "config.json")
-    quantisation = (
-        _json(folder / "hf_quant_config.json").get("quantization", {})
-        if (folder / "hf_quant_config.json").is_file()
-        else config.get("quantization_config") or {}
-    )
+    if not os.path.lexists(folder / "config.json"):
+        raise CheckpointError(
+            f"{shown(folder, 300)} has no config.json",
+            rule="a checkpoint is a folder with config.json and *.safetensors",
+        )
+    config = configs.read(folder)
+    quantisation = config.quantisation
+    if os.path.lexists(folder / "hf_quant_config.json"):
+        quantisation = configs.read_modelopt(folder)
     files = sorted(path.name for path in folder.glob("*.safetensors"))
     if not files:
         raise CheckpointError(
-            f"{folder} has no *.safetensors",
+            f"{shown(folder, 300)} has no *.safetensors",
             rule="weights are read from safetensors files",
             remedy="build.py checkpoint fetch REPO downloads a checkpoint whole",
         )
@@ -126,78 +136,74 @@ def read(folder: Path) -> Checkpoint:
                     problems.append(Problem(name, f"{tensor.name} is also in {other}"))
                 tensors[tensor.name] = tensor
         except CheckpointError as error:
-            problems.append(Problem(name, error.message.removeprefix(f"{name}: ")))
+            problems.append(Problem(name, error.message.removeprefix(f"{shown(name, 200)}: ")))
     index_file = folder / "model.safetensors.index.json"
     index = None
-    if index_file.is_file():
-        index = _json(index_file).get("weight_map")
-        if not isinstance(index, dict):
-            raise CheckpointError(
-                f"{index_file.name} has no weight_map", rule="an object from tensor to file"
-            )
+    if os.path.lexists(index_file):
+        index = reading.json_file(index_file, _Index, CheckpointError).weight_map
     return Checkpoint(folder, config, quantisation, tensors, index, tuple(problems))
+
+
+class _Entry(Struct, frozen=True):
+    """One tensor in a header."""
+
+    dtype: str
+    shape: Annotated[tuple[_Place, ...], Meta(max_length=DIMENSIONS)]
+    data_offsets: tuple[_Place, _Place]
 
 
 def header(path: Path) -> list[Tensor]:
     """The tensors of one safetensors file.
 
     Raises:
-        CheckpointError: it is a git-LFS pointer, truncated, or not safetensors.
+        CheckpointError: it is a git-LFS pointer, truncated, not safetensors, or no plain file.
     """
-    size = path.stat().st_size
-    with path.open("rb") as handle:
+    name = shown(path.name, 200)
+    with reading.opened(path, CheckpointError) as handle:
+        size = os.fstat(handle.fileno()).st_size
         first = handle.read(len(_LFS))
         if first == _LFS:
             raise CheckpointError(
-                f"{path.name}: a git-LFS pointer, not the weights",
+                f"{name}: a git-LFS pointer, not the weights",
                 remedy="git lfs pull, or build.py checkpoint fetch REPO",
             )
         if size < 8:
-            raise CheckpointError(f"{path.name}: {size} bytes are no safetensors file")
+            raise CheckpointError(f"{name}: {size} bytes are no safetensors file")
         length = int.from_bytes(first[:8], "little")
-        if not 2 <= length <= min(_LARGEST_HEADER, size - 8):
+        if not 2 <= length <= min(HEADER_BYTES, size - 8):
             raise CheckpointError(
-                f"{path.name}: its header should be {length} bytes, the file has {size}"
+                f"{name}: its header should be {length} bytes, the file has {size}"
             )
         handle.seek(8)
         text = handle.read(length)
-    try:
-        entries = json.loads(text)
-        found = [
-            Tensor(
-                name, path.name, entry["dtype"], tuple(entry["shape"]),
-                8 + length + entry["data_offsets"][0], 8 + length + entry["data_offsets"][1],
-            )
-            for name, entry in entries.items() if name != "__metadata__"
-        ]  # fmt: skip
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        raise CheckpointError(f"{path.name}: its header is not safetensors' JSON") from None
-    for tensor in found:
-        wanted = math.prod(tensor.shape) * ELEMENT_BYTES.get(tensor.dtype, 0)
-        if tensor.dtype in ELEMENT_BYTES and tensor.size != wanted:
-            raise CheckpointError(
-                f"{path.name}: {tensor.name} has {tensor.size} bytes,"
-                f" {tensor.dtype} {list(tensor.shape)} are {wanted}"
-            )
-    end = max((tensor.end for tensor in found), default=8 + length)
+    start = 8 + length
+    found = [_tensor(path, *entry, start) for entry in _entries(text, name)]
+    end = max((tensor.end for tensor in found), default=start)
     if end > size:
         raise CheckpointError(
-            f"{path.name}: truncated: {size} bytes of {end}",
+            f"{name}: truncated: {size} bytes of {end}",
             remedy="fetch the file again; build.py checkpoint fetch resumes",
         )
     return found
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes())
-    except FileNotFoundError:
+def _entries(text: bytes, name: str) -> Iterator[tuple[str, _Entry]]:
+    where = f"{name}: its header"
+    for tensor, raw in reading.json(text, dict[str, Raw], where, CheckpointError).items():
+        if tensor != "__metadata__":
+            yield (
+                tensor,
+                reading.json(raw, _Entry, f"{where}, {shown(tensor, 200)}", CheckpointError),
+            )
+
+
+def _tensor(path: Path, name: str, entry: _Entry, start: int) -> Tensor:
+    begin, end = (start + offset for offset in entry.data_offsets)
+    found = Tensor(name, path.name, entry.dtype, entry.shape, begin, end)
+    wanted = math.prod(entry.shape) * ELEMENT_BYTES.get(entry.dtype, 0)
+    if begin > end or (entry.dtype in ELEMENT_BYTES and found.size != wanted):
         raise CheckpointError(
-            f"{path.parent} has no {path.name}",
-            rule="a checkpoint is a folder with config.json and *.safetensors",
-        ) from None
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: not a JSON object")
+            f"{shown(path.name, 200)}: {shown(name, 200)} has {found.size} bytes,"
+            f" {shown(entry.dtype, 20)} {list(entry.shape)} are {wanted}"
+        )
     return found

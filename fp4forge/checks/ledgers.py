@@ -119,7 +119,7 @@ def _from_engine(target: str, report: Progress) -> Iterator[Path]:
             yield Path(name)
     finally:
         if made is not None:
-            made.remove(force=True)
+            engine.discard(made)
 
 
 def _sites(container: Any) -> Iterator[str]:
@@ -151,7 +151,7 @@ def _copy(stream: Iterator[bytes], folder: Path) -> None:
     The stream is read to its end whatever happens: until then the engine keeps the container
     locked, and every later command in it would wait (moby's containerArchivePath).
     """
-    from fp4forge.oci import engine
+    from fp4forge.oci import acquire, engine
 
     try:
         with tarfile.open(fileobj=engine.as_file(stream), mode="r|", bufsize=1 << 20) as archive:
@@ -163,5 +163,4 @@ def _copy(stream: Iterator[bytes], folder: Path) -> None:
                     raise BinaryError(f"entry {member.name!r} leaves the archive")
                 files.write(archive, member, folder)
     finally:
-        for _ in stream:
-            pass
+        acquire.drain(stream)

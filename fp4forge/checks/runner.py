@@ -12,8 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fp4forge.core import files
 from fp4forge.core.errors import VerifyError
 from fp4forge.core.paths import IMAGE_TESTS, ROOT
+from fp4forge.core.text import as_json
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import engine
 
@@ -92,9 +94,9 @@ def run(
     if reports:
         from fp4forge.checks.page import page
 
-        text = json.dumps([asdict(check) for check in checks], indent=1)
-        (reports / f"{stem}.json").write_text(text + "\n")
-        (reports / f"{stem}.html").write_text(page(image, plan, checks))
+        text = as_json([asdict(check) for check in checks])
+        files.replace(reports / f"{stem}.json", text + "\n")
+        files.replace(reports / f"{stem}.html", page(image, plan, checks))
     return checks
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 import signal
 import sys
+import threading
 from typing import Any
 
 import click
 
+from fp4forge.cli import last, streams
 from fp4forge.cli.options import plan_options, registry_option, reports_option
-from fp4forge.core import errors
+from fp4forge.core import errors, scratch
+from fp4forge.core.text import block
 
 # Command name -> module and attribute; nothing is imported before the command is used.
 COMMANDS = {
@@ -93,32 +96,47 @@ def cli(ctx: click.Context, /, **options: Any) -> None:
 
 
 def main() -> None:
-    """Runs the command line; expected failures become one message and their exit code."""
+    """Runs the command line; whatever fails becomes one message and an exit code."""
+    streams.prepare()
     as_json = "--json" in sys.argv
     # Background jobs inherit an ignored SIGINT; a runner that cancels sends SIGTERM.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
+    threading.excepthook = last.in_thread
     try:
-        sys.exit(cli.main(standalone_mode=False) or 0)
-    except errors.ForgeError as error:
-        fail(error, as_json)
+        with scratch.for_process():
+            code = cli.main(standalone_mode=False) or 0
+            sys.stdout.flush()
+        sys.exit(code)
+    except streams.OutputClosed:
+        streams.drop()
+        sys.exit(streams.OUTPUT_CLOSED)
     except click.ClickException as error:
         wrapped = errors.UsageError(error.format_message(), remedy="build.py --help")
         fail(wrapped, as_json)
     except (KeyboardInterrupt, click.Abort) as error:
         said = "\n".join(getattr(error, "__notes__", ())) or "no tag was moved"
-        sys.stderr.write(f"interrupted: {said}; running again resumes from the cache\n")
+        sys.stderr.write(f"interrupted: {block(said)}; running again resumes from the cache\n")
         sys.exit(errors.INTERRUPTED)
+    except Exception as error:
+        fail(last.expected(error), as_json)
 
 
 def fail(error: errors.ForgeError, as_json: bool) -> None:
     """Prints an error for people, or as JSON, and leaves with its exit code."""
-    if as_json:
-        from fp4forge.core.console import print_json
+    lines = [f"error: {error.message}"]
+    lines += [
+        f"  {label}: {text}"
+        for label, text in (("rule", error.rule), ("try", error.remedy))
+        if text
+    ]
+    sys.stderr.write(block("\n".join(lines)) + "\n")
+    try:
+        if as_json:
+            from fp4forge.core.console import print_json
 
-        print_json(error.as_json())
-    sys.stderr.write(f"error: {error.message}\n")
-    for label, text in (("rule", error.rule), ("try", error.remedy)):
-        if text:
-            sys.stderr.write(f"  {label}: {text}\n")
+            print_json(error.as_json())
+        sys.stdout.flush()
+    except (streams.OutputClosed, errors.DiskError):  # the message is on stderr
+        streams.drop()
     sys.exit(error.exit_code)

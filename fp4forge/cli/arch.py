@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from fp4forge.core.console import print_json
+from fp4forge.core.console import print_json, rich
 from fp4forge.inputs import arch_rules, defaults, release
 from fp4forge.kernels import archs
 
@@ -42,10 +42,9 @@ def explain(list_: str, vllm: str | None, cuda: str | None, as_json: bool) -> No
 
 
 def _show(prediction: archs.Prediction) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = rich()
     groups = Table("kernel group", "compiled for", pad_edge=False)
     for name, targets in prediction.groups.items():
         groups.add_row(name, " ".join(targets) or "(left out)")
@@ -55,9 +54,7 @@ def _show(prediction: archs.Prediction) -> None:
         gpus.add_row(
             name + mark, verdict["fp4"], verdict["fp8"], verdict["moe_marlin"], verdict["reason"]
         )
-    console.print(
-        f"{prediction.list} with vLLM {prediction.vllm} and CUDA {prediction.cuda}", markup=False
-    )
+    console.print(f"{prediction.list} with vLLM {prediction.vllm} and CUDA {prediction.cuda}")
     console.print(groups, gpus)
 
 
@@ -66,12 +63,12 @@ def _show(prediction: archs.Prediction) -> None:
 @click.option("--vllm", required=True, help="The version that TREE is.")
 def extract(tree: Path, vllm: str) -> None:
     """Read the CMake rules of a vLLM source TREE into releases/archs/."""
+    from fp4forge.core import files
     from fp4forge.core.paths import RELEASES
     from fp4forge.inputs.release import check_version
     from fp4forge.kernels import cmake_rules
 
     path = RELEASES / "archs" / f"{check_version(vllm)}.json"
-    path.parent.mkdir(exist_ok=True)
     data = cmake_rules.extract(tree)
-    path.write_text(json.dumps(data, indent=1) + "\n")
+    files.replace(path, json.dumps(data, indent=1) + "\n")
     click.echo(f"{path.relative_to(RELEASES.parent)}: {len(data['steps'])} steps")

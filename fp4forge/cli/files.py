@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from fp4forge.core import files
 from fp4forge.core.console import Console, print_json
 from fp4forge.core.errors import DriftError
 
@@ -44,7 +45,7 @@ def render(check: bool) -> None:
     from fp4forge.inputs import schemas
 
     if not check:
-        reference.PATH.write_text(reference.text())
+        files.replace(reference.PATH, reference.text())
         count = rendering.write()
         click.echo(f"{count} Dockerfiles, {schemas.write()} schemas and docs/cli.md rendered")
         return

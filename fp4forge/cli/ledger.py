@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from fp4forge.checks import ledgers as reading
-from fp4forge.core.console import Console, print_json
+from fp4forge.core import files
+from fp4forge.core.console import Console, print_json, rich
 from fp4forge.core.errors import CoverageError
 from fp4forge.kernels import groups
 from fp4forge.kernels import ledger as ledgers
@@ -33,7 +34,7 @@ def ledger(target: str, as_json: bool, require: tuple[str, ...], html: Path | No
     if html:
         from fp4forge.checks.page import ledger_page
 
-        html.write_text(ledger_page(found))
+        files.replace(html, ledger_page(found))
     if as_json:
         print_json(found.as_json())
     else:
@@ -73,7 +74,6 @@ def file_rows(files: tuple[ledgers.File, ...]) -> list[tuple[str, ...]]:
 
 def _show(found: ledgers.Ledger) -> None:
     from rich import box
-    from rich.console import Console as Rich
     from rich.table import Table
 
     files = Table(box=box.SIMPLE_HEAD)
@@ -87,7 +87,7 @@ def _show(found: ledgers.Ledger) -> None:
     for group in groups.GROUPS:
         gpus.add_row(group, *(verdict[group] for verdict in found.gpus.values()))
     gpus.add_row("NVFP4 served", *("yes" if v["ok"] else "NO" for v in found.gpus.values()))
-    Rich(highlight=False).print(files, gpus)
+    rich().print(files, gpus)
 
 
 @click.command()
@@ -107,11 +107,10 @@ def compare(old: str, new: str, as_json: bool) -> None:
     if as_json:
         print_json({"old": old, "new": new, "changed": changed})
         return
-    from rich.console import Console as Rich
     from rich.table import Table
 
     for section, rows in changed.items():
         table = Table(section, "old", "new", pad_edge=False)
         for row in rows:
             table.add_row(row["what"], str(row["old"] or "-"), str(row["new"] or "-"))
-        Rich(highlight=False).print(table if rows else f"{section}: unchanged")
+        rich().print(table if rows else f"{section}: unchanged")

@@ -6,8 +6,9 @@ import sys
 
 import click
 
-from fp4forge.core.console import Console, print_json
+from fp4forge.core.console import Console, print_json, rich
 from fp4forge.core.errors import DriftError, PatchError, UsageError
+from fp4forge.core.text import block
 from fp4forge.inputs import patches as series
 from fp4forge.maintain import patching, sources
 
@@ -114,7 +115,7 @@ def drift(vllm: str, as_json: bool, merge: bool) -> None:
     if merge and not as_json:
         for state in states:
             if state.merge:
-                click.echo(f"\n==== {state.id}\n{state.merge}")
+                click.echo(f"\n==== {state.id}\n{block(state.merge, 1 << 20)}")
     bad = [s.id for s in states if s.state == patching.DRIFTED]
     if bad:
         if as_json:
@@ -134,11 +135,10 @@ def _print(found: dict[str, list[patching.State]], as_json: bool) -> None:
 
 
 def _table(head: list[str], rows: list[list[str]]) -> None:
-    from rich.console import Console as Rich
     from rich.table import Table
     from rich.text import Text
 
     table = Table(*head, pad_edge=False)
     for row in rows:
         table.add_row(*[Text(cell, style=_COLOURS.get(cell, "")) for cell in row])
-    Rich(highlight=False).print(table)
+    rich().print(table)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 import click
 
 from fp4forge.cli.options import registry_option, resolve_registry
-from fp4forge.core.console import Console, print_json, print_rows
+from fp4forge.core import files
+from fp4forge.core.console import Console, print_json, print_rows, rich
 from fp4forge.core.errors import ServingError, UsageError
 from fp4forge.kernels import gpus as gpu
 
@@ -104,8 +104,7 @@ def compose(as_json: bool, explain: bool, output: Path | None, kind: str, **o: A
         note = f"{checked} config has read it" if checked else "no docker compose here to check it"
         click.echo(f"compose: {note}", err=True)
     if output:
-        output.write_text(text)
-        output.chmod(0o755 if kind == "run" else 0o644)
+        files.replace(output, text, 0o755 if kind == "run" else 0o644)
     else:
         click.echo(text, nl=False)
 
@@ -167,16 +166,14 @@ def fit(model: Path, products: tuple[str, ...], as_json: bool, plot: Path | None
 
 
 def _show_fit(data: dict[str, Any], o: dict[str, Any]) -> None:
-    from rich.console import Console as Rich
     from rich.table import Table
 
-    rich = Rich(highlight=False)
-    rich.print(
+    terminal = rich()
+    terminal.print(
         f"weights {data['weights'] / 1e9:.2f} GB; KV cache ({data['kv_cache_dtype']})"
         f" {data['kv_bytes_per_token']:,} bytes a token within the sliding windows,"
         f" {data['kv_bytes_per_token_beyond_window']:,} beyond; one decode step reads"
-        f" {data['read_per_token'] / 1e9:.2f} GB",
-        markup=False,
+        f" {data['read_per_token'] / 1e9:.2f} GB"
     )
     table = Table()
     context, sequences = o["context"], o["sequences"]
@@ -191,14 +188,14 @@ def _show_fit(data: dict[str, Any], o: dict[str, Any]) -> None:
             f"{row['sequences_at_context']:,}", f"{row['context_at_sequences']:,}",
             f"{row['decode_tokens_per_second']:.0f} tok/s",
         )  # fmt: skip
-    rich.print(table)
+    terminal.print(table)
     if "card" in data:
         card = Table(title="Against the reference card", title_justify="left")
         for head in ("figure", "card", "here", "why they differ"):
             card.add_column(head)
         for row in data["card"]:
             card.add_row(row["figure"], row["card"], row["ours"], row["why"])
-        rich.print(card)
+        terminal.print(card)
 
 
 @serve.command()
@@ -213,7 +210,7 @@ def _show_fit(data: dict[str, Any], o: dict[str, Any]) -> None:
 @_JSON
 def doctor(as_json: bool, **given: Any) -> None:
     """Find what is wrong with a server: container, compose file, log, live URL, or all."""
-    from fp4forge.doctor import diagnosis, evidence
+    from fp4forge.doctor import described, diagnosis, evidence
     from fp4forge.doctor import examine as doctors
 
     container, inspection, compose_file = (
@@ -226,24 +223,21 @@ def doctor(as_json: bool, **given: Any) -> None:
             rule="--container, --inspect, --compose, --url or --logs",
         )
     if container:
-        found = evidence.container(container)
+        found = described.container(container)
     elif inspection:
-        try:
-            found = evidence.from_inspect(json.loads(inspection.read_bytes()))
-        except ValueError:
-            raise UsageError(f"--inspect {inspection}: not JSON") from None
+        found = described.read_inspect(inspection)
     elif compose_file:
-        found = evidence.from_compose(compose_file)
+        found = described.from_compose(compose_file)
     else:
         found = evidence.Evidence()
     if logs:
-        found.log = logs.read_text(errors="replace")
+        found.log = evidence.read_log(logs)
         found.sources.append(f"log {logs}")
     if url:
         found.url = url
         found.sources.append(url)
     if smi:
-        found.gpus = evidence.gpus(smi.read_text())
+        found.gpus = evidence.gpus(evidence.read_log(smi))
     elif container or url:
         evidence.host(found)
     findings = doctors.examine(found)

@@ -67,8 +67,8 @@ def bundle(image: str, output: Path, manifest: Path | None, as_json: bool) -> No
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def unbundle(file: Path, folder: Path, repository: str | None, load: bool, as_json: bool) -> None:
     """Check every file of a bundle and unpack it; push or load its image on request."""
+    from fp4forge.oci import copying, registry
     from fp4forge.oci import reference as references
-    from fp4forge.oci import registry
     from fp4forge.publish import bundle as bundling
 
     console = Console()
@@ -88,7 +88,7 @@ def unbundle(file: Path, folder: Path, repository: str | None, load: bool, as_js
                     rule="a bundle never moves a tag: its image was not checked here",
                     remedy="unbundle it into another repository, or check it and push it yourself",
                 )
-            registry.push(folder, repository, found.digest, step.report)
+            copying.push(folder, repository, found.digest, step.report)
             registry.tag(repository, found.digest, tag)
             step.detail = f"{repository}:{tag}"
     if load:

@@ -7,9 +7,11 @@ import functools
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+from fp4forge.core.text import as_json, block, shown
 
 
 @dataclass
@@ -24,7 +26,7 @@ class Step:
 
     def report(self, text: str) -> None:
         """What the step is doing now."""
-        self.note = " ".join(text.split())
+        self.note = shown(text, 300)
 
 
 class Console:
@@ -36,9 +38,7 @@ class Console:
     @functools.cached_property
     def rich(self) -> Any:
         """rich's console on stderr; imported for what a plain line cannot show."""
-        from rich.console import Console as Rich
-
-        return Rich(stderr=True, highlight=False)
+        return rich(stderr=True)
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[Step]:
@@ -64,39 +64,50 @@ class Console:
         if stop.wait(0.3):  # too short to show
             return
         if self.rich.is_terminal:
+            from rich.text import Text
+
             with self.rich.status(step.name) as status:
                 while not stop.wait(0.2):
                     seconds = time.monotonic() - start
                     note = step.note[: max(20, self.rich.width - 30)]
-                    status.update(f"{step.name} {seconds:5.0f} s  {note}")
+                    status.update(Text(f"{step.name} {seconds:5.0f} s  {note}"))
             return
-        shown, silent_since = "", start
+        noted, silent_since = "", start
         while not stop.wait(1.0):
             now = time.monotonic()
-            if step.note != shown or now - silent_since > 30:
-                shown, silent_since = step.note, now
-                self.say(f"  ...   {step.name:<8} {now - start:7.1f} s  {shown[:150]}")
+            if step.note != noted or now - silent_since > 30:
+                noted, silent_since = step.note, now
+                self.say(f"  ...   {step.name:<8} {now - start:7.1f} s  {noted[:150]}")
 
     def say(self, text: str) -> None:
-        """A line for people; it needs no rich, whose import a short run would feel."""
-        sys.stderr.write(text + "\n")
+        """Lines for people; they need no rich, whose import a short run would feel."""
+        sys.stderr.write(block(text) + "\n")
 
 
-def print_rows(rows: list[tuple[str, str]]) -> None:
-    """A table of names and texts for people, on stdout."""
+def rich(*, stderr: bool = False) -> Any:
+    """rich's console for foreign text: brackets in it are no markup, and nothing in it steers."""
     from rich.console import Console as Rich
+    from rich.text import Text
+
+    class Shown(Rich):
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(block(text), **options)
+
+    return Shown(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+
+def print_rows(rows: Iterable[tuple[str, object]]) -> None:
+    """A table of names and texts for people, on stdout."""
     from rich.table import Table
 
     table = Table(show_header=False, pad_edge=False, show_lines=True)
     table.add_column(overflow="fold")
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(name, value)
-    Rich(highlight=False).print(table, markup=False)
+        table.add_row(name, str(value))
+    rich().print(table)
 
 
 def print_json(value: Any) -> None:
-    """JSON for scripts, on stdout."""
-    import json
-
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    """JSON for scripts, on stdout; a terminal may be there as well."""
+    sys.stdout.write(as_json(value, 2) + "\n")

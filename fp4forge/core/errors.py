@@ -1,7 +1,7 @@
 """Every failure a user can meet: one class each, with its exit code and its remedy.
 
 A message says what is wrong and where, ``rule`` what was expected, ``remedy`` what to do next.
-Exit codes 0, 1 and 2 keep their usual meaning (success, defect in fp4forge, wrong usage).
+Exit codes 0 and 2 keep their usual meaning (success, wrong usage); 70 is sysexits' EX_SOFTWARE.
 """
 
 from __future__ import annotations
@@ -99,6 +99,18 @@ class TransferError(ForgeError):
     """A machine that an image was to be brought to does not have it."""
 
     exit_code = 21
+
+
+class HostError(ForgeError):
+    """This machine refuses what a step needs: a file, a folder, a handle."""
+
+    exit_code = 17
+
+
+class DefectError(ForgeError):
+    """A defect in fp4forge. The message names a file with the details; please report it."""
+
+    exit_code = 70
 
 
 INTERRUPTED = 130

@@ -1,10 +1,62 @@
-"""One entry of a tar as a file."""
+"""Files written whole or not at all, and one entry of a tar as a file."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import tarfile
+import tempfile
+import time
 from pathlib import Path
+
+_PARTIAL = ".partial"
+
+
+def replace(path: Path, content: str | bytes, mode: int | None = None) -> None:
+    """Writes a file that is never seen half written, whenever this process is killed.
+
+    Args:
+        path: a link is followed; its folder is made. A device or pipe is written as it is.
+        content: text is written as UTF-8.
+        mode: permissions; by default those of the old file, or of any new one.
+    """
+    data = content if isinstance(content, bytes) else content.encode(errors="backslashreplace")
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _forget_old(path)
+    if mode is None:
+        mode = path.stat().st_mode & 0o7777 if path.exists() else 0o666 & ~_umask()
+    handle, name = tempfile.mkstemp(_PARTIAL, f".{path.name[:100]}.", path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(mode)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _forget_old(path: Path) -> None:
+    """Removes what a process that was killed left of this file."""
+    start = f".{path.name[:100]}."
+    for entry in path.parent.iterdir():
+        if entry.name.startswith(start) and entry.name.endswith(_PARTIAL):
+            with contextlib.suppress(OSError):  # another process may write it just now
+                if time.time() - entry.stat().st_mtime > 3600:
+                    entry.unlink()
+
+
+def _umask() -> int:
+    current = os.umask(0o022)
+    os.umask(current)
+    return current
 
 
 def write(archive: tarfile.TarFile, entry: tarfile.TarInfo, root: Path) -> None:

@@ -2,12 +2,45 @@
 
 from __future__ import annotations
 
+# Registries (OCI distribution specification 1.1).
 REGISTRY_CONNECT_SECONDS = 10
 REGISTRY_SECONDS = 60  # one answer of a registry's API, from the request to its last byte
+REGISTRY_REDIRECTS = 5  # a blob may lie in another store
 MANIFEST_BYTES = 4 << 20  # the distribution specification's limit for a manifest
+INDEX_DEPTH = 4  # indexes in indexes; an image of several platforms needs two
 COPY_SILENCE_SECONDS = 600  # without a line from a program that copies blobs
-INPUT_BYTES = (
-    256 << 10
-)  # a release, the bases, the defaults or a patch series: ten times the largest
-INPUT_DEPTH = 20  # levels of lists and mappings in such a file
-INPUT_VALUES = 5_000  # values in it, each alias counted with all that it stands for
+
+# This project's own YAML: a release, the bases, the defaults or a patch series.
+INPUT_BYTES = 256 << 10  # ten times the largest
+INPUT_DEPTH = 20  # levels of lists and mappings
+INPUT_VALUES = 5_000  # values, each alias counted with all that it stands for
+
+# Model servers.
+SERVER_BYTES = 4 << 20  # one answer; 2,048 tokens as a stream have some 600 KB
+ANSWER_CHARACTERS = 100_000  # of a model's text
+SERVER_SECONDS = 10  # /health and /v1/models
+
+# Files that a user names, and what lies in images and bundles.
+CONFIG_BYTES = 16 << 20  # config.json, docker inspect, a compose file, an index of tensors' files
+HEADER_BYTES = 100_000_000  # safetensors' own limit for its header
+LOG_BYTES = 64 << 20
+LOG_LINE_CHARACTERS = 4000
+RECORD_BYTES = 256 << 20  # plan, ledger and patches in an image
+YAML_DEPTH = 64
+YAML_NODES = 100_000  # with every alias written out
+COUNT = 10_000_000  # experts, heads, sizes of a layer: more is a broken file
+LAYERS = 10_000
+DIMENSIONS = 16  # of a tensor
+
+# Wheels and bundles.
+ENTRIES = 100_000  # files of an archive
+UNPACKED_BYTES = 64 << 30  # all of them together
+UNPACKED_RATIO = 1000  # unpacked bytes for each packed one; device code packs to a tenth at most
+
+# Programs that this one runs.
+PROGRAM_SECONDS = 120  # docker and its plugins, asked for a fact
+LOAD_SECONDS = 3600  # docker load of a whole image
+DISASSEMBLE_SECONDS = 3600  # cuobjdump of the largest extension takes minutes
+
+# What is shown of foreign text.
+SHOWN_CHARACTERS = 4000

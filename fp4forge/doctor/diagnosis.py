@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from fp4forge.core.text import shown
 from fp4forge.doctor.evidence import Evidence
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
@@ -65,7 +66,10 @@ def check(function: Check) -> Check:
 
 def line_of(found: Evidence, pattern: str) -> str:
     """The first log line that matches, without its prefix; empty where none does."""
-    for text in (found.log or "").splitlines():
-        if re.search(pattern, text):
-            return re.sub(r"^(\(\w+ pid=\d+\) )?(\w+ [\d-]+ [\d:]+ \[\S+\] )?", "", text)[:300]
-    return ""
+    log = found.log or ""
+    match = re.search(pattern, log)
+    if not match:
+        return ""
+    start = log.rfind("\n", 0, match.start()) + 1
+    line = log[start:].partition("\n")[0]
+    return shown(re.sub(r"^(\(\w+ pid=\d+\) )?(\w+ [\d-]+ [\d:]+ \[\S+\] )?", "", line), 300)

@@ -55,7 +55,7 @@ def kernels(found: Evidence) -> Iterator[Finding]:
             "build.py ledger IMAGE shows which GPUs it serves; build for this one with --arch",
         )  # fmt: skip
         return
-    served = (found.ledger or {}).get("gpus", {})
+    served = found.ledger.gpus if found.ledger else {}
     for device in found.gpus:
         name = "sm" + device.capability.replace(".", "")
         if served and float(device.capability) >= 10 and not served.get(name, {}).get("ok"):
@@ -109,7 +109,7 @@ def memory(found: Evidence) -> Iterator[Finding]:
             "lower --gpu-memory-utilization; see that MAX_JOBS caps FlashInfer's compiling",
         )  # fmt: skip
     unified = any("GB10" in g.name for g in found.gpus)
-    share = float(found.flag("--gpu-memory-utilization") or 0.9)
+    share = _share(found.flag("--gpu-memory-utilization"))
     if unified and found.memory_total:
         rest = found.memory_total * (1 - share) / 2**30
         if rest < HEADROOM_GIB:
@@ -127,6 +127,11 @@ def memory(found: Evidence) -> Iterator[Finding]:
         )  # fmt: skip
     if line := line_of(found, r"[Bb]us error|No space left on device.*shm|/dev/shm.*No space"):
         yield Finding("shm", ERROR, line, "/dev/shm is full", "ipc: host, or shm_size: 8g")
+
+
+def _share(text: str | None) -> float:
+    """The value of --gpu-memory-utilization; vLLM's default if it is none."""
+    return float(text) if text and re.fullmatch(r"0?\.[0-9]{1,6}|1(\.0{1,6})?", text) else 0.9
 
 
 @check
@@ -196,7 +201,7 @@ def server(found: Evidence) -> Iterator[Finding]:
         return
     text = answer.text
     symptom = "empty-answer" if not text.strip() else "wrong-answer"
-    if re.search(r"(-?\w{2,}-?)\1{3,}", text):
+    if re.search(r"(-?\w{2,}-?)\1{3,}", text[:2000]):
         symptom = "gibberish"
     yield Finding(
         symptom, ERROR, answer.problem or f"asked for France's capital: {text[:120]!r}",

@@ -5,13 +5,16 @@ Each yields findings, and says nothing where the evidence does not reach.
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from packaging.version import Version
 
+from fp4forge.checkpoint import config as configs
+from fp4forge.core import reading
+from fp4forge.core.errors import CheckpointError
 from fp4forge.doctor import evidence as evidences
 from fp4forge.doctor.diagnosis import ERROR, NOTE, WARNING, Finding, check, line_of, read_log
 from fp4forge.doctor.evidence import Evidence
@@ -46,18 +49,18 @@ def image(found: Evidence) -> Iterator[Finding]:
 @check
 def patch_mounts(found: Evidence) -> Iterator[Finding]:
     """A file mounted over one that the image's patches made, or any over vLLM's code."""
-    files = (found.record or {}).get("files", {})
+    files = found.record.files if found.record else {}
     told = False
     for mount in found.mounts:
         if SITE not in mount.target:
             continue
         name = mount.target.split("dist-packages/", 1)[1]
         hashes, there = files.get(name), evidences.digest(mount.source)
-        if hashes and there == hashes["after"]:
+        if hashes and there == hashes.after:
             continue
         seen = f"{mount.source} is mounted over {mount.target}"
         if hashes and there:
-            seen += f" (SHA-256 {there[:12]}, the image's is {hashes['after'][:12]})"
+            seen += f" (SHA-256 {there[:12]}, the image's is {hashes.after[:12]})"
         told = True
         yield Finding(
             "patch-mount", ERROR, seen,
@@ -175,7 +178,11 @@ def expert_split(found: Evidence) -> Iterator[Finding]:
     """Experts that tensor parallelism cuts to a width which Marlin has no kernel for."""
     line = line_of(found, r"Invalid thread config: .*MKN = ")
     size, cut = found.flag("--tensor-parallel-size") or found.flag("-tp") or "1", ""
-    if size.isdigit() and int(size) > 1 and found.flag("--enable-expert-parallel") is None:
+    if (
+        re.fullmatch("[0-9]{1,4}", size)
+        and int(size) > 1
+        and found.flag("--enable-expert-parallel") is None
+    ):
         widths = [_expert_width(folder) for folder in _model_folders(found)]
         cut = ", ".join(
             f"--tensor-parallel-size {size} makes {width / int(size):g} of {width} wide experts"
@@ -193,9 +200,8 @@ def expert_split(found: Evidence) -> Iterator[Finding]:
 def _expert_width(folder: Path) -> int:
     """moe_intermediate_size of a checkpoint; 0 where it has none, or cannot be read."""
     try:
-        config = json.loads((folder / "config.json").read_bytes())
-        return int(config.get("text_config", config).get("moe_intermediate_size") or 0)
-    except (OSError, ValueError, AttributeError, TypeError):
+        return configs.width(configs.read(folder).text.moe_intermediate_size)
+    except CheckpointError:
         return 0
 
 
@@ -217,14 +223,21 @@ def _model_folders(found: Evidence) -> Iterator[Path]:
             yield Path(mount.source + model[len(mount.target) :])
 
 
+def _has_files(folder: Path) -> bool:
+    try:
+        return any(folder.iterdir())
+    except OSError:  # not for this user's eyes
+        return True
+
+
 @check
 def model_mount(found: Evidence) -> Iterator[Finding]:
     """The model is not where the server looks."""
     model = _model(found)
     for folder in _model_folders(found):
-        if not folder.is_dir() or not (folder / "config.json").exists():
-            state = "is empty" if folder.is_dir() else "does not exist on this host"
-            if folder.is_dir() and any(folder.iterdir()):
+        if not os.path.lexists(folder / "config.json"):
+            state = "is empty" if reading.is_folder(folder) else "does not exist on this host"
+            if reading.is_folder(folder) and _has_files(folder):
                 state = "has no config.json"
             yield Finding(
                 "model-mount", ERROR, f"{folder} {state}", "Docker makes an empty folder of a"

@@ -37,7 +37,7 @@ from fp4forge.plan.plan import Plan
 # Where the plan lies in the build context: the tree that the image gets as it is.
 PLAN_FILE = "image/runtime/opt/fp4forge/plan.json"
 # What the ledger's stage and the compile's gate import; they have Python's own library beside it.
-KERNELS_MODULES = ("__init__", "base", "gpus", "groups", "cubins", "ledger")
+KERNELS_MODULES = ("__init__", "base", "gpus", "groups", "elf", "cubins", "ledger")
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,16 @@ input. Build arguments carry what differs between GPUs, variants, bases and sour
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import os
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from fp4forge.core.errors import DriftError
 from fp4forge.core.paths import DOCKERFILES, RELEASES, ROOT, STATE, TEMPLATES
 from fp4forge.core.platform import host_platform
+from fp4forge.core.text import block
 from fp4forge.inputs import patches
 from fp4forge.inputs import release as releases
 from fp4forge.inputs.locks import LAYERS
@@ -23,15 +26,17 @@ from fp4forge.plan.plan import Plan
 UID = 2000
 
 
-@cache
+@functools.cache
 def _environment(*, escape: bool) -> Any:
     from jinja2 import Environment, FileSystemBytecodeCache, FileSystemLoader, StrictUndefined
 
     compiled = STATE / "templates"
-    compiled.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):  # a read-only checkout renders without a cache
+        compiled.mkdir(parents=True, exist_ok=True)
+    cache = FileSystemBytecodeCache(str(compiled)) if os.access(compiled, os.W_OK) else None
     return Environment(
         loader=FileSystemLoader(TEMPLATES),
-        bytecode_cache=FileSystemBytecodeCache(str(compiled)),
+        bytecode_cache=cache,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -144,7 +149,7 @@ def _all() -> dict[str, str]:
 def html(template: str, **values: Any) -> str:
     """A self-contained HTML page; names from binaries and images are escaped."""
     text: str = _environment(escape=True).get_template(template).render(**values)
-    return text
+    return block(text, len(text))
 
 
 def differences() -> list[str]:

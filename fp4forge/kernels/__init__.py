@@ -1,1 +1,1 @@
-"""GPUs, arch lists and device code; closed: the standard library and pyelftools only."""
+"""GPUs, arch lists and device code; closed: the standard library only."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import tempfile
@@ -24,6 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fp4forge.kernels import elf
 from fp4forge.kernels.base import BinaryError, Progress, ToolError
 
 # Another number when what is read changes: cached results of older code are void.
@@ -113,55 +115,35 @@ def tool(name: str) -> str:
 
 def has_device_code(path: Path) -> bool:
     """Whether a file is an ELF object with an ``.nv_fatbin`` section; cheap, for scans."""
-    from elftools.common.exceptions import ELFError
-    from elftools.elf.elffile import ELFFile
-
-    with path.open("rb") as file:
-        if file.read(4) != b"\x7fELF":
-            return False
-        file.seek(0)
-        try:
-            elf = ELFFile(file)
-            return (
-                elf.get_section_by_name(".nv_fatbin") is not None or elf["e_machine"] == "EM_CUDA"
-            )
-        except (ELFError, OverflowError, ValueError):
-            return False
+    if not elf.is_elf(path):
+        return False
+    try:
+        return elf.read(path).device_code
+    except BinaryError:
+        return False
 
 
 def _check(path: Path) -> None:
-    from elftools.common.exceptions import ELFError
-    from elftools.elf.elffile import ELFFile
-
     if not path.is_file():
         raise BinaryError(f"{path} is no file")
-    if path.stat().st_size == 0:
+    size = path.stat().st_size
+    if size == 0:
         raise BinaryError(f"{path} is empty", rule="an ELF object with CUDA device code")
-    with path.open("rb") as file:
-        if file.read(4) != b"\x7fELF":
-            raise BinaryError(f"{path} is no ELF file", rule="a shared object, object or cubin")
-        file.seek(0)
-        try:
-            elf = ELFFile(file)
-            end = max((s["sh_offset"] + s["sh_size"] for s in elf.iter_sections()
-                       if s["sh_type"] != "SHT_NOBITS"), default=0)  # fmt: skip
-            fatbin = elf.get_section_by_name(".nv_fatbin")
-            cubin = elf["e_machine"] == "EM_CUDA"
-        except (ELFError, OverflowError, ValueError, UnicodeDecodeError) as error:
-            raise BinaryError(f"{path} is a broken ELF file: {error}") from None
-    if end > path.stat().st_size:
+    if not elf.is_elf(path):
+        raise BinaryError(f"{path} is no ELF file", rule="a shared object, object or cubin")
+    found = elf.read(path)
+    if found.end > size:
         raise BinaryError(
-            f"{path} is truncated: its sections end at {end} bytes,"
-            f" the file at {path.stat().st_size}"
+            f"{path} is truncated: its sections end at {found.end} bytes, the file at {size}"
         )
-    if fatbin is None and not cubin:
+    if not found.device_code:
         raise BinaryError(
             f"{path} has no CUDA device code", rule="an ELF object with a section .nv_fatbin"
         )
 
 
 def read(path: Path, cache: Path, report: Progress) -> DeviceCode:
-    """Reads one file, or its cached result.
+    """Reads one file, or its cached result; a damaged result is reported and made anew.
 
     Args:
         path: an ELF object.
@@ -178,7 +160,10 @@ def read(path: Path, cache: Path, report: Progress) -> DeviceCode:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     kept = cache / f"{digest}.{_READER}.json"
     if kept.is_file():
-        return _load(json.loads(kept.read_text()))
+        try:
+            return _load(json.loads(kept.read_bytes()), digest)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            report(f"{kept} is damaged: {path.name} is read anew")
     report(path.name)
     code = DeviceCode(digest, *_extract(path, report))
     if not code.cubins and not code.ptx:
@@ -187,15 +172,21 @@ def read(path: Path, cache: Path, report: Progress) -> DeviceCode:
             rule="an intact fatbin",
         )
     kept.parent.mkdir(parents=True, exist_ok=True)
-    partial = kept.with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(code)))
-    partial.replace(kept)
+    # Of this process: another one may read the same file.
+    partial = kept.with_suffix(f".{os.getpid()}.partial")
+    try:
+        partial.write_text(json.dumps(asdict(code)))
+        partial.replace(kept)
+    finally:
+        partial.unlink(missing_ok=True)
     return code
 
 
-def _load(data: dict[str, Any]) -> DeviceCode:
+def _load(data: dict[str, Any], digest: str) -> DeviceCode:
+    if data["sha256"] != digest:
+        raise ValueError("the result of another file")
     return DeviceCode(
-        data["sha256"],
+        digest,
         tuple(
             Cubin(c["arch"], c["kind"], tuple(Kernel(**k) for k in c["kernels"]), c["disassembled"])
             for c in data["cubins"]
@@ -236,24 +227,17 @@ def _dump(path: Path, kind: str, folder: Path) -> list[Path]:
 
 
 def _cubin(path: Path) -> Cubin:
-    from elftools.common.exceptions import ELFError
-    from elftools.elf.elffile import ELFFile
-
     content = path.read_bytes()
     named = re.search(r"\.(sm_[0-9]+[af]?)\.cubin$", path.name)
     note = _NOTE.search(content)
     if not note and not named:
         raise BinaryError(f"{path.name}: cubin without an architecture")
     arch = note[1].decode() if note else named[1]  # type: ignore[index]
-    try:
-        with path.open("rb") as file:
-            names = tuple(
-                section.name.removeprefix(".text.")
-                for section in ELFFile(file).iter_sections()
-                if section.name.startswith(".text.")
-            )
-    except ELFError as error:
-        raise BinaryError(f"{path.name}: broken cubin: {error}") from None
+    names = tuple(
+        section.name.removeprefix(".text.")
+        for section in elf.read(path).sections
+        if section.name.startswith(".text.")
+    )
     kind = {"a": "exact", "f": "family"}.get(arch[-1], "bare")
     # FP4 instructions exist only in Blackwell's exact and family targets (ptxas refuses others).
     able = kind != "bare" and int(arch.removeprefix("sm_").rstrip("af")) >= 100
@@ -266,7 +250,7 @@ def _count(path: Path, names: tuple[str, ...]) -> Iterator[Kernel]:
     done = subprocess.run(
         # Without data flow and by function: the same instructions in a quarter less time.
         [tool("nvdisasm"), "--print-code", "--no-dataflow", "--separate-functions", str(path)],
-        capture_output=True, text=True,
+        capture_output=True, text=True, errors="replace",
     )  # fmt: skip
     if done.returncode != 0:
         raise BinaryError(f"{path.name}: nvdisasm: {done.stderr.strip()[:200]}")

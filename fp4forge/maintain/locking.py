@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from fp4forge.core import files
 from fp4forge.core.errors import ReleaseError, ToolError
 from fp4forge.core.paths import LOCKS
 from fp4forge.core.platform import PLATFORMS
@@ -22,7 +23,6 @@ _TOOLS_REQUIREMENTS = (
     "uv==0.13.9",
     "nvidia-cuda-cuobjdump==13.2.86",
     "nvidia-cuda-nvdisasm==13.2.86",
-    "pyelftools==0.33",
 )
 
 
@@ -141,7 +141,7 @@ def write_all() -> list[str]:
     texts = resolve_all()
     changed = [name for name, text in texts.items() if _current(name) != text]
     for name in changed:
-        (LOCKS / name).write_text(texts[name])
+        files.replace(LOCKS / name, texts[name])
     for path in LOCKS.glob("*.txt"):
         if path.name not in texts:
             path.unlink()

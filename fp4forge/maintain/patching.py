@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fp4forge.core import files
 from fp4forge.core.errors import PatchError, UsageError
 from fp4forge.image.stages.apply_patches import Refused, apply_one, failed_hunks, gnu_patch
 from fp4forge.inputs import patches as series
@@ -130,8 +131,8 @@ def refresh(version: str) -> list[State]:
     record = sequence.folder / "series.yaml"
     text = _with_hashes(record.read_text(), hashes)
     for name, diff in diffs.items():
-        (sequence.folder / name).write_text(diff)
-    record.write_text(text)
+        files.replace(sequence.folder / name, diff)
+    files.replace(record, text)
     return states
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 
+from fp4forge.core import files
 from fp4forge.core.errors import ForgeError
 from fp4forge.core.paths import RELEASES
 from fp4forge.inputs import bases
@@ -34,6 +35,6 @@ def pin() -> dict[str, str]:
             continue
         digest = found[0]
         pattern = rf'(?m)(^  {re.escape(name)}:\n(?:    .*\n)*?    digest: )".*"'
-        path.write_text(re.sub(pattern, rf'\1"{digest}"', path.read_text()))
+        files.replace(path, re.sub(pattern, rf'\1"{digest}"', path.read_text(encoding="utf-8")))
         said[name] = digest
     return said

@@ -2,35 +2,158 @@
 
 from __future__ import annotations
 
-import io
-import json
+import contextlib
 import tarfile
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, TypeVar
 
+from msgspec import Struct
+
+from fp4forge.core import reading
+from fp4forge.core.errors import BinaryError, RegistryError
+from fp4forge.core.limits import RECORD_BYTES
+from fp4forge.core.text import shown
 from fp4forge.oci import engine
 
+FOLDER = "/opt/fp4forge"
+T = TypeVar("T")
 
-def records(client: Any, image: str) -> dict[str, Any]:
-    """plan.json, ledger.json and patches.json of one of our images; empty for others.
+
+class Plan(Struct, frozen=True):
+    """plan.json, as far as it is read back from an image."""
+
+    packages: dict[str, str] = {}
+
+
+class Ledger(Struct, frozen=True):
+    """ledger.json: the architectures of each kernel group, and what each GPU gets."""
+
+    groups: dict[str, list[str]] = {}
+    gpus: dict[str, dict[str, str | bool]] = {}
+
+
+class Hashes(Struct, frozen=True):
+    """SHA-256 of a patched file, before and after."""
+
+    before: str = ""
+    after: str = ""
+
+
+class Patch(Struct, frozen=True):
+    """One patch, for people."""
+
+    id: str = ""
+    title: str = ""
+    upstream: str = ""
+
+
+class Patches(Struct, frozen=True):
+    """patches.json: files by their path, and the patches that made them."""
+
+    files: dict[str, Hashes] = {}
+    patches: list[Patch] = []
+
+
+@dataclass(frozen=True)
+class Records:
+    """What one of our images says of itself; ``contents`` has the files by their stems."""
+
+    contents: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan; empty if there is none."""
+        return self._read("plan", Plan) or Plan()
+
+    @property
+    def ledger(self) -> Ledger | None:
+        """The ledger, if there is one."""
+        return self._read("ledger", Ledger)
+
+    @property
+    def patches(self) -> Patches:
+        """The patches; empty if there are none."""
+        return self._read("patches", Patches) or Patches()
+
+    def _read(self, name: str, shape: type[T]) -> T | None:
+        content = self.contents.get(name)
+        where = f"{FOLDER}/{name}.json"
+        return None if content is None else reading.json(content, shape, where, BinaryError)
+
+
+def records(client: Any, image: str) -> Records:
+    """plan.json, ledger.json and patches.json of one of our images; none of others.
 
     Args:
         client: docker SDK client.
         image: reference of an image that the engine has.
+
+    Raises:
+        RegistryError: the engine does not have it any more.
     """
+    from docker.errors import NotFound
+
+    try:
+        made = client.containers.create(
+            image, command=["none"], network_mode="none", labels={engine.ROLE: "records"}
+        )
+    except NotFound:
+        raise RegistryError(
+            f"the engine does not have {image} any more",
+            remedy="another program removed it; run again",
+        ) from None
+    try:
+        wanted = {f"fp4forge/{name}.json": name for name in ("plan", "ledger", "patches")}
+        found = _files(made, FOLDER, set(wanted))
+        return Records({wanted[name]: content for name, content in found.items()})
+    finally:
+        engine.discard(made)
+
+
+def read(container: Any, path: str, shape: type[T]) -> T | None:
+    """A JSON file of a container; what the image put there, mounts aside.
+
+    Raises:
+        BinaryError: it is there, and is not of that shape.
+    """
+    name = PurePosixPath(path).name
+    content = _files(container, path, {name}).get(name)
+    return None if content is None else reading.json(content, shape, path, BinaryError)
+
+
+def _files(container: Any, path: str, names: set[str]) -> dict[str, bytes]:
+    """Plain files of a container's file or folder, by their names in the engine's tar."""
     from docker.errors import APIError
 
-    made = client.containers.create(
-        image, command=["none"], network_mode="none", labels={engine.ROLE: "records"}
-    )
     try:
-        stream, _ = made.get_archive("/opt/fp4forge")
-        found = {}
-        with tarfile.open(fileobj=io.BytesIO(b"".join(stream))) as archive:
-            for name in ("plan", "ledger", "patches"):
-                content = archive.extractfile(f"fp4forge/{name}.json")
-                found[name] = json.load(content) if content else {}
-        return found
-    except (APIError, KeyError):
+        stream, _ = container.get_archive(path)
+    except APIError:
         return {}
+    found: dict[str, bytes] = {}
+    try:
+        with tarfile.open(fileobj=engine.as_file(stream), mode="r|") as archive:
+            for entry in archive:
+                if entry.name not in names or not entry.isfile():
+                    continue
+                if entry.size > RECORD_BYTES:
+                    raise BinaryError(
+                        f"{shown(path)}: {shown(entry.name)} has {entry.size:,} bytes",
+                        rule=f"at most {RECORD_BYTES:,}",
+                    )
+                content = archive.extractfile(entry)
+                assert content is not None
+                found[entry.name] = content.read()
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        raise BinaryError(f"{shown(path)}: the engine sends no tar: {shown(error, 200)}") from None
     finally:
-        made.remove(force=True)
+        drain(stream)
+    return found
+
+
+def drain(stream: Iterator[bytes]) -> None:
+    """Reads what the engine streams to its end: until then it keeps the container locked."""
+    with contextlib.suppress(Exception):
+        for _ in stream:
+            pass

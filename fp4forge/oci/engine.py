@@ -12,8 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from msgspec import Struct
+
+from fp4forge.core import reading
 from fp4forge.core.errors import DiskError, EngineError, PlatformError, RegistryError
 from fp4forge.core.platform import AMD64, PLATFORMS, host_platform
+from fp4forge.core.text import shown
 from fp4forge.kernels.base import Progress
 
 ROLE = "io.fp4forge.role"
@@ -31,10 +35,10 @@ def connect() -> Any:
     try:
         client = docker.from_env()
         client.ping()
-    except DockerException as error:
+    except (DockerException, OSError, ValueError) as error:  # ValueError: an odd DOCKER_HOST
         where = os.environ.get("DOCKER_HOST", "the default socket")
         raise EngineError(
-            f"no Docker engine answers at {where}: {_last(str(error))}",
+            f"no Docker engine answers at {shown(where, 200)}: {_last(str(error))}",
             rule="building needs an engine with buildx",
             remedy="run make setup, start the engine, or set DOCKER_HOST",
         ) from None
@@ -194,8 +198,7 @@ def container(client: Any, image: str, platform: str, gpu: bool = False) -> Iter
             ) from None
         yield made.id
     finally:
-        with contextlib.suppress(Exception):
-            made.remove(force=True)
+        discard(made)
         held.close()
 
 
@@ -216,6 +219,14 @@ def have(client: Any, image: str, platform: str, report: Progress) -> str:
     return "the engine has it"
 
 
+def discard(made: Any) -> None:
+    """Removes a container of this process; that it is gone already is no failure."""
+    from docker.errors import DockerException
+
+    with contextlib.suppress(DockerException, OSError):
+        made.remove(force=True)
+
+
 def retire(client: Any, repository: str, keep: str, labels: dict[str, str]) -> None:
     """Removes local copies, pulled by digest for their checks, that a newer build replaced.
 
@@ -227,12 +238,13 @@ def retire(client: Any, repository: str, keep: str, labels: dict[str, str]) -> N
     """
     from docker.errors import APIError
 
-    # The containerd store calls nothing dangling that has a digest of a repository.
+    # The containerd store calls nothing dangling that has a digest of a repository. The list as the
+    # engine gives it: the SDK would inspect each image, of which another process removes some.
     filters = {"label": [f"{name}={value}" for name, value in labels.items()]}
-    for image in client.images.list(filters=filters):
-        if image.attrs.get("RepoTags"):
+    for image in client.api.images(filters=filters):
+        if set(image.get("RepoTags") or ()) - {"<none>:<none>"}:
             continue
-        for digest in image.attrs.get("RepoDigests") or []:
+        for digest in image.get("RepoDigests") or []:
             if digest.startswith(f"{repository}@") and not digest.endswith(keep):
                 with contextlib.suppress(APIError):
                     client.images.remove(digest)
@@ -240,7 +252,7 @@ def retire(client: Any, repository: str, keep: str, labels: dict[str, str]) -> N
 
 def _last(text: str) -> str:
     lines = [line for line in text.strip().splitlines() if line.strip()]
-    return lines[-1] if lines else "no reason given"
+    return shown(lines[-1], 300) if lines else "no reason given"
 
 
 class _Chunks(io.RawIOBase):
@@ -265,6 +277,14 @@ def as_file(chunks: Iterator[bytes]) -> IO[bytes]:
     return io.BufferedReader(_Chunks(chunks), 4 << 20)
 
 
+class _Event(Struct, frozen=True):
+    """One line of POST /images/create."""
+
+    error: str = ""
+    status: str = ""
+    id: str = ""
+
+
 def pull(client: Any, reference: str, platform: str | None, report: Progress) -> None:
     """Pulls an image, with progress.
 
@@ -277,24 +297,25 @@ def pull(client: Any, reference: str, platform: str | None, report: Progress) ->
     from docker.errors import APIError
 
     try:
-        for event in client.api.pull(reference, platform=platform, stream=True, decode=True):
-            if "no space left" in event.get("error", ""):
+        for raw in client.api.pull(reference, platform=platform, stream=True, decode=True):
+            event = reading.shaped(raw, _Event, "an event of the engine", RegistryError)
+            if "no space left" in event.error:
                 raise DiskError(
                     f"{reference} cannot be unpacked: the engine's disk is full",
                     remedy="docker image prune and docker buildx prune free some;"
                     " running again resumes",
                 )
-            if "error" in event:
+            if event.error:
                 raise RegistryError(
-                    f"{reference} cannot be pulled: {event['error'][:300]}",
+                    f"{reference} cannot be pulled: {shown(event.error, 300)}",
                     rule="what is published is what a stock docker pull brings",
                     remedy="check the registry's storage and log; running again resumes",
                 )
-            if event.get("status") and event.get("id"):
-                report(f"{event['id']} {event['status']}")
+            if event.status and event.id:
+                report(f"{event.id} {event.status}")
     except APIError as error:
         raise RegistryError(
-            f"{reference} cannot be pulled: {str(error.explanation or error)[:300]}",
+            f"{reference} cannot be pulled: {shown(error.explanation or error, 300)}",
             rule="the engine pulls from the registry by itself",
             remedy="check the registry and 'docker login'",
         ) from None
@@ -302,7 +323,15 @@ def pull(client: Any, reference: str, platform: str | None, report: Progress) ->
 
 def name(client: Any, image: str, repository: str, tag: str) -> None:
     """Gives an image that the engine has a name in the engine."""
-    client.images.get(image).tag(repository, tag)
+    from docker.errors import NotFound
+
+    try:
+        client.images.get(image).tag(repository, tag)
+    except NotFound:
+        raise EngineError(
+            f"the engine does not have {image} any more",
+            remedy="another program removed it; run again: the build is in the cache",
+        ) from None
 
 
 def forget(client: Any, name: str) -> None:

@@ -1,30 +1,80 @@
-"""OCI image layouts and indexes on disk (OCI image specification 1.1, "Image Layout")."""
+"""OCI image layouts, indexes and manifests (OCI image specification 1.1), with types."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, TypeVar
+
+from msgspec import Meta, Struct
+
+from fp4forge.core import files, reading
+from fp4forge.core.errors import ArtefactError, ForgeError
+from fp4forge.core.limits import MANIFEST_BYTES
+
+T = TypeVar("T")
+Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
 
 
-def is_attestation(entry: dict[str, Any]) -> bool:
-    """Whether an index's entry is BuildKit's attestation of an image, not an image.
+class OsArchitecture(Struct, frozen=True):
+    """The platform of an index's entry."""
 
-    BuildKit marks it by a platform that no machine has (docs/attestations/attestation-storage.md).
+    os: str | None = None
+    architecture: str | None = None
+
+
+class Descriptor(Struct, frozen=True):
+    """What an index or manifest says of a blob; size in bytes."""
+
+    digest: Digest
+    size: Annotated[int, Meta(ge=0)] = 0
+    mediaType: str | None = None
+    platform: OsArchitecture | None = None
+    annotations: dict[str, str] | None = None
+
+    @property
+    def attestation(self) -> bool:
+        """Whether this is BuildKit's attestation of an image, not an image.
+
+        BuildKit marks it by a platform that no machine has
+        (docs/attestations/attestation-storage.md).
+        """
+        return self.platform is not None and self.platform.os == "unknown"
+
+
+class Document(Struct, frozen=True):
+    """An index (``manifests``) or the manifest of an image (``config`` and ``layers``)."""
+
+    mediaType: str | None = None
+    manifests: list[Descriptor] | None = None
+    config: Descriptor | None = None
+    layers: list[Descriptor] | None = None
+
+    @property
+    def images(self) -> list[Descriptor]:
+        """An index's entries that are images, attestations left aside."""
+        return [entry for entry in self.manifests or () if not entry.attestation]
+
+    @property
+    def image_digests(self) -> set[str]:
+        """Digests of an index's image manifests."""
+        return {entry.digest for entry in self.images}
+
+    @property
+    def blobs(self) -> list[Descriptor]:
+        """Everything that it names."""
+        config = [self.config] if self.config else []
+        return [*(self.manifests or ()), *config, *(self.layers or ())]
+
+
+def parse(content: bytes, where: str, kind: type[ForgeError]) -> Document:
+    """An index or manifest from its bytes.
+
+    Raises:
+        ForgeError: of the given class: it is not one.
     """
-    platform = entry.get("platform") or {}
-    return bool(platform.get("os") == "unknown")
-
-
-def image_entries(index: dict[str, Any]) -> list[dict[str, Any]]:
-    """An index's entries that are images, attestations left aside."""
-    return [entry for entry in index.get("manifests") or [] if not is_attestation(entry)]
-
-
-def image_manifests(index: dict[str, Any]) -> set[str]:
-    """Digests of an index's image manifests."""
-    return {entry["digest"] for entry in image_entries(index)}
+    return reading.json(content, Document, where, kind)
 
 
 @dataclass(frozen=True)
@@ -37,31 +87,66 @@ class Layout:
         """Where a blob lies."""
         return self.folder / "blobs" / "sha256" / digest.removeprefix("sha256:")
 
-    def json(self, digest: str) -> Any:
-        """A JSON blob: an index, a manifest, a configuration."""
-        return json.loads(self.path(digest).read_bytes())
+    def document(self, digest: str) -> Document:
+        """An index or manifest.
 
-    def descriptor(self, digest: str) -> dict[str, Any]:
-        """Media type, digest and size in bytes of an index or manifest."""
-        content = self.path(digest).read_bytes()
-        media_type = json.loads(content)["mediaType"]
-        return {"mediaType": media_type, "digest": digest, "size": len(content)}
+        Raises:
+            ArtefactError: it is not there, or is not one.
+        """
+        return reading.json_file(self.path(digest), Document, ArtefactError, MANIFEST_BYTES)
 
     def name_only(self, digest: str, annotations: dict[str, str] | None = None) -> None:
         """Makes ``index.json`` name one image.
 
         BuildKit adds to a layout's index; skopeo wants one image in it. Other blobs stay, so that
         unchanged layers are not exported again.
-        """
-        entry = self.descriptor(digest)
-        if annotations:
-            entry["annotations"] = annotations
-        index = {"schemaVersion": 2, "manifests": [entry]}
-        (self.folder / "index.json").write_text(json.dumps(index))
 
-    def layers(self, digest: str) -> list[dict[str, Any]]:
-        """Layer descriptors (compressed size in bytes) of an index's first image."""
-        for entry in image_entries(self.json(digest)):
-            found: list[dict[str, Any]] = self.json(entry["digest"])["layers"]
-            return found
+        Raises:
+            ArtefactError: the layout does not have it.
+        """
+        size = self.path(digest).stat().st_size if reading.is_file(self.path(digest)) else 0
+        entry = {"mediaType": self.document(digest).mediaType, "digest": digest, "size": size}
+        index = {"schemaVersion": 2, "manifests": [entry | _given(annotations)]}
+        files.replace(self.folder / "index.json", json.dumps(index))
+
+    def layers(self, digest: str) -> list[Descriptor]:
+        """Layer descriptors (compressed size in bytes) of an index's first image.
+
+        Raises:
+            ArtefactError: the layout does not have it.
+        """
+        for entry in self.document(digest).images:
+            return self.document(entry.digest).layers or []
         return []
+
+    def drop_cut(self, digest: str) -> list[str]:
+        """Removes the blobs of an image that were cut short, by a kill or a full disk.
+
+        BuildKit does not export a blob whose file is there, whatever is in it.
+
+        Returns:
+            Digests of those that were removed, or are not there.
+        """
+        lost: list[str] = []
+        waiting, seen = [Descriptor(digest)], {digest}
+        while waiting:
+            entry = waiting.pop()
+            path = self.path(entry.digest)
+            have = path.stat().st_size if reading.is_file(path) else -1
+            whole = have == entry.size if entry.size else have > 0
+            if whole and (entry.digest == digest or (entry.mediaType or "").endswith("json")):
+                try:
+                    named = self.document(entry.digest).blobs
+                except ArtefactError:
+                    whole = False
+                else:
+                    waiting += [blob for blob in named if blob.digest not in seen]
+                    seen |= {blob.digest for blob in named}
+            if not whole:
+                path.unlink(missing_ok=True)
+                lost.append(entry.digest)
+        return lost
+
+
+def _given(annotations: dict[str, str] | None) -> dict[str, object]:
+    return {"annotations": annotations} if annotations else {}

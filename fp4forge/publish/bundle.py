@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from fp4forge.core import files as tar
+from fp4forge.core import reading
 from fp4forge.core.errors import ArtefactError, RegistryError, UsageError
+from fp4forge.core.text import as_json
 from fp4forge.kernels.base import Progress
-from fp4forge.oci import acquire, engine, registry
+from fp4forge.oci import acquire, copying, engine, registry
 from fp4forge.oci.layout import Layout
 from fp4forge.oci.reference import parse
 
@@ -61,7 +63,7 @@ def make(image: str, output: Path, manifest: Path | None, report: Progress) -> B
     partial = output.with_name(output.name + ".partial")
     with tempfile.TemporaryDirectory(prefix=".bundle-", dir=output.parent) as name:
         folder = Path(name)
-        registry.pull(f"{repository}@{digest}", folder, report)
+        copying.pull(f"{repository}@{digest}", folder, report)
         names = {
             "io.containerd.image.name": image,  # by which docker load knows it
             "org.opencontainers.image.ref.name": tag,
@@ -93,9 +95,10 @@ def _evidence(reference: str, folder: Path, report: Progress) -> tuple[str, ...]
     client = engine.connect()
     engine.pull(client, reference, None, report)
     folder.mkdir()
-    found = acquire.records(client, reference)
-    for name, record in found.items():
-        (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    found = acquire.records(client, reference).contents
+    for name, content in found.items():
+        record = reading.json(content, object, f"{name}.json of {reference}", ArtefactError)
+        (folder / f"{name}.json").write_text(as_json(record) + "\n")
     return tuple(found)
 
 

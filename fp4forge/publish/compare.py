@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from msgspec import Struct
+
 from fp4forge.checks import ledgers
+from fp4forge.core import reading
 from fp4forge.core.errors import RegistryError, UsageError
+from fp4forge.core.text import shown
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import acquire, engine
 
@@ -21,6 +25,13 @@ class Description:
     packages: dict[str, str]
     patched: dict[str, str]  # path -> SHA-256
     layers: list[tuple[str, int]]  # command that made it, unpacked bytes
+
+
+class _Step(Struct, frozen=True):
+    """One entry of the engine's GET /images/NAME/history."""
+
+    CreatedBy: str | None = None
+    Size: int = 0
 
 
 def describe(image: str, report: Progress) -> Description:
@@ -40,26 +51,28 @@ def describe(image: str, report: Progress) -> Description:
             report(f"pulling {image}")
             engine.pull(client, image, None, report)
             found = client.images.get(image)
+        history = reading.shaped(found.history(), list[_Step], f"history of {image}", RegistryError)
     except (APIError, RegistryError) as error:
-        raise UsageError(f"{image!r} is no image here", rule=str(error)[:160]) from None
+        why = getattr(error, "message", error)
+        raise UsageError(f"{shown(image)!r} is no image here", rule=shown(why, 160)) from None
     layers = [
-        (entry["CreatedBy"].removesuffix(" # buildkit"), entry["Size"])
-        for entry in reversed(found.history())
-        if entry["Size"]
+        ((step.CreatedBy or "").removesuffix(" # buildkit"), step.Size)
+        for step in reversed(history)
+        if step.Size
     ]
     own = acquire.records(client, image)
-    if "ledger" in own:
-        groups, gpus = own["ledger"]["groups"], own["ledger"]["gpus"]
+    gpus: dict[str, dict[str, Any]]
+    if own.ledger:
+        groups, gpus = own.ledger.groups, dict(own.ledger.gpus)
     else:
         read = ledgers.read(image, report)
         groups, gpus = read.targets(), read.gpus
-    files = own.get("patches", {}).get("files", {})
     return Description(
         image,
         groups,
         gpus,
-        own.get("plan", {}).get("packages", {}),
-        {path: hashes["after"] for path, hashes in files.items()},
+        own.plan.packages,
+        {path: hashes.after for path, hashes in own.patches.files.items()},
         layers,
     )
 

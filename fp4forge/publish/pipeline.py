@@ -23,7 +23,7 @@ from fp4forge.image import context as contexts
 from fp4forge.image.context import Context
 from fp4forge.kernels import ledger as ledgers
 from fp4forge.kernels.base import Progress
-from fp4forge.oci import buildkit, engine, registry
+from fp4forge.oci import buildkit, copying, engine, registry
 from fp4forge.oci.buildkit import COMPRESSION, Options
 from fp4forge.plan import tags
 from fp4forge.plan.plan import Plan
@@ -319,13 +319,13 @@ def _push(job: _Job, ledger: str) -> Made:
     repository = job.destination.repository
     own = _build(job, f"type=oci,tar=false,dest={LAYOUT.folder},{COMPRESSION}", ledger)
     LAYOUT.name_only(own)
-    index = LAYOUT.json(own)
+    index = LAYOUT.document(own)
     immutable, known = registry.immutable(repository, plan.immutable_tag, index, own)
     digest = known or own  # known: the same image, with its first attestation
     image = f"{repository}@{digest}"
     if not known:
         with console.step("push") as step:
-            registry.push(LAYOUT.folder, repository, digest, step.report)
+            copying.push(LAYOUT.folder, repository, digest, step.report)
             step.detail = f"{digest[:19]} by digest"
     trusted = known is not None and verified.here(repository, digest)
     checks: tuple[Check, ...] = ()
@@ -358,7 +358,7 @@ def _push(job: _Job, ledger: str) -> Made:
             }
             engine.retire(engine.connect(), repository, digest, same)
     return Made(
-        image, digest, names, trusted, sum(layer["size"] for layer in LAYOUT.layers(own)), checks
+        image, digest, names, trusted, sum(layer.size for layer in LAYOUT.layers(own)), checks
     )
 
 

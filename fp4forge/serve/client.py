@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from msgspec import Struct
+
+from fp4forge.core import http, reading
+from fp4forge.core.errors import ServingError
+from fp4forge.core.limits import ANSWER_CHARACTERS, SERVER_BYTES, SERVER_SECONDS
+from fp4forge.core.text import shown
+
 TIMEOUT = 120.0  # seconds for an answer; the first one may compile kernels
+_DONE = "data: [DONE]"
 PARIS = "Capital of France? One sentence."
 
 
@@ -17,43 +26,84 @@ class Answer:
 
     text: str = ""
     reasoning: str = ""
-    tool_calls: tuple[dict[str, Any], ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
     finish: str = ""
     problem: str = ""
     seconds: float = 0.0
     ok: bool = field(default=False)
 
 
+class Function(Struct, frozen=True):
+    """A function that the model calls, with its arguments as JSON."""
+
+    name: str = ""
+    arguments: str = ""
+
+
+class ToolCall(Struct, frozen=True):
+    """One tool call of an answer."""
+
+    function: Function = Function()
+
+
+class _Message(Struct, frozen=True):
+    """A message, or the part of one that an event brings."""
+
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[ToolCall] | None = None
+
+
+class _Choice(Struct, frozen=True):
+    message: _Message | None = None
+    delta: _Message | None = None
+    finish_reason: str | None = None
+
+
+class _Completion(Struct, frozen=True):
+    """A chat completion or one event of its stream (OpenAI API, /v1/chat/completions)."""
+
+    choices: list[_Choice]
+
+
+class _Model(Struct, frozen=True):
+    id: str
+
+
+class _Models(Struct, frozen=True):
+    data: list[_Model]
+
+
 def unreachable(url: str, timeout: float = 5.0) -> str:
     """Why /health does not answer; empty where it does."""
-    import requests
-
     try:
-        done = _session(url).get(url.rstrip("/") + "/health", timeout=timeout)
-    except requests.ConnectionError:
-        return "connection refused"
-    except requests.RequestException as error:
-        return type(error).__name__
-    return "" if done.status_code in (200, 404) else f"HTTP {done.status_code}"
+        done = _ask("GET", url, "/health", timeout)
+    except http.NoAnswer as error:
+        return str(error)
+    if done.cut:
+        return done.cut
+    return "" if done.status in (200, 404) else f"HTTP {done.status}"
 
 
-def _session(url: str) -> Any:
-    import requests
-
-    session = requests.Session()
-    session.trust_env = "127.0.0.1" not in url and "localhost" not in url
-    return session
+def _ask(method: str, url: str, path: str, seconds: float, body: Any = None) -> http.Answer:
+    # Not redirected: the question would go to a server that nobody named.
+    return http.ask(
+        method, url.rstrip("/") + path, http.Limits(seconds, SERVER_BYTES),
+        headers={"Content-Type": "application/json"} if body else {},
+        body=json.dumps(body).encode() if body else None,
+        until=_DONE.encode(), proxies="127.0.0.1" not in url and "localhost" not in url,
+    )  # fmt: skip
 
 
 def models(url: str) -> list[str]:
     """Names of the models that the server has; none where it does not tell."""
-    import requests
-
     try:
-        done = _session(url).get(url.rstrip("/") + "/v1/models", timeout=10)
-        return [entry["id"] for entry in done.json()["data"]]
-    except (requests.RequestException, ValueError, KeyError, TypeError):
+        done = _ask("GET", url, "/v1/models", SERVER_SECONDS)
+        found = reading.json(done.content, _Models, f"{url}/v1/models", ServingError)
+    except (http.NoAnswer, ServingError):
         return []
+    return [entry.id for entry in found.data]
 
 
 def chat(
@@ -67,77 +117,85 @@ def chat(
         messages: as the OpenAI protocol has them.
         model: by default the first that the server names.
         stream: read server-sent events, as chat programs do.
-        timeout: seconds without a byte, and for the whole answer.
+        timeout: seconds for the whole answer.
         options: more of the request's body.
     """
-    import requests
-
     body = {
         "model": model or (models(url) or ["default"])[0], "messages": messages,
         "temperature": 0, "max_tokens": 512, "stream": stream, **options,
     }  # fmt: skip
     start = time.monotonic()
     try:
-        with _session(url).post(
-            url.rstrip("/") + "/v1/chat/completions", json=body, timeout=timeout, stream=stream
-        ) as done:
-            if done.status_code != 200:
-                return Answer(problem=f"HTTP {done.status_code}: {done.text[:200]}")
-            if stream:
-                return _stream(done, start, timeout)
-            return _whole(done.text, start)
-    except requests.Timeout:
-        return Answer(problem=f"no answer within {timeout:.0f} s")
-    except requests.RequestException as error:
-        return Answer(problem=f"the connection broke: {type(error).__name__}")
+        done = _ask("POST", url, "/v1/chat/completions", timeout, body)
+    except http.NoAnswer as error:
+        return Answer(problem=str(error))
+    if done.status != 200:
+        return Answer(problem=f"HTTP {done.status}: {shown(_utf8(done.content), 200)}")
+    answer = _stream(done) if stream else _whole(done)
+    return replace(
+        answer,
+        text=answer.text[:ANSWER_CHARACTERS],
+        reasoning=answer.reasoning[:ANSWER_CHARACTERS],
+        seconds=time.monotonic() - start,
+        ok=not answer.problem,
+    )
 
 
-def _whole(text: str, start: float) -> Answer:
+def _whole(done: http.Answer) -> Answer:
+    if done.cut:
+        return Answer(problem=done.cut)
     try:
-        choice = json.loads(text)["choices"][0]
-        message = choice["message"]
-        content = message.get("content") or ""
-        if not isinstance(content, str):
-            raise TypeError
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        return Answer(problem=f"not a chat completion: {text[:200]!r}")
+        found = reading.json(done.content, _Completion, "the answer", ServingError)
+    except ServingError as error:
+        text = shown(_utf8(done.content), 200)
+        return Answer(problem=f"not a chat completion: {error.message}: {text!r}")
+    message = found.choices[0].message if found.choices else None
+    if message is None:
+        return Answer(problem="not a chat completion: no message in it")
     return Answer(
-        content, message.get("reasoning_content") or message.get("reasoning") or "",
-        tuple(message.get("tool_calls") or ()), choice.get("finish_reason") or "",
-        seconds=time.monotonic() - start, ok=True,
+        message.content or "", message.reasoning_content or message.reasoning or "",
+        tuple(message.tool_calls or ()), found.choices[0].finish_reason or "",
     )  # fmt: skip
 
 
-def _stream(done: Any, start: float, timeout: float) -> Answer:
-    text, reasoning, finish = "", "", ""
-    done.encoding = "utf-8"  # server-sent events are, whatever the header says
-    for line in done.iter_lines(decode_unicode=True):
-        if time.monotonic() - start > timeout:
-            return Answer(text, problem=f"no end within {timeout:.0f} s")
-        if not line or not line.startswith("data:"):
-            continue
-        data = line.removeprefix("data:").strip()
-        if data == "[DONE]":
+def _stream(done: http.Answer) -> Answer:
+    text, reasoning, finish, ended = [], [], "", False
+    problem = done.cut
+    for data in _events(_utf8(done.content)):
+        if ended := _DONE.endswith(f" {data}"):
             break
         try:
-            choices = json.loads(data)["choices"]
-            delta = choices[0].get("delta") or {} if choices else {}
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return Answer(text, problem=f"an event is not a chat chunk: {data[:200]!r}")
-        text += delta.get("content") or ""
-        reasoning += delta.get("reasoning_content") or delta.get("reasoning") or ""
-        finish = (choices[0].get("finish_reason") if choices else None) or finish
-    seconds = time.monotonic() - start
-    if not finish:
-        return Answer(text, reasoning, problem="the stream was cut before its end", seconds=seconds)
-    return Answer(text, reasoning, finish=finish, seconds=seconds, ok=True)
+            found = reading.json(data, _Completion, "an event", ServingError)
+        except ServingError as error:
+            # Of a stream that was cut the last event may be half of one.
+            problem = (
+                done.cut or f"an event is not a chat chunk: {error.message}: {shown(data, 200)!r}"
+            )
+            break
+        for choice in found.choices[:1]:
+            delta = choice.delta or _Message()
+            text.append(delta.content or "")
+            reasoning.append(delta.reasoning_content or delta.reasoning or "")
+            finish = choice.finish_reason or finish
+    if not problem and not finish:
+        problem = "the stream was cut before its end"
+    if ended and finish:
+        problem = ""
+    return Answer("".join(text), "".join(reasoning), finish=finish, problem=problem)
+
+
+def _events(text: str) -> Iterator[str]:
+    """The data of server-sent events."""
+    for line in text.split("\n"):
+        if line.startswith("data:"):
+            yield line.removeprefix("data:").strip()
+
+
+def _utf8(content: bytes) -> str:
+    return content.decode(errors="replace")
 
 
 def paris(url: str) -> Answer:
     """The reference card's probe: France's capital by raw chat."""
     answer = chat(url, [{"role": "user", "content": PARIS}], max_tokens=64, timeout=60)
-    good = answer.ok and "paris" in answer.text.lower()
-    return Answer(
-        answer.text, answer.reasoning, answer.tool_calls, answer.finish, answer.problem,
-        answer.seconds, good,
-    )  # fmt: skip
+    return replace(answer, ok=answer.ok and "paris" in answer.text.lower())

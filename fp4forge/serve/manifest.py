@@ -20,8 +20,8 @@ FORMATS = {
     "systemd": "vllm.service.j2",
     "k8s": "k8s.yaml.j2",
 }
-_DIGEST = re.compile(r"^[^\s@]+@sha256:[0-9a-f]{64}$")
-_REFERENCE = re.compile(r"^[a-z0-9][a-zA-Z0-9._:/-]*(@sha256:[0-9a-f]{64})?$")
+_DIGEST = re.compile(r"[^\s@]+@sha256:[0-9a-f]{64}")
+_REFERENCE = re.compile(r"[a-z0-9][a-zA-Z0-9._:/-]*(@sha256:[0-9a-f]{64})?")
 
 
 def _yaml(value: object) -> str:
@@ -113,9 +113,9 @@ def by_digest(reference: str) -> str:
         UsageError: not an image reference.
         RegistryError: the registry does not answer.
     """
-    if not _REFERENCE.match(reference):
+    if not _REFERENCE.fullmatch(reference):
         raise UsageError(f"--image {reference!r} is not an image reference", rule="HOST/NAME:TAG")
-    if _DIGEST.match(reference):
+    if _DIGEST.fullmatch(reference):
         return reference
     from fp4forge.oci import registry
 

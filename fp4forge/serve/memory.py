@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from fp4forge.checkpoint import config as configs
 from fp4forge.checkpoint.tensors import Checkpoint
 from fp4forge.core.errors import CheckpointError
+from fp4forge.core.text import shown
 from fp4forge.kernels.gpus import Product
 
 GIB = 2**30
@@ -106,49 +109,60 @@ def describe(found: Checkpoint, kv_dtype: str = "fp8_e4m3") -> Model:
     Raises:
         CheckpointError: the configuration lacks what vLLM needs of it.
     """
-    config = found.text_config
-    try:
-        width = int(config["head_dim"]) if config.get("head_dim") else (
-            int(config["hidden_size"]) // int(config["num_attention_heads"])
-        )  # fmt: skip
-        heads = int(config.get("num_key_value_heads") or config["num_attention_heads"])
-        layers = int(config["num_hidden_layers"])
-        kinds: list[str] = config.get("layer_types") or ["full_attention"] * layers
-        element = KV_BYTES[kv_dtype]
-        # gemma4.py: full layers have a head size and, where keys are values, a head count of
-        # their own; the last num_kv_shared_layers keep no cache.
-        own = layers - int(config.get("num_kv_shared_layers") or 0)
-        wide = int(config.get("global_head_dim") or width)
-        few = heads
-        if config.get("attention_k_eq_v"):
-            few = int(config.get("num_global_key_value_heads") or heads)
-        full = sum(kind == "full_attention" for kind in kinds[:own])
-        attention = [Layers(full, 2 * few * wide * element, None)]
-        if len(kinds[:own]) > full:
-            sliding = Layers(own - full, 2 * heads * width * element, int(config["sliding_window"]))
-            attention.append(sliding)
-        sizes = _sizes(found)
-        return Model(
-            weights=sum(tensor.size for tensor in found.tensors.values()),
-            experts=sizes["experts"],
-            embeddings=sizes["embeddings"],
-            tied=not any(name.endswith("lm_head.weight") for name in found.tensors),
-            vision=sizes["vision"],
-            num_experts=int(config.get("num_experts") or 0),
-            top_k=int(config.get("top_k_experts") or config.get("num_experts_per_tok") or 0),
-            hidden=int(config["hidden_size"]),
-            expert_width=int(
-                config.get("moe_intermediate_size") or config.get("intermediate_size") or 0
-            ),
-            vocabulary=int(config["vocab_size"]),
-            max_context=int(config.get("max_position_embeddings") or 0),
-            attention=tuple(kind for kind in attention if kind.count),
-        )
-    except (KeyError, TypeError, ValueError) as error:
+    config, folder = found.config.text, found.folder
+    heads = _need(folder, "num_attention_heads", config.num_attention_heads)
+    hidden = _need(folder, "hidden_size", config.hidden_size)
+    layers = _need(folder, "num_hidden_layers", config.num_hidden_layers)
+    width = config.head_dim or _need(folder, "head_dim", hidden // heads)
+    kv_heads = config.num_key_value_heads or heads
+    kinds = config.layer_types or ["full_attention"] * layers
+    element = KV_BYTES[kv_dtype]
+    # gemma4.py: full layers have a head size and, where keys are values, a head count of their
+    # own; the last num_kv_shared_layers keep no cache.
+    own = layers - (config.num_kv_shared_layers or 0)
+    if own <= 0 or len(kinds) < layers:
         raise CheckpointError(
-            f"{found.folder}/config.json: {error} is missing or not a number",
+            f"{shown(folder, 300)}/config.json: {layers} layers, {len(kinds)} layer_types and"
+            f" {config.num_kv_shared_layers or 0} num_kv_shared_layers do not go together",
+            rule="every layer has a type, and one at least has a KV cache",
+        )
+    wide = config.global_head_dim or width
+    few = (config.num_global_key_value_heads if config.attention_k_eq_v else None) or kv_heads
+    full = sum(kind == "full_attention" for kind in kinds[:own])
+    attention = [Layers(full, 2 * few * wide * element, None)]
+    if own > full:
+        window = _need(folder, "sliding_window", config.sliding_window)
+        attention.append(Layers(own - full, 2 * kv_heads * width * element, window))
+    sizes = _sizes(found)
+    return Model(
+        weights=sum(tensor.size for tensor in found.tensors.values()),
+        experts=sizes["experts"],
+        embeddings=sizes["embeddings"],
+        tied=not any(name.endswith("lm_head.weight") for name in found.tensors),
+        vision=sizes["vision"],
+        num_experts=config.num_experts or 0,
+        top_k=config.top_k_experts or config.num_experts_per_tok or 0,
+        hidden=hidden,
+        expert_width=configs.width(config.moe_intermediate_size)
+        or configs.width(config.intermediate_size),
+        vocabulary=_need(folder, "vocab_size", config.vocab_size),
+        max_context=config.max_position_embeddings or 0,
+        attention=tuple(kind for kind in attention if kind.count),
+    )
+
+
+def _need(folder: Path, name: str, value: int | None) -> int:
+    """A size that memory depends on.
+
+    Raises:
+        CheckpointError: it is missing or 0.
+    """
+    if not value:
+        raise CheckpointError(
+            f"{shown(folder, 300)}/config.json: {name} is missing or 0",
             rule="memory depends on layers, heads, head sizes, window and vocabulary",
-        ) from None
+        )
+    return value
 
 
 def _sizes(found: Checkpoint) -> dict[str, int]:

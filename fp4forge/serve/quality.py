@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
 import struct
 import zlib
@@ -11,6 +10,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from msgspec import Struct
+
+from fp4forge.core import reading
+from fp4forge.core.errors import ServingError
+from fp4forge.core.text import shown
 from fp4forge.kernels.base import Progress
 from fp4forge.serve import client, sandbox
 from fp4forge.serve.client import Answer
@@ -85,16 +89,23 @@ def _reasoned(answer: Answer) -> str:
     return _words(answer.text, "391")
 
 
+class _City(Struct, frozen=True):
+    """What the weather's tool is called with."""
+
+    city: str = ""
+
+
 def _called(answer: Answer) -> str:
     if not answer.tool_calls:
         return "no tool call: are --enable-auto-tool-choice and --tool-call-parser gemma4 set?"
+    called = answer.tool_calls[0].function
     try:
-        function = answer.tool_calls[0]["function"]
-        name, arguments = function["name"], json.loads(function["arguments"])
-    except (KeyError, TypeError, ValueError) as error:
-        return f"a broken tool call: {error}"
-    if name != "get_weather" or "paris" not in str(arguments.get("city", "")).lower():
-        return f"called {name}({arguments}), not get_weather(city=Paris)"
+        given = reading.json(called.arguments, _City, "its arguments", ServingError)
+    except ServingError as error:
+        return f"a broken tool call: {error.message}"
+    if called.name != "get_weather" or "paris" not in given.city.lower():
+        arguments = f"{shown(called.name, 60)}({shown(called.arguments, 200)})"
+        return f"called {arguments}, not get_weather(city=Paris)"
     return ""
 
 

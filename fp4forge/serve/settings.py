@@ -6,7 +6,7 @@ which switch is in SWITCHES; tests hold it against vLLM's own envs.py and arg_ut
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,10 @@ from typing import Any
 
 from packaging.version import Version
 
-from fp4forge.core.errors import CheckpointError, UsageError
+from fp4forge.checkpoint import config as configs
+from fp4forge.core import reading
+from fp4forge.core.errors import UsageError
+from fp4forge.core.text import steers
 from fp4forge.models import gemma4
 
 PORT = 8000
@@ -178,7 +181,7 @@ def server(
             f"--utilization {utilization} cannot be used", rule="a share of memory, 0.1 to 0.98"
         )
     folder = str(model.absolute())
-    if re.search(r"[\x00-\x1f\x7f:,]", folder):
+    if re.search("[:,]", folder) or steers(folder):
         raise UsageError(
             f"--model {folder!r} cannot be mounted",
             rule="no control characters, colons or commas: Docker splits mounts at them",
@@ -191,15 +194,14 @@ def server(
             rule="letters, digits, '.', '_' and '-', at most 128",
             remedy="give --name",
         )
-    config = _config(model)
+    config = configs.read(model) if os.path.lexists(model) else configs.Config()
     if quantised is None:
-        declared = config.get("quantization_config") or {}
-        quantised = (
-            declared.get("quant_method") == "modelopt" or (model / "hf_quant_config.json").is_file()
+        quantised = config.quantisation.quant_method == "modelopt" or reading.is_file(
+            model / "hf_quant_config.json"
         )
     chosen = WORKLOADS[workload]
-    limit = max_context or (config.get("text_config") or config).get("max_position_embeddings")
-    length = min(chosen.max_model_len, int(limit)) if limit else chosen.max_model_len
+    limit = max_context or config.text.max_position_embeddings
+    length = min(chosen.max_model_len, limit) if limit else chosen.max_model_len
     moe_flags, moe_environment = marlin_moe(version)
     flags = [Setting("--served-model-name", served, "the model's name in the API")]
     if quantised:
@@ -240,19 +242,3 @@ def server(
         f"vllm-{served.lower()}"[:63].rstrip("-._"), image, folder, served, port, version, chosen,
         tuple(flags), environment, 10, SHM_GB,
     )  # fmt: skip
-
-
-def _config(model: Path) -> dict[str, Any]:
-    """config.json, where the folder is on this machine; manifests are also written for others."""
-    file = model / "config.json"
-    if not model.exists():
-        return {}
-    try:
-        found: dict[str, Any] = json.loads(file.read_bytes())
-        return found
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{file}: {error}",
-            rule="--model is a checkpoint's folder",
-            remedy="build.py checkpoint inspect DIR says what is wrong with it",
-        ) from None

@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from fp4forge.oci.layout import Document
 from tests.e2e.conftest import (
     REGISTRY,
     REPO,
@@ -84,6 +87,10 @@ def layers(image: str) -> list[dict[str, Any]]:
     return found
 
 
+def document(index: dict[str, Any]) -> Document:
+    return msgspec.convert(index, Document)
+
+
 def test_nothing_temporary_stays(containers_before: set[str]) -> None:
     assert verify_containers() <= containers_before
 
@@ -93,16 +100,19 @@ def test_an_immutable_tag_that_another_image_has_is_left_alone(published: dict[s
 
     repository, tag = f"{REGISTRY}/{REPO}", published["plan"]["tags"][0]
     index, digest = raw(published["image"]), published["digest"]
-    assert registry.immutable(repository, tag, index, digest) == (tag, digest)
+    assert registry.immutable(repository, tag, document(index), digest) == (tag, digest)
     other = json.loads(json.dumps(index))
     for entry in other["manifests"]:
         if entry["platform"]["os"] != "unknown":
             entry["digest"] = "sha256:" + "0123456789abcdef" * 4
-    assert registry.immutable(repository, tag, other, "sha256:1") == (f"{tag}-01234567", None)
+    assert registry.immutable(repository, tag, document(other), "sha256:1") == (
+        f"{tag}-01234567",
+        None,
+    )
     forged = json.loads(json.dumps(index))
     for entry in forged["manifests"]:
         entry["platform"] = {"os": "linux", "architecture": "arm64"}
-    assert registry.immutable(repository, tag, forged, "sha256:1")[0] != tag
+    assert registry.immutable(repository, tag, document(forged), "sha256:1")[0] != tag
 
 
 def test_layers_built_anew_have_the_same_digest(published: dict[str, Any]) -> None:
@@ -121,7 +131,7 @@ def test_layers_built_anew_have_the_same_digest(published: dict[str, Any]) -> No
         buildkit.Options(),
     )
     built = buildkit.build([*line, "--no-cache-filter=system"], lambda _: None, buildkit.Options())
-    found = [layer["digest"] for layer in building.LAYOUT.layers(built.digest)]
+    found = [layer.digest for layer in building.LAYOUT.layers(built.digest)]
     assert found == [layer["digest"] for layer in layers(published["image"])]
 
 

@@ -80,12 +80,13 @@ def when(text: str) -> datetime.datetime:
 
 def test_provenance(request: pytest.FixtureRequest, plan: dict[str, Any]) -> None:
     """its provenance is this plan's, and the clock that it was made by was right"""
-    from fp4forge.oci import registry
 
     reference = request.config.getoption("--image")
     if "@sha256:" not in reference:
         pytest.skip("not given by digest: provenance is in a registry, beside the image")
-    found = registry.provenance(reference)
+    from fp4forge.oci import copying
+
+    found = copying.provenance(reference)
     assert found, "the image index has no provenance"
     released = datetime.datetime.fromtimestamp(plan["epoch"], datetime.UTC)
     for predicate in found.values():

@@ -162,8 +162,8 @@ def test_files_against_the_index(tmp_path: Path) -> None:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "git-LFS"),
         (b"", "no safetensors"),
         (struct.pack("<Q", 10**12) + b"{}", "header should be"),
-        (struct.pack("<Q", 4) + b"nope", "not safetensors' JSON"),
-        (struct.pack("<Q", 2) + b"[]", "not safetensors' JSON"),
+        (struct.pack("<Q", 4) + b"nope", "header is not JSON"),
+        (struct.pack("<Q", 2) + b"[]", "header: expected object, got array"),
     ],
 )
 def test_a_file_that_is_none(content: bytes, said: str, tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ import pytest
 from click.testing import CliRunner
 
 from fp4forge.core.errors import ServingError, UsageError
-from fp4forge.doctor import diagnosis, evidence
+from fp4forge.doctor import described, diagnosis, evidence
 from fp4forge.doctor import examine as doctor
 from fp4forge.doctor.evidence import Evidence, Gpu, Mount
+from fp4forge.oci.acquire import Hashes, Ledger, Patches
 from fp4forge.serve import manifest, settings
 from tests.checkpoints import TINY, gemma4, write
 
@@ -44,7 +45,7 @@ def healthy(tmp_path: Path, **changes: Any) -> Evidence:
         environment={s.name: s.value for s in server.environment}, status="running",
         exit_code=0, health="healthy", shm_bytes=64 << 20, ipc="host", gpu_requested=True,
         log=GOOD_LOG, gpus=[SPARK], memory_total=int(119.6 * 2**30),
-        ledger={"gpus": {"sm121": {"ok": True}}}, record={"files": {}},
+        ledger=Ledger(gpus={"sm121": {"ok": True}}), record=Patches(),
     )  # fmt: skip
     for name, value in changes.items():
         setattr(found, name, value)
@@ -110,7 +111,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "FlashInfer's MoE": ({"environment": {"VLLM_USE_FLASHINFER_MOE_FP4": "1"}}, "flashinfer-moe"),
     "Hopper": ({"gpus": [Gpu("NVIDIA H200", "9.0", "580.95.05")]}, "not-blackwell"),
     "an old driver": ({"gpus": [Gpu("NVIDIA GB10", "12.1", "570.86.10")]}, "driver"),
-    "kernels missing by the ledger": ({"ledger": {"gpus": {"sm121": {"ok": False}}}}, "kernels"),
+    "kernels missing by the ledger": ({"ledger": Ledger(gpus={"sm121": {"ok": False}})}, "kernels"),
     "kernels missing by the log": (
         {"log": "RuntimeError: No compiled nvfp4 mm kernel for SM 121\n"}, "kernels"),
     "no GPU asked for": ({"gpu_requested": False}, "no-gpu"),
@@ -179,9 +180,9 @@ def test_a_mount_with_the_baked_contents_is_no_finding(tmp_path: Path) -> None:
     digest = evidence.digest(str(file))
     place = f"{SITE}/model_executor/models/gemma4.py"
     mounts = [*healthy(tmp_path).mounts, Mount(str(file), place)]
-    found = healthy(tmp_path, mounts=mounts, record={"files": {name: {"after": digest}}})
+    found = healthy(tmp_path, mounts=mounts, record=Patches({name: Hashes(after=str(digest))}))
     assert "patch-mount" not in ids(found)
-    found.record = {"files": {name: {"after": "0" * 64}}}
+    found.record = Patches({name: Hashes(after="0" * 64)})
     finding = next(f for f in doctor.examine(found) if f.id == "patch-mount")
     assert str(digest)[:12] in finding.evidence
 
@@ -260,7 +261,7 @@ services:
 def test_the_cards_own_compose_file(tmp_path: Path) -> None:
     file = tmp_path / "compose.yaml"
     file.write_text(CARD_COMPOSE.replace("SITE", SITE))
-    found = evidence.from_compose(file)
+    found = described.from_compose(file)
     assert found.flag("--quantization") == "modelopt"
     assert found.mounts[0] == Mount(str(tmp_path / "model"), "/models/supergemma4")
     assert {"patch-mount", "model-mount", "no-gpu"} <= set(ids(found))
@@ -272,16 +273,16 @@ def test_our_own_compose_file_is_healthy(tmp_path: Path) -> None:
     server = settings.server(folder, "balanced", "0.20.2", "registry/x@sha256:" + "a" * 64)
     file = tmp_path / "compose.yaml"
     file.write_text(manifest.render(server, "compose"))
-    assert ids(evidence.from_compose(file)) == {}
+    assert ids(described.from_compose(file)) == {}
 
 
 def test_what_is_no_inspection(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
-        evidence.from_inspect({"a": 1})
+        described.from_inspect({"a": 1})
     file = tmp_path / "compose.yaml"
     file.write_text("services: {a: {build: .}}")
     with pytest.raises(UsageError):
-        evidence.from_compose(file)
+        described.from_compose(file)
 
 
 def test_nvidia_smi_of_a_spark() -> None:

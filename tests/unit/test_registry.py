@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from fp4forge.core.errors import ForgeError, RegistryError, TagError
-from fp4forge.oci import registry
+from fp4forge.oci import api, copying, registry
 from fp4forge.oci.layout import Layout
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
@@ -84,8 +84,8 @@ class Evil:
 
 @pytest.fixture
 def evil(monkeypatch: pytest.MonkeyPatch) -> Iterator[Evil]:
-    monkeypatch.setattr(registry, "REGISTRY_SECONDS", 2)
-    monkeypatch.setattr(registry, "REGISTRY_CONNECT_SECONDS", 1)
+    monkeypatch.setattr(api, "REGISTRY_SECONDS", 2)
+    monkeypatch.setattr(api, "REGISTRY_CONNECT_SECONDS", 1)
     server = Evil()
     yield server
     server.server.shutdown()
@@ -120,7 +120,7 @@ def test_every_wait_has_an_end(evil: Evil, answer: Answer) -> None:
 )
 def test_what_is_not_a_manifest(evil: Evil, content: bytes) -> None:
     evil.answer = say(200, content)
-    with pytest.raises(RegistryError, match="JSON object"):
+    with pytest.raises(RegistryError, match="manifest sha256"):
         registry.resolve(evil.repository, "tag")
 
 
@@ -182,11 +182,11 @@ def test_a_blob_that_was_cut_does_not_pass(evil: Evil, tmp_path: Path) -> None:
         return answer
 
     evil.answer = keep(blob)
-    registry.read_back(layout, evil.repository, index)
+    copying.read_back(layout, evil.repository, index)
     for damaged in (blob[:-1], blob[:-1] + b"?", b""):
         evil.answer = keep(damaged)
         with pytest.raises(RegistryError, match="does not keep blob"):
-            registry.read_back(layout, evil.repository, index)
+            copying.read_back(layout, evil.repository, index)
 
 
 def labelled(platform: str, strategy: str, base: str) -> dict[str, str]:

@@ -1,0 +1,101 @@
+"""A checkpoint's configuration: the fields of config.json that this project reads, typed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from fp4forge.core import reading
+from fp4forge.core.errors import CheckpointError
+from fp4forge.core.limits import COUNT, LAYERS
+
+_Size = Annotated[int, Meta(ge=0, le=COUNT)]
+_Wide = _Size | list[_Size] | None  # some models' differ by layer
+
+
+class Quantisation(Struct, frozen=True):
+    """How weights were quantised, as ModelOpt and compressed-tensors declare it."""
+
+    quant_algo: str | None = None
+    quant_method: str | None = None
+
+
+class TextConfig(Struct, frozen=True):
+    """The language model's part."""
+
+    tie_word_embeddings: bool | None = None
+    hidden_activation: str | None = None
+    num_hidden_layers: Annotated[int, Meta(ge=0, le=LAYERS)] | None = None
+    num_experts: _Size | None = None
+    top_k_experts: _Size | None = None
+    num_experts_per_tok: _Size | None = None
+    hidden_size: _Size | None = None
+    intermediate_size: _Wide = None
+    moe_intermediate_size: _Wide = None
+    vocab_size: _Size | None = None
+    max_position_embeddings: Annotated[int, Meta(ge=0, le=1 << 40)] | None = None
+    head_dim: _Size | None = None
+    global_head_dim: _Size | None = None
+    num_attention_heads: _Size | None = None
+    num_key_value_heads: _Size | None = None
+    num_global_key_value_heads: _Size | None = None
+    num_kv_shared_layers: _Size | None = None
+    attention_k_eq_v: bool | None = None
+    layer_types: list[str] | None = None
+    sliding_window: _Size | None = None
+
+
+class Config(TextConfig, frozen=True):
+    """config.json as a whole; a multimodal model has its language model in ``text_config``."""
+
+    model_type: str | None = None
+    text_config: TextConfig | None = None
+    quantization_config: Quantisation | None = None
+
+    @property
+    def text(self) -> TextConfig:
+        """The language model's configuration."""
+        return self.text_config or self
+
+    @property
+    def quantisation(self) -> Quantisation:
+        """What config.json declares."""
+        return self.quantization_config or Quantisation()
+
+    @property
+    def tied(self) -> bool:
+        """Whether the embeddings are the output projection too."""
+        whole = self.tie_word_embeddings
+        return bool(self.text.tie_word_embeddings if whole is None else whole)
+
+
+class _ModelOpt(Struct, frozen=True):
+    """hf_quant_config.json."""
+
+    quantization: Quantisation | None = None
+
+
+def read(folder: Path) -> Config:
+    """A folder's config.json.
+
+    Raises:
+        CheckpointError: there is none, or it is not one; the message names the field.
+    """
+    return reading.json_file(folder / "config.json", Config, CheckpointError)
+
+
+def read_modelopt(folder: Path) -> Quantisation:
+    """A folder's hf_quant_config.json.
+
+    Raises:
+        CheckpointError: as ``read``.
+    """
+    path = folder / "hf_quant_config.json"
+    return reading.json_file(path, _ModelOpt, CheckpointError).quantization or Quantisation()
+
+
+def width(value: int | list[int] | None) -> int:
+    """The largest of a size that may differ by layer; 0 if there is none."""
+    return max(value, default=0) if isinstance(value, list) else value or 0

@@ -1,0 +1,104 @@
+"""What the command line does with errors that no step expected: none of them is a traceback."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import shlex
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from pathlib import Path
+
+import fp4forge
+from fp4forge.core import paths
+from fp4forge.core.errors import DefectError, DiskError, EngineError, ForgeError, HostError
+from fp4forge.core.text import shown, without_secrets
+
+
+def expected(error: BaseException) -> ForgeError:
+    """The error for people: the operating system's and the engine's refusals, else a defect."""
+    if isinstance(error, ForgeError):
+        return error
+    if isinstance(error, OSError) and (found := _refusal(error)):
+        return found
+    docker = sys.modules.get("docker.errors")
+    if docker and isinstance(error, docker.DockerException):
+        return EngineError(
+            f"the engine refuses: {shown(error, 300)}",
+            rule="a command that the engine has accepted until now",
+            remedy="docker info shows whether it still answers",
+        )
+    return defect(error)
+
+
+def _refusal(error: OSError) -> ForgeError | None:
+    """An error of this machine; None for one that says nothing about it."""
+    where = f"{shown(error.filename, 300)}: " if error.filename is not None else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskError(
+            f"{where}{error.strerror}",
+            rule=f"builds keep their state in {paths.STATE}, temporary files in {_temporary()}",
+            remedy="free some space, or set FP4FORGE_BUILD or TMPDIR to a larger disk",
+        )
+    if not where and error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN):
+        return None
+    return HostError(
+        f"{where}{error.strerror or error}",
+        rule=f"builds keep their state in {paths.STATE}, temporary files in {_temporary()}",
+        remedy="make it readable, or writable; FP4FORGE_BUILD and TMPDIR name other folders",
+    )
+
+
+def defect(error: BaseException) -> DefectError:
+    """A defect in fp4forge; its details go into a file, or to stderr with FP4FORGE_DEBUG=1."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    what = shown(without_secrets(f"{type(error).__name__}: {error}"), 300)
+    return DefectError(
+        f"fp4forge failed: {what}{where}",
+        rule="this is a defect in fp4forge, whatever the input was",
+        remedy=f"report it with {_details(error)}; known secrets are left out, but look first",
+    )
+
+
+def _details(error: BaseException) -> str:
+    """Writes what a report needs; returns where."""
+    try:
+        trace = "".join(traceback.format_exception(error))
+    except Exception as another:  # an exception whose own text fails
+        trace = f"{type(error).__name__}, whose text cannot be had: {type(another).__name__}\n"
+    text = without_secrets(
+        f"fp4forge {fp4forge.__version__}, Python {platform.python_version()},"
+        f" {platform.platform()}\n{shlex.join(sys.argv)}\n\n{trace}"
+    )
+    if os.environ.get("FP4FORGE_DEBUG") == "1":
+        sys.stderr.write(text.encode(errors="backslashreplace").decode())
+        return "the lines above"
+    for folder in (paths.STATE / "defects", Path(_temporary())):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            start = time.strftime("fp4forge-defect-%Y%m%d-%H%M%S-")
+            handle, name = tempfile.mkstemp(".txt", start, folder)
+            with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text)
+        except OSError:
+            continue
+        return name
+    return "what FP4FORGE_DEBUG=1 prints (no file could be written)"
+
+
+def _temporary() -> str:
+    """The temporary folder; not the one of this process, which goes with it."""
+    found = tempfile.gettempdir()
+    return str(Path(found).parent) if Path(found).name.startswith("fp4forge.") else found
+
+
+def in_thread(failed: threading.ExceptHookArgs) -> None:
+    """Says what ended a thread, in one line instead of a traceback."""
+    if failed.exc_value is not None:
+        found = expected(failed.exc_value)
+        sys.stderr.write(f"warning: {shown(found.message, 300)}\n")
