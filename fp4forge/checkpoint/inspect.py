@@ -135,7 +135,7 @@ def inspect(folder: Path, report: Progress = lambda _: None) -> Inspection:
         report: called with progress.
 
     Raises:
-        CheckpointError: the folder is no checkpoint at all.
+        CheckpointError: the folder is not a checkpoint.
     """
     report("headers")
     found = tensors.read(folder)

@@ -127,13 +127,13 @@ def keep(digest: str, blob: IO[bytes]) -> None:
 
 
 def kept(digest: str) -> list[Finding] | None:
-    """What is kept of a blob; None where it is no layer."""
+    """What is kept of a blob; None if it is not a layer."""
     listed = json.loads(_record(digest).read_text())
     return None if listed is None else [Finding(**item) for item in listed]
 
 
 def _layer(blob: io.RawIOBase) -> list[Finding] | None:
-    """Findings of one blob; None where it is no layer (a manifest, a configuration)."""
+    """Findings of one blob; None if it is not a layer (a manifest, a configuration)."""
     import zlib
 
     import zstandard

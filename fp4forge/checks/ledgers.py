@@ -72,7 +72,7 @@ def _wheel(target: str, path: Path, report: Progress) -> Ledger:
     except (zipfile.BadZipFile, OSError) as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
-        raise BinaryError(f"{target} is no readable wheel: {error}") from None
+        raise BinaryError(f"{target} is not a readable wheel: {error}") from None
 
 
 # Where images keep vLLM: distributions' Python, virtual environments, conda.
@@ -102,7 +102,7 @@ def _from_engine(target: str, report: Progress) -> Iterator[Path]:
                     engine.pull(client, target, None, report)
                 except RegistryError as error:
                     raise UsageError(
-                        f"{target!r} is no file, folder, container or image here",
+                        f"{target!r} is not a file, folder, container or image here",
                         rule="a .so, .whl, folder, container name, or an image that can be pulled",
                         remedy=error.message[:160],
                     ) from None

@@ -18,18 +18,18 @@ from fp4forge.core.text import block
 # Command name -> module and attribute; nothing is imported before the command is used.
 COMMANDS = {
     "arch": ("fp4forge.cli.arch", "arch", "Explain what an architecture list gives each GPU."),
-    "ledger": ("fp4forge.cli.ledger", "ledger", "Tell which GPUs a binary's kernels run on."),
+    "ledger": ("fp4forge.cli.ledger", "ledger", "Show which GPUs a binary's kernels run on."),
     "compare": ("fp4forge.cli.ledger", "compare", "Show what changed between two images."),
     "patch": ("fp4forge.cli.patch", "patch", "List, check and rebase the patches to vLLM."),
     "lock": ("fp4forge.cli.files", "lock", "Make or check the hashed dependency locks."),
     "render": ("fp4forge.cli.files", "render", "Render generated files, or check them."),
     "context": ("fp4forge.cli.image", "context", "Write a build context, to build it by hand."),
     "verify": ("fp4forge.cli.image", "verify", "Run the image tests against an image."),
-    "distribute": ("fp4forge.cli.transfer", "distribute", "Bring an image to machines over ssh."),
-    "bundle": ("fp4forge.cli.transfer", "bundle", "Write an image into one file, with evidence."),
-    "unbundle": ("fp4forge.cli.transfer", "unbundle", "Check and unpack such a file."),
+    "distribute": ("fp4forge.cli.transfer", "distribute", "Copy an image to machines over ssh."),
+    "bundle": ("fp4forge.cli.transfer", "bundle", "Pack an image and its evidence into one file."),
+    "unbundle": ("fp4forge.cli.transfer", "unbundle", "Check and unpack a bundle."),
     "checkpoint": ("fp4forge.cli.checkpoint", "checkpoint", "Inspect or fetch a checkpoint."),
-    "serve": ("fp4forge.cli.serve", "serve", "From an image to a working server."),
+    "serve": ("fp4forge.cli.serve", "serve", "Configure, size and diagnose a server."),
     "matrix": ("fp4forge.cli.files", "matrix", "List everything that can be built."),
     "completion": ("fp4forge.cli.files", "completion", "Print shell completion."),
 }
@@ -63,8 +63,10 @@ class LazyGroup(click.Group):
 )
 @plan_options
 @registry_option
-@click.option("--repo", default="fp4forge/vllm", show_default=True, help="Repository in it.")
-@click.option("--tag", "tags", multiple=True, help="One more tag for the verified image.")
+@click.option(
+    "--repo", default="fp4forge/vllm", show_default=True, help="Repository in the registry."
+)
+@click.option("--tag", "tags", multiple=True, help="Another tag for the verified image.")
 @click.option("--push", is_flag=True, help="Push by digest, verify, then move the tags.")
 @click.option("--load", is_flag=True, help="Leave the verified image in the engine (default).")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
@@ -81,7 +83,7 @@ class LazyGroup(click.Group):
 @click.option("--gpu", is_flag=True, help="Verify on this machine's GPU too, before any tag.")
 @reports_option
 @click.option("--verbose", is_flag=True, help="Name every check in the closing summary.")
-@click.option("--no-cache", is_flag=True, help="Build every step anew.")
+@click.option("--no-cache", is_flag=True, help="Rebuild every step.")
 @click.version_option(package_name=None, version=__import__("fp4forge").__version__)
 @click.pass_context
 def cli(ctx: click.Context, /, **options: Any) -> None:

@@ -15,18 +15,18 @@ from fp4forge.kernels import archs
 
 @click.group()
 def arch() -> None:
-    """What a TORCH_CUDA_ARCH_LIST becomes in vLLM, before anything is compiled."""
+    """Show what a TORCH_CUDA_ARCH_LIST becomes in vLLM, before compiling anything."""
 
 
 @arch.command()
 @click.argument("list_", metavar="LIST")
 @click.option("--vllm", help="vLLM version; by default the reference's.")
-@click.option("--cuda", help="CUDA of the compiler; by default the release's.")
+@click.option("--cuda", help="CUDA version of the compiler; by default the release's.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def explain(list_: str, vllm: str | None, cuda: str | None, as_json: bool) -> None:
     """Predict every kernel group's targets for LIST, and what each Blackwell GPU gets.
 
-    Exit code 0 when every Blackwell GPU that LIST names gets NVFP4, 3 when one does not, 2 when
+    Exit code 0 if every Blackwell GPU that LIST names gets NVFP4, 3 if one does not, 2 if
     LIST cannot be used.
     """
     reference = release.load(defaults.table().reference.release)
@@ -60,7 +60,7 @@ def _show(prediction: archs.Prediction) -> None:
 
 @arch.command()
 @click.argument("tree", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--vllm", required=True, help="The version that TREE is.")
+@click.option("--vllm", required=True, help="Version of TREE.")
 def extract(tree: Path, vllm: str) -> None:
     """Read the CMake rules of a vLLM source TREE into releases/archs/."""
     from fp4forge.core import files

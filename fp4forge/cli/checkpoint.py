@@ -14,14 +14,14 @@ from fp4forge.core.errors import CheckpointError
 
 @click.group()
 def checkpoint() -> None:
-    """Look into a model's checkpoint before it is served."""
+    """Inspect a model's checkpoint before serving it."""
 
 
 @checkpoint.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def inspect(folder: Path, as_json: bool) -> None:
-    """Say whether the checkpoint in FOLDER can be served, with which flag and patches."""
+    """Report whether the checkpoint in FOLDER can be served, with which flags and patches."""
     from fp4forge.checkpoint import inspect as inspecting
 
     console = Console()
@@ -50,7 +50,7 @@ def inspect(folder: Path, as_json: bool) -> None:
 @click.option("--revision", default="main", show_default=True, help="Branch, tag or commit.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def fetch(repository: str, folder: Path, revision: str, as_json: bool) -> None:
-    """Download REPOSITORY (OWNER/NAME) from a Hugging Face hub; resumes, checks every hash."""
+    """Download REPOSITORY (OWNER/NAME) from a Hugging Face hub; resume, and check every hash."""
     from fp4forge.checkpoint import fetch as fetching
 
     console = Console()

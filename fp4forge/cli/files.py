@@ -10,9 +10,9 @@ from fp4forge.core.errors import DriftError
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Write nothing; fail when a lock has drifted.")
+@click.option("--check", is_flag=True, help="Write nothing; fail if a lock has drifted.")
 def lock(check: bool) -> None:
-    """Make the hashed dependency locks, one per release, strategy, platform and Python."""
+    """Resolve the hashed dependency locks, one per release, strategy, platform and Python."""
     from fp4forge.maintain import locking
 
     console = Console()
@@ -37,7 +37,7 @@ def lock(check: bool) -> None:
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Write nothing; fail when a file differs.")
+@click.option("--check", is_flag=True, help="Write nothing; fail if a file differs.")
 def render(check: bool) -> None:
     """Render dockerfiles/ (every supported plan), schemas/ and docs/cli.md."""
     from fp4forge.cli import reference
@@ -63,13 +63,13 @@ def render(check: bool) -> None:
 @click.command()
 @click.option("--release", "releases", multiple=True, help="Only these releases.")
 @click.option("--runner", type=click.Choice(["hosted", "self-hosted"]),
-              help="Only what such runners build.")  # fmt: skip
+              help="Only what these runners build.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def matrix(releases: tuple[str, ...], runner: str | None, as_json: bool) -> None:
-    """List everything that can be built, with the labels of the runner that builds it.
+    """List everything that can be built, with the labels of its runner.
 
-    Hosted runners build from published wheels; compiling and testing on a GPU need a machine that
-    has it.
+    Hosted runners build from published wheels. Compiling and testing on a GPU need a
+    self-hosted machine with that GPU.
     """
     from fp4forge.inputs import release
     from fp4forge.maintain import matrix as building

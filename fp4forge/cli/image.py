@@ -154,7 +154,7 @@ def _show(p: Plan) -> None:
 def context(output: Path, as_json: bool, **o: Any) -> None:
     """Write a plan's build context, and print the command that builds it by hand.
 
-    What that command builds is in the engine as an unverified image; no check has run on it.
+    The command leaves an image in the engine that no check has verified.
     """
     from fp4forge.image import context as contexts
     from fp4forge.publish import build as building
@@ -179,9 +179,9 @@ def context(output: Path, as_json: bool, **o: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 @reports_option
 def verify(image: str, gpu: bool, as_json: bool, reports: Path | None, **o: Any) -> None:
-    """Run the image tests against IMAGE, which the engine has or can pull.
+    """Run the image tests against IMAGE, from the engine or a registry.
 
-    Without --gpu, what only a GPU can show is skipped, and said.
+    Without --gpu, checks that need a GPU are skipped, and the output says so.
     """
     from fp4forge.checks import runner as verifying
     from fp4forge.oci import engine
@@ -199,5 +199,5 @@ def verify(image: str, gpu: bool, as_json: bool, reports: Path | None, **o: Any)
         for check in checks:
             console.say(f"  {check.outcome:<8} {check.name}")
     if not gpu:
-        console.say("  NOT RUN: what only a GPU can show (--gpu)")
+        console.say("  NOT RUN: checks that need a GPU (--gpu)")
     verifying.demand(checks)

@@ -20,10 +20,10 @@ from fp4forge.kernels.gpus import GPUS
 @click.argument("target")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout, every cubin and kernel.")
 @click.option("--require", multiple=True, type=click.Choice(list(GPUS)),
-              help="Fail (3) when this GPU lacks NVFP4 GEMM or quantise.")  # fmt: skip
-@click.option("--html", type=click.Path(path_type=Path), help="Also write a page to look at.")
+              help="Fail (exit code 3) if this GPU lacks NVFP4 GEMM or quantise.")  # fmt: skip
+@click.option("--html", type=click.Path(path_type=Path), help="Also write an HTML page.")
 def ledger(target: str, as_json: bool, require: tuple[str, ...], html: Path | None) -> None:
-    """Tell which GPUs TARGET's FP4 kernels run on, read off the binaries.
+    """Show which GPUs TARGET's FP4 kernels run on, as read from the binaries.
 
     TARGET is a shared object, a wheel, a folder, a container, or an image (not started).
     """
@@ -44,7 +44,7 @@ def ledger(target: str, as_json: bool, require: tuple[str, ...], html: Path | No
         raise CoverageError(
             "; ".join(f"{gpu} lacks {groups}" for gpu, groups in lacking.items()),
             rule=f"--require {' '.join(require)}: native or family kernels",
-            remedy="build.py arch explain LIST tells which list gives them",
+            remedy="build.py arch explain LIST shows which list gives them",
         )
 
 
@@ -65,10 +65,10 @@ def file_rows(files: tuple[ledgers.File, ...]) -> list[tuple[str, ...]]:
         package = file.path if mma or cvt else file.path.split("/")[0]
         alike.setdefault((package, *archs, str(mma), str(cvt)), []).append(file.path)
     rows: list[tuple[str, ...]] = []
-    for (_, *told), paths in alike.items():
+    for (_, *values), paths in alike.items():
         if len(paths) > 3:
             paths = [f"{os.path.commonpath(paths)}/ ({len(paths)} files)"]
-        rows += [(path, *told) for path in paths]
+        rows += [(path, *values) for path in paths]
     return sorted(rows)
 
 

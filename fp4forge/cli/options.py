@@ -20,7 +20,7 @@ _PLAN = (
         "--allow-missing",
         multiple=True,
         metavar="GPU",
-        help="Build although this GPU of --arch gets no FP4.",
+        help="Build even if this GPU of --arch gets no FP4.",
     ),
     click.option(
         "--release",
@@ -32,7 +32,7 @@ _PLAN = (
         "--components",
         default="all",
         show_default=True,
-        help="What to compile: all, core, or names with commas.",
+        help="What to compile: all, core, or a comma-separated list.",
     ),
     click.option(
         "--source",
@@ -41,20 +41,19 @@ _PLAN = (
         metavar="NAME=git|pypi|DIR",
         help="Where an external source comes from, such as cutlass=DIR.",
     ),
-    click.option(
-        "--cross", is_flag=True, help="Compile for linux/arm64 on x86-64, by nvcc's cross mode."
-    ),
+    click.option("--cross", is_flag=True, help="Cross-compile for linux/arm64 on x86-64."),
     click.option(
         "--aot",
-        help="FlashInfer's modules compiled into the image: none, gemma4 (the"
+        help="FlashInfer modules to compile into the image: none, gemma4 (the"
         " default: NVFP4 linear layers) or all.",
     ),
     click.option(
         "--base",
-        help="Base image: ubuntu:24.04 (the default), or bootstrap, made here without a hub.",
+        help="Base image: ubuntu:24.04 (the default), or bootstrap, which needs no hub.",
     ),
     click.option(
-        "--platform", help="linux/amd64, linux/arm64, or both with a comma; by default the GPU's."
+        "--platform",
+        help="linux/amd64, linux/arm64, or both, separated by a comma; by default the GPU's.",
     ),
 )
 
@@ -67,12 +66,12 @@ def plan_options(function: Function) -> Function:
 
 
 def _make(ctx: click.Context, option: click.Parameter, folder: Path | None) -> Path | None:
-    """Makes the folder now: that it cannot be made is said before a long build."""
+    """Creates the folder now, so that a failure shows before a long build."""
     try:
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise click.BadParameter(f"{folder} cannot be made: {error.strerror}") from None
+        raise click.BadParameter(f"{folder} cannot be created: {error.strerror}") from None
     return folder
 
 
@@ -80,14 +79,14 @@ reports_option = click.option(
     "--reports",
     type=click.Path(file_okay=False, writable=True, path_type=Path),
     callback=_make,
-    help="Folder for what the checks say: JUnit XML, JSON, a page.",
+    help="Folder for the checks' reports: JUnit XML, JSON, HTML.",
 )
 
 
 registry_option = click.option(
     "--registry",
     envvar="REGISTRY",
-    help="Registry, HOST[:PORT][/PATH]; by default the one of make setup. [env: REGISTRY]",
+    help="Registry, HOST[:PORT][/PATH]; by default the one make setup starts. [env: REGISTRY]",
 )
 
 

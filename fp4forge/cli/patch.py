@@ -30,7 +30,7 @@ def _versions(vllm: str | None) -> tuple[str, ...]:
 @patch.command("list")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def list_(as_json: bool) -> None:
-    """All patches: for which versions, why, and where upstream has them."""
+    """List all patches: their versions, their reasons, and where upstream fixed it."""
     loaded = {version: series.load("vllm", version) for version in series.versions("vllm")}
     if as_json:
         print_json({v: [s.instructions(p) for p in s.patches] for v, s in loaded.items()})
@@ -49,7 +49,7 @@ def list_(as_json: bool) -> None:
 @click.argument("name")
 @click.option("--vllm", help="Version of vLLM; by default the newest that has the patch.")
 def show(name: str, vllm: str | None) -> None:
-    """One patch: its record and its diff."""
+    """Show one patch: its record and its diff."""
     for version in reversed(_versions(vllm)):
         sequence = series.load("vllm", version)
         for p in sequence.patches:
@@ -62,7 +62,7 @@ def show(name: str, vllm: str | None) -> None:
                 click.echo("\n" + (sequence.folder / p.file).read_text(), nl=False)
                 return
     raise UsageError(
-        f"there is no patch {name!r}" + (f" for vLLM {vllm}" if vllm else ""),
+        f"patch {name!r} does not exist" + (f" for vLLM {vllm}" if vllm else ""),
         remedy="build.py patch list",
     )
 
@@ -71,7 +71,7 @@ def show(name: str, vllm: str | None) -> None:
 @click.option("--vllm", help="One version of vLLM; by default all that have a series.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def check(vllm: str | None, as_json: bool) -> None:
-    """Each patch against its pinned source; fails when one does not apply or is not needed."""
+    """Check each patch against its pinned source; fail if one does not apply or is not needed."""
     found = {version: patching.check(version) for version in _versions(vllm)}
     _print(found, as_json)
     bad = []
@@ -94,7 +94,7 @@ def check(vllm: str | None, as_json: bool) -> None:
 @click.option("--vllm", help="One version of vLLM; by default all that have a series.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def refresh(vllm: str | None, as_json: bool) -> None:
-    """Rebase patches that apply with offsets and record all hashes anew; never with fuzz."""
+    """Rebase patches that apply with offsets and record all hashes again; never with fuzz."""
     _print({version: patching.refresh(version) for version in _versions(vllm)}, as_json)
 
 
@@ -104,7 +104,7 @@ def refresh(vllm: str | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 @click.option("--merge", is_flag=True, help="Print the conflicts as three-way diffs.")
 def drift(vllm: str, as_json: bool, merge: bool) -> None:
-    """What a move to another version of vLLM would need; exit 15 where patches conflict."""
+    """Show what moving to another version of vLLM would need; exit 15 if patches conflict."""
     console = Console()
     with console.step("source") as step:
         step.report(f"vLLM {vllm}'s sdist")

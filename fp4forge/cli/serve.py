@@ -23,7 +23,7 @@ _URL = click.option("--url", required=True, help="The server's root, such as htt
 
 @click.group()
 def serve() -> None:
-    """From an image to a working server."""
+    """Configure, size and diagnose a server."""
 
 
 def _published(o: dict[str, Any]) -> tuple[str, str]:
@@ -58,7 +58,7 @@ def _published(o: dict[str, Any]) -> tuple[str, str]:
 @click.option("--release", help="Release of the image; by default the newest that has a wheel.")
 @click.option("--variant", help="awq (all patches; the default) or plain.")
 @click.option("--from", "strategy", help="How the image was built: wheel (the default) or source.")
-@click.option("--base", help="Base of the image; by default the one of make image.")
+@click.option("--base", help="Base of the image; by default that of make image.")
 @click.option("--platform", help="Platform of the image; by default the GPU's.")
 @click.option("--image", help="Image; by default the release's moving tag in --registry.")
 @registry_option
@@ -68,7 +68,7 @@ def _published(o: dict[str, Any]) -> tuple[str, str]:
 @click.option("--name", help="The model's name in the API; by default the folder's.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
 @click.option("--utilization", type=float, default=0.85, show_default=True)
-@click.option("--explain", is_flag=True, help="A table of every setting and its reason.")
+@click.option("--explain", is_flag=True, help="Print every setting and its reason.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False))
 @_JSON
 def compose(as_json: bool, explain: bool, output: Path | None, kind: str, **o: Any) -> None:
@@ -115,9 +115,9 @@ def compose(as_json: bool, explain: bool, output: Path | None, kind: str, **o: A
               help="gb10, rtx5090, rtxpro6000, b200, gb200; all by default.")  # fmt: skip
 @click.option("--utilization", type=click.FloatRange(0.1, 0.98), default=0.85, show_default=True)
 @click.option("--context", type=click.IntRange(1), default=65536, show_default=True,
-              help="Tokens; the most sequences of that length are told.")  # fmt: skip
+              help="Tokens; prints how many sequences of that length fit.")  # fmt: skip
 @click.option("--sequences", type=click.IntRange(1, 4096), default=4, show_default=True,
-              help="The largest context of so many is told.")  # fmt: skip
+              help="Prints the largest context that fits this many sequences.")  # fmt: skip
 @click.option("--kv-cache-dtype", default="fp8_e4m3", show_default=True,
               type=click.Choice(["fp8_e4m3", "fp8", "auto", "bfloat16"]))  # fmt: skip
 @click.option("--batched-tokens", type=click.IntRange(1), help="--max-num-batched-tokens.")
@@ -125,7 +125,7 @@ def compose(as_json: bool, explain: bool, output: Path | None, kind: str, **o: A
               help="Context against concurrency, as SVG, PNG or PDF.")  # fmt: skip
 @_JSON
 def fit(model: Path, products: tuple[str, ...], as_json: bool, plot: Path | None, **o: Any) -> None:
-    """What of MODEL fits on each GPU: weights, KV cache, context, sequences, decode rate."""
+    """Show what fits on each GPU: weights, KV cache, context, sequences, decode rate."""
     from fp4forge.checkpoint import tensors
     from fp4forge.serve import memory
 
@@ -209,7 +209,7 @@ def _show_fit(data: dict[str, Any], o: dict[str, Any]) -> None:
               help="Saved CSV of name,compute_cap,driver_version,memory.total.")  # fmt: skip
 @_JSON
 def doctor(as_json: bool, **given: Any) -> None:
-    """Find what is wrong with a server: container, compose file, log, live URL, or all."""
+    """Find what is wrong with a server, from its container, compose file, log or URL."""
     from fp4forge.doctor import described, diagnosis, evidence
     from fp4forge.doctor import examine as doctors
 
@@ -260,7 +260,7 @@ def doctor(as_json: bool, **given: Any) -> None:
 @_URL
 @click.option("--only", multiple=True, type=click.Choice(["text", "vision", "reasoning", "tool"]),
               help="Kinds of prompts; all by default.")  # fmt: skip
-@click.option("--stream", is_flag=True, help="Read the answers as streams.")
+@click.option("--stream", is_flag=True, help="Stream the answers.")
 @click.option("--timeout", type=click.FloatRange(1, 3600), default=120, show_default=True)
 @_JSON
 def quality(url: str, only: tuple[str, ...], stream: bool, timeout: float, as_json: bool) -> None:

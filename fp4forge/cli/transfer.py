@@ -16,15 +16,15 @@ from fp4forge.core.errors import TagError
 @click.option("--to", "nodes", required=True, metavar="USER@HOST,…", help="Machines with Docker.")
 @click.option("--name", help="REPOSITORY:TAG on the nodes; by default the image's own.")
 @click.option("--ssh-config", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-              help="Another file than ssh's own.")  # fmt: skip
+              help="ssh configuration file to use instead of the default.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def distribute(
     image: str, nodes: str, name: str | None, ssh_config: Path | None, as_json: bool
 ) -> None:
-    """Bring IMAGE to machines over ssh; only layers that a machine lacks travel.
+    """Copy IMAGE to machines over ssh; only the layers that a machine lacks are sent.
 
-    IMAGE is in a registry on this machine's loopback. Each node's engine pulls it by digest
-    through ssh, side by side; its tag is set last.
+    IMAGE must be in a registry on this machine's loopback. All nodes pull it by digest through
+    ssh at the same time; each tag is set last.
     """
     from fp4forge.publish import distribute as distributing
 
@@ -43,10 +43,10 @@ def distribute(
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True,
               help="File to write.")  # fmt: skip
 @click.option("--manifest", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-              help="A compose file (serve compose -o) to go with it.")  # fmt: skip
+              help="A compose file (serve compose -o) to include.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def bundle(image: str, output: Path, manifest: Path | None, as_json: bool) -> None:
-    """Write IMAGE (REPOSITORY:TAG in a registry) with its evidence into one checksummed file."""
+    """Pack IMAGE (REPOSITORY:TAG in a registry) and its evidence into one checksummed file."""
     from fp4forge.publish import bundle as bundling
 
     console = Console()
@@ -66,7 +66,7 @@ def bundle(image: str, output: Path, manifest: Path | None, as_json: bool) -> No
 @click.option("--load", is_flag=True, help="Load it into this machine's engine.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def unbundle(file: Path, folder: Path, repository: str | None, load: bool, as_json: bool) -> None:
-    """Check every file of a bundle and unpack it; push or load its image on request."""
+    """Check every file of a bundle and unpack it; optionally push or load its image."""
     from fp4forge.oci import copying, registry
     from fp4forge.oci import reference as references
     from fp4forge.publish import bundle as bundling

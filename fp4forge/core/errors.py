@@ -12,7 +12,7 @@ __all__ = ["BinaryError", "ForgeError", "ReleaseError", "ToolError", "UsageError
 
 
 class CoverageError(ForgeError):
-    """A requested GPU would be left without what was asked for."""
+    """A requested GPU would lack what was asked for."""
 
     exit_code = 3
 
@@ -24,7 +24,7 @@ class EngineError(ForgeError):
 
 
 class RegistryError(ForgeError):
-    """The registry cannot be reached, or refuses."""
+    """The registry is unreachable or refuses the request."""
 
     exit_code = 5
 
@@ -48,7 +48,7 @@ class PlatformError(ForgeError):
 
 
 class BaseImageError(ForgeError):
-    """The base image cannot be had."""
+    """The base image is not available."""
 
     exit_code = 10
 
@@ -84,19 +84,19 @@ class DriftError(ForgeError):
 
 
 class CheckpointError(ForgeError):
-    """A checkpoint is not there, cannot be read, or cannot be served."""
+    """A checkpoint is missing, unreadable, or cannot be served."""
 
     exit_code = 19
 
 
 class ServingError(ForgeError):
-    """A server is wrongly set up, does not answer, or answers wrongly."""
+    """A server is misconfigured, does not answer, or answers wrongly."""
 
     exit_code = 20
 
 
 class TransferError(ForgeError):
-    """A machine that an image was to be brought to does not have it."""
+    """The image did not reach a target machine."""
 
     exit_code = 21
 

@@ -30,7 +30,7 @@ class Mount:
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU as nvidia-smi sees it; capability such as 12.1, memory in MiB (0: not told)."""
+    """One GPU as nvidia-smi sees it; capability such as 12.1, memory in MiB (0: unknown)."""
 
     name: str
     capability: str
@@ -101,7 +101,7 @@ def as_log(content: bytes) -> str:
 
 
 def host(out: Evidence) -> None:
-    """Adds what this machine tells: its memory, and its GPUs if nvidia-smi is there."""
+    """Adds what this machine reports: its memory, and its GPUs if nvidia-smi is there."""
     text = Path("/proc/meminfo").read_text(errors="replace")
     sizes = {m[1]: int(m[2]) * 1024 for m in re.finditer(r"^(\w+):\s+([0-9]{1,15}) kB", text, re.M)}
     out.memory_total, out.memory_free = sizes.get("MemTotal"), sizes.get("MemAvailable")

@@ -42,7 +42,7 @@ def image(found: Evidence) -> Iterator[Finding]:
         yield Finding(
             "image", WARNING, f"image {found.image} has no io.fp4forge labels",
             "not an image of fp4forge: what is in it is not known",
-            "build.py ledger IMAGE tells its kernels; build.py --push makes one that is known",
+            "build.py ledger IMAGE shows its kernels; build.py --push makes a verified image",
         )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ _ENTRY = re.compile(r"[0-9]+\.[0-9][af]?")
 
 
 def version(text: str) -> tuple[int, ...]:
-    """A version as CMake compares it: integer components up to the first that is none."""
+    """A version as CMake compares it: integer components up to the first that is not one."""
     found: list[int] = []
     for part in text.split("."):
         match = re.match(r"[0-9]+", part)
@@ -123,7 +123,7 @@ def torch_archs(text: str) -> list[str]:
             found.append(plain)
         else:
             raise UsageError(
-                f"{entry!r} in the arch list is no architecture",
+                f"{entry!r} in the arch list is not an architecture",
                 rule="X.Y with an optional a or f and an optional +PTX, separated by ;",
                 remedy="such as 10.0;12.0;12.1",
             )

@@ -125,7 +125,7 @@ def has_device_code(path: Path) -> bool:
 
 def _check(path: Path) -> None:
     if not path.is_file():
-        raise BinaryError(f"{path} is no file")
+        raise BinaryError(f"{path} is not a file")
     size = path.stat().st_size
     if size == 0:
         raise BinaryError(f"{path} is empty", rule="an ELF object with CUDA device code")

@@ -17,7 +17,7 @@ from fp4forge.kernels.cubins import Kernel
 _MARLIN = re.compile(r"6MarlinILl(\d+)ELl(\d+)E")
 
 # Kernel groups of the verdict; Marlin counts where it takes FP4 weights with 16-bit activations.
-# Names tell only which group a kernel with the instructions is of.
+# Names only assign a kernel that has the instructions to a group.
 GROUPS = ("nvfp4_gemm", "nvfp4_grouped_gemm", "nvfp4_quantise", "fp8_gemm", "marlin", "moe_marlin",
           "flashinfer_gemm", "flashinfer_quantise")  # fmt: skip
 REQUIRED = ("nvfp4_gemm", "nvfp4_quantise")

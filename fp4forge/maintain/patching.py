@@ -95,7 +95,7 @@ def drift(version: str) -> list[State]:
     try:
         known = [v for v in series.versions("vllm") if Version(v) <= Version(version)]
     except InvalidVersion:
-        raise UsageError(f"--vllm {version!r} is no version") from None
+        raise UsageError(f"--vllm {version!r} is not a version") from None
     if not known:
         raise UsageError(f"no series is as old as vLLM {version}")
     sequence = series.load("vllm", known[-1])

@@ -55,7 +55,7 @@ GATE_ENTRY = "nvfp4_scaled_mm_entry.cu"
 
 @dataclass(frozen=True)
 class Source:
-    """Where an external source comes from; ``note`` tells a deviation from vLLM's pin."""
+    """Where an external source comes from; ``note`` states a deviation from vLLM's pin."""
 
     provider: str  # git, pypi or local
     where: str  # URL#commit, requirements, or SHA-256 of the local tree
@@ -94,7 +94,7 @@ class Choice:
         }
 
 
-# The file in which a source tells its own version, and the numbers there.
+# The file in which a source states its own version, and the numbers there.
 _VERSIONS = {
     "cutlass": (
         "include/cutlass/version.h",
@@ -123,7 +123,7 @@ def choose(
 
     Raises:
         UsageError: an unknown component, source or provider.
-        ArtefactError: a local tree that is none.
+        ArtefactError: a local tree does not hold the source.
     """
     names = tuple(COMPONENTS) if wanted == "all" else tuple(dict.fromkeys(wanted.split(",")))
     for name in names:
@@ -182,7 +182,7 @@ def _parse(text: str, release: Release) -> tuple[str, Source]:
     folder = Path(where)
     if not folder.is_dir() or not any(folder.iterdir()):
         raise ArtefactError(
-            f"--source {name}: {where!r} is no folder with sources", rule="a checkout of " + name
+            f"--source {name}: {where!r} is not a folder with sources", rule="a checkout of " + name
         )
     pin = release.externals[name]
     _check_version(name, folder, pin, release)
@@ -198,9 +198,9 @@ def _check_version(name: str, folder: Path, pin: External, release: Release) -> 
     text = (folder / file).read_text(errors="replace") if (folder / file).is_file() else ""
     found = ".".join(re.findall(pattern, text))
     if f"v{found}" != pin.tag:
-        told = f"{name} {found}" if found else f"no {name}: its {file} tells no version"
+        found_text = f"{name} {found}" if found else f"no {name}: its {file} states no version"
         raise ArtefactError(
-            f"--source {name}: {folder} is {told}",
+            f"--source {name}: {folder} is {found_text}",
             rule=f"vLLM {release.vllm_version} pins {pin.tag}; another version breaks its kernels",
             remedy=f"a checkout of {pin.tag}, or --source {name}=git",
         )

@@ -1,7 +1,7 @@
 """Compiling for another platform than the machine's, with nvcc's cross mode.
 
 Device code does not depend on the host. For host code nvcc takes the compiler that ``-ccbin``
-names and tells cudafe++ and cicc by itself when that compiler is an Arm one (nvcc 13.0.88,
+names and instructs cudafe++ and cicc by itself when that compiler is an Arm one (nvcc 13.0.88,
 ``--dryrun``). The target's CUDA and torch wheels give headers and libraries; nothing of them runs.
 """
 

@@ -106,7 +106,7 @@ def unpack(file: Path, folder: Path, report: Progress) -> Bundle:
     """Unpacks a bundle into a folder that does not exist yet, every file checked.
 
     Raises:
-        ArtefactError: it is no bundle, is cut short, or a file is not what its checksum says;
+        ArtefactError: it is not a bundle, is cut short, or a file is not what its checksum says;
             the folder is not left behind then.
     """
     if folder.exists():
@@ -123,7 +123,7 @@ def unpack(file: Path, folder: Path, report: Progress) -> Bundle:
             bundle = _check(root, file)
         except (tarfile.TarError, EOFError, OSError) as error:
             raise ArtefactError(
-                f"{file} is no complete bundle: {error}", remedy="copy it once more"
+                f"{file} is not a complete bundle: {error}", remedy="copy it once more"
             ) from None
         root.rename(folder)
     return bundle

@@ -38,7 +38,7 @@ def describe(image: str, report: Progress) -> Description:
     """Reads an image without starting it; pulls it when the engine does not have it.
 
     Raises:
-        UsageError: there is no such image.
+        UsageError: no such image exists.
         BinaryError: it has no vLLM.
     """
     from docker.errors import APIError, ImageNotFound
@@ -54,7 +54,7 @@ def describe(image: str, report: Progress) -> Description:
         history = reading.shaped(found.history(), list[_Step], f"history of {image}", RegistryError)
     except (APIError, RegistryError) as error:
         why = getattr(error, "message", error)
-        raise UsageError(f"{shown(image)!r} is no image here", rule=shown(why, 160)) from None
+        raise UsageError(f"{shown(image)!r} is not an image here", rule=shown(why, 160)) from None
     layers = [
         ((step.CreatedBy or "").removesuffix(" # buildkit"), step.Size)
         for step in reversed(history)

@@ -10,18 +10,18 @@ import pytest
 
 
 def test_entrypoint(config: dict[str, Any]) -> None:
-    """entrypoint is vllm"""
+    """the entrypoint is vllm"""
     assert config["Entrypoint"] == ["vllm"], f"entrypoint is {config['Entrypoint']}"
 
 
 def test_user(config: dict[str, Any]) -> None:
-    """user is not root"""
+    """the user is not root"""
     user = (config.get("User") or "root").split(":")[0]
     assert user not in ("root", "0", ""), f"the image runs as {user}"
 
 
 def test_healthcheck(config: dict[str, Any]) -> None:
-    """there is a health check whose start period fits a 5 minute load"""
+    """the health check's start period covers a 5-minute load"""
     check = config.get("Healthcheck") or {}
     assert check.get("Test"), "the image has no health check"
     assert check.get("StartPeriod", 0) >= 300e9, "its start period is under 5 minutes"
@@ -33,7 +33,7 @@ def test_port(config: dict[str, Any]) -> None:
 
 
 def test_labels(config: dict[str, Any], plan: dict[str, Any]) -> None:
-    """labels name the release, arch, variant and plan"""
+    """the labels name the release, arch, variant and plan"""
     labels = config.get("Labels") or {}
     wanted = {
         "io.fp4forge.release": plan["release"],
@@ -47,7 +47,7 @@ def test_labels(config: dict[str, Any], plan: dict[str, Any]) -> None:
 
 
 def test_environment(config: dict[str, Any], plan: dict[str, Any]) -> None:
-    """environment has the release's defaults and the JIT's cap"""
+    """the environment has the release's defaults and the JIT cap"""
     have = dict(entry.split("=", 1) for entry in config.get("Env") or [])
     wanted = plan["environment"] | {
         "MAX_JOBS": str(plan["max_jit_jobs"]),
@@ -59,7 +59,7 @@ def test_environment(config: dict[str, Any], plan: dict[str, Any]) -> None:
 
 
 def test_platform(image: dict[str, Any], plan: dict[str, Any]) -> None:
-    """platform is the plan's"""
+    """the platform is the plan's"""
     found = f"{image['Os']}/{image['Architecture']}"
     assert found == plan["platform"], f"the image is for {found}, wanted {plan['platform']}"
 
@@ -79,7 +79,7 @@ def when(text: str) -> datetime.datetime:
 
 
 def test_provenance(request: pytest.FixtureRequest, plan: dict[str, Any]) -> None:
-    """its provenance is this plan's, and the clock that it was made by was right"""
+    """the provenance is this plan's, and the build machine's clock was correct"""
 
     reference = request.config.getoption("--image")
     if "@sha256:" not in reference:
@@ -102,7 +102,7 @@ def test_provenance(request: pytest.FixtureRequest, plan: dict[str, Any]) -> Non
 
 
 def test_layers(request: pytest.FixtureRequest) -> None:
-    """no layer holds a credential, not even one that a later layer deletes"""
+    """no layer holds a credential, including deleted ones"""
     from fp4forge.checks import credentials as layers
 
     found = layers.credentials(request.config.getoption("--image"), lambda _: None)
@@ -112,7 +112,7 @@ def test_layers(request: pytest.FixtureRequest) -> None:
 
 
 def test_secrets(config: dict[str, Any], history: list[tuple[int, str]]) -> None:
-    """no token, password or key in the environment, labels or history"""
+    """the environment, labels and history hold no token, password or key"""
     texts = [*(config.get("Env") or []), *(command for _, command in history)]
     texts += [f"{key}={value}" for key, value in (config.get("Labels") or {}).items()]
     # The name is told, the value is not: this report may be public.

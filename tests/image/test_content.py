@@ -33,14 +33,14 @@ def test_patched_files(
 
 
 def test_patch_record(host: Any, plan: dict[str, Any]) -> None:
-    """the image's own patch record is the plan's"""
+    """the image's patch record matches the plan"""
     record = json.loads(host.file("/opt/fp4forge/patches.json").content_string)
     found = {path: hashes["after"] for path, hashes in record["files"].items()}
     assert found == plan["patched_files"], "/opt/fp4forge/patches.json differs from the plan"
 
 
 def test_versions(host: Any, plan: dict[str, Any]) -> None:
-    """versions of vLLM, torch, CUDA, transformers, FlashInfer are the release's"""
+    """vLLM, torch, CUDA, transformers and FlashInfer have the release's versions"""
     code = (
         "import importlib.metadata as m, json;"
         f"print(json.dumps({{n: m.version(n) for n in {VERSIONS}}}))"
@@ -65,7 +65,7 @@ def test_imports(host: Any) -> None:
 
 
 def test_extensions(host: Any, proofs: str, site: str) -> None:
-    """vLLM's extensions load, and tell of FP4 on just the GPU families that they have it for"""
+    """vLLM's extensions load and report FP4 for exactly the GPU families they contain"""
     from fp4forge.kernels.gpus import RUNS
 
     done = host.run(f"python3 {proofs}/extensions.py {site}")
@@ -87,7 +87,7 @@ def test_unpacked_size(
     host: Any, plan: dict[str, Any], history: list[tuple[int, str]],
     record_property: Callable[[str, object], None],
 ) -> None:  # fmt: skip
-    """unpacked size is within the release's budget"""
+    """the unpacked size is within the release's budget"""
     # Proofs that run beside it write there.
     size = int(host.run("du -sxB1 --exclude=/tmp --exclude=/home / 2>/dev/null").stdout.split()[0])
     record_property("unpacked_bytes", size)
@@ -99,7 +99,7 @@ def test_unpacked_size(
 
 
 def test_left_out(host: Any, plan: dict[str, Any], site: str) -> None:
-    """no static archives and nothing that the requested GPUs have no code for"""
+    """no static archives, and no files without code for the requested GPUs"""
     found = host.check_output(f"find {site} -name '*.a' -o -name '_vllm_fa3_C*' | head -3")
     assert not found, f"left in the image: {found}"
 
@@ -119,7 +119,7 @@ def test_bytecode(host: Any, site: str) -> None:
 
 
 def test_ledger(host: Any, plan: dict[str, Any], config: dict[str, Any]) -> None:
-    """the ledger is the labelled one and has native or family NVFP4 for every requested GPU"""
+    """the ledger matches its label and has NVFP4 for every requested GPU"""
     path = "/opt/fp4forge/ledger.json"
     digest = host.check_output(f"sha256sum {path}").split()[0]
     label = (config.get("Labels") or {}).get("io.fp4forge.ledger")
@@ -132,7 +132,7 @@ def test_ledger(host: Any, plan: dict[str, Any], config: dict[str, Any]) -> None
 def test_ledger_is_of_these_files(
     host: Any, site: str, sha256: Callable[..., dict[str, str]]
 ) -> None:
-    """every extension in the ledger has the SHA-256 that the ledger says"""
+    """every extension has the SHA-256 in the ledger"""
     files = json.loads(host.file("/opt/fp4forge/ledger.json").content_string)["files"]
     listed = {f"{site}/{file['path']}": file["sha256"] for file in files}
     found = sha256(list(listed))
@@ -143,7 +143,7 @@ def test_ledger_is_of_these_files(
 def test_kernels(
     request: pytest.FixtureRequest, plan: dict[str, Any], tell: Callable[[str], None]
 ) -> None:
-    """FP4 kernels for every requested GPU are in the binaries, read off them once more"""
+    """the binaries contain FP4 kernels for every requested GPU"""
     from fp4forge.checks import ledgers
     from fp4forge.kernels import ledger
 
@@ -155,7 +155,7 @@ def test_kernels(
 
 
 def test_aot(host: Any, plan: dict[str, Any], put_files: Callable[[dict[str, Path]], None]) -> None:
-    """FlashInfer finds its modules for every requested GPU and would compile nothing"""
+    """FlashInfer finds its modules for every requested GPU and compiles nothing"""
     from fp4forge.plan import aot
 
     choice = aot.Choice(**plan["aot"])
@@ -190,7 +190,7 @@ print(json.dumps([spec.name for spec in found if not spec.is_aot]))
 
 
 def test_machine(over_files: Callable[..., Any], plan: dict[str, Any]) -> None:
-    """every ELF file is for the image's processor, or is GPU code"""
+    """every ELF file is for the image's processor or a GPU"""
     code = f"""
 import json, os
 wanted, gpu = {MACHINES[plan["platform"]]}, 190
@@ -219,14 +219,14 @@ print(json.dumps([seen, foreign]))
 
 
 def readelf(host: Any, options: str, files: str) -> dict[str, str]:
-    """What readelf says of each file that a ``find`` names; one process for them all."""
+    """readelf's output for each file that a ``find`` names; one process for all of them."""
     said = host.run(f"{files} | sort -u | xargs readelf {options} /dev/null 2>/dev/null").stdout
     parts = [part.partition("\n") for part in said.split("\nFile: ")[1:]]
     return {name.strip(): text for name, _, text in parts}
 
 
 def test_driver(host: Any, site: str) -> None:
-    """what calls the driver names its library: else it cannot be loaded, which only a GPU shows"""
+    """every file that calls the driver links its library"""
     found = readelf(host, "-dW --dyn-syms", f"find {site}/vllm {site}/flashinfer/data -name '*.so'")
     calls = {f: re.findall(r" UND (cu[A-Z]\w*)", text) for f, text in found.items()}
     named = {f for f, text in found.items() if re.search(r"NEEDED.*libcuda\.so\.1", text)}
@@ -236,7 +236,7 @@ def test_driver(host: Any, site: str) -> None:
 
 
 def test_times(host: Any, plan: dict[str, Any]) -> None:
-    """every file carries the release's time, so that layers repeat"""
+    """every file has the release's time stamp, so that layers are reproducible"""
     newer = host.run(
         f"find / -xdev -newermt @{plan['epoch']} -not -path '/proc*' -not -path '/sys*'"
         " -not -path '/dev*' -not -path '/tmp*' -not -path '/etc/*' -not -path /etc"
@@ -247,7 +247,7 @@ def test_times(host: Any, plan: dict[str, Any]) -> None:
 
 
 def test_installed_files(over_files: Callable[..., Any], plan: dict[str, Any], site: str) -> None:
-    """every installed file has the SHA-256 of its wheel's RECORD, patched files aside"""
+    """every installed file matches its wheel's RECORD, except patched files"""
     code = f"""
 import base64, concurrent.futures, csv, glob, hashlib, json, os
 site, patched = {site!r}, set({list(plan["patched_files"])!r})
@@ -278,7 +278,7 @@ print(json.dumps([len(rows), wrong[:5]]))
 
 
 def test_requirements(host: Any, plan: dict[str, Any]) -> None:
-    """every installed package has its requirements, but for the release's own overrides"""
+    """every package has its requirements, except the release's overrides"""
     code = """
 import importlib.metadata as m, json, sys
 from packaging.requirements import Requirement
@@ -309,14 +309,14 @@ SETUID = {"su", "mount", "umount", "passwd", "chsh", "chfn", "gpasswd", "newgrp"
 
 
 def test_setuid(host: Any) -> None:
-    """no setuid or setgid files but the distribution's"""
+    """no setuid or setgid files except the distribution's"""
     found = host.run("find / -xdev -type f -perm /6000 2>/dev/null").stdout.split()
     strange = [path for path in found if path.rsplit("/", 1)[1] not in SETUID]
     assert not strange, f"setuid or setgid: {', '.join(strange)}"
 
 
 def test_cuda_once(host: Any, site: str, sha256: Callable[..., dict[str, str]]) -> None:
-    """no CUDA library is there twice, by soname or by content"""
+    """no CUDA library exists twice, by soname or by content"""
     files = (
         f"find {site} /usr/lib /usr/local/lib -xdev -type f \\( -name 'libcu*.so*'"
         " -o -name 'libnv*.so*' -o -name 'libnccl*.so*' \\) | sort -u"
@@ -336,14 +336,14 @@ def test_cuda_once(host: Any, site: str, sha256: Callable[..., dict[str, str]]) 
 
 
 def test_runtime_compilers(host: Any) -> None:
-    """what kernels compiled at run time need is there: ptxas, nvcc, g++, ninja"""
+    """run-time compilation has ptxas, nvcc, g++ and ninja"""
     for command in ("/usr/local/cuda/bin/ptxas", "/usr/local/cuda/bin/nvcc", "g++", "ninja"):
         done = host.run(f"{command} --version")
         assert done.rc == 0, f"{command} is missing or does not run"
 
 
 def test_leftovers(host: Any) -> None:
-    """no repositories, caches, package lists or credentials are left"""
+    """no repositories, caches, package lists or credentials remain"""
     names = " -o ".join(
         f"-name {name}"
         for name in (".git", ".netrc", ".pypirc", ".aws", "id_rsa", "id_ed25519", ".docker", ".ssh")

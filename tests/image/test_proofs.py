@@ -46,14 +46,14 @@ def loaded(result: dict[str, Any]) -> None:
 
 
 def test_native_names_load(patched: Results, original: Results) -> None:
-    """ModelOpt's own names load, every expert tensor byte for byte in its place"""
+    """ModelOpt's tensor names load, every expert tensor byte for byte in place"""
     for result in (patched["native"], patched["multimodal"], original["native"]):
         loaded(result)
         assert all("attn.attn" in name for name in result["untouched"]), result["untouched"]
 
 
 def test_moe_prefix(patched: Results, original: Results) -> None:
-    """gemma4-moe-prefix: names that carry .moe load; without the patch KeyError"""
+    """gemma4-moe-prefix: names with .moe load; unpatched, KeyError"""
     for case in ("moe_prefix", "multimodal_moe_prefix"):
         loaded(patched[case])
         assert original[case]["outcome"] == "KeyError"
@@ -61,14 +61,14 @@ def test_moe_prefix(patched: Results, original: Results) -> None:
 
 
 def test_gelu_tanh(patched: Results, original: Results) -> None:
-    """gemma4-gelu-tanh: experts compute transformers' activation; without the patch erf"""
+    """gemma4-gelu-tanh: experts compute transformers' activation; unpatched, erf GELU"""
     assert patched["activation"]["error"] < 1e-6
     assert patched["activation"]["refuse"] == [], "MoE backends that refuse the activation"
     assert original["activation"]["error"] > 1e-4
 
 
 def test_nan_block_scales(patched: Results, original: Results) -> None:
-    """modelopt-nan-block-scales: zeroed and counted in linear and MoE layers; without NaN"""
+    """modelopt-nan-block-scales: NaN scales are zeroed and counted; unpatched, NaN output"""
     loaded(patched["nan_scales"])
     log = patched["nan_scales"]["log"]
     for where in ("o_proj: 1 of", "w13_weight_scale: 1 of", "w2_weight_scale: 1 of"):
@@ -79,7 +79,7 @@ def test_nan_block_scales(patched: Results, original: Results) -> None:
 
 
 def test_expert_input_scales(patched: Results, original: Results) -> None:
-    """modelopt-expert-input-scales: missing, zero, negative are refused by name; without loaded"""
+    """modelopt-expert-input-scales: bad scales are refused by name; unpatched, they load"""
     for case, experts in (
         ("no_input_scale", "experts 2, 6"),
         ("zero_input_scale", "experts 1"),
@@ -93,7 +93,7 @@ def test_expert_input_scales(patched: Results, original: Results) -> None:
 
 
 def test_nvfp4_awq(patched: Results, original: Results) -> None:
-    """modelopt-nvfp4-awq: dense layers load and compute, experts are refused; without all are"""
+    """modelopt-nvfp4-awq: dense layers work, experts are refused; unpatched, all are refused"""
     loaded(patched["awq_dense"])
     assert patched["awq_experts"]["outcome"] == "ValueError"
     assert "pre_quant_scale" in patched["awq_experts"]["message"]
@@ -102,7 +102,7 @@ def test_nvfp4_awq(patched: Results, original: Results) -> None:
 
 
 def test_nvfp4_awq_on_two_ranks(patched: Results, original: Results) -> None:
-    """modelopt-nvfp4-awq: factors are sharded with the input; unequal or missing ones refused"""
+    """modelopt-nvfp4-awq: factors follow the input's shards; unequal or missing ones are refused"""
     result = patched["tensor_parallel"]
     assert result["outcome"] == "done", result.get("message")
     assert result["second_half"], "rank 1 of 2 has not the second half"
@@ -112,7 +112,7 @@ def test_nvfp4_awq_on_two_ranks(patched: Results, original: Results) -> None:
 
 
 def test_batch_chat(patched: Results, original: Results) -> None:
-    """chat-batch-reasoning: reasoning and content come apart; without it is all content"""
+    """chat-batch-reasoning: reasoning and content are separated; unpatched, all is content"""
     assert patched["batch_chat"]["outcome"] == "done", patched["batch_chat"].get("message")
     assert patched["batch_chat"]["reasoning"] == ["first I think"] * 2
     content = "then I call <|tool_call>call:f{}<tool_call|>"
@@ -122,7 +122,7 @@ def test_batch_chat(patched: Results, original: Results) -> None:
 
 
 def test_flash_attn_optional(patched: Results, original: Results) -> None:
-    """flash-attn-optional: a build without FlashAttention imports; without the patch ImportError"""
+    """flash-attn-optional: a build without FlashAttention imports; unpatched, ImportError"""
     result = patched["without_flash_attn"]
     assert result["outcome"] == "done", result.get("message")
     assert result["version"] is None and "--attention-backend TRITON_ATTN" in result["called"]
@@ -130,7 +130,7 @@ def test_flash_attn_optional(patched: Results, original: Results) -> None:
 
 
 def test_emulation_scales(runs: dict[str, Results], plan: dict[str, Any], patched: Results) -> None:
-    """nvfp4-emulation-scales: the emulated layer is right; without it cannot compute"""
+    """nvfp4-emulation-scales: the emulated layer computes correctly; unpatched, it fails"""
     if "emulation" not in runs:
         pytest.skip(f"vLLM {plan['vllm_version']} has the fix itself")
     loaded(patched["native"])

@@ -132,7 +132,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["12.1", "--cuda", "12.8"], 2, "does not know sm_121"),
         (["12.0f", "--cuda", "12.8"], 2, "sm_120f"),
         (["12.0;Pascal2"], 2, "Pascal2"),
-        (["12.0; rm -rf /"], 2, "no architecture"),
+        (["12.0; rm -rf /"], 2, "not an architecture"),
         ([""], 2, "empty"),
         (["12.0", "--vllm", "0.1"], 2, "arch extract"),
         (["12.0", "--cuda", "x"], 2, "no CUDA version"),

@@ -49,7 +49,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         (["--arch", "sm121", "--registry", "a b"], 2, ["a b", "HOST"]),
         (["--arch", "sm121", "--tag", "-x"], 2, ["-x", "128"]),
         (["--arch", "sm121", "--allow-missing", "sm9"], 2, ["--allow-missing 'sm9'", "sm121"]),
-        (["--arch", "sm121", "--reports", "README.md/x"], 2, ["README.md/x cannot be made"]),
+        (["--arch", "sm121", "--reports", "README.md/x"], 2, ["README.md/x cannot be created"]),
         (["verify", "x"], 2, ["--arch is missing"]),
         (
             ["verify", "x", "--arch", "sm121", "--platform", "linux/arm64,linux/amd64"],

@@ -56,7 +56,7 @@ def write(folder: Path, kind: str) -> Path:
         ("ELF without CUDA", "no CUDA device code"),
         ("wheel that leaves itself", "leaves the wheel"),
         ("wheel without CUDA", "no file with CUDA device code"),
-        ("wheel that is no zip", "no readable wheel"),
+        ("wheel that is no zip", "not a readable wheel"),
     ],
 )
 def test_bad_input(tmp_path: Path, kind: str, says: str) -> None:

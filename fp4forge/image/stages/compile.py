@@ -164,7 +164,7 @@ class Compile:
         )
 
     def _timings(self) -> dict[str, float]:
-        """The longest time seen: a hit in the compiler's cache tells nothing about the next."""
+        """The longest time seen: a hit in the compiler's cache says nothing about the next."""
         old: dict[str, float] = {}
         if self.timings_file.is_file():
             old = json.loads(self.timings_file.read_text())

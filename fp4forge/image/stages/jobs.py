@@ -140,7 +140,7 @@ def remaining(arguments: list[str]) -> list[str]:
 
 
 def time_left(waiting: list[str], past: dict[str, float]) -> float:
-    """Seconds that objects will take one after another; 0 where too little is known to tell.
+    """Seconds that objects will take one after another; 0 if too little is known.
 
     An object takes what it took before, or what its source took on average in other modules, of
     which FlashInfer has hundreds, or else the mean.
