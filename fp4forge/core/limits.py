@@ -10,6 +10,11 @@ MANIFEST_BYTES = 4 << 20  # the distribution specification's limit for a manifes
 INDEX_DEPTH = 4  # indexes in indexes; an image of several platforms needs two
 COPY_SILENCE_SECONDS = 600  # without a line from a program that copies blobs
 
+# The package index (PEP 691).
+INDEX_SECONDS = 60
+INDEX_BYTES = 64 << 20  # one project's files
+FETCHED_BYTES = 8 << 30
+
 # Model servers.
 SERVER_BYTES = 4 << 20  # one answer; 2,048 tokens as a stream have some 600 KB
 ANSWER_CHARACTERS = 100_000  # of a model's text

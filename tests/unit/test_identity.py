@@ -59,7 +59,15 @@ STAGES = {
     "install": ALL, "make_ledger": ALL, "apply_patches": ALL,
     "compile": {"source"}, "cross": {"source"}, "jobs": {"source", "aot"}, "aot": {"aot"},
 }  # fmt: skip
-KERNELS = {"__init__", "base", "gpus", "groups", "elf", "cubins", "ledger"}  # what the stages import
+KERNELS = {
+    "__init__",
+    "base",
+    "gpus",
+    "groups",
+    "elf",
+    "cubins",
+    "ledger",
+}  # what the stages import
 
 
 def promised(name: str) -> set[str]:
