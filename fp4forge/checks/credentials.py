@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import re
 import tarfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from fp4forge.core import paths
+import msgspec
+
+from fp4forge.core import files, paths, reading
 from fp4forge.core.errors import BinaryError, RegistryError
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import engine, registry
 from fp4forge.oci.layout import Layout
 
 # Another number when what is looked for changes.
-_READER = 1
+_READER = 2
 _LARGEST = 64 << 10  # bytes; credentials are in small files
 
 _NAMES = {".netrc", ".git-credentials", ".pypirc", ".dockercfg", "id_rsa", "id_ecdsa", "id_ed25519"}
@@ -54,6 +55,12 @@ class Finding:
     what: str
 
 
+class Kept(msgspec.Struct, frozen=True):
+    """What was found in a blob; None where it is no layer."""
+
+    findings: list[Finding] | None
+
+
 def credentials(image: str, report: Progress) -> dict[str, list[Finding]]:
     """What each layer of an image holds that looks like a credential.
 
@@ -67,12 +74,17 @@ def credentials(image: str, report: Progress) -> dict[str, list[Finding]]:
     wanted = _layers(image)
     for digest in wanted:
         blob = Layout(paths.OCI).path(digest)
-        if not _record(digest).is_file() and blob.is_file():
+        if not kept(digest) and blob.is_file():
             report(f"layer {digest[:12]}, {blob.stat().st_size / 1e6:.0f} MB")
-            with blob.open("rb") as file:
-                keep(digest, file)
-    if wanted and all(_record(digest).is_file() for digest in wanted):
-        return {f"sha256:{digest}": kept(digest) or [] for digest in wanted}
+            try:
+                with blob.open("rb") as file:
+                    keep(digest, file)
+            except BinaryError as error:  # the engine has the layer as well
+                report(f"{error.message}: removed from {paths.OCI}")
+                blob.unlink(missing_ok=True)
+    known = {digest: kept(digest) for digest in wanted}
+    if wanted and all(known.values()):
+        return {f"sha256:{name}": (found and found.findings) or [] for name, found in known.items()}
     client = engine.connect()
     found: dict[str, list[Finding]] = {}
     stream = engine.as_file(client.api.get_image(image, chunk_size=4 << 20))
@@ -81,13 +93,14 @@ def credentials(image: str, report: Progress) -> dict[str, list[Finding]]:
             name = PurePosixPath(entry.name)
             if not entry.isfile() or name.parts[:2] != ("blobs", "sha256"):
                 continue
-            if not _record(name.name).is_file():
+            if not kept(name.name):
                 report(f"layer {name.name[:12]}, {entry.size / 1e6:.0f} MB")
                 content = archive.extractfile(entry)
                 assert content is not None
                 keep(name.name, content)
-            if (listed := kept(name.name)) is not None:
-                found[f"sha256:{name.name}"] = listed
+            listed = kept(name.name)
+            if listed and listed.findings is not None:
+                found[f"sha256:{name.name}"] = listed.findings
     return found
 
 
@@ -116,20 +129,22 @@ def keep(digest: str, blob: IO[bytes]) -> None:
     findings = _layer(content)
     if content.digest() != digest:
         raise BinaryError(
-            f"layer {digest[:12]} has not the content of its digest",
+            f"layer {digest[:12]} does not match its digest",
             remedy="remove .build/oci, and the image from the engine; build or pull again",
         )
     record = _record(digest)
-    record.parent.mkdir(parents=True, exist_ok=True)
-    partial = record.with_suffix(".partial")
-    partial.write_text(json.dumps(None if findings is None else [asdict(f) for f in findings]))
-    partial.replace(record)
+    files.replace(record, msgspec.json.encode(Kept(findings)))
 
 
-def kept(digest: str) -> list[Finding] | None:
-    """What is kept of a blob; None if it is not a layer."""
-    listed = json.loads(_record(digest).read_text())
-    return None if listed is None else [Finding(**item) for item in listed]
+def kept(digest: str) -> Kept | None:
+    """What is kept of a blob; None if nothing is, or the record is damaged."""
+    record = _record(digest)
+    if not record.is_file():
+        return None
+    try:
+        return reading.json_file(record, Kept, BinaryError)
+    except BinaryError:
+        return None
 
 
 def _layer(blob: io.RawIOBase) -> list[Finding] | None:
@@ -157,8 +172,8 @@ def _layer(blob: io.RawIOBase) -> list[Finding] | None:
                     content = archive.extractfile(entry)
                     assert content is not None
                     found += _look(entry.name, content.read())
-    except (tarfile.ReadError, zlib.error, zstandard.ZstdError):
-        return None
+    except (tarfile.TarError, zlib.error, zstandard.ZstdError, EOFError, OSError, ValueError):
+        return None  # OSError: gzip's word for what is none
     return found
 
 

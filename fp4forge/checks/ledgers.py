@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import tarfile
 import tempfile
 import zipfile
@@ -11,9 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fp4forge.core import files
+from fp4forge.core import files, reading
 from fp4forge.core.errors import BinaryError, DiskError, RegistryError, UsageError
+from fp4forge.core.limits import ENTRIES, UNPACKED_BYTES, UNPACKED_RATIO
 from fp4forge.core.paths import STATE
+from fp4forge.core.text import shown, steers
 from fp4forge.kernels import cubins, ledger
 from fp4forge.kernels.base import Progress
 from fp4forge.kernels.ledger import File, Ledger
@@ -43,11 +46,11 @@ def read(target: str, report: Progress) -> Ledger:
 
 def _read(target: str, report: Progress) -> Ledger:
     path = Path(target)
-    if path.is_dir():
+    if reading.is_folder(path):
         return ledger.folder(target, path, CACHE, report)
     if path.suffix == ".whl":
         return _wheel(target, path, report)
-    if path.exists() or ("/" in target and path.suffix in (".so", ".o", ".cubin")):
+    if os.path.lexists(path) or ("/" in target and path.suffix in (".so", ".o", ".cubin")):
         return Ledger(target, (File(path.name, cubins.read(path, CACHE, report)),))
     with _from_engine(target, report) as folder:
         return ledger.folder(target, folder, CACHE, report)
@@ -55,24 +58,54 @@ def _read(target: str, report: Progress) -> Ledger:
 
 def _wheel(target: str, path: Path, report: Progress) -> Ledger:
     try:
-        with tempfile.TemporaryDirectory(prefix="fp4forge-wheel-") as folder:
-            with zipfile.ZipFile(path) as archive:
-                for entry in archive.infolist():
-                    name = PurePosixPath(entry.filename)
-                    if name.is_absolute() or ".." in name.parts:
-                        raise BinaryError(
-                            f"{target}: entry {entry.filename!r} leaves the wheel",
-                            rule="paths in a wheel are relative and without ..",
-                            remedy="do not install it",
-                        )
-                    if name.suffix == ".so":
-                        report(f"unpacking {name.name}")
-                        archive.extract(entry, folder)
+        with (
+            tempfile.TemporaryDirectory(prefix="fp4forge-wheel-") as folder,
+            reading.opened(path, BinaryError) as content,
+            zipfile.ZipFile(content) as archive,
+        ):
+            for entry in _shared_objects(archive, target):
+                report(f"unpacking {PurePosixPath(entry.filename).name}")
+                archive.extract(entry, folder)
             return ledger.folder(target, Path(folder), CACHE, report)
-    except (zipfile.BadZipFile, OSError) as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    except BinaryError:
+        raise
+    except Exception as error:  # zipfile meets bytes of any kind; encrypted: RuntimeError
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise BinaryError(f"{target} is not a readable wheel: {error}") from None
+        why = shown(error, 200) or type(error).__name__
+        raise BinaryError(f"{shown(target)} is not a readable wheel: {why}") from None
+
+
+def _shared_objects(archive: zipfile.ZipFile, target: str) -> list[zipfile.ZipInfo]:
+    """The entries to unpack, after a look at all of them.
+
+    Raises:
+        BinaryError: one leaves the wheel, or together they are no wheel's but a bomb's.
+    """
+    found = []
+    for entry in archive.infolist():
+        name = PurePosixPath(entry.filename)
+        if name.is_absolute() or ".." in name.parts or steers(entry.filename):
+            raise BinaryError(
+                f"{shown(target)}: entry {shown(entry.filename, 200)!r} leaves the wheel",
+                rule="paths in a wheel are relative and without ..",
+                remedy="do not install it",
+            )
+        if name.suffix == ".so":
+            found.append(entry)
+    size, packed = (sum(sizes) for sizes in zip(*_sizes(found), strict=True))
+    most = min(UNPACKED_BYTES, max(packed, 1 << 20) * UNPACKED_RATIO)
+    if len(archive.infolist()) > ENTRIES or size > most:
+        raise BinaryError(
+            f"{shown(target)} would unpack {len(archive.infolist()):,} files, {size:,} bytes",
+            rule=f"at most {ENTRIES:,} files, and {UNPACKED_RATIO} bytes for each packed one",
+            remedy="do not install it",
+        )
+    return found
+
+
+def _sizes(entries: list[zipfile.ZipInfo]) -> list[tuple[int, int]]:
+    return [(0, 0), *((entry.file_size, entry.compress_size) for entry in entries)]
 
 
 # Where images keep vLLM: distributions' Python, virtual environments, conda.
@@ -102,9 +135,9 @@ def _from_engine(target: str, report: Progress) -> Iterator[Path]:
                     engine.pull(client, target, None, report)
                 except RegistryError as error:
                     raise UsageError(
-                        f"{target!r} is not a file, folder, container or image here",
+                        f"{shown(target, 200)!r} is not a file, folder, container or image here",
                         rule="a .so, .whl, folder, container name, or an image that can be pulled",
-                        remedy=error.message[:160],
+                        remedy=shown(error.message, 160),
                     ) from None
             made = container = client.containers.create(
                 target, command=["none"], network_mode="none", labels={engine.ROLE: "ledger"}
@@ -160,7 +193,7 @@ def _copy(stream: Iterator[bytes], folder: Path) -> None:
                 if not member.isfile() or ".so" not in name.name:
                     continue
                 if name.is_absolute() or ".." in name.parts:
-                    raise BinaryError(f"entry {member.name!r} leaves the archive")
+                    raise BinaryError(f"entry {shown(member.name, 200)!r} leaves the archive")
                 files.write(archive, member, folder)
     finally:
         acquire.drain(stream)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fp4forge.core import files
+from fp4forge.core import files, reading
 from fp4forge.core.errors import VerifyError
 from fp4forge.core.paths import IMAGE_TESTS, ROOT
 from fp4forge.core.text import as_json
@@ -72,13 +72,15 @@ def run(
         line += ["-k", only] if only else []
         environment = {k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"}
         process = subprocess.Popen(
-            line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-        )
+            line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8",
+            errors="replace", env=environment,
+        )  # fmt: skip
         assert process.stdout is not None
         said = []
         try:
             for text in process.stdout:
                 said.append(text)
+                del said[:-15]
                 if match := _RUNS.match(text):
                     report(match[1])
             process.wait()
@@ -86,10 +88,13 @@ def run(
             process.kill()
             process.wait()
             raise
-        checks = tuple(Check(**json.loads(text)) for text in result.read_text().splitlines())
+        checks = tuple(
+            reading.json(text, Check, "a check's record", VerifyError)
+            for text in result.read_bytes().splitlines()
+        )
     if process.returncode not in (0, 1) or not checks:
         raise VerifyError(
-            "the image tests could not run:\n" + "".join(said[-15:]), remedy="run make setup"
+            "the image tests could not run:\n" + "".join(said), remedy="run make setup"
         )
     if reports:
         from fp4forge.checks.page import page

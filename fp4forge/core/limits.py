@@ -15,6 +15,11 @@ INPUT_BYTES = 256 << 10  # ten times the largest
 INPUT_DEPTH = 20  # levels of lists and mappings
 INPUT_VALUES = 5_000  # values, each alias counted with all that it stands for
 
+# The package index (PEP 691).
+INDEX_SECONDS = 60
+INDEX_BYTES = 64 << 20  # one project's files
+FETCHED_BYTES = 8 << 30
+
 # Model servers.
 SERVER_BYTES = 4 << 20  # one answer; 2,048 tokens as a stream have some 600 KB
 ANSWER_CHARACTERS = 100_000  # of a model's text

@@ -136,6 +136,8 @@ def shaped(value: Any, shape: type[T], where: str, kind: Kind) -> T:
         return msgspec.convert(value, shape)
     except msgspec.ValidationError as error:
         raise kind(f"{where}: {_field(error)}", rule="the documented form of that file") from None
+    except UnicodeError:
+        raise kind(f"{where} holds text that is not Unicode") from None
     except RecursionError:
         raise kind(f"{where} nests too deeply") from None
 

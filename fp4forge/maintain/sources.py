@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 import tarfile
-import tempfile
 from pathlib import Path
-from typing import Any
 from urllib.parse import urljoin
 
-from fp4forge.core import paths
+from msgspec import Struct
+
+from fp4forge.core import http, paths, reading, scratch
 from fp4forge.core.errors import ArtefactError
+from fp4forge.core.limits import FETCHED_BYTES, INDEX_BYTES, INDEX_SECONDS, REGISTRY_REDIRECTS
 from fp4forge.inputs import release
 from fp4forge.inputs.release import Artefact
 
@@ -26,28 +26,42 @@ def index_url() -> str:
     return (chosen or str(PyPI.simple_url)).rstrip("/") + "/"
 
 
-def _listing(project: str) -> list[dict[str, Any]]:
+class _Hashes(Struct, frozen=True):
+    sha256: str = ""
+
+
+class Listed(Struct, frozen=True):
+    """One file of a project on the index (PEP 691)."""
+
+    filename: str
+    url: str
+    hashes: _Hashes = _Hashes()
+
+
+class _Project(Struct, frozen=True):
+    files: list[Listed]
+
+
+def _listing(project: str) -> list[Listed]:
     """The index's files of a project, as PEP 691 JSON.
 
     Raises:
         ArtefactError: the index does not answer.
     """
-    import requests
-
+    url = urljoin(index_url(), project + "/")
+    limits = http.Limits(INDEX_SECONDS, INDEX_BYTES, redirects=REGISTRY_REDIRECTS)
     try:
-        answer = requests.get(
-            urljoin(index_url(), project + "/"),
-            headers={"Accept": "application/vnd.pypi.simple.v1+json"},
-            timeout=60,
-        )
-        answer.raise_for_status()
-    except requests.RequestException as error:
+        accept = {"Accept": "application/vnd.pypi.simple.v1+json"}
+        answer = http.ask("GET", url, limits, headers=accept)
+        why = answer.cut or ("" if answer.status == 200 else f"status {answer.status}")
+    except http.NoAnswer as error:
+        why = str(error)
+    if why:
         raise ArtefactError(
-            f"the package index does not list {project}: {type(error).__name__}",
+            f"the package index does not list {project}: {why}",
             remedy="check the network and the index settings (UV_DEFAULT_INDEX, PIP_INDEX_URL)",
-        ) from None
-    files: list[dict[str, Any]] = answer.json()["files"]
-    return files
+        )
+    return reading.json(answer.content, _Project, "the package index", ArtefactError).files
 
 
 def newest() -> str:
@@ -58,8 +72,11 @@ def newest() -> str:
     """
     from packaging.version import Version
 
-    names = (re.fullmatch(r"vllm-([0-9.]+)\.tar\.gz", e["filename"]) for e in _listing("vllm"))
-    return str(max(Version(match[1]) for match in names if match))
+    name = re.compile(r"vllm-([0-9]{1,6}(?:\.[0-9]{1,6})*)\.tar\.gz")
+    found = [Version(m[1]) for e in _listing("vllm") if (m := name.fullmatch(e.filename))]
+    if not found:
+        raise ArtefactError("the package index has no vLLM", rule="a file vllm-VERSION.tar.gz")
+    return str(max(found))
 
 
 def sdist(vllm: str) -> Artefact:
@@ -72,8 +89,8 @@ def sdist(vllm: str) -> Artefact:
         return release.load(vllm).sdist
     name = f"vllm-{vllm}.tar.gz"
     for entry in _listing("vllm"):
-        if entry["filename"] == name:
-            return Artefact(name, entry["hashes"]["sha256"])
+        if entry.filename == name:
+            return Artefact(name, entry.hashes.sha256)
     raise ArtefactError(f"the package index has no vLLM {vllm}", rule=f"a file {name}")
 
 
@@ -88,34 +105,40 @@ def fetch(artefact: Artefact) -> Path:
     if path.is_file() and _sha256(path) == artefact.sha256:
         return path
     import requests
+    import urllib3
 
     project = re.split(r"-[0-9]", artefact.file)[0].replace("_", "-")
-    urls = {entry["filename"]: entry["url"] for entry in _listing(project)}
+    urls = {entry.filename: entry.url for entry in _listing(project)}
     if artefact.file not in urls:
         raise ArtefactError(f"the package index does not list {artefact.file}")
     path.parent.mkdir(parents=True, exist_ok=True)
     url = urljoin(urljoin(index_url(), project + "/"), urls[artefact.file])
-    try:
-        with (
-            requests.get(url, stream=True, timeout=60) as answer,
-            tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as partial,
-        ):
-            answer.raise_for_status()
-            shutil.copyfileobj(answer.raw, partial)
-    except requests.RequestException as error:
-        raise ArtefactError(
-            f"{artefact.file} cannot be fetched: {type(error).__name__}",
-            remedy="check the network; running again starts over with this file",
-        ) from None
-    found = _sha256(Path(partial.name))
-    if found != artefact.sha256:
-        Path(partial.name).unlink()
-        raise ArtefactError(
-            f"{artefact.file} has SHA-256 {found[:16]}…, pinned is {artefact.sha256[:16]}…",
-            rule="an artefact is used only with the pinned hash",
-            remedy="do not install it; find out why the index changed",
-        )
-    Path(partial.name).replace(path)
+    with scratch.folder(path.parent, ".fetch.") as folder:
+        partial = folder / artefact.file
+        try:
+            with requests.get(url, stream=True, timeout=INDEX_SECONDS) as answer:
+                answer.raise_for_status()
+                with partial.open("wb") as file:
+                    while chunk := answer.raw.read(1 << 20):
+                        file.write(chunk)
+                        if file.tell() > FETCHED_BYTES:
+                            raise ArtefactError(
+                                f"{artefact.file} does not end",
+                                rule=f"at most {FETCHED_BYTES:,} bytes are fetched",
+                            )
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            raise ArtefactError(
+                f"{artefact.file} cannot be fetched: {type(error).__name__}",
+                remedy="check the network; running again starts over with this file",
+            ) from None
+        found = _sha256(partial)
+        if found != artefact.sha256:
+            raise ArtefactError(
+                f"{artefact.file} has SHA-256 {found[:16]}…, pinned is {artefact.sha256[:16]}…",
+                rule="an artefact is used only with the pinned hash",
+                remedy="do not install it; find out why the index changed",
+            )
+        partial.replace(path)
     return path
 
 
@@ -129,11 +152,11 @@ def source_tree(vllm: str) -> Path:
     folder = paths.STATE / "sources" / artefact.file.removesuffix(".tar.gz")
     if not folder.is_dir():
         with (
-            tempfile.TemporaryDirectory(dir=fetch(artefact).parent) as partial,
+            scratch.folder(fetch(artefact).parent, ".unpack.") as partial,
             tarfile.open(fetch(artefact)) as archive,
         ):
             archive.extractall(partial)  # noqa: S202 - its SHA-256 is the pinned one
-            (Path(partial) / folder.name).rename(folder)
+            (partial / folder.name).rename(folder)
     return folder
 
 

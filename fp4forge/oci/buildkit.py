@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import json
 import os
 import re
 import signal
@@ -16,6 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from msgspec import Struct
+from msgspec import field as field_
+
+from fp4forge.core import paths, reading
 from fp4forge.core.errors import (
     ArtefactError,
     BuildError,
@@ -25,6 +27,7 @@ from fp4forge.core.errors import (
     ForgeError,
     PatchError,
 )
+from fp4forge.core.text import shown
 from fp4forge.kernels.base import Progress
 
 # Lines of a build step's log that are progress (the stages under fp4forge/image/stages print them).
@@ -69,10 +72,17 @@ class Built:
 
 def secrets() -> list[str]:
     """``--secret`` flags: the host's CA bundle and the user's netrc, where there are any."""
-    ca = os.environ.get("SSL_CERT_FILE", "/etc/ssl/certs/ca-certificates.crt")
-    netrc = os.environ.get("NETRC", str(Path("~/.netrc").expanduser()))
+    ca = os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt"
+    netrc = os.environ.get("NETRC") or str(paths.home() / ".netrc")
     found = [("ca", ca), ("netrc", netrc)]
-    return [f"--secret=id={name},src={path}" for name, path in found if Path(path).is_file()]
+    return [_secret(name, path) for name, path in found if reading.is_file(Path(path))]
+
+
+def _secret(name: str, path: str) -> str:
+    """One flag; buildx reads its value as a line of CSV, so that a path may hold commas."""
+    source = f"src={path}"
+    quoted = '"' + source.replace('"', '""') + '"' if set(source) & set(',"') else source
+    return f"--secret=id={name},{quoted}"
 
 
 def environment(options: Options) -> dict[str, str]:
@@ -111,7 +121,8 @@ def build(
             ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             env=environment(options),
             start_new_session=True,  # Ctrl-C reaches this process first, which then stops buildx
         )
@@ -131,9 +142,9 @@ def build(
             checked.result()
         if code != 0:
             raise explain(vertices.values(), "".join(rest))
-        found = json.loads(Path(metadata.name).read_text())
+        found = reading.json_file(Path(metadata.name), _Metadata, BuildError)
     done = [v for v in vertices.values() if v.completed]
-    return Built(found.get("containerimage.digest", ""), len(done), sum(v.cached for v in done))
+    return Built(found.digest, len(done), sum(v.cached for v in done))
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
@@ -147,45 +158,74 @@ def _stop(process: subprocess.Popen[str]) -> None:
         process.wait()
 
 
-def events(stream: IO[str], rest: list[str]) -> Iterator[dict[str, Any]]:
-    """JSON objects from a stream in which other text may stand; that text goes to rest."""
-    decoder = json.JSONDecoder()
-    buffer = ""
+class _Metadata(Struct, frozen=True):
+    """What buildx writes at a build's end."""
+
+    digest: str = field_(default="", name="containerimage.digest")
+
+
+class _Vertex(Struct, frozen=True):
+    digest: str
+    name: str = ""
+    started: str | None = None
+    completed: str | None = None
+    cached: bool | None = None
+    error: str | None = None
+
+
+class _Log(Struct, frozen=True):
+    vertex: str
+    data: bytes | None = None  # base64
+
+
+class Event(Struct, frozen=True):
+    """One event of ``--progress=rawjson`` (BuildKit's client.SolveStatus)."""
+
+    vertexes: list[_Vertex] | None = None
+    logs: list[_Log] | None = None
+
+
+def events(stream: IO[str], rest: list[str]) -> Iterator[Event]:
+    """Events from a stream in which other text may stand; the end of that text goes to rest."""
+    buffer: list[str] = []
     for line in stream:
         if not buffer and not line.startswith("{"):
             rest.append(line)
+            del rest[:-1000]
             continue
-        buffer += line
+        buffer.append(line)
         # Objects are printed indented: only a brace in the first column can end one.
-        if line.startswith("}"):
-            yield decoder.decode(buffer)
-            buffer = ""
-        elif line.startswith("{") and line.rstrip().endswith("}"):
+        one = len(buffer) == 1 and line.rstrip().endswith("}")
+        if one or line.startswith("}") or len(buffer) > 100_000:
             try:
-                yield decoder.decode(buffer)
-            except json.JSONDecodeError:
-                continue
-            buffer = ""
+                event = reading.json("".join(buffer), Event, "an event", BuildError)
+            except BuildError:
+                if one:
+                    continue
+                rest += buffer[-1000:]
+            else:
+                yield event
+            buffer = []
 
 
-def _follow(event: dict[str, Any], vertices: dict[str, Vertex], report: Progress) -> None:
-    for data in event.get("vertexes") or []:
-        vertex = vertices.setdefault(data["digest"], Vertex(instruction(data.get("name", ""))))
-        started, completed = data.get("started", ""), data.get("completed", "")
-        if started and not vertex.started and not data.get("cached"):
+def _follow(event: Event, vertices: dict[str, Vertex], report: Progress) -> None:
+    for data in event.vertexes or ():
+        vertex = vertices.setdefault(data.digest, Vertex(instruction(data.name)))
+        if data.started and not vertex.started and not data.cached:
             report(vertex.name)
-        vertex.started, vertex.completed = started, completed
-        vertex.cached = bool(data.get("cached"))
-        vertex.error = data.get("error", "")
-    for data in event.get("logs") or []:
-        if data["vertex"] in vertices:
-            text = base64.b64decode(data.get("data", "")).decode(errors="replace")
-            log = vertices[data["vertex"]].log
-            lines = [line for line in text.splitlines() if line.strip()]
+        vertex.started, vertex.completed = data.started or "", data.completed or ""
+        vertex.cached = bool(data.cached)
+        vertex.error = data.error or ""
+    for entry in event.logs or ():
+        if entry.vertex in vertices:
+            log = vertices[entry.vertex].log
+            lines = (entry.data or b"").decode(errors="replace").splitlines()
             for line in lines:
                 if line.startswith(PROGRESS):
                     report(line.removeprefix(PROGRESS))
-            log.extend(line for line in lines if not line.startswith(PROGRESS))
+            log.extend(
+                shown(line) for line in lines if line.strip() and not line.startswith(PROGRESS)
+            )
             del log[:-60]
 
 
@@ -219,12 +259,12 @@ def explain(vertices: Any, rest: str) -> ForgeError:
     if "unknown flag: --file" in rest:  # docker itself, which found no plugin for the word buildx
         return EngineError("the docker client has no buildx", remedy="run make setup")
     failed = [v for v in vertices if v.error and "context canceled" not in v.error]
-    log = [line for v in failed for line in v.log] or rest.strip().splitlines()
+    log = [line for v in failed for line in v.log] or [shown(line) for line in rest.splitlines()]
     text = "\n".join(log) + "\n" + "\n".join(v.error for v in failed) + rest
     for pattern, kind, remedy in _PATTERNS:
         if pattern in text:
             lines = [line for line in text.splitlines() if pattern in line]
-            message = lines[-1].removeprefix("fp4forge: ").strip()
+            message = shown(lines[-1].removeprefix("fp4forge: "))
             if kind is ArtefactError:
                 message = "\n".join([*(() if lines[-1] in log else [message]), *log[-8:]])
             return kind(message, remedy=remedy)

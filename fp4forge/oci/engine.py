@@ -7,7 +7,6 @@ import io
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -15,10 +14,11 @@ from typing import IO, Any
 from msgspec import Struct
 
 from fp4forge.core import reading
-from fp4forge.core.errors import DiskError, EngineError, PlatformError, RegistryError
+from fp4forge.core.errors import DiskError, EngineError, PlatformError, RegistryError, UsageError
 from fp4forge.core.platform import AMD64, PLATFORMS, host_platform
 from fp4forge.core.text import shown
 from fp4forge.kernels.base import Progress
+from fp4forge.oci import process
 
 ROLE = "io.fp4forge.role"
 
@@ -82,7 +82,7 @@ def check_platform(info: dict[str, Any], platform: str, builder: str | None) -> 
     if builder is None and PLATFORMS[platform].machine == info["Architecture"]:
         return  # its own platform: asking buildx would take a tenth of a rebuild's time
     command = ["docker", "buildx", "inspect", *([builder] if builder else [])]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = process.run(command, kind=EngineError)
     if "is not a docker command" in done.stderr or "unknown command" in done.stderr:
         raise EngineError("the docker client has no buildx", remedy="run make setup")
     if done.returncode != 0:
@@ -97,11 +97,12 @@ def check_platform(info: dict[str, Any], platform: str, builder: str | None) -> 
         found.discard(platform)  # BuildKit goes on listing what ran once
     if platform not in found:
         raise PlatformError(
-            f"this builder cannot build {platform}; it builds {', '.join(sorted(found))}",
+            f"this builder cannot build {platform};"
+            f" it builds {', '.join(sorted(found)) or 'nothing'}",
             rule="the builder's platforms, as docker buildx inspect shows them",
             remedy=f"make setup PLATFORM={platform} (emulation), run on a {platform} machine,"
             " give --builder with one that has it,"
-            f" or --platform {AMD64 if AMD64 in found else sorted(found)[0]}",
+            f" or --platform {AMD64 if AMD64 in found else min(found, default=AMD64)}",
         )
 
 
@@ -134,11 +135,18 @@ def check_disk(info: dict[str, Any], need_gb: float) -> None:
 
     Args:
         info: what the engine says of itself (Docker Engine API, GET /info).
-        need_gb: free space wanted, in GB (10^9 bytes).
+        need_gb: free space wanted, in GB (10^9 bytes); FP4FORGE_MIN_FREE_GB overrides it.
 
     Raises:
         DiskError: there is less.
+        UsageError: FP4FORGE_MIN_FREE_GB is no number.
     """
+    given = os.environ.get("FP4FORGE_MIN_FREE_GB") or f"{need_gb:g}"
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,3})?", given):
+        raise UsageError(
+            f"FP4FORGE_MIN_FREE_GB is {shown(given, 40)!r}", rule="gigabytes, such as 46.5"
+        )
+    need_gb = float(given) or need_gb
     root = Path(info.get("DockerRootDir", "/"))
     if not root.exists():  # a remote engine: its disk cannot be seen from here
         return

@@ -7,21 +7,31 @@ import threading
 import time
 from collections.abc import Callable
 
-from fp4forge.core.errors import RegistryError
+from fp4forge.core.errors import ForgeError, RegistryError, ToolError
+from fp4forge.core.limits import PROGRAM_SECONDS
 
 
-def run(line: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
-    """Runs a program to its end.
+def run(
+    line: list[str], seconds: float = PROGRAM_SECONDS, kind: type[ForgeError] = RegistryError
+) -> subprocess.CompletedProcess[str]:
+    """Runs a program to its end; its output is text, whatever bytes it prints.
 
     Raises:
-        RegistryError: it does not end in time.
+        ForgeError: of the given class: it does not end in time.
+        ToolError: it cannot be started.
     """
     try:
-        return subprocess.run(line, capture_output=True, text=True, timeout=seconds)
+        return subprocess.run(
+            line, capture_output=True, encoding="utf-8", errors="replace", timeout=seconds
+        )
     except subprocess.TimeoutExpired:
-        raise RegistryError(
+        raise kind(
             f"{' '.join(line[:3])} does not end within {seconds:.0f} s",
-            remedy="check the registry; running again resumes",
+            remedy="check what it waits for; running again resumes",
+        ) from None
+    except OSError as error:
+        raise ToolError(
+            f"{line[0]} cannot be started: {error.strerror}", remedy="run make setup"
         ) from None
 
 

@@ -288,7 +288,12 @@ def immutable(
 
     Raises:
         TagError: both names are taken by other images.
+        RegistryError: the index names no image, or the registry does not answer.
     """
+    if not index.images:
+        raise RegistryError(
+            f"the index {own_digest[:19]} names no image", rule="an index of at least one image"
+        )
     other = f"{name}-{min(index.image_digests)[7:15]}"
     for candidate in (name, other):
         found = manifest(repository, candidate)

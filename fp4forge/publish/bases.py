@@ -13,9 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fp4forge.core.errors import BaseImageError, ToolError
+from fp4forge.core.limits import LOAD_SECONDS, REGISTRY_SECONDS
 from fp4forge.core.platform import PLATFORMS
+from fp4forge.core.text import shown
 from fp4forge.inputs.bases import CLEAN, EPOCH, Base, names, table
 from fp4forge.kernels.base import Progress
+from fp4forge.oci import process
 
 
 def present(base: Base, platform: str) -> bool:
@@ -23,7 +26,7 @@ def present(base: Base, platform: str) -> bool:
     line = ["docker", "image", "inspect", base.reference(platform)]
     if shutil.which("docker") is None:
         return False
-    return subprocess.run(line, capture_output=True).returncode == 0
+    return process.run(line, kind=BaseImageError).returncode == 0
 
 
 def ensure(base: Base, platform: str, report: Progress) -> str:
@@ -40,17 +43,13 @@ def ensure(base: Base, platform: str, report: Progress) -> str:
         _bootstrap(base, platform, reference, report)
         return reference
     try:
-        probe = subprocess.run(
-            ["docker", "buildx", "imagetools", "inspect", "--raw", reference],
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        reason = probe.stderr.strip().splitlines()[-1] if probe.stderr.strip() else ""
+        line = ["docker", "buildx", "imagetools", "inspect", "--raw", reference]
+        probe = process.run(line, REGISTRY_SECONDS, BaseImageError)
+        reason = shown(probe.stderr.strip().rpartition("\n")[2], 300)
         if probe.returncode == 0:
             return reference
-    except subprocess.TimeoutExpired:
-        reason = "no answer within 60 s"
+    except BaseImageError as error:
+        reason = error.message
     local = [name for name in names() if table()[name].suite]
     raise BaseImageError(
         f"the base image {reference} cannot be had: {reason}",
@@ -62,11 +61,8 @@ def ensure(base: Base, platform: str, report: Progress) -> str:
 
 def _mirror() -> str:
     """The mirror this machine's apt uses, without credentials; empty for debootstrap's default."""
-    targets = subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"],
-        capture_output=True,
-        text=True,
-    )
+    line = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]
+    targets = process.run(line, kind=BaseImageError)
     for uri in targets.stdout.split():
         if re.fullmatch(r"https?://[^@\s]+/debian/?", uri):
             return uri
@@ -89,7 +85,8 @@ def _bootstrap(base: Base, platform: str, reference: str, report: Progress) -> N
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             env=os.environ | {"SOURCE_DATEEPOCH": EPOCH},  # read by passwd's tools
         ) as process:
             assert process.stdout is not None
@@ -98,7 +95,7 @@ def _bootstrap(base: Base, platform: str, reference: str, report: Progress) -> N
                 report(f"debootstrap {last}")
         if process.returncode != 0:
             raise BaseImageError(
-                f"debootstrap {base.suite} for {platform} failed: {last}",
+                f"debootstrap {base.suite} for {platform} failed: {shown(last, 300)}",
                 rule="Debian's package mirror must be reachable",
             )
         for pattern in CLEAN:
@@ -126,10 +123,10 @@ def import_folder(root: Path, platform: str, reference: str) -> None:
     layer = root.with_name("layer.tar")
     order = ["--sort=name", "--numeric-owner", "--clamp-mtime", f"--mtime=@{EPOCH}"]
     line = ["tar", *order, "-C", str(root), "-cf", str(layer), "."]
-    packed = subprocess.run(line, capture_output=True, text=True)
+    packed = process.run(line, LOAD_SECONDS, BaseImageError)
     if packed.returncode != 0:
         raise BaseImageError(
-            f"the base cannot be packed into {layer}: {packed.stderr.strip()}",
+            f"the base cannot be packed into {layer}: {shown(packed.stderr, 300)}",
             rule="it needs half a gigabyte there",
             remedy="make room, or name another folder with TMPDIR",
         )
@@ -152,7 +149,8 @@ def import_folder(root: Path, platform: str, reference: str) -> None:
         ["tar", "-C", str(root.parent), "-c", *files], stdout=subprocess.PIPE
     ) as archive:
         loaded = subprocess.run(
-            ["docker", "load", "--quiet"], stdin=archive.stdout, capture_output=True, text=True
+            ["docker", "load", "--quiet"], stdin=archive.stdout, capture_output=True
         )
     if loaded.returncode != 0:
-        raise BaseImageError(f"docker load failed: {loaded.stderr.strip()}")
+        said = shown(loaded.stderr.decode(errors="replace"), 300)
+        raise BaseImageError(f"docker load failed: {said}")

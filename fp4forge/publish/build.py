@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from fp4forge.core import reading
+from fp4forge.core.errors import BuildError
+from fp4forge.core.limits import RECORD_BYTES
 from fp4forge.core.paths import OCI, STATE
 from fp4forge.image import render
 from fp4forge.kernels.base import Progress
+from fp4forge.oci.acquire import Ledger
 from fp4forge.oci.buildkit import COMPRESSION, Options, build, secrets
 from fp4forge.oci.layout import Layout
 from fp4forge.plan.plan import Plan
@@ -77,10 +81,16 @@ def ledger(
         As ``build``.
     """
     kept = STATE / "ledgers" / f"{plan.id}.json"
-    if not kept.is_file() or options.no_cache:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        _export("ledger-file", "ledger.json", kept, plan, context, options, report, checked)
-    return kept.read_bytes()
+    if kept.is_file() and not options.no_cache:
+        content = reading.content(kept, BuildError, RECORD_BYTES)
+        try:
+            reading.json(content, Ledger, str(kept), BuildError)
+            return content
+        except BuildError as error:
+            report(f"{error.message}: made anew")
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    _export("ledger-file", "ledger.json", kept, plan, context, options, report, checked)
+    return reading.content(kept, BuildError, RECORD_BYTES)
 
 
 def compile_record(plan: Plan, context: Path, options: Options, report: Progress) -> dict[str, Any]:
@@ -92,8 +102,8 @@ def compile_record(plan: Plan, context: Path, options: Options, report: Progress
     kept = STATE / "compiled" / f"{plan.id}.json"
     kept.parent.mkdir(parents=True, exist_ok=True)
     _export("compile-record", "compile.json", kept, plan, context, options, report)
-    found: dict[str, Any] = json.loads(kept.read_bytes())
-    return found
+    content = reading.content(kept, BuildError, RECORD_BYTES)
+    return reading.json(content, dict[str, Any], str(kept), BuildError)
 
 
 def _export(
@@ -105,4 +115,4 @@ def _export(
     line = command(plan, context, [f"type=local,dest={folder}"], options, target=target)
     build(line, report, options, checked)
     (folder / name).replace(kept)
-    folder.rmdir()
+    shutil.rmtree(folder, ignore_errors=True)

@@ -7,22 +7,23 @@ other files have theirs in SHA256SUMS.
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import json
-import shutil
-import subprocess
+import os
 import tarfile
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from msgspec import Struct
+
 from fp4forge.core import files as tar
-from fp4forge.core import reading
+from fp4forge.core import reading, scratch
 from fp4forge.core.errors import ArtefactError, RegistryError, UsageError
-from fp4forge.core.text import as_json
+from fp4forge.core.limits import ENTRIES, INDEX_DEPTH, LOAD_SECONDS
+from fp4forge.core.text import as_json, shown, steers
 from fp4forge.kernels.base import Progress
-from fp4forge.oci import acquire, copying, engine, registry
-from fp4forge.oci.layout import Layout
+from fp4forge.oci import acquire, copying, engine, process, registry
+from fp4forge.oci.layout import Descriptor, Layout
 from fp4forge.oci.reference import parse
 
 SUMS = "SHA256SUMS"
@@ -60,9 +61,9 @@ def make(image: str, output: Path, manifest: Path | None, report: Progress) -> B
         raise RegistryError(f"there is no {image}")
     digest = found[0]
     output = output.absolute()
-    partial = output.with_name(output.name + ".partial")
-    with tempfile.TemporaryDirectory(prefix=".bundle-", dir=output.parent) as name:
-        folder = Path(name)
+    with scratch.folder(output.parent, ".fp4forge-bundle.") as place:
+        folder, packed = place / "bundle", place / "packed"
+        folder.mkdir()
         copying.pull(f"{repository}@{digest}", folder, report)
         names = {
             "io.containerd.image.name": image,  # by which docker load knows it
@@ -71,22 +72,24 @@ def make(image: str, output: Path, manifest: Path | None, report: Progress) -> B
         Layout(folder).name_only(digest, names)
         evidence = _evidence(f"{repository}@{digest}", folder / "evidence", report)
         if manifest:
-            shutil.copyfile(manifest, folder / manifest.name)
+            if manifest.name == SUMS or (folder / manifest.name).exists():
+                raise UsageError(
+                    f"--manifest {manifest.name} has the name of a bundle's own file",
+                    remedy="give the file another name",
+                )
+            (folder / manifest.name).write_bytes(reading.content(manifest, UsageError))
         files = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
         sums = [f"{_sha256(folder / f)}  {f}\n" for f in files if f.parts[0] != "blobs"]
-        (folder / SUMS).write_text("".join(sums))
-        try:
-            with tarfile.open(partial, "w") as archive:
-                for path in (Path(SUMS), *files):
-                    report(f"packing {path}")
-                    entry = archive.gettarinfo(folder / path, str(path))
-                    entry.uid = entry.gid = entry.mtime = 0
-                    entry.uname = entry.gname = ""
-                    with (folder / path).open("rb") as file:
-                        archive.addfile(entry, file)
-            partial.replace(output)
-        finally:
-            partial.unlink(missing_ok=True)
+        (folder / SUMS).write_text("".join(sums), encoding="utf-8")
+        with tarfile.open(packed, "w") as archive:
+            for path in (Path(SUMS), *files):
+                report(f"packing {path}")
+                entry = archive.gettarinfo(folder / path, str(path))
+                entry.uid = entry.gid = entry.mtime = 0
+                entry.uname = entry.gname = ""
+                with (folder / path).open("rb") as file:
+                    archive.addfile(entry, file)
+        packed.replace(output)
     return Bundle(image, digest, evidence)
 
 
@@ -109,86 +112,125 @@ def unpack(file: Path, folder: Path, report: Progress) -> Bundle:
         ArtefactError: it is not a bundle, is cut short, or a file is not what its checksum says;
             the folder is not left behind then.
     """
-    if folder.exists():
+    if os.path.lexists(folder):
         raise UsageError(f"{folder} exists already", rule="a bundle unpacks into a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unbundle-", dir=folder.parent) as name:
-        root = Path(name) / "bundle"
+    with scratch.folder(folder.parent, ".fp4forge-unbundle.") as place:
+        root = place / "bundle"
         root.mkdir()
         try:
-            with tarfile.open(file) as archive:
-                for entry in archive:
+            with (
+                reading.opened(file, ArtefactError) as content,
+                tarfile.open(fileobj=content, mode="r:") as archive,
+            ):
+                for count, entry in enumerate(archive):
                     report(f"unpacking {entry.name}")
-                    _extract(archive, entry, root)
+                    _extract(archive, entry, root, count)
             bundle = _check(root, file)
-        except (tarfile.TarError, EOFError, OSError) as error:
+        except (tarfile.TarError, EOFError, OSError, ValueError, RecursionError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
             raise ArtefactError(
-                f"{file} is not a complete bundle: {error}", remedy="copy it once more"
+                f"{shown(file)} is not a complete bundle: {shown(error, 200)}",
+                remedy="copy it once more",
             ) from None
         root.rename(folder)
     return bundle
 
 
-def _extract(archive: tarfile.TarFile, entry: tarfile.TarInfo, root: Path) -> None:
+def _extract(archive: tarfile.TarFile, entry: tarfile.TarInfo, root: Path, count: int) -> None:
     name = PurePosixPath(entry.name)
-    if not entry.isfile() or name.is_absolute() or ".." in name.parts:
+    plain = entry.isreg() and not entry.issparse()
+    if not plain or name.is_absolute() or ".." in name.parts or steers(entry.name):
         raise ArtefactError(
-            f"entry {entry.name!r} does not belong in a bundle",
+            f"entry {shown(entry.name, 200)!r} does not belong in a bundle",
             rule="plain files, relative and without ..",
             remedy="do not use it",
+        )
+    if count >= ENTRIES:
+        raise ArtefactError(
+            f"a bundle has at most {ENTRIES:,} files, this one has more", remedy="do not use it"
         )
     tar.write(archive, entry, root)
 
 
+class _Named(Struct, frozen=True):
+    """What a bundle's index.json says of its image."""
+
+    manifests: list[Descriptor]
+
+
 def _check(root: Path, file: Path) -> Bundle:
     """Compares every file's SHA-256; returns what the bundle is."""
-    sums = root / SUMS
-    if not sums.is_file():
-        raise ArtefactError(f"{file} has no {SUMS}", rule="made by build.py bundle")
+    where = shown(file, 300)
+    if not reading.is_file(root / SUMS):
+        raise ArtefactError(f"{where} has no {SUMS}", rule="made by build.py bundle")
     wanted = {}
-    for line in sums.read_text().splitlines():
+    for line in reading.text(root / SUMS, ArtefactError).splitlines():
         digest, _, name = line.partition("  ")
         wanted[name] = digest
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
         if path.is_dir() or name == SUMS:
             continue
-        expected = path.name if name.startswith(str(_BLOBS)) else wanted.pop(name, "")
+        expected = path.name if name.startswith(f"{_BLOBS}/") else wanted.pop(name, "")
         if _sha256(path) != expected:
             raise ArtefactError(
-                f"{file}: {name} is not what its checksum says", remedy="copy it once more"
+                f"{where}: {shown(name, 200)} is not what its checksum says",
+                remedy="copy it once more",
             )
     if wanted:
-        raise ArtefactError(f"{file} lacks {', '.join(wanted)}", remedy="copy it once more")
-    entries = json.loads((root / "index.json").read_text())["manifests"]
+        missing = shown(", ".join(wanted), 300)
+        raise ArtefactError(f"{where} lacks {missing}", remedy="copy it once more")
+    index = f"{where}: index.json"
+    content = reading.content(root / "index.json", ArtefactError)
+    entries = reading.json(content, _Named, index, ArtefactError).manifests
     if len(entries) != 1:
         raise ArtefactError(
-            f"{file}: its index names {len(entries)} images",
+            f"{where}: its index names {len(entries)} images",
             rule="a bundle holds one image, under one name",
             remedy="do not load it: docker would take every name in it",
         )
-    entry = entries[0]
-    _complete(root, entry["digest"], file)
-    evidence = tuple(sorted(p.stem for p in (root / "evidence").glob("*.json")))
-    return Bundle(entry["annotations"]["io.containerd.image.name"], entry["digest"], evidence)
-
-
-def _complete(root: Path, digest: str, file: Path) -> None:
-    """Every blob that the index names, at any depth, is there."""
-    path = root / _BLOBS / digest.removeprefix("sha256:")
-    if not path.is_file():
-        raise ArtefactError(f"{file} lacks the blob {digest}", remedy="copy it once more")
-    if path.stat().st_size > 1 << 20:
-        return
+    (entry,) = entries
+    _complete(Layout(root), entry.digest, where)
+    image = (entry.annotations or {}).get("io.containerd.image.name", "")
     try:
-        blob = json.loads(path.read_bytes())
-    except (UnicodeDecodeError, json.JSONDecodeError):
-        return
-    if not isinstance(blob, dict):
-        return
-    config = [blob["config"]] if "config" in blob and "layers" in blob else []
-    for entry in [*blob.get("manifests", []), *config, *blob.get("layers", [])]:
-        _complete(root, entry["digest"], file)
+        tagged = parse(image).tag
+    except UsageError:
+        tagged = ""
+    if not tagged:
+        raise ArtefactError(
+            f"{index} names the image {shown(image, 200)!r}",
+            rule="HOST/REPOSITORY:TAG, as build.py bundle writes it",
+            remedy="do not load it",
+        )
+    evidence = tuple(sorted(p.stem for p in (root / "evidence").glob("*.json")))
+    return Bundle(image, entry.digest, evidence)
+
+
+def _complete(layout: Layout, digest: str, where: str) -> None:
+    """Every blob that the index names, at any depth, is there."""
+    level, seen = {digest}, {digest}
+    for _ in range(INDEX_DEPTH):
+        below: set[str] = set()
+        for parent in level:
+            _there(layout, parent, where)
+            document = layout.document(parent)
+            below |= {entry.digest for entry in document.manifests or ()}
+            for blob in document.blobs:
+                _there(layout, blob.digest, where)
+        level = below - seen
+        seen |= below
+        if not level:
+            return
+    raise ArtefactError(
+        f"{where}: its indexes name each other", rule=f"at most {INDEX_DEPTH} levels"
+    )
+
+
+def _there(layout: Layout, digest: str, where: str) -> None:
+    if not reading.is_file(layout.path(digest)):
+        raise ArtefactError(f"{where} lacks the blob {digest}", remedy="copy it once more")
 
 
 def load(file: Path, report: Progress) -> None:
@@ -199,9 +241,9 @@ def load(file: Path, report: Progress) -> None:
     """
     engine.connect()
     report("docker load")
-    done = subprocess.run(["docker", "load", "-i", str(file)], capture_output=True, text=True)
+    done = process.run(["docker", "load", "-i", str(file)], LOAD_SECONDS)
     if done.returncode != 0:
-        raise RegistryError(f"docker load: {done.stderr.strip()[-300:]}")
+        raise RegistryError(f"docker load: {shown(done.stderr[-300:])}")
 
 
 def _sha256(path: Path) -> str:

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fp4forge.core.errors import RegistryError, TransferError, UsageError
+from fp4forge.core.text import shown
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import registry
 from fp4forge.oci.reference import parse
 
 _NODE = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9][A-Za-z0-9.-]*")
-_ALLOCATED = re.compile(r"Allocated port (\d+) for remote forward")
-_EXIT = re.compile(r"fp4forge: exit (\d+)")
+_ALLOCATED = re.compile(r"Allocated port ([0-9]{1,5}) for remote forward")
+_EXIT = re.compile(r"fp4forge: exit ([0-9]{1,3})")
 _REASON = re.compile(r"(?i)error|fail|denied|refused|no space|not found|no docker|timed out|lost")
 _LAYER = re.compile(r"([0-9a-f]{12}): (.+)")
 
@@ -157,8 +158,9 @@ def _bring(
     line += ["-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3"]
     line += ["-R", f"127.0.0.1:0:{host}", node.address, _SCRIPT]
     process = subprocess.Popen(
-        line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+        line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        encoding="utf-8", errors="replace",
+    )  # fmt: skip
     assert process.stdin is not None and process.stdout is not None
     said: list[str] = []
     try:
@@ -172,7 +174,8 @@ def _bring(
             elif match := _LAYER.match(text):
                 _count(node, match[1], match[2], sizes)
             elif text.strip():
-                said.append(text.strip())
+                said.append(shown(text, 300))
+                del said[:-200]
         else:
             code = process.wait()
     except OSError as error:
@@ -199,4 +202,4 @@ def _count(node: Node, layer: str, status: str, sizes: dict[str, int]) -> None:
     if status.startswith("Download complete"):
         node.sent_layers += 1
         node.sent_bytes += size
-    node.note = f"{layer} {status}, {node.sent_bytes / 1e6:.1f} MB sent"
+    node.note = f"{layer} {shown(status, 60)}, {node.sent_bytes / 1e6:.1f} MB sent"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
-import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,8 +13,9 @@ from typing import Any
 
 from fp4forge.checks import runner
 from fp4forge.checks.runner import Check
+from fp4forge.core import reading
 from fp4forge.core.console import Console, Step
-from fp4forge.core.errors import CoverageError, PlatformError, RegistryError, UsageError
+from fp4forge.core.errors import BuildError, CoverageError, PlatformError, RegistryError, UsageError
 from fp4forge.core.paths import STATE
 from fp4forge.core.platform import host_platform
 from fp4forge.image import context as contexts
@@ -24,6 +23,7 @@ from fp4forge.image.context import Context
 from fp4forge.kernels import ledger as ledgers
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import buildkit, copying, engine, registry
+from fp4forge.oci.acquire import Ledger
 from fp4forge.oci.buildkit import COMPRESSION, Options
 from fp4forge.plan import tags
 from fp4forge.plan.plan import Plan
@@ -238,8 +238,7 @@ def _check(plan: Plan, where: Destination, options: Options, warm: bool) -> Step
     if plan.compiles and options.builder is None:
         _check_compilers(plan)
     engine.check_platform(info, plan.platform, options.builder)
-    least = float(os.environ.get("FP4FORGE_MIN_FREE_GB", 0)) or (WARM_GB if warm else COLD_GB)
-    engine.check_disk(info, least)
+    engine.check_disk(info, WARM_GB if warm else COLD_GB)
     detail = f"engine {info['ServerVersion']}"
     if where.push:
         registry.reach(where.repository)
@@ -272,8 +271,8 @@ def _ledger(job: _Job) -> str:
     plan = job.plan
     with job.console.step("ledger") as step:
         content = build.ledger(plan, job.folder, job.options, step.report, job.checked)
-        found = json.loads(content)
-        lines = ledgers.differences(plan.predicted, found["groups"])
+        found = reading.json(content, Ledger, "the build's ledger", BuildError)
+        lines = ledgers.differences(plan.predicted, found.groups)
         if lines:
             raise CoverageError(
                 "the kernels are not the predicted ones:\n  " + "\n  ".join(lines),
@@ -283,14 +282,14 @@ def _ledger(job: _Job) -> str:
         lost = [
             gpu
             for gpu in plan.gpus
-            if not found["gpus"][gpu]["ok"] and gpu not in plan.allow_missing
+            if not found.gpus.get(gpu, {}).get("ok") and gpu not in plan.allow_missing
         ]
         if lost:
             raise CoverageError(
                 f"no native or family NVFP4 kernels for {', '.join(lost)} in the built extensions",
                 remedy="--allow-missing GPU builds without it",
             )
-        fp4 = {gpu: found["gpus"][gpu]["nvfp4_gemm"] for gpu in plan.gpus}
+        fp4 = {gpu: found.gpus.get(gpu, {}).get("nvfp4_gemm") for gpu in plan.gpus}
         step.detail = "as predicted; NVFP4 " + ", ".join(f"{g} {w}" for g, w in fp4.items())
         return "sha256:" + hashlib.sha256(content).hexdigest()
 
@@ -317,7 +316,11 @@ def _build(job: _Job, output: str, ledger: str) -> str:
 def _push(job: _Job, ledger: str) -> Made:
     plan, console, options = job.plan, job.console, job.options
     repository = job.destination.repository
-    own = _build(job, f"type=oci,tar=false,dest={LAYOUT.folder},{COMPRESSION}", ledger)
+    output = f"type=oci,tar=false,dest={LAYOUT.folder},{COMPRESSION}"
+    own = _build(job, output, ledger)
+    if cut := LAYOUT.drop_cut(own):
+        console.say(f"  {LAYOUT.folder}: {len(cut)} blobs were cut short; they are exported anew")
+        own = _build(job, output, ledger)
     LAYOUT.name_only(own)
     index = LAYOUT.document(own)
     immutable, known = registry.immutable(repository, plan.immutable_tag, index, own)

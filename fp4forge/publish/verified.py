@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from fp4forge.core import files
 from fp4forge.core.paths import STATE
 
 
 def here(repository: str, digest: str) -> bool:
     """Whether the checks passed here, on this registry, for this digest."""
     file = STATE / "verified" / digest.removeprefix("sha256:")
-    return file.is_file() and repository in file.read_text().splitlines()
+    return repository in _noted(file)
 
 
 def record(repository: str, digest: str) -> None:
@@ -16,6 +19,10 @@ def record(repository: str, digest: str) -> None:
     if here(repository, digest):
         return
     file = STATE / "verified" / digest.removeprefix("sha256:")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a") as notes:
-        notes.write(repository + "\n")
+    files.replace(file, "".join(f"{name}\n" for name in [*_noted(file), repository]))
+
+
+def _noted(file: Path) -> list[str]:
+    if not file.is_file():
+        return []
+    return file.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import subprocess
 import tempfile
 from pathlib import Path
 
-from fp4forge.core.errors import ServingError, UsageError
+from fp4forge.core.errors import ServingError, ToolError, UsageError
 from fp4forge.core.paths import TEMPLATES
+from fp4forge.core.text import shown
 from fp4forge.image.render import UID
+from fp4forge.oci import process
 from fp4forge.serve.settings import CACHE_DIR, MODEL_DIR, Server
 
 FORMATS = {
@@ -83,12 +84,10 @@ def validate(text: str) -> str:
     with tempfile.TemporaryDirectory(prefix="fp4forge-compose-") as folder:
         file = Path(folder, "compose.yaml")
         file.write_text(text)
-        done = subprocess.run(
-            [*line, "-f", str(file), "config", "--quiet"], capture_output=True, text=True
-        )
+        done = process.run([*line, "-f", str(file), "config", "--quiet"], kind=ServingError)
     if done.returncode != 0:
         raise ServingError(
-            f"docker compose refuses the file: {done.stderr.strip()}",
+            f"docker compose refuses the file: {shown(done.stderr, 500)}",
             rule="the Compose specification",
         )
     return " ".join(line)
@@ -98,8 +97,8 @@ def compose_command() -> list[str]:
     """How compose is called here; empty where it is not installed."""
     for line in (["docker", "compose"], ["docker-compose"]):
         try:
-            done = subprocess.run([*line, "version"], capture_output=True, text=True)
-        except OSError:
+            done = process.run([*line, "version"], kind=ServingError)
+        except (ToolError, ServingError):
             continue
         if done.returncode == 0 and "ersion" in done.stdout:
             return line
