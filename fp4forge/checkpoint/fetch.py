@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from fp4forge.core.errors import ArtefactError, CheckpointError, UsageError
+from fp4forge.core.text import shown
 from fp4forge.kernels.base import Progress
 
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 # Other formats of the same weights, which no server here reads.
 IGNORED = ["*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx", "*.msgpack", "*.h5"]
 
@@ -31,8 +32,10 @@ def fetch(repository: str, folder: Path, revision: str, report: Progress) -> str
         CheckpointError: the hub does not have it, refuses, or went away; running again resumes.
         ArtefactError: a file is not the one that the hub recorded; it was removed.
     """
-    if not _NAME.match(repository):
-        raise UsageError(f"{repository!r} is not a repository", rule="OWNER/NAME on the hub")
+    if not _NAME.fullmatch(repository):
+        raise UsageError(
+            f"{shown(repository, 200)!r} is not a repository", rule="OWNER/NAME on the hub"
+        )
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.utils import logging
     from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -47,12 +50,19 @@ def fetch(repository: str, folder: Path, revision: str, report: Progress) -> str
         snapshot_download(repository, revision=commit, local_dir=folder, ignore_patterns=IGNORED)
     except Exception as error:  # besides its own, it lets its HTTP library's errors through
         raise CheckpointError(
-            f"{repository}: {(str(error) or type(error).__name__).splitlines()[0][:200]}",
+            f"{repository}: {shown(error, 200) or type(error).__name__}",
             rule="HF_ENDPOINT names the hub, HF_TOKEN opens gated repositories",
             remedy="running again resumes where it stopped",
         ) from None
     for entry in info.siblings or []:
-        file = folder / entry.rfilename
+        name = PurePosixPath(entry.rfilename)
+        if name.is_absolute() or ".." in name.parts:
+            raise ArtefactError(
+                f"{repository} names a file {shown(entry.rfilename, 200)!r}",
+                rule="files of a repository lie in its folder",
+                remedy="do not use it",
+            )
+        file = folder / name
         if entry.lfs is None or not file.is_file():
             continue
         report(f"SHA-256 of {entry.rfilename}")

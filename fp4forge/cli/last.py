@@ -15,7 +15,14 @@ from pathlib import Path
 
 import fp4forge
 from fp4forge.core import paths
-from fp4forge.core.errors import DefectError, DiskError, EngineError, ForgeError, HostError
+from fp4forge.core.errors import (
+    DefectError,
+    DiskError,
+    EngineError,
+    ForgeError,
+    HostError,
+    ToolError,
+)
 from fp4forge.core.text import shown, without_secrets
 
 
@@ -36,21 +43,36 @@ def expected(error: BaseException) -> ForgeError:
 
 
 def _refusal(error: OSError) -> ForgeError | None:
-    """An error of this machine; None for one that says nothing about it."""
-    where = f"{shown(error.filename, 300)}: " if error.filename is not None else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    """What the operating system refused; None for an error of another library's."""
+    if error.errno is None:
+        return None
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+    why = f"{shown(name, 300)}: {error.strerror}" if name else str(error.strerror)
+    if error.errno == errno.ENOENT and name and os.sep not in name:
+        return ToolError(f"{shown(name, 60)} is not installed", remedy="run make setup")
+    places = f"builds keep their state in {paths.STATE}, temporary files in {_temporary()}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return DiskError(
-            f"{where}{error.strerror}",
-            rule=f"builds keep their state in {paths.STATE}, temporary files in {_temporary()}",
+            why,
+            rule=places,
             remedy="free some space, or set FP4FORGE_BUILD or TMPDIR to a larger disk",
         )
-    if not where and error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN):
-        return None
-    return HostError(
-        f"{where}{error.strerror or error}",
-        rule=f"builds keep their state in {paths.STATE}, temporary files in {_temporary()}",
-        remedy="make it readable, or writable; FP4FORGE_BUILD and TMPDIR name other folders",
-    )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return HostError(
+            why,
+            rule=places,
+            remedy="make it writable, or set FP4FORGE_BUILD or TMPDIR to other folders",
+        )
+    if not name and not _here():
+        why = "the folder that this command was started in is not there any more"
+    return HostError(shown(why, 600), remedy="mend that, and run again")
+
+
+def _here() -> bool:
+    try:
+        return bool(Path.cwd())
+    except OSError:
+        return False
 
 
 def defect(error: BaseException) -> DefectError:
@@ -93,7 +115,10 @@ def _details(error: BaseException) -> str:
 
 def _temporary() -> str:
     """The temporary folder; not the one of this process, which goes with it."""
-    found = tempfile.gettempdir()
+    try:
+        found = tempfile.gettempdir()
+    except OSError:  # none can be written
+        return "none"
     return str(Path(found).parent) if Path(found).name.startswith("fp4forge.") else found
 
 

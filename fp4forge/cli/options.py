@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from fp4forge.core import paths, reading
+from fp4forge.core import paths
 from fp4forge.core.errors import UsageError
 from fp4forge.kernels.gpus import TARGETS
 
@@ -96,4 +96,6 @@ def resolve_registry(given: str | None) -> str | None:
     started = paths.STATE / "registry"
     if given or not started.exists():
         return given or None
+    from fp4forge.core import reading
+
     return reading.text(started, UsageError, 300).strip()

@@ -25,14 +25,14 @@ _NAMES = {
     "Ampere": ["8.0", "8.6"], "Ada": ["8.9"], "Hopper": ["9.0"], "Turing": ["7.5"],
     "Blackwell": ["10.0", "12.0"], "Blackwell+Tegra": ["10.1"],
 }  # fmt: skip
-_ENTRY = re.compile(r"[0-9]+\.[0-9][af]?")
+_ENTRY = re.compile(r"[0-9]{1,4}\.[0-9][af]?")
 
 
 def version(text: str) -> tuple[int, ...]:
     """A version as CMake compares it: integer components up to the first that is not one."""
     found: list[int] = []
     for part in text.split("."):
-        match = re.match(r"[0-9]+", part)
+        match = re.match(r"[0-9]{1,9}", part)
         if not match:
             break
         found.append(int(match[0]))
@@ -42,7 +42,7 @@ def version(text: str) -> tuple[int, ...]:
 
 
 def _natural(text: str) -> list[tuple[int, int, str]]:
-    parts = re.findall(r"[0-9]+|[^0-9]+", text)
+    parts = re.findall(r"[0-9]{1,9}|[^0-9]+", text)
     return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts]
 
 
