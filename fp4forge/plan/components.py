@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fp4forge.core.errors import ArtefactError, UsageError
+from fp4forge.core.errors import ArtefactError, ReleaseError, UsageError
 from fp4forge.kernels.gpus import GPUS, serves
 
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ def choose(
     Raises:
         UsageError: an unknown component, source or provider.
         ArtefactError: a local tree does not hold the source.
+        ReleaseError: the release does not pin a source that a component needs.
     """
     names = tuple(COMPONENTS) if wanted == "all" else tuple(dict.fromkeys(wanted.split(",")))
     for name in names:
@@ -142,6 +143,12 @@ def choose(
             )
     kept = tuple(name for name in names if name not in left_out)
     needed = dict.fromkeys(COMPONENTS[name].external for name in kept)
+    if lacking := [name for name in needed if name not in release.externals]:
+        raise ReleaseError(
+            f"releases/{release.release}.yaml has no external {', '.join(lacking)}",
+            rule="the components " + ", ".join(kept) + " need it",
+            remedy="pin it under externals as vLLM's CMake does, or choose --components without it",
+        )
     choices = dict(_parse(text, release) for text in given)
     sources = {name: choices.get(name) or _pinned(name, "git", release) for name in needed}
     return Choice(kept, left_out, sources)

@@ -9,10 +9,11 @@ import threading
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from fp4forge.core.console import Console
-from fp4forge.core.errors import ArtefactError, UsageError
+from fp4forge.core.errors import ArtefactError, ReleaseError, UsageError
 from fp4forge.image.stages import compile
 from fp4forge.image.stages import jobs as running
 from fp4forge.inputs import arch_rules, release
@@ -100,6 +101,13 @@ def test_a_local_tree_is_known_by_its_content(cutlass: Path) -> None:
 def test_bad_choices_are_refused(wanted: str, given: tuple[str, ...], error: type) -> None:
     with pytest.raises(error):
         choose(wanted, *given)
+
+
+def test_a_release_without_a_needed_source_is_named() -> None:
+    externals = {name: pin for name, pin in RELEASE.externals.items() if name != "cutlass"}
+    release = msgspec.structs.replace(RELEASE, externals=externals)
+    with pytest.raises(ReleaseError, match=r"0\.19\.1\.yaml has no external cutlass"):
+        components.choose("core", (), release, {}, ("sm121",))
 
 
 def test_instructions_leave_the_other_externals_out() -> None:
