@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from fp4forge.core import files, reading
 from fp4forge.core.errors import VerifyError
 from fp4forge.core.paths import IMAGE_TESTS, ROOT
@@ -19,7 +21,7 @@ from fp4forge.core.text import as_json
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import engine
 
-# A test's ID as pytest -v and the tests' own progress have it at the begin of a line.
+# A test's ID as pytest -v and the tests' own progress have it at the start of a line.
 _RUNS = re.compile(r"\S+?\.py::(.*\S)")
 
 
@@ -36,6 +38,65 @@ class Check:
     message: str
     seconds: float
     facts: dict[str, Any]
+
+
+class Kind(msgspec.Struct):
+    """What a line of the log is about: a test, a warning, the session."""
+
+    name: str = msgspec.field(name="$report_type", default="")
+
+
+class Report(msgspec.Struct):
+    """One phase of one test, as pytest-reportlog writes pytest's own report."""
+
+    nodeid: str
+    when: str  # setup, call or teardown
+    outcome: str
+    duration: float  # seconds
+    longrepr: Any
+    user_properties: list[tuple[str, Any]]
+
+    @property
+    def ends(self) -> bool:
+        """Whether it decides its test: the call, or a set-up that did not pass."""
+        return self.when == "call" or (self.when == "setup" and self.outcome != "passed")
+
+    def message(self) -> str:
+        """Why a test was skipped or failed."""
+        if isinstance(self.longrepr, list):  # skipped: file, line, reason
+            return str(self.longrepr[2])
+        crash = self.longrepr.get("reprcrash") if isinstance(self.longrepr, dict) else None
+        text = str(crash["message"] if crash else self.longrepr or "")
+        text = text.removeprefix("AssertionError: ").strip()
+        # pytest's own explanation follows an assert's message, or is all there is.
+        return text.splitlines()[0] if text.startswith("assert ") else text.split("\nassert ")[0]
+
+    def check(self) -> Check:
+        """The report as a check."""
+        facts = dict(self.user_properties)
+        return Check(
+            test=self.nodeid.rpartition("::")[2],
+            name=facts.pop("name", self.nodeid),
+            outcome=self.outcome,
+            message=self.message(),
+            seconds=round(self.duration, 3),
+            facts=facts,
+        )
+
+
+def read_log(log: bytes) -> tuple[Check, ...]:
+    """The checks in a pytest-reportlog file; it has lines of other kinds, too.
+
+    Raises:
+        VerifyError: a line is not what pytest-reportlog writes.
+    """
+    where = "the report log of the image tests"
+    reports = [
+        reading.json(line, Report, where, VerifyError)
+        for line in log.splitlines()
+        if reading.json(line, Kind, where, VerifyError).name == "TestReport"
+    ]
+    return tuple(report.check() for report in reports if report.ends)
 
 
 def run(
@@ -61,12 +122,12 @@ def run(
         tempfile.TemporaryDirectory(prefix="fp4forge-verify-") as folder,
         engine.container(client, image, plan["platform"], gpu) as container,
     ):
-        plan_file, result = Path(folder, "plan.json"), Path(folder, "checks.jsonl")
+        plan_file, result = Path(folder, "plan.json"), Path(folder, "log.jsonl")
         plan_file.write_text(json.dumps(plan))
         result.touch()
         line = [sys.executable, "-m", "pytest", str(IMAGE_TESTS), "-v", "-p", "no:cacheprovider"]
         line += ["-p", "no:randomly", "--rootdir", str(ROOT), f"--image={image}"]
-        line += [f"--container={container}", f"--plan={plan_file}", f"--checks={result}"]
+        line += [f"--container={container}", f"--plan={plan_file}", f"--report-log={result}"]
         line += [f"--junitxml={reports / stem}.xml"] if reports else []
         line += ["--gpu"] if gpu else []
         line += ["-k", only] if only else []
@@ -88,10 +149,7 @@ def run(
             process.kill()
             process.wait()
             raise
-        checks = tuple(
-            reading.json(text, Check, "a check's record", VerifyError)
-            for text in result.read_bytes().splitlines()
-        )
+        checks = read_log(result.read_bytes())
     if process.returncode not in (0, 1) or not checks:
         raise VerifyError(
             "the image tests could not run:\n" + "".join(said), remedy="run make setup"
