@@ -22,6 +22,7 @@ EMULATION = "vllm/model_executor/layers/quantization/utils/nvfp4_emulation_utils
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    """What ``checks/runner.py`` passes."""
     group = parser.getgroup("image")
     group.addoption("--image", help="Reference of the image under test.")
     group.addoption("--container", help="A running container of it.")
@@ -57,21 +58,25 @@ def container(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture(scope="session")
 def host(request: pytest.FixtureRequest) -> Any:
+    """The container as testinfra has it."""
     return testinfra.get_host(f"docker://{request.config.getoption('--container')}")
 
 
 @pytest.fixture(scope="session")
 def plan(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """The plan that the image is held to."""
     data: dict[str, Any] = json.loads(Path(request.config.getoption("--plan")).read_text())
     return data
 
 
 @pytest.fixture(scope="session")
 def site(plan: dict[str, Any]) -> str:
+    """The folder of installed packages."""
     return f"/usr/local/lib/python{plan['python']}/dist-packages"
 
 
-# What the code may import; nothing of the image itself is imported, or run.
+PROGRAMS = Path(__file__).parent / "programs"
+# What the programs may import; nothing of the image itself is imported, or run.
 _OVER = """
 import base64, concurrent.futures.thread, csv, glob, hashlib, json, os, sys
 os.chroot({root!r})
@@ -80,9 +85,30 @@ sys.path.clear()
 """
 
 
+def _run(line: list[str], before: str, name: str, arguments: tuple[object, ...]) -> Any:
+    """What ``run`` of a program returns, as JSON.
+
+    The program is not an argument: it may get hundreds of paths, and Linux takes 128 KiB of one.
+    """
+    program = (PROGRAMS / f"{name}.py").read_text()
+    call = f"import json\nprint(json.dumps(run(*json.loads({json.dumps(arguments)!r}))))\n"
+    done = subprocess.run(line, input=before + program + call, capture_output=True, text=True)
+    assert done.returncode == 0, f"{name}: {done.stderr.strip()[-300:]}"
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 @pytest.fixture(scope="session")
-def over_files(container: Any, plan: dict[str, Any]) -> Callable[..., Any]:
-    """Runs Python code that reads the container's files; returns what it prints, as JSON.
+def in_image(container: Any) -> Callable[..., Any]:
+    """Runs one of PROGRAMS with the image's own Python and packages; returns what it returns."""
+    line = ["docker", "exec", "--interactive", "--env=LD_LIBRARY_PATH=/tmp/aot", container.id]
+    return lambda name, *arguments: _run([*line, "python3", "-"], "", name, arguments)
+
+
+@pytest.fixture(scope="session")
+def over_files(
+    container: Any, plan: dict[str, Any], in_image: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Runs one of PROGRAMS, which reads the container's files; returns what it returns.
 
     Emulated, reading every file takes minutes. So for a foreign platform this machine's own Python
     does, with the container's root as its own, where that can be had: as root, beside the engine.
@@ -92,38 +118,16 @@ def over_files(container: Any, plan: dict[str, Any]) -> Callable[..., Any]:
 
     root = f"/proc/{container.attrs['State']['Pid']}/root"
     local = engine.is_here() and os.geteuid() == 0
-    direct = plan["platform"] != host_platform() and local and Path(root, "opt/fp4forge").is_dir()
-    if direct:
-        line, before = [sys.executable, "-"], _OVER.format(root=root)
-    else:
-        line, before = ["docker", "exec", "--interactive", container.id, "python3", "-"], ""
-
-    def run(code: str) -> Any:
-        # Not an argument: the code may name hundreds of files, and Linux takes 128 KiB of one.
-        done = subprocess.run(line, input=before + code, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-300:]
-        return json.loads(done.stdout)
-
-    return run
+    if plan["platform"] == host_platform() or not local or not Path(root, "opt/fp4forge").is_dir():
+        return in_image
+    before = _OVER.format(root=root)
+    return lambda name, *arguments: _run([sys.executable, "-"], before, name, arguments)
 
 
 @pytest.fixture(scope="session")
 def sha256(over_files: Callable[..., Any]) -> Callable[..., dict[str, str]]:
     """SHA-256, in hex, of those of the named files that there are."""
-
-    def hashes(paths: list[str]) -> dict[str, str]:
-        code = f"""
-import hashlib, json, os
-found = {{}}
-for path in filter(os.path.isfile, {paths!r}):
-    with open(path, "rb") as file:
-        found[path] = hashlib.file_digest(file, "sha256").hexdigest()
-print(json.dumps(found))
-"""
-        found: dict[str, str] = over_files(code)
-        return found
-
-    return hashes
+    return lambda paths: over_files("hashes", paths)
 
 
 @pytest.fixture(scope="session")
@@ -136,12 +140,14 @@ def stored(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture(scope="session")
 def image(stored: Any) -> dict[str, Any]:
+    """The engine's record of the image (``docker image inspect``)."""
     attributes: dict[str, Any] = stored.attrs
     return attributes
 
 
 @pytest.fixture(scope="session")
 def config(image: dict[str, Any]) -> dict[str, Any]:
+    """The image's configuration (OCI image specification)."""
     found: dict[str, Any] = image["Config"]
     return found
 

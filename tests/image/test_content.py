@@ -13,8 +13,9 @@ import pytest
 from fp4forge.core.paths import ROOT
 from fp4forge.kernels.gpus import GPUS
 
-# e_machine of an ELF header.
+# e_machine of an ELF header; EM_CUDA is device code.
 MACHINES = {"linux/amd64": 62, "linux/arm64": 183}
+GPU_MACHINE = 190
 VERSIONS = ("vllm", "torch", "transformers", "flashinfer-python")
 
 
@@ -104,18 +105,11 @@ def test_left_out(host: Any, plan: dict[str, Any], site: str) -> None:
     assert not found, f"left in the image: {found}"
 
 
-def test_bytecode(host: Any, site: str) -> None:
+def test_bytecode(in_image: Callable[..., Any], site: str) -> None:
     """bytecode is compiled with checked hashes, patched files included"""
     files = [f"{site}/vllm/__init__.py", f"{site}/vllm/model_executor/models/gemma4.py"]
-    code = (
-        "import importlib.util as u, sys\n"
-        f"for f in {files!r}:\n"
-        "    b = open(u.cache_from_source(f), 'rb').read(16)\n"
-        "    assert b[4] == 3, f\n"
-        "    assert b[8:] == u.source_hash(open(f, 'rb').read()), f\n"
-    )
-    done = host.run("python3 -c %s", code)
-    assert done.rc == 0, f"bytecode missing or stale: {done.stderr.strip().splitlines()[-1:]}"
+    wrong = in_image("bytecode", files)
+    assert not wrong, f"bytecode missing or stale: {', '.join(wrong)}"
 
 
 def test_ledger(host: Any, plan: dict[str, Any], config: dict[str, Any]) -> None:
@@ -154,7 +148,12 @@ def test_kernels(
     assert not lost, "; ".join(lost)
 
 
-def test_aot(host: Any, plan: dict[str, Any], put_files: Callable[[dict[str, Path]], None]) -> None:
+def test_aot(
+    host: Any,
+    plan: dict[str, Any],
+    put_files: Callable[[dict[str, Path]], None],
+    in_image: Callable[..., Any],
+) -> None:
     """FlashInfer finds its modules for every requested GPU and compiles nothing"""
     from fp4forge.plan import aot
 
@@ -162,58 +161,24 @@ def test_aot(host: Any, plan: dict[str, Any], put_files: Callable[[dict[str, Pat
     if choice.name == "none":
         pytest.skip("the plan has no modules ahead of time: FlashInfer compiles at first use")
     # The build's own list of modules; those that this model looks up are loaded too.
+    folder = "/tmp/fp4forge-aot"
     build = [f"fp4forge/image/stages/{name}.py" for name in ("aot", "install", "jobs")]
-    put_files({f"/tmp/fp4forge-aot/{name}": ROOT / name for name in build})
-    code = f"""
-import json, os, sys
-os.environ["FLASHINFER_CUDA_ARCH_LIST"] = {choice.archs!r}
-os.environ["FLASHINFER_WORKSPACE_BASE"] = "/tmp/aot"
-os.environ["FLASHINFER_DISABLE_JIT"] = "1"
-sys.path.insert(0, "/tmp/fp4forge-aot")
-from fp4forge.image.stages import aot
-found = aot.specs({choice.instructions()!r})
-for spec in found[:{len(choice.generators)}]:
-    if spec.is_aot:
-        spec.build_and_load()
-print(json.dumps([spec.name for spec in found if not spec.is_aot]))
-"""
+    put_files({f"{folder}/{name}": ROOT / name for name in build})
     # The driver's library is the GPU machine's; its stub here lets the modules load.
     stub = (
         "mkdir -p /tmp/aot && ln -sf /usr/local/cuda/lib64/stubs/libcuda.so /tmp/aot/libcuda.so.1"
     )
     assert host.run(stub).rc == 0
-    done = host.run("LD_LIBRARY_PATH=/tmp/aot python3 -c %s", code)
-    assert done.rc == 0, f"a module does not load: {done.stderr.strip().splitlines()[-1:]}"
-    missing = json.loads(done.stdout.splitlines()[-1])
+    missing = in_image(
+        "modules", folder, choice.archs, choice.instructions(), len(choice.generators)
+    )
     named = ", ".join(missing[:5])
     assert not missing, f"FlashInfer would compile {len(missing)} modules: {named}"
 
 
 def test_machine(over_files: Callable[..., Any], plan: dict[str, Any]) -> None:
     """every ELF file is for the image's processor or a GPU"""
-    code = f"""
-import json, os
-wanted, gpu = {MACHINES[plan["platform"]]}, 190
-seen, foreign = 0, []
-for folder, _, names in os.walk("/", followlinks=False):
-    if folder.split("/")[1] in ("proc", "sys", "dev"):
-        continue
-    for name in names:
-        path = os.path.join(folder, name)
-        try:
-            if os.path.islink(path) or os.path.getsize(path) < 64:
-                continue
-            with open(path, "rb") as file:
-                head = file.read(20)
-        except OSError:
-            continue
-        if head[:4] == b"\\x7fELF":
-            seen += 1
-            if head[18] + 256 * head[19] not in (wanted, gpu):
-                foreign.append(path)
-print(json.dumps([seen, foreign]))
-"""
-    seen, foreign = over_files(code)
+    seen, foreign = over_files("elf", [MACHINES[plan["platform"]], GPU_MACHINE])
     assert seen > 500, f"only {seen} ELF files were found"
     assert not foreign, f"for another processor: {', '.join(foreign[:5])}"
 
@@ -248,57 +213,15 @@ def test_times(host: Any, plan: dict[str, Any]) -> None:
 
 def test_installed_files(over_files: Callable[..., Any], plan: dict[str, Any], site: str) -> None:
     """every installed file matches its wheel's RECORD, except patched files"""
-    code = f"""
-import base64, concurrent.futures, csv, glob, hashlib, json, os
-site, patched = {site!r}, set({list(plan["patched_files"])!r})
-gone = {{f["path"] for n in glob.glob("/opt/fp4forge/left-out/*.json") for f in json.load(open(n))}}
-rows = {{}}
-for record in glob.glob(site + "/*.dist-info/RECORD"):
-    for path, digest, size in csv.reader(open(record)):
-        name = os.path.relpath(os.path.join(site, path), site)
-        if digest.startswith("sha256=") and not name.endswith(".pyc"):
-            if name not in patched and name not in gone:
-                rows.setdefault(name, set()).add(digest[7:])  # two wheels may bring one file
-def check(row):
-    name, digests = row
-    try:
-        with open(os.path.join(site, name), "rb") as file:
-            found = hashlib.file_digest(file, "sha256").digest()
-    except FileNotFoundError:
-        return "missing " + name
-    if base64.urlsafe_b64encode(found).rstrip(b"=").decode() not in digests:
-        return "changed " + name
-with concurrent.futures.ThreadPoolExecutor() as pool:
-    wrong = [w for w in pool.map(check, rows.items()) if w]
-print(json.dumps([len(rows), wrong[:5]]))
-"""
-    count, wrong = over_files(code)
+    count, wrong = over_files("installed", site, list(plan["patched_files"]))
     assert not wrong, f"not as their wheels installed them: {', '.join(wrong)}"
     assert count > 10_000, f"only {count} files are listed in any RECORD"
 
 
-def test_requirements(host: Any, plan: dict[str, Any]) -> None:
+def test_requirements(in_image: Callable[..., Any], plan: dict[str, Any]) -> None:
     """every package has its requirements, except the release's overrides"""
-    code = """
-import importlib.metadata as m, json, sys
-from packaging.requirements import Requirement
-have = {d.metadata["Name"].lower().replace("_", "-").replace(".", "-"): d.version
-        for d in m.distributions()}
-wrong = []
-for d in m.distributions():
-    for text in d.requires or []:
-        r = Requirement(text)
-        name = r.name.lower().replace("_", "-").replace(".", "-")
-        if r.marker and not r.marker.evaluate({"extra": ""}):
-            continue
-        if name not in have:
-            wrong.append([d.metadata["Name"], name, "is missing"])
-        elif not r.specifier.contains(have[name], prereleases=True):
-            wrong.append([d.metadata["Name"], name, have[name] + " is not " + str(r.specifier)])
-print(json.dumps(wrong))
-"""
-    found = json.loads(host.check_output("python3 -c %s", code))
     allowed = set(plan["packages_overridden"])
+    found = in_image("requirements")
     wrong = [f"{who} needs {what}: {why}" for who, what, why in found if what not in allowed]
     assert not wrong, "; ".join(wrong[:5])
 

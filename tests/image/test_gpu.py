@@ -16,18 +16,21 @@ DRIVER = 580  # CUDA 13's first driver branch (CUDA Toolkit release notes 13.0, 
 
 @pytest.fixture(scope="session", autouse=True)
 def gpu(request: pytest.FixtureRequest) -> None:
+    """Skips these checks unless a GPU was asked for."""
     if not request.config.getoption("--gpu"):
         pytest.skip("NOT RUN: no GPU was asked for (--gpu)")
 
 
 @pytest.fixture(scope="session")
 def capability(host: Any, plan: dict[str, Any]) -> str:
+    """Compute capability of the first GPU, such as 12.1."""
     line = "nvidia-smi --query-gpu=compute_cap --format=csv,noheader"
     return str(host.check_output(line)).splitlines()[0].strip()
 
 
 @pytest.fixture(scope="session")
 def kernels(host: Any, proofs: str) -> list[dict[str, Any]]:
+    """What ``proofs/kernels.py`` measured."""
     done = host.run(f"python3 {proofs}/kernels.py")
     assert done.rc == 0, f"the kernel checks could not run: {done.stderr.strip()[-600:]}"
     found: list[dict[str, Any]] = json.loads(done.stdout.strip().splitlines()[-1])["checks"]
@@ -36,6 +39,7 @@ def kernels(host: Any, proofs: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def served(host: Any, proofs: str) -> dict[str, Any]:
+    """What ``proofs/serve.py`` found of a served checkpoint."""
     done = host.run(f"python3 {proofs}/serve.py --shapes reference --only native,multimodal")
     assert done.rc == 0, f"no server: {done.stderr.strip()[-600:]}"
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])

@@ -31,15 +31,18 @@ def runs(proof_runs: Future[Any] | None) -> dict[str, Results]:
 
 @pytest.fixture(scope="session")
 def patched(runs: dict[str, Results]) -> Results:
+    """Results with the image's own files."""
     return runs["patched"]
 
 
 @pytest.fixture(scope="session")
 def original(runs: dict[str, Results]) -> Results:
+    """Results with all of vLLM's original files."""
     return runs["original"]
 
 
 def loaded(result: dict[str, Any]) -> None:
+    """Asserts that a checkpoint loaded byte for byte and computes what it should."""
     assert result["outcome"] == "done", f"{result['outcome']}: {result.get('message')}"
     assert not result["wrong"] + result["unknown"], f"wrong bytes in {result['wrong'][:3]}"
     assert max(result["linear_error"], result["moe_error"]) < TOLERANCE, "numbers differ"
