@@ -35,7 +35,7 @@ DIMENSIONS = 16  # of a tensor
 # Wheels and bundles.
 ENTRIES = 100_000  # files of an archive
 UNPACKED_BYTES = 64 << 30  # all of them together
-UNPACKED_RATIO = 1000  # unpacked bytes for each packed one; device code packs to a tenth at most
+UNPACKED_RATIO = 100  # unpacked bytes for each packed one; device code has about 3
 
 # Programs that this one runs.
 PROGRAM_SECONDS = 120  # docker and its plugins, asked for a fact
