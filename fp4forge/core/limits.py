@@ -1,4 +1,7 @@
-"""The one place of limits: how long anything from outside may take, and how large it may be."""
+"""The one place of limits: how long anything from outside may take, and how large it may be.
+
+``kernels`` imports nothing, so its own limits are in ``cubins.py`` and ``elf.py``.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,6 @@ UNPACKED_RATIO = 100  # unpacked bytes for each packed one; device code has abou
 # Programs that this one runs.
 PROGRAM_SECONDS = 120  # docker and its plugins, asked for a fact
 LOAD_SECONDS = 3600  # docker load of a whole image
-DISASSEMBLE_SECONDS = 3600  # cuobjdump of the largest extension takes minutes
 
 # What is shown of foreign text.
 SHOWN_CHARACTERS = 4000
