@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fp4forge.core import files, reading
+from fp4forge.core import files, reading, scratch
 from fp4forge.core.errors import BinaryError, DiskError, RegistryError, UsageError
 from fp4forge.core.limits import ENTRIES, UNPACKED_BYTES, UNPACKED_RATIO
 from fp4forge.core.paths import STATE
@@ -38,7 +38,7 @@ def read(target: str, report: Progress) -> Ledger:
         if error.errno != errno.ENOSPC:
             raise
         raise DiskError(
-            f"{target} cannot be unpacked: {tempfile.gettempdir()} is full",
+            f"{target} cannot be unpacked: {scratch.temporary()} is full",
             rule="the extensions of an image take about 1 GB there",
             remedy="free some, or set TMPDIR to a larger disk",
         ) from None

@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 
 import fp4forge
-from fp4forge.core import paths
+from fp4forge.core import paths, scratch
 from fp4forge.core.errors import (
     DefectError,
     DiskError,
@@ -50,7 +50,7 @@ def _refusal(error: OSError) -> ForgeError | None:
     why = f"{shown(name, 300)}: {error.strerror}" if name else str(error.strerror)
     if error.errno == errno.ENOENT and name and os.sep not in name:
         return ToolError(f"{shown(name, 60)} is not installed", remedy="run make setup")
-    places = f"builds keep their state in {paths.STATE}, temporary files in {_temporary()}"
+    places = f"builds keep their state in {paths.STATE}, temporary files in {scratch.temporary()}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return DiskError(
             why,
@@ -100,7 +100,7 @@ def _details(error: BaseException) -> str:
     if os.environ.get("FP4FORGE_DEBUG") == "1":
         sys.stderr.write(text.encode(errors="backslashreplace").decode())
         return "the lines above"
-    for folder in (paths.STATE / "defects", Path(_temporary())):
+    for folder in (paths.STATE / "defects", Path(scratch.temporary())):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             start = time.strftime("fp4forge-defect-%Y%m%d-%H%M%S-")
@@ -111,15 +111,6 @@ def _details(error: BaseException) -> str:
             continue
         return name
     return "what FP4FORGE_DEBUG=1 prints (no file could be written)"
-
-
-def _temporary() -> str:
-    """The temporary folder; not the one of this process, which goes with it."""
-    try:
-        found = tempfile.gettempdir()
-    except OSError:  # none can be written
-        return "none"
-    return str(Path(found).parent) if Path(found).name.startswith("fp4forge.") else found
 
 
 def in_thread(failed: threading.ExceptHookArgs) -> None:

@@ -1,1 +1,1 @@
-"""What every room may use: errors, paths, progress, platforms."""
+"""What every room may use: errors, paths, progress, platforms, limits, the ways in and out."""

@@ -7,6 +7,7 @@ who asks waits for the thread: for names, connections, headers and bodies alike.
 from __future__ import annotations
 
 import http.client
+import re
 import threading
 import time
 from dataclasses import dataclass, field, replace
@@ -151,13 +152,11 @@ class _Exchange:
 
 
 def _reason(error: BaseException) -> str:
-    """Why, in the words of the innermost cause, which name no object's address."""
-    import re
-
-    text = str(error)
-    found = re.search(r"\[Errno -?\d+\] ([^'\")\]]+)", text)
-    if found:
-        return shown(found[1][:1].lower() + found[1][1:], 200)
-    return shown(
-        re.sub(r"<[^>]* object at 0x[0-9a-f]+>:? ?", "", text) or type(error).__name__, 200
-    )
+    """Why, in the words of the innermost cause."""
+    while inner := [arg for arg in (getattr(error, "reason", None), *error.args)
+                    if isinstance(arg, BaseException)]:  # fmt: skip
+        error = inner[-1]
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    text = re.sub(r"^.*\[Errno -?[0-9]+\] ([^()]*).*$", r"\1", text)
+    text = re.sub(r"^HTTPS?Connection[^:]*: ", "", text)
+    return shown(text[:1].lower() + text[1:], 200)

@@ -14,6 +14,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+_PREFIX = "fp4forge."
+
 
 @contextlib.contextmanager
 def folder(parent: Path, prefix: str) -> Iterator[Path]:
@@ -49,7 +51,7 @@ def for_process() -> Iterator[None]:
     """
     try:
         with contextlib.ExitStack() as stack:
-            made = stack.enter_context(folder(Path(tempfile.gettempdir()), "fp4forge."))
+            made = stack.enter_context(folder(Path(tempfile.gettempdir()), _PREFIX))
             before, variable = tempfile.tempdir, os.environ.get("TMPDIR")
             tempfile.tempdir = os.environ["TMPDIR"] = str(made)
             stack.callback(_restore, before, variable)
@@ -58,6 +60,15 @@ def for_process() -> Iterator[None]:
         kept = contextlib.ExitStack()
     with kept:
         yield
+
+
+def temporary() -> str:
+    """The temporary folder as the user knows it: not the one of this process in it."""
+    try:
+        found = Path(tempfile.gettempdir())
+    except OSError:  # none can be written
+        return "none"
+    return str(found.parent if found.name.startswith(_PREFIX) else found)
 
 
 def _restore(before: str | None, variable: str | None) -> None:

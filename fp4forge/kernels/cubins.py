@@ -31,6 +31,8 @@ from fp4forge.kernels.base import BinaryError, Progress, ToolError
 # Another number when what is read changes: cached results of older code are void.
 _READER = 1
 
+_SECONDS = 3600  # for one call of a tool; the largest extension takes minutes
+
 _NOTE = re.compile(rb"-arch\s+(sm_[0-9]+[af]?)\b")
 _SECTION = re.compile(r"^\s*\.section\s+\.text\.([^\s,]+)|^//-+ \.text\.(\S+) -+")
 _MMA = re.compile(r"\b(?:OMMA\.[A-Z0-9.]*E2M1|UTCOMMA\b)")
@@ -210,13 +212,21 @@ def _extract(path: Path, report: Progress) -> tuple[tuple[Cubin, ...], tuple[Ptx
         return tuple(cubins[name] for name in sorted(cubins)), tuple(ptx.result())
 
 
+def _run(line: list[str], folder: Path, path: Path) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            line, cwd=folder, capture_output=True, text=True, errors="replace", timeout=_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        name = Path(line[0]).name
+        raise BinaryError(f"{path}: {name} does not end within {_SECONDS} s") from None
+
+
 def _dump(path: Path, kind: str, folder: Path) -> list[Path]:
     """Files that cuobjdump extracts: all cubins ("elf") or all PTX ("ptx")."""
     (folder / kind).mkdir()
-    done = subprocess.run(
-        [tool("cuobjdump"), f"--extract-{kind}", "all", str(path.resolve())],
-        cwd=folder / kind, capture_output=True, text=True, errors="replace",
-    )  # fmt: skip
+    line = [tool("cuobjdump"), f"--extract-{kind}", "all", str(path.resolve())]
+    done = _run(line, folder / kind, path)
     said = (done.stdout + done.stderr).strip()
     if done.returncode != 0 and "does not contain device code" not in said:
         raise BinaryError(
@@ -247,11 +257,9 @@ def _cubin(path: Path) -> Cubin:
 
 
 def _count(path: Path, names: tuple[str, ...]) -> Iterator[Kernel]:
-    done = subprocess.run(
-        # Without data flow and by function: the same instructions in a quarter less time.
-        [tool("nvdisasm"), "--print-code", "--no-dataflow", "--separate-functions", str(path)],
-        capture_output=True, text=True, errors="replace",
-    )  # fmt: skip
+    # Without data flow and by function: the same instructions in a quarter less time.
+    options = ("--print-code", "--no-dataflow", "--separate-functions")
+    done = _run([tool("nvdisasm"), *options, str(path)], path.parent, path)
     if done.returncode != 0:
         raise BinaryError(f"{path.name}: nvdisasm: {done.stderr.strip()[:200]}")
     counts = {name: [0, 0, 0] for name in names}
