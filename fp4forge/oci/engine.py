@@ -139,10 +139,10 @@ def check_disk(info: dict[str, Any], need_gb: float) -> None:
 
     Raises:
         DiskError: there is less.
-        UsageError: FP4FORGE_MIN_FREE_GB is no number.
+        UsageError: FP4FORGE_MIN_FREE_GB is not a number.
     """
     given = os.environ.get("FP4FORGE_MIN_FREE_GB") or f"{need_gb:g}"
-    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,3})?", given):
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,3})?", given):
         raise UsageError(
             f"FP4FORGE_MIN_FREE_GB is {shown(given, 40)!r}", rule="gigabytes, such as 46.5"
         )
