@@ -201,7 +201,7 @@ def test_a_full_disk_is_told_and_frees_the_container(
 def test_what_is_nowhere_is_told() -> None:
     done = ledger("127.0.0.1:9/nothing:here")
     assert done.returncode == 2
-    assert "no file, folder, container or image" in done.stderr
+    assert "is not a file, folder, container or image" in done.stderr
 
 
 def test_the_page_shows_what_a_gpu_lacks(objects: Path, tmp_path: Path) -> None:
