@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from fp4forge.core.errors import ArtefactError
 from fp4forge.image import context as contexts
+from fp4forge.image import render
 from fp4forge.oci import buildkit as builder
 from fp4forge.plan.request import Request
 from fp4forge.plan.resolve import resolve
@@ -50,11 +52,20 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, 
         server.terminate()
 
 
-def fetch(where: str, folder: Path) -> None:
+@pytest.fixture(autouse=True)
+def own_release(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its externals are elsewhere, as those of a release outside the checkout may be."""
+    monkeypatch.setattr(render, "RELEASES", tmp_path)
+
+
+def fetch(url: str, commit: str, folder: Path) -> None:
     """Builds the stage of CUTLASS's sources from there, and nothing else."""
     resolved = resolve(REQUEST)
-    pinned = replace(resolved.sources["cutlass"], where=where)
-    context = contexts.assemble(replace(resolved, sources={"cutlass": pinned}))
+    release = resolved.inputs.release
+    pin = msgspec.structs.replace(release.externals["cutlass"], git=url, commit=commit)
+    release = msgspec.structs.replace(release, externals=release.externals | {"cutlass": pin})
+    inputs = replace(resolved.inputs, release=release)
+    context = contexts.assemble(replace(resolved, inputs=inputs))
     staged, options = contexts.stage(context), builder.Options()
     outputs = [f"type=local,dest={folder}"]
     line = building.command(context.plan, staged, outputs, options, target="source-cutlass")
@@ -62,14 +73,14 @@ def fetch(where: str, folder: Path) -> None:
 
 
 def test_the_pinned_commit_is_fetched(repository: tuple[str, str], tmp_path: Path) -> None:
-    fetch("#".join(repository), tmp_path / "out")
+    fetch(*repository, tmp_path / "out")
     assert (tmp_path / "out" / HEADER).read_text() == "pinned"
 
 
 def test_a_commit_that_is_not_there_is_told(repository: tuple[str, str], tmp_path: Path) -> None:
     url, commit = repository[0], "0123456789" * 4
     with pytest.raises(ArtefactError) as refused:
-        fetch(f"{url}#{commit}", tmp_path / "out")
+        fetch(url, commit, tmp_path / "out")
     assert url in refused.value.message and commit in refused.value.message
     assert "--source" in refused.value.remedy
 
@@ -77,5 +88,5 @@ def test_a_commit_that_is_not_there_is_told(repository: tuple[str, str], tmp_pat
 def test_a_server_that_does_not_answer_is_told(tmp_path: Path) -> None:
     url = "git://127.0.0.1:9/cutlass"
     with pytest.raises(ArtefactError) as refused:
-        fetch(f"{url}#{'0' * 40}", tmp_path / "out")
+        fetch(url, "0" * 40, tmp_path / "out")
     assert url in refused.value.message and "refused" in refused.value.message
