@@ -56,7 +56,7 @@ class Finding:
 
 
 class Kept(msgspec.Struct, frozen=True):
-    """What was found in a blob; None where it is no layer."""
+    """What was found in a blob; None if it is not a layer."""
 
     findings: list[Finding] | None
 
@@ -173,7 +173,7 @@ def _layer(blob: io.RawIOBase) -> list[Finding] | None:
                     assert content is not None
                     found += _look(entry.name, content.read())
     except (tarfile.TarError, zlib.error, zstandard.ZstdError, EOFError, OSError, ValueError):
-        return None  # OSError: gzip's word for what is none
+        return None  # OSError is what gzip raises for other data
     return found
 
 

@@ -80,7 +80,7 @@ def _shared_objects(archive: zipfile.ZipFile, target: str) -> list[zipfile.ZipIn
     """The entries to unpack, after a look at all of them.
 
     Raises:
-        BinaryError: one leaves the wheel, or together they are no wheel's but a bomb's.
+        BinaryError: one leaves the wheel, or they unpack to far more than a wheel holds.
     """
     found = []
     for entry in archive.infolist():
@@ -93,7 +93,8 @@ def _shared_objects(archive: zipfile.ZipFile, target: str) -> list[zipfile.ZipIn
             )
         if name.suffix == ".so":
             found.append(entry)
-    size, packed = (sum(sizes) for sizes in zip(*_sizes(found), strict=True))
+    size = sum(entry.file_size for entry in found)
+    packed = sum(entry.compress_size for entry in found)
     most = min(UNPACKED_BYTES, max(packed, 1 << 20) * UNPACKED_RATIO)
     if len(archive.infolist()) > ENTRIES or size > most:
         raise BinaryError(
@@ -102,10 +103,6 @@ def _shared_objects(archive: zipfile.ZipFile, target: str) -> list[zipfile.ZipIn
             remedy="do not install it",
         )
     return found
-
-
-def _sizes(entries: list[zipfile.ZipInfo]) -> list[tuple[int, int]]:
-    return [(0, 0), *((entry.file_size, entry.compress_size) for entry in entries)]
 
 
 # Where images keep vLLM: distributions' Python, virtual environments, conda.

@@ -34,7 +34,7 @@ class _Output(io.FileIO):
 
 
 class _Errors(io.FileIO):
-    """Standard error: that nobody reads it is no reason to end a build."""
+    """Standard error: a build goes on if nobody reads it."""
 
     def write(self, data: Any) -> int:
         try:

@@ -85,7 +85,7 @@ class Console:
 
 
 def rich(*, stderr: bool = False) -> Any:
-    """rich's console for foreign text: brackets in it are no markup, and nothing in it steers."""
+    """rich's console for foreign text: brackets are not markup, control characters are shown."""
     from rich.console import Console as Rich
     from rich.text import Text
 

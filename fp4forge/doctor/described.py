@@ -251,7 +251,7 @@ def container(name: str) -> Evidence:
     """From a container that the engine has, running or not.
 
     Raises:
-        ServingError: there is no such container.
+        ServingError: the container does not exist.
     """
     from docker.errors import NotFound
 
@@ -262,7 +262,7 @@ def container(name: str) -> Evidence:
         out.log = evidence.as_log(found.logs(tail=20_000)[-LOG_BYTES:])
     except NotFound:
         raise ServingError(
-            f"there is no container {shown(name, 200)!r}", remedy="docker ps --all lists them"
+            f"container {shown(name, 200)!r} does not exist", remedy="docker ps --all lists them"
         ) from None
     out.record = acquire.read(found, evidence.PATCH_RECORD, acquire.Patches)
     out.ledger = acquire.read(found, evidence.LEDGER, acquire.Ledger)

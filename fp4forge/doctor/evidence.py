@@ -89,7 +89,7 @@ def read_log(path: Path) -> str:
     """A saved log, whatever its encoding.
 
     Raises:
-        UsageError: it is no plain file, or larger than any log that says something.
+        UsageError: it is not a plain file, or is larger than LOG_BYTES.
     """
     return as_log(reading.content(path, UsageError, LOG_BYTES))
 

@@ -80,12 +80,16 @@ def arguments(plan: Plan) -> dict[str, str]:
     else:
         found["AOT"] = "none" if plan.aot.name == "none" else "modules"
     if plan.strategy == "source":
-        macros: Any = _environment(escape=False).get_template("macros.j2").module
         for external in plan.inputs.release.externals:
             source = plan.sources.get(external)
             provider = source.provider if source and source.provider != "local" else "none"
-            found[macros.argument(external).strip()] = provider
+            found[_argument(external)] = provider
     return found
+
+
+def _argument(external: str) -> str:
+    """The build argument that says where an external source comes from."""
+    return external.upper().replace("-", "_")
 
 
 def dockerfile(plan: Plan) -> str:
@@ -123,6 +127,7 @@ def _render(release: Release, series: Series, strategy: str, *, cross: bool) -> 
         variants=[_variant(release, series, variant) for variant in VARIANTS],
         groups=LAYERS,
         uid=UID,
+        argument=_argument,
         m=environment.get_template("macros.j2").module,
     )
     return text

@@ -56,7 +56,6 @@ class Artefact(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(
             pattern="^[A-Za-z0-9_.+-]+$",
             description="a file name on the package index",
-            examples=["vllm-0.20.2.tar.gz"],
         ),
     ]
     sha256: Sha256

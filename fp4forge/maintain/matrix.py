@@ -15,7 +15,7 @@ def rows() -> list[dict[str, Any]]:
     image from a wheel for all of Blackwell is built by a hosted runner, without a GPU.
     """
     found: list[dict[str, Any]] = []
-    for plan in supported().values():
+    for plan in supported():
         hosted = plan.arch == "blackwell"
         if plan.inputs.base.suite or plan.cross or hosted != (plan.strategy == "wheel"):
             continue

@@ -205,9 +205,9 @@ def _check_version(name: str, folder: Path, pin: External, release: Release) -> 
     text = (folder / file).read_text(errors="replace") if (folder / file).is_file() else ""
     found = ".".join(re.findall(pattern, text))
     if f"v{found}" != pin.tag:
-        found_text = f"{name} {found}" if found else f"no {name}: its {file} states no version"
+        described = f"{name} {found}" if found else f"no {name}: its {file} states no version"
         raise ArtefactError(
-            f"--source {name}: {folder} is {found_text}",
+            f"--source {name}: {folder} is {described}",
             rule=f"vLLM {release.vllm_version} pins {pin.tag}; another version breaks its kernels",
             remedy=f"a checkout of {pin.tag}, or --source {name}=git",
         )

@@ -15,18 +15,16 @@ from fp4forge.plan.request import Request
 from fp4forge.plan.resolve import resolve
 
 
-def supported() -> dict[str, Plan]:
-    """File name under ``dockerfiles/`` and plan, for everything that can be built."""
-    plans: dict[str, Plan] = {}
+def supported() -> list[Plan]:
+    """The plans of everything that can be built."""
+    plans: list[Plan] = []
     for name, strategy, base in itertools.product(release.names(), STRATEGIES, bases.names()):
         if strategy not in release.load(name).strategies:
             continue
         for arch, variant in itertools.product(TARGETS, VARIANTS):
             platform = TARGETS[arch].default_platform or AMD64
             request = Request(arch, name, variant, strategy, base, platform, aot="gemma4")
-            file = f"{name}/{strategy}-{bases.load(base).slug}/{arch}-{variant}"
-            plans[f"{file}.Dockerfile"] = resolve(request)
+            plans.append(resolve(request))
             if strategy == "source" and platform in TOOLCHAINS and bases.load(base).suite:
-                crossing = replace(request, aot="none", cross=True)
-                plans[f"{file}-cross.Dockerfile"] = resolve(crossing)
+                plans.append(resolve(replace(request, aot="none", cross=True)))
     return plans
