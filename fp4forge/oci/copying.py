@@ -47,6 +47,18 @@ def provenance(reference: str) -> dict[str, dict[str, Any]]:
     }
 
 
+def missing(reference: str) -> str:
+    """Why no registry has an image; empty if one has it, with docker's login and mirrors."""
+    line = ["docker", "buildx", "imagetools", "inspect", "--raw", reference]
+    try:
+        found = process.run(line, REGISTRY_SECONDS)
+    except RegistryError as error:
+        return error.message
+    if found.returncode == 0:
+        return ""
+    return shown(found.stderr.strip().rpartition("\n")[2], 300) or "no reason given"
+
+
 def push(layout: Path, repository: str, digest: str, report: Progress) -> None:
     """Copies an image index with all it names from an OCI layout, by digest: no tag is made.
 

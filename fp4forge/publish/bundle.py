@@ -19,10 +19,10 @@ from msgspec import Struct
 from fp4forge.core import files as tar
 from fp4forge.core import reading, scratch
 from fp4forge.core.errors import ArtefactError, RegistryError, UsageError
-from fp4forge.core.limits import ENTRIES, INDEX_DEPTH, LOAD_SECONDS
+from fp4forge.core.limits import ENTRIES, INDEX_DEPTH
 from fp4forge.core.text import as_json, shown, steers
 from fp4forge.kernels.base import Progress
-from fp4forge.oci import acquire, copying, engine, process, registry
+from fp4forge.oci import acquire, copying, engine, registry
 from fp4forge.oci.layout import Descriptor, Layout
 from fp4forge.oci.reference import parse
 
@@ -241,9 +241,7 @@ def load(file: Path, report: Progress) -> None:
     """
     engine.connect()
     report("docker load")
-    done = process.run(["docker", "load", "-i", str(file)], LOAD_SECONDS)
-    if done.returncode != 0:
-        raise RegistryError(f"docker load: {shown(done.stderr[-300:])}")
+    engine.load(file)
 
 
 def _sha256(path: Path) -> str:

@@ -226,8 +226,8 @@ def _index(outcomes: list[Outcome], moving: str, where: Destination, report: Pro
 
 def _lacking(plan: Plan) -> list[str]:
     """The platforms whose base the engine does not have yet."""
-    needed = dict.fromkeys((host_platform(), plan.platform))
-    return [platform for platform in needed if not bases.present(plan.inputs.base, platform)]
+    needed, base = dict.fromkeys((host_platform(), plan.platform)), plan.inputs.base
+    return [platform for platform in needed if not engine.present(base.reference(platform))]
 
 
 def _check(plan: Plan, where: Destination, options: Options, warm: bool) -> Step:
