@@ -106,7 +106,7 @@ class Setting:
     why: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Server:
     """Everything a manifest needs."""
 
@@ -239,6 +239,15 @@ def server(
         *moe_environment,
     )  # fmt: skip
     return Server(
-        f"vllm-{served.lower()}"[:63].rstrip("-._"), image, folder, served, port, version, chosen,
-        tuple(flags), environment, 10, SHM_GB,
-    )  # fmt: skip
+        name=f"vllm-{served.lower()}"[:63].rstrip("-._"),
+        image=image,
+        model=folder,
+        served_name=served,
+        port=port,
+        version=version,
+        workload=chosen,
+        flags=tuple(flags),
+        environment=environment,
+        start_minutes=10,
+        shm_gb=SHM_GB,
+    )
