@@ -8,9 +8,10 @@ from typing import Any, TypedDict, cast
 
 import msgspec
 
+from fp4forge.core import reading
 from fp4forge.core.errors import ReleaseError, UsageError
+from fp4forge.core.limits import INPUT_BYTES
 from fp4forge.core.paths import RELEASES
-from fp4forge.inputs import reader
 
 
 class _Rules(TypedDict):
@@ -37,7 +38,7 @@ def load(vllm: str) -> dict[str, Any]:
             remedy="build.py arch extract TREE --vllm VERSION reads them from a source tree",
         )
     where = f"{RELEASES.name}/archs/{vllm}.json"
-    text = reader.text(path, where, ReleaseError)
+    text = reading.text(path, ReleaseError, INPUT_BYTES, where)
     try:
         return cast(dict[str, Any], msgspec.json.decode(text, type=_Rules))
     except (msgspec.DecodeError, RecursionError) as error:

@@ -9,10 +9,11 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from fp4forge.core import reading
 from fp4forge.core.errors import ReleaseError, UsageError
+from fp4forge.core.limits import INPUT_BYTES
 from fp4forge.core.paths import RELEASES
 from fp4forge.core.platform import PLATFORMS
-from fp4forge.inputs import reader
 from fp4forge.inputs.reader import Broken, Format, by_version, one_of
 from fp4forge.kernels.gpus import GPUS
 
@@ -345,7 +346,7 @@ def load(name: str) -> Release:
             remedy="docs/releases.md says how to add one",
         )
     where = str(path.relative_to(RELEASES.parent))
-    return parse(reader.text(path, where, ReleaseError), where)
+    return parse(reading.text(path, ReleaseError, INPUT_BYTES, where), where)
 
 
 def check_version(text: str) -> str:
