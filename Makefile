@@ -63,7 +63,7 @@ image-source: setup ## Compile vLLM 0.19.1 (components core) into an image: hour
 test: lint unit e2e ## Lint, unit tests, then e2e against the real engine and registry
 
 unit: venv ## Unit tests: seconds, no engine
-	@$(RUN) -m pytest tests/unit -q
+	@$(RUN) -m pytest tests/unit -q -n auto --dist loadfile
 
 e2e: setup ## Tests against the real engine and registry (builds the image of `make image`)
 	@scripts/test-tools.sh
