@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from fp4forge.core import paths
+from fp4forge.core import paths, reading
 from fp4forge.core.errors import PatchError
 from fp4forge.inputs.document import shortened
 from fp4forge.inputs.reader import Broken, Format, by_version, one_of
@@ -72,8 +72,9 @@ class Patch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         tuple[Variant, ...], Meta(min_length=1, description="the images that the patch goes into")
     ]
     files: Annotated[
-        dict[FilePath, FileHash], Meta(min_length=1, description="hashes of every patched file")
-    ]
+        dict[FilePath, FileHash],
+        Meta(description="hashes of every patched file; build.py patch refresh writes them"),
+    ] = {}
     proof: Annotated[
         Text, Meta(description="the test that shows the symptom without the patch only")
     ]
@@ -131,6 +132,21 @@ class Series:
         diffs = (self.folder / p.file for p in self.patches if variant in p.variants)
         return (self.folder / "series.yaml", *diffs)
 
+    def touched(self, patch: Patch) -> tuple[str, ...]:
+        """The files that a patch's diff changes, by their paths in the source.
+
+        Raises:
+            PatchError: the diff names none.
+        """
+        diff = reading.text(self.folder / patch.file, PatchError, where=patch.file)
+        found = re.findall(r"^\+\+\+ b/(\S+)", diff, re.M)
+        if not found:
+            raise PatchError(
+                f"{patch.file} names no file",
+                rule="a unified diff with lines such as +++ b/vllm/envs.py",
+            )
+        return tuple(dict.fromkeys(found))
+
     def instructions(self, patch: Patch) -> dict[str, Any]:
         """What ``image/stages/apply_patches.py`` reads: a patch's record and its diff's hash."""
         record: dict[str, Any] = msgspec.to_builtins(patch)
@@ -147,11 +163,11 @@ def patched_files(patches: tuple[Patch, ...]) -> dict[str, str]:
 def load(package: str, version: str, chained: bool = True) -> Series:
     """Loads a series; a version without a folder has an empty one.
 
-    Without ``chained`` the recorded hashes need not follow each other: they are to be renewed.
+    Without ``chained`` hashes may be missing or inconsistent: ``patch refresh`` renews them.
 
     Raises:
-        PatchError: the record is malformed, a diff is missing, or the hashes of two patches to
-            one file do not chain.
+        PatchError: the record is malformed, a diff or a patch's hashes are missing, or the hashes
+            of two patches to one file do not chain.
     """
     folder = paths.PATCHES / package / version
     path = folder / "series.yaml"
@@ -188,6 +204,12 @@ def _compile(detect: dict[str, str]) -> None:
 def _check_chain(where: str, patches: tuple[Patch, ...]) -> None:
     current: dict[str, str] = {}
     for patch in patches:
+        if not patch.files:
+            raise PatchError(
+                f"{where}: {patch.id} has no files",
+                rule="each patch has the hashes of its files before and after it",
+                remedy="build.py patch refresh writes them",
+            )
         for path, hashes in patch.files.items():
             if current.get(path, hashes.before) != hashes.before:
                 raise PatchError(

@@ -112,24 +112,25 @@ def drift(version: str) -> list[State]:
 
 
 def refresh(version: str) -> list[State]:
-    """Rebases a series onto its version's pinned source and records the hashes anew; no fuzz.
+    """Rebases a series onto its version's pinned source and records files and hashes; no fuzz.
 
     Raises:
         PatchError: a patch does not apply; nothing is written then.
     """
     sequence, tree = series.load("vllm", version, chained=False), sources.source_tree(version)
-    states, diffs, hashes = [], {}, []
+    record = sequence.folder / "series.yaml"
+    states, diffs, text = [], {}, record.read_text()
     with _copy(tree, sequence) as work:
         for patch in sequence.patches:
-            before = {path: (work / path).read_text() for path in patch.files}
+            paths = sequence.touched(patch)
+            before = {path: _read(work, path, patch) for path in paths}
             offset = _apply(sequence.folder / patch.file, work)
-            after = {path: (work / path).read_text() for path in patch.files}
+            after = {path: (work / path).read_text() for path in paths}
             if offset:
-                diffs[patch.file] = "".join(_diff(p, before[p], after[p]) for p in sorted(before))
-            hashes += [(path, _sha(before[path]), _sha(after[path])) for path in patch.files]
+                diffs[patch.file] = "".join(_diff(p, before[p], after[p]) for p in paths)
+            hashes = {path: (_sha(before[path]), _sha(after[path])) for path in paths}
+            text = _with_hashes(text, patch.id, hashes)
             states.append(State(patch.id, OFFSET if offset else APPLIES, offset))
-    record = sequence.folder / "series.yaml"
-    text = _with_hashes(record.read_text(), hashes)
     for name, diff in diffs.items():
         files.replace(sequence.folder / name, diff)
     files.replace(record, text)
@@ -206,19 +207,30 @@ def _diff(path: str, old: str, new: str) -> str:
     return "".join(lines)
 
 
-def _with_hashes(text: str, hashes: list[tuple[str, str, str]]) -> str:
-    """series.yaml with other hashes and every comment where it was."""
-    pattern = re.compile(r"^(      (\S+):\n        before: )\S+(\n        after: )\S+", re.M)
-    found = pattern.findall(text)
-    if [entry[1] for entry in found] != [path for path, _, _ in hashes]:
-        raise PatchError("series.yaml has its files in another form than this tool writes")
-    values = iter(hashes)
+def _read(tree: Path, path: str, patch: Patch) -> str:
+    if not (tree / path).is_file():
+        raise PatchError(
+            f"{patch.file} changes {path}, which the source does not have",
+            rule="a diff's paths start from the root of the source: a/vllm/...",
+        )
+    return (tree / path).read_text()
 
-    def renew(match: re.Match[str]) -> str:
-        _, before, after = next(values)
-        return f"{match[1]}{before}{match[3]}{after}"
 
-    return pattern.sub(renew, text)
+def _with_hashes(text: str, patch: str, hashes: dict[str, tuple[str, str]]) -> str:
+    """series.yaml with another list of files in one record, and every comment where it was."""
+    files = "".join(
+        f"      {path}:\n        before: {before}\n        after: {after}\n"
+        for path, (before, after) in hashes.items()
+    )
+    record = rf"(^  - id: {patch}\n(?:(?:    .*)?\n)*?)    files:.*\n(?:      .*\n)*"
+    new = re.compile(record, re.M)
+    text, found = new.subn(lambda match: f"{match[1]}    files:\n{files}", text, count=1)
+    if not found:
+        raise PatchError(
+            f"series.yaml: {patch} has no list of files that can be replaced",
+            rule="each record starts with id, indented by two, and has files: {} or a list",
+        )
+    return text
 
 
 def _sha(text: str) -> str:
@@ -228,7 +240,7 @@ def _sha(text: str) -> str:
 @contextmanager
 def _copy(tree: Path, sequence: Series) -> Iterator[Path]:
     """A folder with the files that the series touches or looks at."""
-    names = {name for patch in sequence.patches for name in patch.files}
+    names = {name for patch in sequence.patches for name in sequence.touched(patch)}
     names |= {name for patch in sequence.patches for name in patch.detect}
     with tempfile.TemporaryDirectory(prefix="fp4forge-patch-") as folder:
         for name in names:
