@@ -112,6 +112,12 @@ def test_bytecode(in_image: Callable[..., Any], site: str) -> None:
     assert not wrong, f"bytecode missing or stale: {', '.join(wrong)}"
 
 
+def test_startup(in_image: Callable[..., Any]) -> None:
+    """nothing runs when Python starts but what the image was built with"""
+    wrong = in_image("startup")
+    assert not wrong, f"not in /opt/fp4forge/startup: {', '.join(wrong)}"
+
+
 def test_ledger(host: Any, plan: dict[str, Any], config: dict[str, Any]) -> None:
     """the ledger matches its label and has NVFP4 for every requested GPU"""
     path = "/opt/fp4forge/ledger.json"

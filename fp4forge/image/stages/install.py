@@ -7,6 +7,7 @@ rebuilt layer has the digest it had before and nobody pulls it twice.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -87,6 +88,18 @@ def compile_bytecode(site: Path) -> None:
     )  # fmt: skip
 
 
+def startup_files(site: Path, out: Path) -> str:
+    """The files that Python runs when it starts, as sha256sum lists them; out becomes "/".
+
+    The entrypoint refuses others: they can replace any module.
+    """
+    found = [*site.glob("*.pth"), *site.glob("sitecustomize.py"), *site.glob("usercustomize.py")]
+    return "".join(
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  /{path.relative_to(out)}\n"
+        for path in sorted(found)
+    )
+
+
 def settle_times(out: Path, epoch: int) -> None:
     """Sets every time under out to the release's epoch."""
     for folder, folders, files in os.walk(out):
@@ -114,9 +127,14 @@ def main() -> None:
     complete_cuda(site, prefix)
     compile_bytecode(site)
     name = args.lock.stem if args.lock else "vllm"
-    record = args.out / "opt" / "fp4forge" / "left-out" / f"{name}.json"
-    record.parent.mkdir(parents=True)
-    record.write_text(json.dumps(gone, indent=1) + "\n")
+    records = {
+        Path("left-out", f"{name}.json"): json.dumps(gone, indent=1) + "\n",
+        Path("startup", name): startup_files(site, args.out),
+    }
+    for path, content in records.items():
+        record = args.out / "opt" / "fp4forge" / path
+        record.parent.mkdir(parents=True)
+        record.write_text(content)
     settle_times(args.out, int(os.environ["SOURCE_DATE_EPOCH"]))
 
 
