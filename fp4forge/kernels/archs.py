@@ -220,7 +220,7 @@ def predict(text: str, vllm: str, rules: dict[str, Any], cuda: str) -> Predictio
         UsageError: the list cannot be used with this CUDA: torch or nvcc refuses an entry.
     """
     if not re.fullmatch(r"1[0-9]\.[0-9]", cuda):
-        raise UsageError(f"--cuda {cuda!r} is no CUDA version", rule="such as 13.0")
+        raise UsageError(f"--cuda {cuda!r} is not a CUDA version", rule="such as 13.0")
     groups = group_targets(text, rules, cuda)
     _check_nvcc(groups, text, cuda)
     gpus = {gpu.name: _verdict(gpu, groups, rules, cuda) for gpu in GPUS.values()}

@@ -122,7 +122,7 @@ def is_here() -> bool:
 def emulated(platform: str) -> bool:
     """Whether this kernel hands another platform's programs to an emulator (binfmt_misc).
 
-    True where that cannot be seen from here: the engine is on another machine.
+    True if that cannot be seen from here: the engine is on another machine.
     """
     if not is_here():
         return True

@@ -42,7 +42,7 @@ def ensure(base: Base, platform: str, report: Progress) -> str:
         f"the base image {reference} cannot be had: {reason}",
         rule="a base comes from a registry that answers, or is made on this machine",
         remedy=f"--base {local[0]} (mmdebstrap, needs only Debian's packages),"
-        " or 'docker pull' it where a mirror is configured",
+        " or 'docker pull' it from a configured mirror",
     )
 
 

@@ -58,7 +58,7 @@ def make(image: str, output: Path, manifest: Path | None, report: Progress) -> B
         raise UsageError(f"{image!r} has no tag", rule="HOST/REPOSITORY:TAG")
     found = registry.resolve(repository, tag)
     if found is None:
-        raise RegistryError(f"there is no {image}")
+        raise RegistryError(f"{image} does not exist")
     digest = found[0]
     output = output.absolute()
     with scratch.folder(output.parent, ".fp4forge-bundle.") as place:

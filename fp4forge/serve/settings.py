@@ -161,7 +161,7 @@ def server(
         model: the checkpoint's folder on the host that serves.
         workload: one of WORKLOADS.
         version: vLLM's version in the image.
-        image: reference, by digest where it was resolved.
+        image: reference, by digest if it was resolved.
         utilization: --gpu-memory-utilization, 0-1.
         port: on the host.
         served_name: name in the API; by default the folder's.

@@ -249,9 +249,9 @@ def test_info(inside: Inside) -> None:
 
 
 def test_a_long_check_says_what_it_is_at(published: dict[str, Any]) -> None:
-    told: list[str] = []
+    said: list[str] = []
     only = "test_content and test_kernels"
-    (check,) = verify.run(published["image"], published["plan"], told.append, only=only)
+    (check,) = verify.run(published["image"], published["plan"], said.append, only=only)
     assert check.outcome == "passed", check.message
-    assert told[0] == "test_kernels"
-    assert told[1].startswith("test_kernels: reading /usr/local/lib/python3")
+    assert said[0] == "test_kernels"
+    assert said[1].startswith("test_kernels: reading /usr/local/lib/python3")

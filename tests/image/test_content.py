@@ -141,13 +141,13 @@ def test_ledger_is_of_these_files(
 
 
 def test_kernels(
-    request: pytest.FixtureRequest, plan: dict[str, Any], tell: Callable[[str], None]
+    request: pytest.FixtureRequest, plan: dict[str, Any], progress: Callable[[str], None]
 ) -> None:
     """the binaries contain FP4 kernels for every requested GPU"""
     from fp4forge.checks import ledgers
     from fp4forge.kernels import ledger
 
-    found = ledgers.read(request.config.getoption("--container"), tell)
+    found = ledgers.read(request.config.getoption("--container"), progress)
     wanted = tuple(gpu for gpu in plan["gpus"] if gpu not in plan["allow_missing"])
     lost = [f"{gpu} lacks {what}" for gpu, what in ledger.lost(found, wanted).items()]
     lost += ledger.differences(plan["predicted"], found.targets())
@@ -257,7 +257,7 @@ def test_cuda_once(host: Any, site: str, sha256: Callable[..., dict[str, str]]) 
     seen: dict[str, str] = {}
     twice = set()
     for path in found:
-        # What is no ELF file has no soname.
+        # Only ELF files have a soname.
         for key in (*re.findall(r"SONAME.*\[(.*)\]", dynamic.get(path, "")), contents[path]):
             if seen.setdefault(key, path) != path:
                 twice.add(f"{path} and {seen[key]}")

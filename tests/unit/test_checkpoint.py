@@ -1,4 +1,4 @@
-"""The inspector tells each way in which a checkpoint can be spoilt."""
+"""The inspector reports each way in which a checkpoint can be spoilt."""
 
 from __future__ import annotations
 

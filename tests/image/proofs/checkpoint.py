@@ -167,7 +167,7 @@ def float_weights(
             tensor.normal_(0.0, 0.7 / meta.shape[-1] ** 0.5)
         elif "q_norm" in name or "k_norm" in name:
             # Trained models keep scores within a few units; at 1 they spread by 16 and a
-            # softmax over random ones only tells which rounding came first.
+            # softmax over random ones only shows which rounding came first.
             tensor.normal_(0.3, 0.03)
         elif "norm" in name:
             tensor.normal_(1.0, 0.1)

@@ -20,7 +20,7 @@ from typing import Any
 
 
 class Originals(importlib.abc.MetaPathFinder):
-    """Imports modules from a folder of unpatched files where it has them."""
+    """Imports modules from a folder of unpatched files if it has them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -146,5 +146,5 @@ def tensors(folder: Path) -> Iterator[tuple[str, Any]]:
     from safetensors import safe_open
 
     with safe_open(str(folder / "model.safetensors"), "pt") as file:
-        for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
+        for name in file.keys():  # noqa: SIM118 - safe_open is not a mapping
             yield name, file.get_tensor(name)
