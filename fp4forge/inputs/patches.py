@@ -15,7 +15,7 @@ from fp4forge.core import paths, reading
 from fp4forge.core.errors import PatchError
 from fp4forge.inputs.document import shortened
 from fp4forge.inputs.reader import Broken, Format, by_version, one_of
-from fp4forge.inputs.release import Sha256, Variant
+from fp4forge.inputs.release import UNPATCHED, VARIANTS, Sha256, Variant
 
 TIERS = ("python", "csrc")
 
@@ -96,6 +96,17 @@ class Upstreamed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         _compile(self.detect)
 
 
+class Conflict(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A patch of an earlier version that does not fit this one and waits for a person."""
+
+    id: Name
+    of: Annotated[Text, Meta(description="the version whose series has the patch")]
+    why: Annotated[Text, Meta(description="what does not fit")]
+    variants: Annotated[
+        tuple[Variant, ...], Meta(min_length=1, description="the images that cannot be built")
+    ]
+
+
 class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The patches to one version of a package."""
 
@@ -105,6 +116,10 @@ class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     already_upstream: Annotated[
         tuple[Upstreamed, ...],
         Meta(description="fixes that this version has itself; patch check looks for them"),
+    ] = ()
+    conflicts: Annotated[
+        tuple[Conflict, ...],
+        Meta(description="patches that a person must write; their variants cannot be built"),
     ] = ()
 
 
@@ -120,6 +135,31 @@ class Series:
     folder: Path
     patches: tuple[Patch, ...] = ()
     already_upstream: tuple[Upstreamed, ...] = ()
+    conflicts: tuple[Conflict, ...] = ()
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """The variants that can be built: nobody looked for what the others lack."""
+        blocked = {variant for conflict in self.conflicts for variant in conflict.variants}
+        recorded = (self.folder / "series.yaml").is_file()
+        return tuple(v for v in VARIANTS if v == UNPATCHED or (recorded and v not in blocked))
+
+    def check(self, variant: str) -> None:
+        """Refuses a variant whose patches are not written yet.
+
+        Raises:
+            PatchError: with the patches that are missing.
+        """
+        if variant in self.variants:
+            return
+        where = f"patches/{self.package}/{self.version}/series.yaml"
+        missing = [c.id for c in self.conflicts if variant in c.variants]
+        raise PatchError(
+            f"{where} waits for {', '.join(missing)}" if missing else f"{where} does not exist",
+            rule=f"a {variant} image has every patch that its vLLM needs",
+            remedy=f"build.py patch drift --vllm {self.version} --merge shows each conflict;"
+            f" --variant {UNPATCHED} builds without patches",
+        )
 
     def for_variant(self, variant: str, tier: str = "python") -> tuple[Patch, ...]:
         """The patches of a variant in one tier."""
@@ -183,7 +223,9 @@ def load(package: str, version: str, chained: bool = True) -> Series:
             )
     if chained:
         _check_chain(where, record.patches)
-    return Series(package, version, folder, record.patches, record.already_upstream)
+    return Series(
+        package, version, folder, record.patches, record.already_upstream, record.conflicts
+    )
 
 
 def versions(package: str) -> tuple[str, ...]:

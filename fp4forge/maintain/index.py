@@ -11,6 +11,7 @@ from msgspec import Struct, field
 from fp4forge.core import http, reading
 from fp4forge.core.errors import ArtefactError
 from fp4forge.core.limits import INDEX_BYTES, INDEX_SECONDS, REGISTRY_REDIRECTS
+from fp4forge.core.platform import PLATFORMS
 
 
 def url() -> str:
@@ -58,6 +59,27 @@ def listing(project: str) -> list[Listed]:
             remedy="check the network and the index settings (UV_DEFAULT_INDEX, PIP_INDEX_URL)",
         )
     return reading.json(answer.content, _Project, "the package index", ArtefactError).files
+
+
+def wheel_size(project: str, version: str, platform: str) -> int:
+    """Bytes of a version's largest wheel for a platform; 0 if the index lists none.
+
+    Raises:
+        ArtefactError: the index does not answer.
+    """
+    machine = PLATFORMS[platform].machine
+    name = project.replace("-", "_").replace(".", "_").lower()
+    return max(
+        (
+            entry.size
+            for entry in listing(project)
+            if re.sub(r"[-.]", "_", entry.filename.lower()).startswith(
+                f"{name}_{re.sub(r'[-.]', '_', version)}_"
+            )
+            and entry.filename.endswith((f"{machine}.whl", "any.whl"))
+        ),
+        default=0,
+    )
 
 
 def newest() -> str:

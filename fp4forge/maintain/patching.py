@@ -32,6 +32,7 @@ class State:
     state: str
     detail: str = ""
     merge: str = field(default="", repr=False)  # three-way diff of a drifted patch
+    diff: str = field(default="", repr=False)  # of the patch as it fits the other version
 
     def as_json(self) -> dict[str, Any]:
         """The state as ``patch check --json`` prints it."""
@@ -83,11 +84,10 @@ def check(version: str) -> list[State]:
     return states
 
 
-def drift(version: str) -> list[State]:
-    """What the newest series at or before a version would need on that version.
+def base_of(version: str) -> Series:
+    """The series to start from for a version: the newest before it, or its own if it is the first.
 
     Raises:
-        ArtefactError: the index has no such version.
         UsageError: no series is that old.
     """
     from packaging.version import InvalidVersion, Version
@@ -98,8 +98,19 @@ def drift(version: str) -> list[State]:
         raise UsageError(f"--vllm {version!r} is not a version") from None
     if not known:
         raise UsageError(f"no series is as old as vLLM {version}")
-    sequence = series.load("vllm", known[-1])
-    theirs, base = sources.source_tree(version), sources.source_tree(known[-1])
+    earlier = [name for name in known if name != version]
+    return series.load("vllm", (earlier or known)[-1])
+
+
+def drift(version: str) -> list[State]:
+    """What the series of ``base_of`` would need on a version.
+
+    Raises:
+        ArtefactError: the index has no such version.
+        UsageError: no series is that old.
+    """
+    sequence = base_of(version)
+    theirs, base = sources.source_tree(version), sources.source_tree(sequence.version)
     states = []
     merged: dict[str, str] = {}  # their files with the patches so far
     with _copy(base, sequence) as ours:
@@ -158,11 +169,17 @@ def _against(
             results[path] = result
     if failed:
         return State(patch.id, DRIFTED, "; ".join(failed + moved), "\n".join(merges))
+    diff = "".join(
+        _diff(target.relative_to(tree).as_posix(), merged.get(path) or target.read_text(), result)
+        for path, result in sorted(results.items())
+        if (target := _find(tree, path))
+    )
     merged |= results
     exact = not moved and all(results[p] == text for p, text in after.items())
     if exact:
-        return State(patch.id, APPLIES)
-    return State(patch.id, OFFSET, "; ".join(moved) or "the lines around it are unchanged")
+        return State(patch.id, APPLIES, diff=diff)
+    said = "; ".join(moved) or "the lines around it are unchanged"
+    return State(patch.id, OFFSET, said, diff=diff)
 
 
 def _merge(ours: str, base: str, theirs: str) -> tuple[str, list[str]]:

@@ -85,7 +85,15 @@ def source_tree(vllm: str) -> Path:
     Raises:
         ArtefactError: it cannot be had, or is not the pinned one.
     """
-    artefact = sdist(vllm)
+    return tree_of(sdist(vllm))
+
+
+def tree_of(artefact: Artefact) -> Path:
+    """The unpacked sdist that an artefact pins.
+
+    Raises:
+        ArtefactError: it cannot be had, or is not the pinned one.
+    """
     folder = paths.STATE / "sources" / artefact.file.removesuffix(".tar.gz")
     if not folder.is_dir():
         with (

@@ -6,8 +6,8 @@ import itertools
 from dataclasses import replace
 
 from fp4forge.core.platform import AMD64
-from fp4forge.inputs import bases, release
-from fp4forge.inputs.release import STRATEGIES, VARIANTS
+from fp4forge.inputs import bases, patches, release
+from fp4forge.inputs.release import STRATEGIES
 from fp4forge.kernels.gpus import TARGETS
 from fp4forge.plan.cross import TOOLCHAINS
 from fp4forge.plan.plan import Plan
@@ -19,9 +19,11 @@ def supported() -> list[Plan]:
     """The plans of everything that can be built."""
     plans: list[Plan] = []
     for name, strategy, base in itertools.product(release.names(), STRATEGIES, bases.names()):
-        if strategy not in release.load(name).strategies:
+        what = release.load(name)
+        if strategy not in what.strategies:
             continue
-        for arch, variant in itertools.product(TARGETS, VARIANTS):
+        variants = patches.load("vllm", what.vllm_version).variants
+        for arch, variant in itertools.product(TARGETS, variants):
             platform = TARGETS[arch].default_platform or AMD64
             request = Request(arch, name, variant, strategy, base, platform, aot="gemma4")
             plans.append(resolve(request))
