@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 import click
 
-from fp4forge.core.console import print_json, rich
-from fp4forge.inputs import arch_rules, defaults, release
+from fp4forge.core.console import Console, print_json, rich
+from fp4forge.inputs import defaults, release
 from fp4forge.kernels import archs
+from fp4forge.plan.prediction import predict
 
 
 @click.group()
@@ -31,8 +31,7 @@ def explain(list_: str, vllm: str | None, cuda: str | None, as_json: bool) -> No
     """
     reference = release.load(defaults.table().reference.release)
     version = vllm or reference.vllm_version
-    rules = arch_rules.load(version)
-    prediction = archs.predict(list_, version, rules, cuda or reference.cuda)
+    prediction = predict(list_, version, cuda or reference.cuda)
     if as_json:
         print_json(prediction.as_json())
     else:
@@ -59,16 +58,25 @@ def _show(prediction: archs.Prediction) -> None:
 
 
 @arch.command()
-@click.argument("tree", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--vllm", required=True, help="Version of TREE.")
-def extract(tree: Path, vllm: str) -> None:
-    """Read the CMake rules of a vLLM source TREE into releases/archs/."""
-    from fp4forge.core import files
-    from fp4forge.core.paths import RELEASES
-    from fp4forge.inputs.release import check_version
-    from fp4forge.kernels import cmake_rules
+@click.argument(
+    "tree", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path)
+)
+@click.option("--vllm", required=True, help="Version of the sources.")
+@click.option("--check", is_flag=True, help="Write nothing; exit code 15 if a file would change.")
+def extract(tree: Path | None, vllm: str, check: bool) -> None:
+    """Run the CMake files of a vLLM source TREE and keep what they compile in releases/archs/.
 
-    path = RELEASES / "archs" / f"{check_version(vllm)}.json"
-    data = cmake_rules.extract(tree)
-    files.replace(path, json.dumps(data, indent=1) + "\n")
-    click.echo(f"{path.relative_to(RELEASES.parent)}: {len(data['steps'])} steps")
+    Without TREE, the sources are those of the package index, with the pinned hash.
+    """
+    from fp4forge.inputs.release import check_version
+    from fp4forge.maintain import arch_rules, sources
+
+    version = check_version(vllm)
+    console = Console()
+    with console.step("extract") as step:
+        extracted = arch_rules.extract(tree or sources.source_tree(version), version)
+        if check:
+            arch_rules.check(extracted)
+        else:
+            arch_rules.write(extracted)
+        step.detail = f"releases/archs/{version}: " + ("as committed" if check else "written")

@@ -1,8 +1,7 @@
-"""Predicts what a TORCH_CUDA_ARCH_LIST becomes: targets of every kernel group, and what GPUs get.
+"""Judges what a TORCH_CUDA_ARCH_LIST becomes: what each GPU gets of the kernel groups.
 
-Rules: torch's select_compute_arch.cmake (torch 2.12.0, share/cmake/Caffe2/Modules_CUDA_fix), then
-vLLM's cmake/utils.cmake and CMakeLists.txt as extracted by ``cmake_rules``. A test runs vLLM's own
-function under ``cmake -P`` against ``loose_intersection`` over thousands of lists.
+What vLLM compiles for a list is its own CMake's answer (``plan.prediction``). What torch makes of
+the list is in its select_compute_arch.cmake (torch 2.12.0, share/cmake/Caffe2/Modules_CUDA_fix).
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import Any
 
 from fp4forge.kernels.base import UsageError
 from fp4forge.kernels.gpus import GPUS, RUNS, VERDICTS, Gpu, serves
+from fp4forge.kernels.groups import COMPILED, REQUIRED, filled
 
 # What each nvcc can name on Blackwell (CUDA Toolkit release notes 12.8, 12.9, 13.0): sm_121 and
 # the family suffix came with 12.9; 13.0 renamed 10.1 to 11.0.
@@ -21,6 +21,7 @@ _BLACKWELL = {
     "12.9": {b + s for b in ("10.0", "10.1", "10.3", "12.0", "12.1") for s in ("", "a", "f")},
     "13.0": {b + s for b in ("10.0", "10.3", "11.0", "12.0", "12.1") for s in ("", "a", "f")},
 }
+CUDAS = tuple(_BLACKWELL)
 _NAMES = {
     "Ampere": ["8.0", "8.6"], "Ada": ["8.9"], "Hopper": ["9.0"], "Turing": ["7.5"],
     "Blackwell": ["10.0", "12.0"], "Blackwell+Tegra": ["10.1"],
@@ -46,67 +47,14 @@ def _natural(text: str) -> list[tuple[int, int, str]]:
     return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts]
 
 
-def _major(text: str) -> str:
-    return re.sub(r"^([0-9]+)\..*$", r"\1", text)
-
-
-def _unique(values: list[str]) -> list[str]:
-    return list(dict.fromkeys(values))
-
-
-def loose_intersection(source: list[str], target: list[str]) -> list[str]:
-    """vLLM's ``cuda_archs_loose_intersection`` (cmake/utils.cmake, 0.19.1 and 0.20.2 alike).
-
-    Args:
-        source: what kernels are written for, such as ``["12.0f"]`` or ``["8.0+PTX"]``.
-        target: what is asked for, such as ``["10.0", "12.0", "12.1"]``.
-
-    Returns:
-        What is compiled, in vLLM's order.
-    """
-    wanted = [a for a in target if a]
-    asked = list(wanted)  # TGT_CUDA_ARCHS as passed: the first test below does not see removals
-    ptx = [a.removesuffix("+PTX") for a in source if a.endswith("+PTX")]
-    # CMake moves an entry with +PTX to the end of the list when it strips the suffix.
-    rest = _unique([a for a in source if a and not a.endswith("+PTX")] + ptx)
-    out: list[str] = []
-
-    def take(entry: str, result: str) -> None:
-        wanted[:] = [a for a in wanted if a != entry]
-        out.append(result)
-
-    for arch in [a for a in rest if a[-1] in "af"]:
-        rest.remove(arch)
-        base = arch[:-1]
-        if base in asked:
-            take(base, arch)
-        elif base + "a" in wanted:
-            take(base + "a", base + "a")
-        elif base + "f" in wanted:
-            take(base + "f", base + "f")
-        elif arch.endswith("f"):
-            same = [t for t in wanted if _major(re.sub("[af]$", "", t)) == _major(base)]
-            if same:
-                take(same[0], same[0])
-    for arch in list(wanted):
-        if arch[-1] in "af" and arch[:-1] in rest:
-            rest.remove(arch[:-1])
-            take(arch, arch)
-    rest.sort(key=_natural)
-    for arch in wanted:
-        best = ""
-        for candidate in rest:
-            if version(candidate) > version(arch):
-                break
-            if candidate in ptx or _major(candidate) == _major(arch):
-                best = candidate
-        if best:
-            out.append(best)
-    return [a + "+PTX" if a in ptx else a for a in _unique(out)]
+def known(cuda: str) -> set[str]:
+    """Blackwell's architectures that a CUDA's nvcc can name."""
+    before = [c for c in _BLACKWELL if version(c) <= version(cuda)]
+    return _BLACKWELL[max(before, key=version)] if before else set()
 
 
 def torch_archs(text: str) -> list[str]:
-    """The architectures that torch's CMake and vLLM's flag extraction make of a list.
+    """The entries that torch's CMake makes of a list: without names and repetition, in order.
 
     Raises:
         UsageError: an entry that torch refuses, or that depends on the building machine.
@@ -115,69 +63,19 @@ def torch_archs(text: str) -> list[str]:
     if not entries:
         raise UsageError("the arch list is empty", rule="such as 10.0;12.0;12.1")
     found: list[str] = []
-    for entry in _unique(entries):
+    for entry in entries:
         plain = entry if entry in _NAMES else entry.removesuffix("+PTX")
         if plain in _NAMES:
             found += _NAMES[plain]
         elif _ENTRY.fullmatch(plain):
-            found.append(plain)
+            found.append(entry)
         else:
             raise UsageError(
                 f"{entry!r} in the arch list is not an architecture",
                 rule="X.Y with an optional a or f and an optional +PTX, separated by ;",
                 remedy="such as 10.0;12.0;12.1",
             )
-    return sorted(_unique(found), key=_natural)
-
-
-def _holds(condition: str, cuda: tuple[int, ...], variables: dict[str, list[str]]) -> bool:
-    negated = condition.startswith("! ")
-    result = True
-    for term in re.split(r"\s+AND\s+", condition.removeprefix("! ")):
-        if term.startswith("DEFINED "):
-            value = True
-        elif match := re.fullmatch(r"\S*COMPILER_VERSION\S* VERSION_GREATER_EQUAL (\S+)", term):
-            value = cuda >= version(match[1])
-        elif re.fullmatch(r"\w+_ARCHS", term):
-            value = bool(variables.get(term))
-        else:
-            raise ValueError(f"condition not understood: {condition}")
-        result = result and value
-    return result != negated
-
-
-def group_targets(text: str, rules: dict[str, Any], cuda: str) -> dict[str, list[str]]:
-    """Targets of every CUDA kernel group; an empty list for a group that is left out.
-
-    Args:
-        text: the arch list.
-        rules: of a release, as ``cmake_rules.extract`` reads them.
-        cuda: version of the compiler.
-    """
-    number = version(cuda)
-    variables: dict[str, list[str]] = {"CUDA_ARCHS": torch_archs(text)}
-    groups: dict[str, list[str]] = {}
-    for step in rules["steps"]:
-        holds = all(_holds(condition, number, variables) for condition in step["if"])
-        if step["do"] == "group":
-            groups.setdefault(step["name"], [])
-            if holds:
-                groups[step["name"]] = variables.get(step["var"], [])
-        if not holds:
-            continue
-        if step["do"] == "supported":
-            archs = step["archs"].split(";")
-            variables["CUDA_ARCHS"] = loose_intersection(archs, variables["CUDA_ARCHS"])
-        elif step["do"] == "set":
-            variables[step["var"]] = step["archs"].split(";")
-        elif step["do"] == "append":
-            variables.setdefault(step["var"], []).extend(step["archs"].split(";"))
-        elif step["do"] == "intersect":
-            source = step["archs"]
-            if source.startswith("${"):
-                source = ";".join(variables.get(source[2:-1], []))
-            variables[step["var"]] = loose_intersection(source.split(";"), variables["CUDA_ARCHS"])
-    return groups
+    return sorted(dict.fromkeys(found), key=_natural)
 
 
 @dataclass(frozen=True)
@@ -190,6 +88,7 @@ class Prediction:
     groups: dict[str, list[str]]  # type: ignore[valid-type]
     gpus: dict[str, dict[str, Any]]
     named: tuple[str, ...]
+    fp8_guards: tuple[str, ...]  # of groups.FP8_GUARDS
 
     def lost(self, wanted: tuple[str, ...]) -> dict[str, str]:
         """Requested GPUs without FP4, with the reason."""
@@ -207,37 +106,44 @@ class Prediction:
         }
 
 
-def predict(text: str, vllm: str, rules: dict[str, Any], cuda: str) -> Prediction:
-    """What a list gives on each GPU.
-
-    Args:
-        text: the arch list.
-        vllm: the version that the rules are of.
-        rules: as ``cmake_rules.extract`` reads them.
-        cuda: version of the compiler.
+def check(text: str, cuda: str) -> None:
+    """Refuses a list that cannot be used with a CUDA.
 
     Raises:
-        UsageError: the list cannot be used with this CUDA: torch or nvcc refuses an entry.
+        UsageError: torch or nvcc refuses an entry, or the CUDA is none.
     """
     if not re.fullmatch(r"1[0-9]\.[0-9]", cuda):
         raise UsageError(f"--cuda {cuda!r} is not a CUDA version", rule="such as 13.0")
-    groups = group_targets(text, rules, cuda)
-    _check_nvcc(groups, text, cuda)
-    gpus = {gpu.name: _verdict(gpu, groups, rules, cuda) for gpu in GPUS.values()}
-    named = {re.sub("[af]$", "", arch) for arch in torch_archs(text)}
+    _check_nvcc(torch_archs(text), cuda)
+
+
+def judge(
+    text: str, vllm: str, cuda: str, groups: dict[str, list[str]], guards: tuple[str, ...]
+) -> Prediction:
+    """What each GPU gets.
+
+    Args:
+        text: the arch list.
+        vllm: the version that compiles it.
+        cuda: version of the compiler.
+        groups: what it is compiled for (``groups.of_sources``).
+        guards: what leaves FP8's kernels empty (``groups.FP8_GUARDS``).
+
+    Raises:
+        UsageError: nvcc refuses a target.
+    """
+    _check_nvcc([target for targets in groups.values() for target in targets], cuda)
+    gpus = {gpu.name: _verdict(gpu, groups, guards, cuda) for gpu in GPUS.values()}
+    named = {re.sub(r"[af]?(\+PTX)?$", "", arch) for arch in torch_archs(text)}
     return Prediction(
         vllm, cuda, text, groups, gpus,
-        tuple(gpu.name for gpu in GPUS.values() if gpu.label in named),
+        tuple(gpu.name for gpu in GPUS.values() if gpu.label in named), guards,
     )  # fmt: skip
 
 
-def _check_nvcc(groups: dict[str, list[str]], text: str, cuda: str) -> None:
-    release = max((c for c in _BLACKWELL if version(c) <= version(cuda)), default=None,
-                  key=version)  # fmt: skip
-    known = _BLACKWELL[release] if release else set()
-    named = {t.removesuffix("+PTX") for targets in groups.values() for t in targets}
-    named |= set(torch_archs(text))
-    unknown = sorted(a for a in named if int(_major(a)) >= 10 and a not in known)
+def _check_nvcc(targets: list[str], cuda: str) -> None:
+    plain = {target.removesuffix("+PTX") for target in targets}
+    unknown = sorted(t for t in plain if version(t) >= (10,) and t not in known(cuda))
     if unknown:
         raise UsageError(
             f"nvcc {cuda} does not know {', '.join('sm_' + u.replace('.', '') for u in unknown)}",
@@ -252,12 +158,17 @@ def _best(targets: list[str], gpu: Gpu) -> tuple[str, str]:
 
 
 def _verdict(
-    gpu: Gpu, groups: dict[str, list[str]], rules: dict[str, Any], cuda: str
+    gpu: Gpu, groups: dict[str, list[str]], guards: tuple[str, ...], cuda: str
 ) -> dict[str, Any]:
-    targets = groups.get(f"nvfp4_{gpu.family}", [])
-    bare = [t for t in targets if t[-1] not in "af"]
-    fp4, by = _best([t for t in targets if t not in bare], gpu)
-    fp8, fp8_by = _best(groups.get(f"fp8_scaled_mm_{gpu.family}", []), gpu)
+    compiled = {t for name in REQUIRED for t in groups[name]}
+    bare = sorted(t for t in compiled if t[-1] not in "af" and _of(gpu, t))
+    targets = [t for t in groups["nvfp4_gemm"] if t not in bare]
+    fp4, by = max(
+        (_best(COMPILED[name].expected(groups[name]), gpu) for name in REQUIRED),
+        key=lambda pair: VERDICTS.index(pair[0]),
+    )
+    scaled_mm = COMPILED["fp8_gemm"].expected(groups["fp8_gemm"])
+    fp8, _ = _best(filled(scaled_mm, guards), gpu)
     notes = []
     if bare:
         fp4 = "missing"
@@ -265,21 +176,27 @@ def _verdict(
             f"NVFP4 would be compiled for {', '.join(bare)} without a or f, and ptxas refuses FP4"
             " there (cvt .e2m1x2 not supported): the build dies late"
         )
-    elif not targets:
+    elif not any(_of(gpu, target) for target in compiled):
         notes.append(f"the list names no {gpu.major}.x architecture that vLLM compiles NVFP4 for")
     elif fp4 == "missing":
-        notes.append(f"NVFP4 is compiled for {', '.join(targets)}, which {gpu.name} cannot load")
+        same = [target for target in targets if _of(gpu, target)]
+        notes.append(f"NVFP4 is compiled for {', '.join(same)}, which {gpu.name} cannot load")
     else:
         notes.append(f"NVFP4 compiled for {by}")
-    only_120 = gpu.major == 12 and rules["sm120_only_fp8"] and not fp8_by.startswith("12.0")
-    if fp8 != "missing" and only_120:
-        fp8 = "missing"
-        notes.append("FP8 scaled_mm traps: enable_sm120_only compiles it for 12.0 alone")
+    if fp8 != _best(scaled_mm, gpu)[0]:
+        own = [target for target in scaled_mm if _of(gpu, target)]
+        empty = [guard for guard in guards if filled(own, (guard,)) != own]
+        notes.append(f"FP8 scaled_mm traps: {', '.join(empty)} leaves it empty here")
     if fp4 == "missing":
         notes.append(f"use {advice(gpu, cuda)}")
-    marlin = _best(groups.get("moe_marlin_sm80", []), gpu)[0]
+    marlin = _best(groups["moe_marlin"], gpu)[0]
     return {"fp4": fp4, "fp8": fp8, "moe_marlin": marlin, "ok": fp4 in RUNS,
             "reason": "; ".join(notes)}  # fmt: skip
+
+
+def _of(gpu: Gpu, target: str) -> bool:
+    """Whether a target has the GPU's major."""
+    return version(target)[0] == gpu.major
 
 
 def advice(gpu: Gpu, cuda: str) -> str:

@@ -25,11 +25,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fp4forge.kernels import elf
+from fp4forge.kernels import elf, groups
 from fp4forge.kernels.base import BinaryError, Progress, ToolError
 
 # Another number when what is read changes: cached results of older code are void.
-_READER = 1
+_READER = 2
 
 _SECONDS = 3600  # for one call of a tool; the largest extension takes minutes
 
@@ -74,7 +74,7 @@ class Cubin:
             name: sum(getattr(kernel, name) for kernel in self.kernels)
             for name in ("fp4_mma", "fp4_cvt", "fp8_mma")
         }
-        return {"arch": self.arch, "kind": self.kind, **totals,
+        return {"arch": self.arch, "kind": self.kind, "disassembled": self.disassembled, **totals,
                 "kernels": [asdict(kernel) for kernel in self.kernels]}  # fmt: skip
 
 
@@ -206,7 +206,8 @@ def _extract(path: Path, report: Progress) -> tuple[tuple[Cubin, ...], tuple[Ptx
         # The largest first: nvdisasm's time goes with size, and the last one is waited for.
         files = sorted(_dump(path, "elf", Path(name)), key=lambda p: -p.stat().st_size)
         cubins = {}
-        for number, (file, cubin) in enumerate(zip(files, pool.map(_cubin, files), strict=True), 1):
+        read = pool.map(lambda file: _cubin(file, path.name), files)
+        for number, (file, cubin) in enumerate(zip(files, read, strict=True), 1):
             cubins[file.name] = cubin
             report(f"{path.name}: cubin {number} of {len(files)}")
         return tuple(cubins[name] for name in sorted(cubins)), tuple(ptx.result())
@@ -236,7 +237,7 @@ def _dump(path: Path, kind: str, folder: Path) -> list[Path]:
     return sorted((folder / kind).iterdir())
 
 
-def _cubin(path: Path) -> Cubin:
+def _cubin(path: Path, file: str) -> Cubin:
     content = path.read_bytes()
     named = re.search(r"\.(sm_[0-9]+[af]?)\.cubin$", path.name)
     note = _NOTE.search(content)
@@ -251,8 +252,8 @@ def _cubin(path: Path) -> Cubin:
     kind = {"a": "exact", "f": "family"}.get(arch[-1], "bare")
     # FP4 instructions exist only in Blackwell's exact and family targets (ptxas refuses others).
     able = kind != "bare" and int(arch.removeprefix("sm_").rstrip("af")) >= 100
-    if not able or not names:
-        return Cubin(arch, kind, tuple(Kernel(n) for n in names), able)
+    if not able or not groups.can_hold(file, names):
+        return Cubin(arch, kind, tuple(Kernel(n) for n in names), False)
     return Cubin(arch, kind, tuple(_count(path, names)), True)
 
 

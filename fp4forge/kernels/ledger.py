@@ -9,14 +9,14 @@ import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from fp4forge.kernels import cubins
 from fp4forge.kernels.base import BinaryError, Progress
 from fp4forge.kernels.cubins import DeviceCode, Kernel
 from fp4forge.kernels.gpus import GPUS, RUNS, VERDICTS, serves
-from fp4forge.kernels.groups import COMPILED_BY, GROUPS, REQUIRED, groups_of
+from fp4forge.kernels.groups import COMPILED, GROUPS, REQUIRED, filled, of_kernels
 
 
 @dataclass(frozen=True)
@@ -25,21 +25,6 @@ class File:
 
     path: str
     code: DeviceCode
-
-    def groups_of(self, kernel: Kernel) -> set[str]:
-        """The groups that one of its kernels counts for.
-
-        FlashInfer's modules have groups of their own: those of vLLM's NVFP4 linear layers. What
-        else it has (MoE, attention, all-reduce; with FP4 instructions too) counts for none.
-        """
-        path = PurePosixPath(self.path)
-        if not {"flashinfer", "flashinfer_jit_cache"} & set(path.parts):
-            return set(groups_of(kernel))
-        if kernel.fp4_mma and path.name.startswith("fp4_gemm_"):
-            return {"flashinfer_gemm"}
-        if kernel.fp4_cvt and path.name.startswith("fp4_quantization_"):
-            return {"flashinfer_quantise"}
-        return set()
 
     def as_json(self) -> dict[str, Any]:
         """The file as the ledger prints it."""
@@ -84,9 +69,9 @@ class Ledger:
     def _groups(self) -> Iterator[tuple[str, set[str]]]:
         for file in self.files:
             for cubin in file.code.cubins:
-                yield cubin.target, {g for k in cubin.kernels for g in file.groups_of(k)}
+                yield cubin.target, set(of_kernels(file.path, cubin.kernels))
             for ptx in file.code.ptx:
-                yield ptx.target, {g for n in ptx.kernels for g in file.groups_of(Kernel(n))}
+                yield ptx.target, set(of_kernels(file.path, tuple(map(Kernel, ptx.kernels))))
 
     def as_json(self, details: bool = True) -> dict[str, Any]:
         """The documented JSON; without details no kernels, for keeping in an image."""
@@ -150,19 +135,15 @@ def _numbered(report: Progress, which: str) -> Progress:
     return lambda text: report(f"{which}, {text}")
 
 
-def expected(groups: dict[str, list[str]], fp8_family: bool = False) -> dict[str, list[str]]:
-    """What a ledger's ``targets`` must be, from the predicted targets of vLLM's CMake groups.
+def expected(compiled: dict[str, list[str]], guards: tuple[str, ...] = ()) -> dict[str, list[str]]:
+    """What a ledger's ``targets`` must be, from what vLLM's CMake compiles each group for.
 
-    FP8 for SM12x counts no target but 12.0, which alone ``enable_sm120_only`` lets through;
-    with ``fp8_family`` (the patch fp8-sm12x-family) it counts them all.
+    Args:
+        compiled: targets by group.
+        guards: what leaves FP8's kernels empty (``groups.FP8_GUARDS``).
     """
-    found = {}
-    for group, names in COMPILED_BY.items():
-        targets = {t for name in names for t in groups.get(name, ())}
-        if group == "fp8_gemm" and not fp8_family:
-            targets = {t for t in targets if t.rstrip("af") != "12.1"}
-        found[group] = sorted(targets)
-    return found
+    found = {name: group.expected(compiled.get(name, ())) for name, group in COMPILED.items()}
+    return found | {"fp8_gemm": filled(found["fp8_gemm"], guards)}
 
 
 def differences(predicted: dict[str, list[str]], found: dict[str, list[str]]) -> list[str]:

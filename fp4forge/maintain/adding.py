@@ -18,6 +18,7 @@ from fp4forge.core.errors import ArtefactError, CoverageError, ReleaseError, Usa
 from fp4forge.core.paths import RELEASES
 from fp4forge.core.platform import AMD64, PLATFORMS
 from fp4forge.image import render
+from fp4forge.inputs import arch_rules as arch_inputs
 from fp4forge.inputs import bases, locks, release
 from fp4forge.inputs.locks import LockName, entries
 from fp4forge.inputs.release import Artefact, LeaveOut, Release
@@ -112,10 +113,10 @@ def draft(version: str, report: Progress) -> Draft:
         "unpacked_gb": size,
         "budget": f"that of {before.release}, grown as the packages did; measure the first image",
     }
-    with arch_rules.tried(archs):
-        lists = {}
-        for platform, wheel in wheels.items():
-            lists[platform] = _arch_list(wheel, version, cuda, report)
+    rules = arch_inputs.parse(archs[f"{version}.json"], f"releases/archs/{version}.json")
+    lists = {}
+    for platform, wheel in wheels.items():
+        lists[platform] = _arch_list(wheel, rules, version, cuda, report)
     text = render.plain("release.yaml.j2", **values, arch_lists=lists)
     release.parse(text, f"releases/{version}.yaml")
     notes.found = {
@@ -274,7 +275,9 @@ def _budget(pins: dict[str, str], before: Release) -> float:
     return float(round((before.unpacked_gb + grown) * 1.1, 1))
 
 
-def _arch_list(wheel: Artefact, version: str, cuda: str, report: Progress) -> str:
+def _arch_list(
+    wheel: Artefact, rules: arch_inputs.Rules, version: str, cuda: str, report: Progress
+) -> str:
     """What a wheel was compiled for; the prediction from it is what the wheel holds.
 
     Sources without a list of their own are compiled for all of it, without a or f.
@@ -282,8 +285,8 @@ def _arch_list(wheel: Artefact, version: str, cuda: str, report: Progress) -> st
     report(f"fetching {wheel.file}")
     found = ledgers.read(str(sources.fetch(wheel)), report)
     text = ";".join(_plain(found))
-    made = prediction.predict(text, version, cuda)
-    wanted = expected(made.groups, made.fp8_family)
+    made = prediction.by_rules(rules, text, version, cuda)
+    wanted = expected(made.groups, made.fp8_guards)
     if lines := differences(wanted, found.targets()):
         raise CoverageError(
             f"{wheel.file} holds other kernels than its CMake rules predict for {text}:\n  "

@@ -39,10 +39,13 @@ COMPONENTS = {
     ),
     "fa3": Component(("_vllm_fa3_C",), "flash-attn", "vllm_flash_attn", ("flash_attn_3",)),
     "flashmla": Component(
-        ("_flashmla_C", "_flashmla_extension_C"), "flashmla", "flashmla", ("flashmla",)
+        ("_flashmla_C", "_flashmla_extension_C"),
+        "flashmla",
+        "flashmla",
+        ("flashmla", "flashmla_fp4"),
     ),
     # QuTLASS adds its sources to _C (qutlass.cmake).
-    "qutlass": Component((), "qutlass", "qutlass", ("qutlass",)),
+    "qutlass": Component((), "qutlass", "qutlass", ("qutlass", "qutlass_gemm", "qutlass_quantise")),
     "triton_kernels": Component(("triton_kernels",), "triton_kernels", "triton_kernels"),
 }
 # Cloned by vLLM's CMake, but not by this project: its extension is for one Python only.
@@ -118,7 +121,7 @@ def choose(
         wanted: ``all`` or names separated by commas.
         given: ``NAME=git``, ``NAME=pypi`` or ``NAME=DIR`` for external sources.
         release: with the pins.
-        groups: predicted targets of every CMake group.
+        groups: what every kernel group is compiled for.
         gpus: names of the requested GPUs.
 
     Raises:

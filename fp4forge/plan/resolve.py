@@ -6,17 +6,19 @@ import re
 
 from fp4forge.core.errors import CoverageError, UsageError
 from fp4forge.core.platform import host_platform
-from fp4forge.inputs import arch_rules, bases, patches
+from fp4forge.inputs import bases, patches
 from fp4forge.inputs import release as releases
 from fp4forge.inputs.patches import Patch
 from fp4forge.inputs.release import Release
 from fp4forge.kernels import archs, ledger
 from fp4forge.plan import aot, components, cross
 from fp4forge.plan.plan import Inputs, Plan
+from fp4forge.plan.prediction import predict
 from fp4forge.plan.request import Choice, Request, decide, one_of
 
-# The csrc patch that lets FP8 kernels run on all of SM12x.
+# The csrc patch that lets FP8 kernels run on all of SM12x, and what it takes away.
 FP8_FAMILY = "fp8-sm12x-family"
+_GUARD = "enable_sm120_only"
 # The Python patch without which vLLM on a GPU imports FlashAttention's extension, or ends.
 FLASH_ATTN_OPTIONAL = "flash-attn-optional"
 
@@ -41,9 +43,7 @@ def resolve(request: Request) -> Plan:
         )
     gpus = tuple(gpu.name for gpu in chosen.gpus)
     arch_list = _arch_list(request, decided, what)
-    prediction = archs.predict(
-        arch_list, what.vllm_version, arch_rules.load(what.vllm_version), what.cuda
-    )
+    prediction = predict(arch_list, what.vllm_version, what.cuda)
     _check_coverage(request, prediction, gpus)
     series = patches.load("vllm", what.vllm_version)
     series.check(decided.variant)
@@ -72,7 +72,12 @@ def resolve(request: Request) -> Plan:
     toolchain = (
         cross.choose(decided.strategy, platform, base.suite, ahead.name) if request.cross else None
     )
-    predicted = ledger.expected(prediction.groups, FP8_FAMILY in {p.id for p in csrc})
+    without = {group for name in choice.left_out for group in components.COMPONENTS[name].groups}
+    patched = {patch.id for patch in csrc}
+    predicted = ledger.expected(
+        {group: targets for group, targets in prediction.groups.items() if group not in without},
+        tuple(g for g in prediction.fp8_guards if g != _GUARD or FP8_FAMILY not in patched),
+    )
     return Plan(
         release=what.release,
         vllm_version=what.vllm_version,

@@ -1,4 +1,4 @@
-"""Predictions of arch lists: against vLLM's own CMake function, and on the known traps."""
+"""Predictions of arch lists: against vLLM's own CMake files, and on the known traps."""
 
 from __future__ import annotations
 
@@ -7,87 +7,165 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fp4forge.core.errors import UsageError
+from fp4forge.core.errors import DriftError, ReleaseError, UsageError
 from fp4forge.core.paths import RELEASES
 from fp4forge.inputs import arch_rules
-from fp4forge.kernels import archs, cmake_rules
-from fp4forge.maintain import sources
+from fp4forge.kernels import archs
+from fp4forge.kernels.groups import of_sources
+from fp4forge.maintain import arch_rules as extracting
+from fp4forge.maintain import cmake_script, sources
+from fp4forge.plan import cmake
+from fp4forge.plan.prediction import predict
 
 ROOT = Path(__file__).resolve().parents[2]
-VERSIONS = ("0.19.1", "0.20.2")
+VERSIONS = tuple(sorted(path.stem for path in (RELEASES / "archs").glob("*.json")))
 
 
-def generated(count: int) -> list[tuple[list[str], list[str]]]:
-    """Pairs of lists: kernels' own and asked for, with every oddity that a user can type."""
+def generated(count: int) -> list[str]:
+    """Lists as users type them, with every oddity."""
     chance = random.Random(20261124)
-    bases = ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "10.1", "10.3", "11.0", "12.0", "12.1"]
-    suffixes = ["", "", "", "a", "f", "+PTX", "a+PTX", "f+PTX"]
-    unknown = ["13.7", "99.0a", "Hopper", "sm_120", "0.0", "12"]
-
-    def entries(most: int, odd: float) -> list[str]:
-        found = [
-            chance.choice(unknown)
-            if chance.random() < odd
-            else chance.choice(bases) + chance.choice(suffixes)
-            for _ in range(chance.randint(0, most))
-        ]
-        if found and chance.random() < 0.2:
-            found.append(chance.choice(found))
-        order = chance.random()
-        return found if order < 0.6 else sorted(found, reverse=order > 0.8)
-
-    return [(entries(5, 0.02), entries(6, 0.08)) for _ in range(count)]
-
-
-def steps_sources(vllm: str) -> list[list[str]]:
-    """Every list that vLLM itself passes, for CUDA 12.8 to 13.2."""
-    steps = arch_rules.load(vllm)["steps"]
-    return [s["archs"].split(";") for s in steps if s["do"] in ("intersect", "supported")]
-
-
-@pytest.mark.parametrize("vllm", VERSIONS)
-def test_same_as_vllms_own_function_under_cmake(vllm: str, tmp_path: Path) -> None:
-    pairs = generated(2500)
-    targets = [target for _, target in pairs[:60]]
-    pairs += [(source, target) for source in steps_sources(vllm) for target in targets]
-    script = [f'include("{sources.source_tree(vllm)}/cmake/utils.cmake")']
-    for number, (source, target) in enumerate(pairs):
-        script.append(
-            f'cuda_archs_loose_intersection(OUT "{";".join(source)}" "{";".join(target)}")\n'
-            f'file(APPEND "${{RESULT}}" "{number} ${{OUT}}\\n")'
+    bases = ["7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.1", "10.3", "10.7", "11.0",
+             "12.0", "12.1", "13.7", "0.0"]  # fmt: skip
+    suffixes = ["", "", "", "a", "f", "+PTX", "a+PTX"]
+    return [
+        ";".join(
+            chance.choice(bases) + chance.choice(suffixes) for _ in range(chance.randint(1, 7))
         )
-    (tmp_path / "all.cmake").write_text("\n".join(script))
-    result = tmp_path / "result.txt"
-    cmake = Path(sys.executable).with_name("cmake")
-    subprocess.run([cmake, f"-DRESULT={result}", "-P", tmp_path / "all.cmake"], check=True)
-    lines = result.read_text().splitlines()
-    assert len(lines) == len(pairs) >= 2000
-    for (source, target), line in zip(pairs, lines, strict=True):
-        expected = line.split(" ", 1)[1]
-        assert ";".join(archs.loose_intersection(source, target)) == expected, (source, target)
+        for _ in range(count)
+    ]
 
 
 @pytest.mark.parametrize("vllm", VERSIONS)
-def test_committed_rules_are_what_the_source_says(vllm: str) -> None:
-    committed = json.loads((RELEASES / "archs" / f"{vllm}.json").read_text())
-    assert cmake_rules.extract(sources.source_tree(vllm)) == committed
+@pytest.mark.parametrize("cuda", ["12.9", "13.0", "13.4"])
+def test_the_script_compiles_what_the_sources_do(vllm: str, cuda: str) -> None:
+    lists = [";".join(archs.torch_archs(text)) for text in generated(40)]
+    tree = sources.source_tree(vllm) / "CMakeLists.txt"
+    whole = cmake.evaluate(tree, cuda, lists)
+    assert list(map(str, cmake.evaluate(arch_rules.script(vllm), cuda, lists))) == list(
+        map(str, whole)
+    )
+
+
+@pytest.mark.parametrize("vllm", VERSIONS)
+def test_the_table_holds_what_the_script_compiles(vllm: str) -> None:
+    rules = arch_rules.load(vllm)
+    for cuda, table in rules.lists.items():
+        lists = random.Random(1).sample(sorted(table), 25)
+        for text, found in zip(
+            lists, cmake.evaluate(arch_rules.script(vllm), cuda, lists), strict=True
+        ):
+            assert rules.sources(text, cuda) == found, (cuda, text)
+
+
+@pytest.mark.parametrize("vllm", VERSIONS)
+def test_the_script_is_cut_from_the_sources(vllm: str) -> None:
+    hashes: dict[str, str] = {}
+    found = cmake_script.included(sources.source_tree(vllm), "CMakeLists.txt", hashes)
+    script = arch_rules.script(vllm).read_text()
+    assert script.endswith(cmake_script.text(cmake_script.reduce(found)))
+    assert all(f"{digest}  {name}" in script for name, digest in hashes.items())
+
+
+def test_every_list_of_a_plan_is_in_the_table() -> None:
+    for vllm in VERSIONS:
+        table = arch_rules.load(vllm).lists["13.0"]
+        lists = ["10.0;12.0;12.1", "11.0", "7.5;8.0;8.6;8.9;9.0;10.0;12.0",
+                 "8.0;8.7;8.9;9.0;10.0;11.0;12.0"]  # fmt: skip
+        assert set(lists) <= set(table)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("10.0;12.0", 0.05), ("9.0a;10.0;12.1a", 2)])
+def test_a_list_is_explained_in_time(text: str, seconds: float) -> None:
+    def took() -> float:
+        arch_rules.load.cache_clear()
+        predict.cache_clear()
+        start = time.perf_counter()
+        predict(text, VERSIONS[-1], "13.0")
+        return time.perf_counter() - start
+
+    assert min(took() for _ in range(5)) < seconds
+
+
+def changed_tree(folder: Path, old: str, new: str) -> Path:
+    """CMake files of the newest sources with a change."""
+    tree = folder / "tree"
+    shutil.copytree(sources.source_tree(VERSIONS[-1]) / "cmake", tree / "cmake")
+    text = (sources.source_tree(VERSIONS[-1]) / "CMakeLists.txt").read_text()
+    assert text.count(old) >= 1
+    (tree / "CMakeLists.txt").write_text(text.replace(old, new, 1))
+    return tree
 
 
 def test_a_changed_cmake_file_changes_the_prediction(tmp_path: Path) -> None:
-    tree = tmp_path / "tree"
-    shutil.copytree(sources.source_tree("0.20.2") / "cmake", tree / "cmake")
-    text = (sources.source_tree("0.20.2") / "CMakeLists.txt").read_text()
-    changed = text.replace('FP4_ARCHS "12.0f"', 'FP4_ARCHS "12.0a"')
-    assert changed != text
-    (tree / "CMakeLists.txt").write_text(changed)
-    data = cmake_rules.extract(tree)
-    prediction = archs.predict("12.0", "0.20.2", data, "13.0")
-    assert prediction.groups["nvfp4_sm12x"] == ["12.0a"]
+    tree = changed_tree(
+        tmp_path,
+        'FP4_SM120_ARCHS "12.0f" "${CUDA_ARCHS}"',
+        'FP4_SM120_ARCHS "12.0a" "${CUDA_ARCHS}"',
+    )
+    hashes: dict[str, str] = {}
+    script = tmp_path / "changed.cmake"
+    found = cmake_script.included(tree, "CMakeLists.txt", hashes)
+    script.write_text(cmake_script.text(cmake_script.reduce(found)))
+    (result,) = cmake.evaluate(script, "13.0", ["12.0"])
+    assert isinstance(result, dict)
+    prediction = archs.judge("12.0", "9.9", "13.0", of_sources(result), ())
+    assert prediction.groups["nvfp4_gemm"] == ["12.0a"]
     assert prediction.lost(("sm120", "sm121")).keys() == {"sm121"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        # A command of a project, and one that no CMake has.
+        ('cuda_archs_loose_intersection(MLA_ARCHS "10.0f', "try_compile(X)\n@", "try_compile"),
+        (
+            'cuda_archs_loose_intersection(MLA_ARCHS "10.0f',
+            "cuda_archs_new(X)\n@",
+            "cuda_archs_new",
+        ),
+        # A condition that nothing here sets.
+        ("if(FUSED_GDN_DECODE_ARCHS)", "if(VLLM_NEW_SWITCH)", "no list reaches these sources"),
+        ("if(VLLM_CUTLASS_SRC_DIR)", "file(SIZE a b)\n@", "file(SIZE) has no stand-in"),
+    ],
+)
+def test_what_is_unknown_is_refused_by_file_and_line(
+    old: str, new: str, says: str, tmp_path: Path
+) -> None:
+    tree = changed_tree(tmp_path, old, new.replace("@", old))
+    with pytest.raises(ReleaseError, match=r"^CMakeLists\.txt:\d+: ") as caught:
+        extracting.extract(tree, "9.9")
+    assert says in caught.value.message
+
+
+def test_an_include_that_is_missing_is_refused(tmp_path: Path) -> None:
+    tree = changed_tree(tmp_path, "cmake/external_projects/qutlass.cmake", "cmake/other.cmake")
+    with pytest.raises(ReleaseError, match=r"has no cmake/other\.cmake"):
+        extracting.extract(tree, "9.9")
+
+
+def test_a_committed_file_that_differs_is_drift() -> None:
+    with pytest.raises(DriftError, match=r"releases/archs/9\.9\.json"):
+        extracting.check({"9.9.json": "{}"})
+
+
+def test_what_upstream_refuses_is_refused_in_its_words() -> None:
+    with pytest.raises(UsageError, match="internal error parsing CUDA_ARCHS"):
+        predict("8.0;10.3f", "0.20.2", "12.9")
+    with pytest.raises(UsageError, match="No supported CUDA architectures"):
+        predict("5.0", "0.33.0", "13.0")
+
+
+def test_external_sources_and_functions_of_0_33() -> None:
+    groups: dict[str, Any] = predict("10.0;12.0;12.1", "0.33.0", "13.0").groups
+    assert groups["qutlass"] == groups["deepselect"] == groups["flashmla_fp4"] == ["10.0f"]
+    assert groups["flashkda"] == groups["fp32_router_gemm"] == ["10.0f", "12.0f"]
+    assert groups["minimax_m3_insert"] == ["10.0f", "12.0"]
 
 
 # facts of the field: what each list gives with 0.19.1, as (SM12x targets, SM10x targets).
@@ -109,8 +187,8 @@ TRAPS = [
 
 @pytest.mark.parametrize(("text", "cuda", "sm12x", "sm10x"), TRAPS)
 def test_known_lists(text: str, cuda: str, sm12x: list[str], sm10x: list[str]) -> None:
-    groups = archs.predict(text, "0.19.1", arch_rules.load("0.19.1"), cuda).groups
-    assert (groups["nvfp4_sm12x"], groups["nvfp4_sm10x"]) == (sm12x, sm10x)
+    groups = predict(text, "0.19.1", cuda).groups
+    assert sorted(groups["nvfp4_gemm"]) == sorted(sm12x + sm10x)
     assert set(groups["moe_marlin"]) <= {"8.0+PTX"}
 
 
@@ -149,7 +227,7 @@ def test_json() -> None:
     data = json.loads(run("12.0a", "--vllm", "0.20.2", "--json").stdout)
     assert data["gpus"]["sm120"]["fp4"] == "native"
     assert data["gpus"]["sm121"] == data["gpus"]["sm121"] | {"fp4": "missing", "ok": False}
-    assert data["groups"]["nvfp4_sm12x"] == ["12.0a"]
+    assert data["groups"]["nvfp4_gemm"] == ["12.0a"]
 
 
 @pytest.mark.parametrize("entry", ["12.0 ; x", "a", "12", "12.00", "12.0A"])

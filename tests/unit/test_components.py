@@ -16,16 +16,16 @@ from fp4forge.core.console import Console
 from fp4forge.core.errors import ArtefactError, ReleaseError, UsageError
 from fp4forge.image.stages import compile
 from fp4forge.image.stages import jobs as running
-from fp4forge.inputs import arch_rules, release
-from fp4forge.kernels import archs
+from fp4forge.inputs import release
 from fp4forge.plan import components
+from fp4forge.plan.prediction import predict
 from fp4forge.publish import pipeline
 
 RELEASE = release.load("0.19.1")
 
 
 def choose(wanted: str = "all", *given: str, arch_list: str = "12.1a", gpu: str = "sm121"):  # type: ignore[no-untyped-def]  # noqa: ANN201
-    groups = archs.predict(arch_list, "0.19.1", arch_rules.load("0.19.1"), "13.0").groups
+    groups = predict(arch_list, "0.19.1", "13.0").groups
     return components.choose(wanted, given, RELEASE, groups, (gpu,))
 
 

@@ -9,10 +9,9 @@ import sys
 import pytest
 
 from fp4forge.core.paths import ROOT
-from fp4forge.inputs import arch_rules
-from fp4forge.kernels import archs
 from fp4forge.kernels.gpus import GPUS, PRODUCTS, TARGETS
 from fp4forge.maintain import matrix
+from fp4forge.plan.prediction import predict
 from fp4forge.plan.request import Request
 from fp4forge.plan.resolve import resolve
 from fp4forge.plan.support import supported
@@ -39,8 +38,7 @@ def test_an_arch_list_for_thor_is_explained() -> None:
 
 
 def test_a_list_without_thor_says_what_would_serve_it() -> None:
-    rules = arch_rules.load("0.20.2")
-    verdict = archs.predict("12.0", "0.20.2", rules, "13.0").gpus["sm110"]
+    verdict = predict("12.0", "0.20.2", "13.0").gpus["sm110"]
     assert not verdict["ok"] and "names no 11.x" in verdict["reason"]
     assert "use 11.0" in verdict["reason"]
 

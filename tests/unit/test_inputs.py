@@ -163,12 +163,22 @@ def test_names_that_are_not_versions(tmp_path: Path, monkeypatch: pytest.MonkeyP
         patches.versions("vllm")
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"steps": 1}', "[" * 10_000, '{"steps": [1]}'])
+UNFIT = (
+    '{"units": [["a.cu"]], "targets": ["12.0f"], "results": ["%s"], '
+    '"lists": {"13.0": {"12.0": %d}}, "fp8_guards": []}'
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"units": 1}', "[" * 10_000, UNFIT % ("1", 0), UNFIT % ("0", 1),
+     UNFIT % ("x", 0), UNFIT % ("0 0", 0), UNFIT % ("-1", 0)],
+)  # fmt: skip
 def test_broken_arch_rules(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "archs").mkdir()
     (tmp_path / "archs/9.9.json").write_text(text)
     monkeypatch.setattr(arch_rules, "RELEASES", tmp_path)
-    with pytest.raises(ReleaseError, match=r"archs/9.9.json does not hold CMake rules"):
+    with pytest.raises(ReleaseError, match=r"archs/9.9.json does not hold a table"):
         arch_rules.load("9.9")
 
 
