@@ -48,7 +48,10 @@ def add(version: str, dry_run: bool, as_json: bool) -> None:
     if as_json:
         print_json(report.as_json())
         return
-    print_rows([*report.found.items(), *((f"patch {k}", v) for k, v in report.patches.items())])
+    print_rows(
+        [*((name, _text(value)) for name, value in report.found.items()),
+         *((f"patch {name}", state) for name, state in report.patches.items())]
+    )  # fmt: skip
     for line in report.person:
         click.echo(f"for a person: {line}")
     if not dry_run:

@@ -168,7 +168,7 @@ class External(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     variable: Annotated[
         str,
         Meta(
-            pattern="^[A-Z_]+_SRC_DIR$",
+            pattern="^[A-Z][A-Z0-9_]*_SRC_DIR$",
             description="the variable that names a local tree to vLLM's CMake",
             examples=["VLLM_CUTLASS_SRC_DIR"],
         ),
@@ -222,7 +222,8 @@ class Release(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     externals: Annotated[
         dict[
             Annotated[
-                str, Meta(pattern="^[a-z][a-z_-]*$", description="the name of an external source")
+                str,
+                Meta(pattern="^[a-z][a-z0-9_-]*$", description="the name of an external source"),
             ],
             External,
         ],

@@ -6,6 +6,7 @@ Nothing is decided by hand. What cannot be found out becomes a line for a person
 from __future__ import annotations
 
 import re
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import date, datetime, timedelta
@@ -280,7 +281,8 @@ def _arch_list(
 ) -> str:
     """What a wheel was compiled for; the prediction from it is what the wheel holds.
 
-    Sources without a list of their own are compiled for all of it, without a or f.
+    Raises:
+        CoverageError: no list gives what the wheel holds.
     """
     report(f"fetching {wheel.file}")
     found = ledgers.read(str(sources.fetch(wheel)), report)
@@ -297,5 +299,16 @@ def _arch_list(
 
 
 def _plain(found: Ledger) -> list[str]:
-    targets = {c.target for file in found.files for c in file.code.cubins if c.kind == "bare"}
+    """The architectures that most kernels are compiled for: those of the whole list.
+
+    The others are kernels with a list of their own.
+    """
+    counts: Counter[frozenset[str]] = Counter()
+    for file in found.files:
+        archs: dict[str, set[str]] = {}
+        for cubin in file.code.cubins:
+            for kernel in cubin.kernels:
+                archs.setdefault(kernel.name, set()).add(cubin.target)
+        counts.update(frozenset(targets) for targets in archs.values())
+    targets = max(counts, key=lambda some: counts[some] * (len(some) > 1), default=frozenset())
     return sorted(targets, key=lambda text: tuple(int(part) for part in text.split(".")))
