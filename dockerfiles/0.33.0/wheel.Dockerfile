@@ -196,6 +196,12 @@ COPY --link --from=vllm /out /
 COPY --link --from=ledger /out /
 
 # ---- variants: patched files and environment ----------------------------------------------------
+FROM packages AS variant-awq
+COPY --link --from=patched /out/vllm-model_executor-layers-quantization /
+COPY --link --from=patched /out/vllm-model_executor-models /
+COPY --link --from=patched /out/vllm-transformers_utils /
+COPY --link --from=patched /out/vllm-v1-attention-backends /
+
 FROM packages AS variant-plain
 
 # ---- image -------------------------------------------------------------------------------------

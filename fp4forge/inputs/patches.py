@@ -156,7 +156,7 @@ class Series:
         missing = [c.id for c in self.conflicts if variant in c.variants]
         raise PatchError(
             f"{where} waits for {', '.join(missing)}" if missing else f"{where} does not exist",
-            rule=f"a {variant} image has every patch that its vLLM needs",
+            rule=f"{variant} images have every patch that their vLLM needs",
             remedy=f"build.py patch drift --vllm {self.version} --merge shows each conflict;"
             f" --variant {UNPATCHED} builds without patches",
         )

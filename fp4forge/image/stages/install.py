@@ -58,6 +58,8 @@ def other_cuda(site: Path, name: str, major: str) -> bool:
 
     Packages that serve several keep them in folders or files such as ``cu12`` and ``x.cu12.so``.
     """
+    if ".dist-info/" in name:  # what is installed stays installed
+        return False
     for match in re.finditer(r"(?<![a-z0-9])cu1[0-9](?![a-z0-9])", name):
         if match[0] != f"cu{major}":
             whole = re.split(r"/", name[match.end() :], maxsplit=1)[0]  # the rest of that part
