@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from fp4forge.core import files
 from fp4forge.core.console import Console, print_json
-from fp4forge.core.errors import DriftError
+from fp4forge.core.errors import BrokenReleasesError, DriftError
 
 
 @click.command()
 @click.option("--check", is_flag=True, help="Write nothing; fail if a lock has drifted.")
 def lock(check: bool) -> None:
     """Resolve the hashed dependency locks, one per release, strategy, platform and Python."""
+    from fp4forge.inputs.release import Failures
     from fp4forge.maintain import locking
 
-    console = Console()
+    console, failures = Console(), Failures()
     with console.step("lock") as step:
         step.report("uv resolves every release")
         if check:
-            drifted = locking.drift()
+            drifted = locking.drift(failures)
             step.detail = f"{len(drifted)} drifted"
         else:
-            changed = locking.write_all()
+            changed = locking.write_all(failures)
             step.detail = f"{len(changed)} changed"
     if not check:
         from fp4forge.maintain import pins
@@ -31,9 +34,11 @@ def lock(check: bool) -> None:
             console.say(f"base {name}: {result}")
     if check and drifted:
         raise DriftError(
-            "locks differ from what their releases give:\n  " + "\n  ".join(drifted),
+            "locks differ from what their releases give:\n  "
+            + "\n  ".join(drifted + failures.lines),
             remedy="build.py lock, then look at the difference",
         )
+    failures.check()
 
 
 @click.command()
@@ -43,21 +48,42 @@ def render(check: bool) -> None:
     from fp4forge.cli import reference
     from fp4forge.image import render as rendering
     from fp4forge.inputs import schemas
+    from fp4forge.inputs.release import Failures
 
     if not check:
-        files.replace(reference.PATH, reference.text())
-        count = rendering.write()
-        click.echo(f"{count} Dockerfiles, {schemas.write()} schemas and docs/cli.md rendered")
+        click.echo(generate())
         return
-    lines = rendering.differences() + schemas.differences()
+    failures = Failures()
+    lines = rendering.differences(failures) + schemas.differences()
     if reference.PATH.read_text() != reference.text():
         lines.append("differs: docs/cli.md")
     if lines:
         raise DriftError(
-            "generated files are not what their sources give:\n  " + "\n  ".join(lines),
+            "generated files are not what their sources give:\n  "
+            + "\n  ".join(lines + failures.lines),
             remedy="build.py render, then look at the difference",
         )
+    failures.check()
     click.echo("dockerfiles/, schemas/ and docs/cli.md are what their sources give")
+
+
+def generate() -> str:
+    """Writes every generated file; returns what was written.
+
+    Raises:
+        BrokenReleasesError: some releases are broken; the others' files are written.
+    """
+    from fp4forge.cli import reference
+    from fp4forge.image import render as rendering
+    from fp4forge.inputs import schemas
+    from fp4forge.inputs.release import Failures
+
+    failures = Failures()
+    files.replace(reference.PATH, reference.text())
+    count = rendering.write(failures)
+    said = f"{count} Dockerfiles, {schemas.write()} schemas and docs/cli.md rendered"
+    failures.check()
+    return said
 
 
 @click.command()
@@ -76,16 +102,20 @@ def matrix(releases: tuple[str, ...], runner: str | None, as_json: bool) -> None
 
     for name in releases:
         release.load(name)
+    failures = release.Failures()
     rows = [
         row
-        for row in building.rows()
+        for row in building.rows(failures)
         if (not releases or row["release"] in releases) and runner in (None, row["runner"])
     ]
     if as_json:
         print_json({"include": rows})
-        return
+        for line in failures.lines:  # not the error's JSON: what is read is the matrix
+            click.echo(line, err=True)
+        sys.exit(BrokenReleasesError.exit_code if failures.lines else 0)
     for row in rows:
         click.echo("  ".join(f"{value!s:<12}" for name, value in row.items() if name != "runs-on"))
+    failures.check()
 
 
 @click.command()

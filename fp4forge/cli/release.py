@@ -26,8 +26,7 @@ def add(version: str, dry_run: bool, as_json: bool) -> None:
     The report lists what was found and what a person must still write. Variants that wait for
     a patch cannot be built; plain can.
     """
-    from fp4forge.image import render
-    from fp4forge.inputs import schemas
+    from fp4forge.cli.files import generate
     from fp4forge.maintain import adding, index
 
     console = Console()
@@ -42,8 +41,7 @@ def add(version: str, dry_run: bool, as_json: bool) -> None:
     else:
         with console.step("write") as step:
             report = adding.write(found, step.report)
-            render.write()
-            schemas.write()
+            generate()
             step.detail = f"{len(report.written)} files"
     if as_json:
         print_json(report.as_json())
@@ -121,15 +119,13 @@ def _text(value: object) -> str:
 @click.argument("version")
 def remove(version: str) -> None:
     """Remove a release: its file, CMake rules, locks, patches and Dockerfiles."""
-    from fp4forge.image import render
-    from fp4forge.inputs import schemas
+    from fp4forge.cli.files import generate
     from fp4forge.maintain import releases as kept
 
     gone = kept.remove(version)
-    render.write()
-    schemas.write()
     for name in gone:
         click.echo(f"removed {name}")
+    click.echo(generate())
 
 
 @release.command()

@@ -11,6 +11,12 @@ from fp4forge.kernels.base import BinaryError, ForgeError, ReleaseError, ToolErr
 __all__ = ["BinaryError", "ForgeError", "ReleaseError", "ToolError", "UsageError"]
 
 
+class BrokenReleasesError(ForgeError):
+    """A release is broken; what was asked for was done for the others."""
+
+    exit_code = 22
+
+
 class CoverageError(ForgeError):
     """A requested GPU would lack what was asked for."""
 

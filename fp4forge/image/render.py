@@ -10,6 +10,7 @@ import contextlib
 import functools
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fp4forge.core.errors import DriftError
@@ -146,15 +147,17 @@ def _variant(release: Release, series: Series, name: str) -> Variant:
     return Variant(name, tuple(layers), release.environment.get(name, {}))
 
 
-def _all() -> dict[str, str]:
-    """Every Dockerfile by its name."""
+def _all(failures: releases.Failures) -> dict[str, str]:
+    """Every Dockerfile by its name, but those of broken releases."""
     found = {}
-    for release in map(releases.load, releases.names()):
-        series = patches.load("vllm", release.vllm_version)
-        for strategy in release.strategies:
-            for cross in (False, True) if strategy == "source" else (False,):
-                text = _render(release, series, strategy, cross=cross)
-                found[_name(release, strategy, cross=cross)] = text
+    for version in releases.names():
+        with failures.of(version):
+            release = releases.load(version)
+            series = patches.load("vllm", release.vllm_version)
+            for strategy in release.strategies:
+                for cross in (False, True) if strategy == "source" else (False,):
+                    text = _render(release, series, strategy, cross=cross)
+                    found[_name(release, strategy, cross=cross)] = text
     return found
 
 
@@ -170,10 +173,13 @@ def html(template: str, **values: Any) -> str:
     return block(text, len(text))
 
 
-def differences() -> list[str]:
-    """What ``dockerfiles/`` has that differs from what would be rendered, a line each."""
-    wanted = _all()
-    have = {p.relative_to(DOCKERFILES).as_posix(): p for p in DOCKERFILES.rglob("*.Dockerfile")}
+def differences(failures: releases.Failures) -> list[str]:
+    """What ``dockerfiles/`` has that differs from what would be rendered, a line each.
+
+    Args:
+        failures: gets what is wrong with releases; their Dockerfiles are left alone.
+    """
+    wanted, have = _all(failures), _present(failures)
     lines = [f"missing: {name}" for name in sorted(wanted.keys() - have.keys())]
     lines += [f"not rendered from anything: {name}" for name in sorted(have.keys() - wanted.keys())]
     lines += [
@@ -184,14 +190,24 @@ def differences() -> list[str]:
     return lines
 
 
-def write() -> int:
-    """Renders everything into ``dockerfiles/``; returns the number of files."""
-    wanted = _all()
-    for path in DOCKERFILES.rglob("*.Dockerfile"):
-        if path.relative_to(DOCKERFILES).as_posix() not in wanted:
+def write(failures: releases.Failures) -> int:
+    """Renders everything into ``dockerfiles/``; returns the number of files.
+
+    Args:
+        failures: gets what is wrong with releases; their Dockerfiles are left alone.
+    """
+    wanted = _all(failures)
+    for name, path in _present(failures).items():
+        if name not in wanted:
             path.unlink()
     for name, text in wanted.items():
         path = DOCKERFILES / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return len(wanted)
+
+
+def _present(failures: releases.Failures) -> dict[str, Path]:
+    """The Dockerfiles that there are by their names, but those of broken releases."""
+    paths = {p.relative_to(DOCKERFILES).as_posix(): p for p in DOCKERFILES.rglob("*.Dockerfile")}
+    return {name: path for name, path in paths.items() if not failures.has(name)}

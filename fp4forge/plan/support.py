@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import nullcontext
 from dataclasses import replace
 
 from fp4forge.core.platform import AMD64
@@ -15,11 +16,23 @@ from fp4forge.plan.request import Request
 from fp4forge.plan.resolve import resolve
 
 
-def supported() -> list[Plan]:
-    """The plans of everything that can be built."""
+def supported(failures: release.Failures | None = None) -> list[Plan]:
+    """The plans of everything that can be built.
+
+    Args:
+        failures: gets what is wrong with releases; without it the first failure is raised.
+    """
+    found: list[Plan] = []
+    for name in release.names():
+        with failures.of(name) if failures else nullcontext():
+            found += _supported(name)
+    return found
+
+
+def _supported(name: str) -> list[Plan]:
     plans: list[Plan] = []
-    for name, strategy, base in itertools.product(release.names(), STRATEGIES, bases.names()):
-        what = release.load(name)
+    what = release.load(name)
+    for strategy, base in itertools.product(STRATEGIES, bases.names()):
         if strategy not in what.strategies:
             continue
         variants = patches.load("vllm", what.vllm_version).variants

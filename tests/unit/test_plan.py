@@ -19,7 +19,7 @@ from fp4forge.core.paths import DOCKERFILES
 from fp4forge.image import context as contexts
 from fp4forge.image import render
 from fp4forge.inputs import locks as lock
-from fp4forge.inputs.release import VARIANTS
+from fp4forge.inputs.release import VARIANTS, Failures
 from fp4forge.oci import reference
 from fp4forge.plan import packages
 from fp4forge.plan.request import Request
@@ -85,7 +85,7 @@ def test_every_layer_comes_from_the_lock() -> None:
 
 
 def test_committed_dockerfiles_are_what_the_templates_give() -> None:
-    assert render.differences() == []
+    assert render.differences(Failures()) == []
 
 
 def test_the_build_gets_the_committed_dockerfile_and_its_arguments_choose_the_rest() -> None:
@@ -124,7 +124,7 @@ def test_a_changed_dockerfile_is_noticed(tmp_path: Path, monkeypatch: pytest.Mon
     first = sorted(copy.rglob("*.Dockerfile"))[0]
     first.write_text(first.read_text() + "RUN true\n")
     (copy / "stray.Dockerfile").write_text("FROM scratch\n")
-    lines = render.differences()
+    lines = render.differences(Failures())
     assert any(line.startswith("differs: ") for line in lines)
     assert "not rendered from anything: stray.Dockerfile" in lines
 
