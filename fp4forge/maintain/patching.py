@@ -114,10 +114,17 @@ def drift(version: str) -> list[State]:
 def refresh(version: str) -> list[State]:
     """Rebases a series onto its version's pinned source and records the hashes anew; no fuzz.
 
+    The record is written last. Until then, whenever this process is killed, the diffs that are new
+    change the sources as the old ones do.
+
     Raises:
-        PatchError: a patch does not apply; nothing is written then.
+        PatchError: a patch does not apply, or a file was edited meanwhile; nothing is written then.
     """
     sequence, tree = series.load("vllm", version, chained=False), sources.source_tree(version)
+    record = sequence.folder / "series.yaml"
+    read = {
+        p: p.read_bytes() for p in [record, *(sequence.folder / q.file for q in sequence.patches)]
+    }
     states, diffs, hashes = [], {}, []
     with _copy(tree, sequence) as work:
         for patch in sequence.patches:
@@ -128,8 +135,14 @@ def refresh(version: str) -> list[State]:
                 diffs[patch.file] = "".join(_diff(p, before[p], after[p]) for p in sorted(before))
             hashes += [(path, _sha(before[path]), _sha(after[path])) for path in patch.files]
             states.append(State(patch.id, OFFSET if offset else APPLIES, offset))
-    record = sequence.folder / "series.yaml"
-    text = _with_hashes(record.read_text(), hashes)
+    text = _with_hashes(read[record].decode(), hashes)
+    for path, content in read.items():
+        if path.read_bytes() != content:
+            raise PatchError(
+                f"{path.name} was edited while the series was refreshed",
+                rule="an edit is never overwritten; nothing was written",
+                remedy="run build.py patch refresh again",
+            )
     for name, diff in diffs.items():
         files.replace(sequence.folder / name, diff)
     files.replace(record, text)

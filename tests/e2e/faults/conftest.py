@@ -6,13 +6,13 @@ import itertools
 import shutil
 import socket
 import subprocess
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from fp4forge.core.limits import COPY_SILENCE_SECONDS, REGISTRY_SECONDS
 from fp4forge.oci import api, copying
 from fp4forge.serve import client
 from tests.e2e.faults import commands, images
@@ -36,14 +36,25 @@ def disk() -> None:
 @pytest.fixture
 def limits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Waits of seconds in place of minutes, and no login of the user's."""
-    monkeypatch.setattr(api, "REGISTRY_SECONDS", 2)
-    monkeypatch.setattr(api, "REGISTRY_CONNECT_SECONDS", 2)
+    monkeypatch.setattr(api, "REGISTRY_SECONDS", 1)
+    monkeypatch.setattr(api, "REGISTRY_PAUSES", (0.01, 0.01))
     monkeypatch.setattr(copying, "COPY_SILENCE_SECONDS", 2)
     monkeypatch.setattr(client, "SERVER_SECONDS", 1)
     monkeypatch.setattr(client.unreachable, "__defaults__", (1.0,))
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
     monkeypatch.setenv("REGISTRY_AUTH_FILE", str(tmp_path / "auth.json"))
     (tmp_path / "auth.json").write_text("{}")
+
+
+@pytest.fixture
+def patient(limits: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Gives back the real limits: a busy machine must not fail what has no fault."""
+
+    def wait() -> None:
+        monkeypatch.setattr(api, "REGISTRY_SECONDS", REGISTRY_SECONDS)
+        monkeypatch.setattr(copying, "COPY_SILENCE_SECONDS", COPY_SILENCE_SECONDS)
+
+    return wait
 
 
 @pytest.fixture
@@ -118,13 +129,3 @@ def evil() -> Iterator[Evil]:
     server = Evil()
     yield server
     server.close()
-
-
-@pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The temporary folder of the commands of one test."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setenv("TMPDIR", str(folder))
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    return folder

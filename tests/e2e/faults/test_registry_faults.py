@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from tests.e2e.faults.commands import Command, Done
 from tests.e2e.faults.images import Image, named, seed
 from tests.e2e.faults.registry import LOOK_UP, PULL, PUSH, Proxy
+
+Patient = Callable[[], None]
 
 # Exit codes other than 5 (the registry is unreachable or refuses).
 CODES = {"disk-is-full": 13, "look-up-empty": 14}
@@ -23,7 +26,7 @@ def look_up(command: Command, proxy: Proxy, repository: str) -> Done:
 
 @pytest.mark.parametrize("fault", LOOK_UP)
 def test_a_tag_is_looked_up(
-    command: Command, proxy: Proxy, repository: str, image: Image, fault: str
+    command: Command, proxy: Proxy, repository: str, image: Image, patient: Patient, fault: str
 ) -> None:
     seed(proxy.upstream, repository, image, "1")
     proxy.spoil(LOOK_UP[fault])
@@ -32,6 +35,7 @@ def test_a_tag_is_looked_up(
     assert "sha256:" not in done.out
     assert proxy.hits, done.err
     proxy.heal()
+    patient()
     done = look_up(command, proxy, repository)
     assert done.code == 0 and image.digest in done.out, done.err
 
@@ -43,7 +47,13 @@ def test_a_tag_that_is_free(command: Command, proxy: Proxy, repository: str) -> 
 
 @pytest.mark.parametrize("fault", PUSH)
 def test_an_image_is_published(
-    command: Command, proxy: Proxy, repository: str, image: Image, tmp_path: Path, fault: str
+    command: Command,
+    proxy: Proxy,
+    repository: str,
+    image: Image,
+    patient: Patient,
+    tmp_path: Path,
+    fault: str,
 ) -> None:
     line = ("unbundle", str(image.bundle), "-o", str(tmp_path / "site"),
             "--to", f"{proxy.address}/{repository}")  # fmt: skip
@@ -54,6 +64,7 @@ def test_an_image_is_published(
     tagged = named(proxy.upstream, repository, "1")
     assert tagged == (image.digest if fault.startswith("tag-moved") else None)
     proxy.heal()
+    patient()
     done = command(*line)  # "running again resumes"
     assert done.code == 0, done.err
     assert named(proxy.upstream, repository, "1") == image.digest

@@ -51,10 +51,18 @@ def published(limits: None, proxy: Proxy, repository: str, image: Image, other: 
 
 @pytest.mark.parametrize(("refused", "how"), list(itertools.product((1, 2, 3), REFUSALS)))
 def test_tags_move_in_their_order_until_one_is_refused(
-    proxy: Proxy, published: str, image: Image, other: Image, refused: int, how: str
+    proxy: Proxy,
+    published: str,
+    image: Image,
+    other: Image,
+    patient: Callable[[], None],
+    refused: int,
+    how: str,
 ) -> None:
     before = now(proxy, published)
     assert before == [None, other.digest, other.digest]
+    if how != "hangs":
+        patient()
     proxy.spoil(Fault("PUT tag", REFUSALS[how], first=refused))
     with pytest.raises(RegistryError) as caught:
         give(proxy, published, image)
