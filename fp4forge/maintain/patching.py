@@ -125,12 +125,18 @@ def drift(version: str) -> list[State]:
 def refresh(version: str) -> list[State]:
     """Rebases a series onto its version's pinned source and records files and hashes; no fuzz.
 
+    The record is written last. Until then, whenever this process is killed, the diffs that are new
+    change the sources as the old ones do.
+
     Raises:
-        PatchError: a patch does not apply; nothing is written then.
+        PatchError: a patch does not apply, or a file was edited meanwhile; nothing is written then.
     """
     sequence, tree = series.load("vllm", version, chained=False), sources.source_tree(version)
     record = sequence.folder / "series.yaml"
-    states, diffs, text = [], {}, record.read_text()
+    read = {
+        p: p.read_bytes() for p in [record, *(sequence.folder / q.file for q in sequence.patches)]
+    }
+    states, diffs, text = [], {}, read[record].decode()
     with _copy(tree, sequence) as work:
         for patch in sequence.patches:
             paths = sequence.touched(patch)
@@ -142,6 +148,13 @@ def refresh(version: str) -> list[State]:
             hashes = {path: (_sha(before[path]), _sha(after[path])) for path in paths}
             text = _with_hashes(text, patch.id, hashes)
             states.append(State(patch.id, OFFSET if offset else APPLIES, offset))
+    for path, content in read.items():
+        if path.read_bytes() != content:
+            raise PatchError(
+                f"{path.name} was edited while the series was refreshed",
+                rule="an edit is never overwritten; nothing was written",
+                remedy="run build.py patch refresh again",
+            )
     for name, diff in diffs.items():
         files.replace(sequence.folder / name, diff)
     files.replace(record, text)

@@ -92,7 +92,8 @@ def _ask(method: str, url: str, path: str, seconds: float, body: Any = None) -> 
         method, url.rstrip("/") + path, http.Limits(seconds, SERVER_BYTES),
         headers={"Content-Type": "application/json"} if body else {},
         body=json.dumps(body).encode() if body else None,
-        until=_DONE.encode(), proxies="127.0.0.1" not in url and "localhost" not in url,
+        until=b"\n" + _DONE.encode(),  # in a JSON string no line begins with it
+        proxies="127.0.0.1" not in url and "localhost" not in url,
     )  # fmt: skip
 
 
