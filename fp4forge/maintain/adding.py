@@ -85,7 +85,7 @@ def draft(version: str, report: Progress) -> Draft:
     before = _before(version)
     notes = Report(version)
     report("the package index")
-    sdist, wheels, uploaded = _files(version)
+    sdist, wheels, uploaded = files_of(version)
     last = uploaded + timedelta(days=_DAYS)
     report("the source distribution")
     tree = sources.tree_of(sdist)
@@ -164,8 +164,12 @@ def _before(version: str) -> Release:
     return release.load(older[-1] if older else release.names()[0])
 
 
-def _files(version: str) -> tuple[Artefact, dict[str, Artefact], date]:
-    """The sdist, the wheel for each platform, and the day of the last upload."""
+def files_of(version: str) -> tuple[Artefact, dict[str, Artefact], date]:
+    """The sdist, the wheel for each platform, and the day of the last upload.
+
+    Raises:
+        ArtefactError: the index lacks one of them, or does not answer.
+    """
     listed = index.listing("vllm")
     names = {"sdist": re.compile(rf"vllm-{re.escape(version)}\.tar\.gz")}
     for platform, known in PLATFORMS.items():
@@ -286,7 +290,7 @@ def _arch_list(
     """
     report(f"fetching {wheel.file}")
     found = ledgers.read(str(sources.fetch(wheel)), report)
-    text = ";".join(_plain(found))
+    text = arch_list_of(found)
     made = prediction.by_rules(rules, text, version, cuda)
     wanted = expected(made.groups, made.fp8_guards)
     if lines := differences(wanted, found.targets()):
@@ -298,11 +302,8 @@ def _arch_list(
     return text
 
 
-def _plain(found: Ledger) -> list[str]:
-    """The architectures that most kernels are compiled for: those of the whole list.
-
-    The others are kernels with a list of their own.
-    """
+def arch_list_of(found: Ledger) -> str:
+    """The architectures that most kernels are compiled for; the others have lists of their own."""
     counts: Counter[frozenset[str]] = Counter()
     for file in found.files:
         archs: dict[str, set[str]] = {}
@@ -311,4 +312,4 @@ def _plain(found: Ledger) -> list[str]:
                 archs.setdefault(kernel.name, set()).add(cubin.target)
         counts.update(frozenset(targets) for targets in archs.values())
     targets = max(counts, key=lambda some: counts[some] * (len(some) > 1), default=frozenset())
-    return sorted(targets, key=lambda text: tuple(int(part) for part in text.split(".")))
+    return ";".join(sorted(targets, key=lambda text: [int(part) for part in text.split(".")]))

@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from fp4forge.core.errors import ReleaseError
+from fp4forge.core.errors import ArtefactError, ReleaseError
 from fp4forge.core.paths import PATCHES, RELEASES, ROOT
 from fp4forge.inputs import release
 from fp4forge.inputs.release import External
-from fp4forge.maintain import externals
+from fp4forge.kernels.cubins import Cubin, DeviceCode, Kernel
+from fp4forge.kernels.ledger import File, Ledger
+from fp4forge.maintain import adding, externals, index
+from fp4forge.maintain.index import Listed
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CMAKE = """
@@ -75,6 +78,63 @@ def test_externals_come_from_cmakes_files(tmp_path: Path) -> None:
 def test_an_unknown_construct_is_named(tmp_path: Path, old: str, new: str, says: str) -> None:
     with pytest.raises(ReleaseError, match=says):
         externals.read(tree(tmp_path, NEW.replace(old, new)), {})
+
+
+def code(*kernels: tuple[str, str]) -> File:
+    """A file with kernels, each of a name and targets."""
+    targets = sorted({target for _, all_ in kernels for target in all_.split()})
+    cubins = tuple(
+        Cubin("sm_" + target.replace(".", ""), "bare",
+              tuple(Kernel(name) for name, all_ in kernels if target in all_.split()), False)
+        for target in targets
+    )  # fmt: skip
+    return File("x.so", DeviceCode("0" * 64, cubins, ()))
+
+
+def test_a_wheels_arch_list_is_that_of_most_of_its_kernels() -> None:
+    """Kernels with a list of their own say nothing of the whole list."""
+    most = [(f"k{n}", "8.0 9.0 12.0 10.0") for n in range(5)]
+    own = [(f"own{n}", "9.0a") for n in range(9)] + [("fp4", "10.0f 12.0f"), ("old", "7.5 8.6")]
+    found = Ledger("a wheel", (code(*most), code(*own)))
+    assert adding.arch_list_of(found) == "8.0;9.0;10.0;12.0"
+
+
+def listed(*names: str, uploaded: str = "2026-11-02T10:00:00Z") -> list[Listed]:
+    return [
+        Listed(name, "https://example.org/" + name, upload_time=uploaded) for name in names
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        (listed(), "has no vLLM 9.9.9"),
+        (listed("vllm-9.9.9.tar.gz"), "has no wheel of vLLM 9.9.9"),
+        (
+            listed("vllm-9.9.9.tar.gz", "vllm-9.9.9-cp38-abi3-manylinux_2_28_x86_64.whl",
+                   uploaded=""),
+            "does not say when files were uploaded",
+        ),
+    ],
+)  # fmt: skip
+def test_what_the_index_lacks_is_named(
+    found: list[Listed], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "listing", lambda project: found)
+    with pytest.raises(ArtefactError, match=says):
+        adding.files_of("9.9.9")
+
+
+def test_files_of_a_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The platform's own wheel, not one for another CUDA, CPU or version."""
+    right = "vllm-9.9.9-cp38-abi3-manylinux_2_28_aarch64.whl"
+    others = ("vllm-9.9.9+cu126-cp38-abi3-manylinux_2_28_aarch64.whl", "vllm-9.9.90.tar.gz",
+              "vllm-9.9.9-cp38-abi3-macosx_14_arm64.whl", "vllm-9.9.9rc1.tar.gz")  # fmt: skip
+    names = listed("vllm-9.9.9.tar.gz", right, *others)
+    monkeypatch.setattr(index, "listing", lambda project: names)
+    sdist, wheels, day = adding.files_of("9.9.9")
+    assert sdist.file == "vllm-9.9.9.tar.gz" and day.isoformat() == "2026-11-02"
+    assert {platform: wheel.file for platform, wheel in wheels.items()} == {"linux/arm64": right}
 
 
 def build(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
