@@ -30,8 +30,7 @@ UNPATCHED = "plain"  # upstream as it is
 STRATEGIES = ("source", "wheel")
 
 Version = Annotated[
-    str,
-    Meta(pattern=r"^[0-9]+\.[0-9][a-z0-9.]*$", description="a version", examples=["2.11.0"]),
+    str, Meta(pattern=r"^[0-9]+\.[0-9][a-z0-9.]*$", description="a version", examples=["2.11.0"])
 ]
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", description="a SHA-256 in 64 hex digits")]
 Variant = Annotated[str, one_of(VARIANTS, "a variant")]
@@ -62,11 +61,7 @@ class Artefact(Struct, frozen=True, forbid_unknown_fields=True):
     """A file on the package index, pinned by its SHA-256."""
 
     file: Annotated[
-        str,
-        Meta(
-            pattern="^[A-Za-z0-9_.+-]+$",
-            description="a file name on the package index",
-        ),
+        str, Meta(pattern="^[A-Za-z0-9_.+-]+$", description="a file name on the package index")
     ]
     sha256: Sha256
 

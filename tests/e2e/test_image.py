@@ -121,9 +121,11 @@ def test_layers_hold_nothing_but_their_part(inside: Inside) -> None:
     left = json.loads(inside("bash", "-c", "cat /opt/fp4forge/left-out/vllm.json").stdout)
     assert [entry["path"] for entry in left] == ["vllm/vllm_flash_attn/_vllm_fa3_C.abi3.so"]
     stray = inside(
-        "bash", "-c", "find / -xdev \\( -name __pycache__ -path '/fp4forge*' -o -path /fp4forge"
+        "bash",
+        "-c",
+        "find / -xdev \\( -name __pycache__ -path '/fp4forge*' -o -path /fp4forge"
         " -o -path '/root/.cache/*' -o -name '*.rej' -o -name '*.orig' \\) 2>/dev/null; true",
-    ).stdout  # fmt: skip
+    ).stdout
     assert stray == ""
 
 
@@ -168,10 +170,7 @@ SITE = "/usr/local/lib/python3.13/dist-packages"
         (["--env=PYTHONHOME=/models"], "Remove --env PYTHONHOME"),
         (["--env=LD_PRELOAD=/models/x.so"], "Remove --env LD_PRELOAD"),
         ([f"--tmpfs={SITE}/vllm/entrypoints"], f"mount that ends in :{SITE}/vllm/entry"),
-        (
-            [f"--volume=/etc/hostname:{SITE}/sitecustomize.py"],
-            f":{SITE}/sitecustomize",
-        ),
+        ([f"--volume=/etc/hostname:{SITE}/sitecustomize.py"], f":{SITE}/sitecustomize"),
         ([f"--volume=/etc/hostname:{SITE}/vllm/envs.py"], f"that ends in :{SITE}/vllm/envs.py"),
     ],
 )

@@ -154,19 +154,19 @@ def test_a_failed_object_is_told_with_command_and_last_lines() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["nvcc error : 'cicc' died due to signal 9 (Kill signal)",
-             "c++: fatal error: Killed signal terminated program cc1plus"],
-)  # fmt: skip
+    "line",
+    [
+        "nvcc error : 'cicc' died due to signal 9 (Kill signal)",
+        "c++: fatal error: Killed signal terminated program cc1plus",
+    ],
+)
 def test_an_out_of_memory_kill_is_recognised(line: str) -> None:
     assert running._KILLED.search(line) and not running._KILLED.search(NINJA)
 
 
 @pytest.mark.parametrize("where", ["engine", "checkout"])
 def test_a_second_build_says_that_it_waits(
-    where: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "STATE", tmp_path)
 
