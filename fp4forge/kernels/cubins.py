@@ -202,15 +202,17 @@ def _extract(path: Path, report: Progress) -> tuple[tuple[Cubin, ...], tuple[Ptx
         tempfile.TemporaryDirectory(prefix="fp4forge-ledger-") as name,
         ThreadPoolExecutor(3) as pool,
     ):
-        ptx = pool.submit(lambda: [_ptx(p) for p in _dump(path, "ptx", Path(name))])
+        dumped = _dump(path, Path(name))
+        ptx = tuple(_ptx(file) for file in dumped if file.suffix == ".ptx")
         # The largest first: nvdisasm's time goes with size, and the last one is waited for.
-        files = sorted(_dump(path, "elf", Path(name)), key=lambda p: -p.stat().st_size)
+        files = [file for file in dumped if file.suffix == ".cubin"]
+        files.sort(key=lambda file: -file.stat().st_size)
         cubins = {}
         read = pool.map(lambda file: _cubin(file, path.name), files)
         for number, (file, cubin) in enumerate(zip(files, read, strict=True), 1):
             cubins[file.name] = cubin
             report(f"{path.name}: cubin {number} of {len(files)}")
-        return tuple(cubins[name] for name in sorted(cubins)), tuple(ptx.result())
+        return tuple(cubins[name] for name in sorted(cubins)), ptx
 
 
 def _run(line: list[str], folder: Path, path: Path) -> subprocess.CompletedProcess[str]:
@@ -223,18 +225,17 @@ def _run(line: list[str], folder: Path, path: Path) -> subprocess.CompletedProce
         raise BinaryError(f"{path}: {name} does not end within {_SECONDS} s") from None
 
 
-def _dump(path: Path, kind: str, folder: Path) -> list[Path]:
-    """Files that cuobjdump extracts: all cubins ("elf") or all PTX ("ptx")."""
-    (folder / kind).mkdir()
-    line = [tool("cuobjdump"), f"--extract-{kind}", "all", str(path.resolve())]
-    done = _run(line, folder / kind, path)
+def _dump(path: Path, folder: Path) -> list[Path]:
+    """All cubins and PTX, which cuobjdump extracts in one pass."""
+    line = [tool("cuobjdump"), "--extract-elf", "all", "--extract-ptx", "all"]
+    done = _run([*line, str(path.resolve())], folder, path)
     said = (done.stdout + done.stderr).strip()
     if done.returncode != 0 and "does not contain device code" not in said:
         raise BinaryError(
             f"{path}: cuobjdump cannot read its device code: {said.splitlines()[-1:]}",
             rule="an intact fatbin",
         )
-    return sorted((folder / kind).iterdir())
+    return sorted(folder.iterdir())
 
 
 def _cubin(path: Path, file: str) -> Cubin:

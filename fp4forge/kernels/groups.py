@@ -56,6 +56,9 @@ class Group:
 
 
 _BLACKWELL = 10  # its first major
+# FlashMLA's ModelType of a cache in FP4: the fourth of its legacy kernels, the second of two threes
+# in those for DeepSeek V4.1 (v41fp4).
+_FLASHMLA = r"ModelType(4E|\dELS\d+_3E)"
 _GROUPED = "GroupProblemShape"
 _FLASHINFER = ("flashinfer", "flashinfer_jit_cache")
 
@@ -72,7 +75,7 @@ _TABLE = (
     Group("nvfp4_kv_cache", r"nvfp4_kv_cache_kernels", r"reshape_and_cache_nvfp4", "fp4_cvt"),
     Group("nvfp4_mla_cache", r"nvfp4_ds_mla_cache", r"nvfp4_ds_mla|upconvert_nvfp4", "fp4_cvt"),
     Group("minimax_m3_insert", r"fused_minimax_m3", r"minimax_m3_fused_ops", "fp4_cvt"),
-    Group("flashmla_fp4", r"^flashmla/.*fp4", r"ModelType", "fp4_cvt"),
+    Group("flashmla_fp4", r"^flashmla/.*fp4", _FLASHMLA, "fp4_cvt"),
     Group("qutlass_quantise", r"^qutlass/.*/fused_quantize", r"GemmQuant|GemmUniversal", "fp4_cvt"),
     # Experts get four outputs and offsets, as no other quantiser does.
     Group("nvfp4_experts_quantise", r"fp4/nvfp4_experts_quant", r"cvt_fp16_to_fp4I.*S7_S7_S7_i",
@@ -150,10 +153,9 @@ def _name(source: str) -> str:
     return ""
 
 
-# What is in the name of a kernel that can have the instructions: type or use of its numbers, or,
-# for FlashMLA and QuTLASS's quantiser, what all kernels with FP4 have beside others without.
+# What is in the name of a kernel that can have the instructions: a type or a use of its numbers.
 _CAN_HOLD = re.compile(
-    r"fp4|e2m1|minimax_m3_fused_ops|ModelType|GemmQuant|GemmUniversal.*float_e4m3", re.IGNORECASE
+    rf"fp4|e2m1|minimax_m3_fused_ops|{_FLASHMLA}|GemmQuant|GemmUniversal.*float_e4m3", re.IGNORECASE
 )
 
 
