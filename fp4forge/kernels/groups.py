@@ -68,9 +68,10 @@ _TABLE = (
     # Its TARGET_CUDA_ARCH selects one family for all sources (qutlass.cmake).
     Group("qutlass_gemm", r"^qutlass/.*/gemm\.cu", r"GemmUniversal.*float_e2m1", "fp4_mma",
           without=_GROUPED, beside=r"GemmUniversalIN4cute.*float_ue8m0", one_family=True),
-    Group("nvfp4_gemm", r"fp4/nvfp4_scaled_mm_(sm120_)?kernels", r"", "fp4_mma", without=_GROUPED),
+    Group("nvfp4_gemm", r"fp4/nvfp4_scaled_mm_(sm120_)?kernels",
+          r"GemmUniversal.*float_e2m1|nvfp4_gemm", "fp4_mma", without=_GROUPED),
     Group("mxfp4_grouped_gemm", r"fp4/mxfp4_blockwise_moe", r"float_ue8m0", "fp4_mma"),
-    Group("nvfp4_grouped_gemm", r"fp4/nvfp4_blockwise_moe", r"", "fp4_mma"),
+    Group("nvfp4_grouped_gemm", r"fp4/nvfp4_blockwise_moe", _GROUPED, "fp4_mma"),
     Group("mxfp4_quantise", r"fp4/mxfp4_experts_quant", r"mxfp4_cvt", "fp4_cvt"),
     Group("nvfp4_kv_cache", r"nvfp4_kv_cache_kernels", r"reshape_and_cache_nvfp4", "fp4_cvt"),
     Group("nvfp4_mla_cache", r"nvfp4_ds_mla_cache", r"nvfp4_ds_mla|upconvert_nvfp4", "fp4_cvt"),
@@ -80,7 +81,8 @@ _TABLE = (
     # Experts get four outputs and offsets, as no other quantiser does.
     Group("nvfp4_experts_quantise", r"fp4/nvfp4_experts_quant", r"cvt_fp16_to_fp4I.*S7_S7_S7_i",
           "fp4_cvt"),
-    Group("nvfp4_quantise", r"fp4/(nvfp4_quant_kernels|activation_nvfp4)", r"", "fp4_cvt"),
+    Group("nvfp4_quantise", r"fp4/(nvfp4_quant_kernels|activation_nvfp4)",
+          r"cvt_fp16_to_fp4|nvfp4_quant", "fp4_cvt"),
     Group("fp8_gemm", r"/scaled_mm_sm1[02]0_fp8\.", r"GemmUniversal.*float_e4m3", "fp8_mma",
           without=rf"{_GROUPED}|float_ue8m0"),
     Group("moe_data", r"/moe/moe_data", r"compute_problem_sizes"),

@@ -73,7 +73,7 @@ def book(*parts: Cubin | Ptx) -> ledger.Ledger:
     return ledger.Ledger("t", (ledger.File("x.so", DeviceCode("0", cubins, ptx)),))
 
 
-GEMM = (Kernel("gemm", fp4_mma=4), Kernel("quant", fp4_cvt=2))
+GEMM = (Kernel("nvfp4_gemm", fp4_mma=4), Kernel("nvfp4_quantise", fp4_cvt=2))
 
 
 def test_exact_cubins_of_a_sibling_do_not_count() -> None:
@@ -142,6 +142,8 @@ FLASHMLA = "_ZN5sm1006decode6sparse6head6439flash_fwdINS2_6ConfigEL9ModelType2EL
     [
         ([Kernel(DENSE + NV, fp4_mma=1)], ["nvfp4_gemm"]),
         ([Kernel(DENSE + NV)], []),  # a symbol proves nothing
+        # Kernels of no group hide no other's loss.
+        ([Kernel("_ZN4vllm19new_fp4_insertE", fp4_cvt=1)], []),
         ([Kernel(GROUPED + NV, fp4_mma=1)], ["nvfp4_grouped_gemm"]),
         ([Kernel(GROUPED + MX, fp4_mma=1)], ["mxfp4_grouped_gemm"]),
         # QuTLASS has GEMMs of both types in one source, vLLM's own only NVFP4's.
