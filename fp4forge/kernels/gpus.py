@@ -40,7 +40,6 @@ class Gpu:
     default_platform: str | None  # None: the chip is sold with either host
     arch_list: str  # TORCH_CUDA_ARCH_LIST that serves this chip alone on CUDA 13
     max_jit_jobs: int  # parallel nvcc processes at run time: unified memory is shared with them
-    family: str  # of vLLM's kernels: the groups nvfp4_<family> and fp8_scaled_mm_<family>
     flashinfer_arch: str  # what FlashInfer compiles for it (compilation_context.py)
     flashinfer_gemm: str  # generator of the FP4 GEMM that FlashInfer looks up
     flashinfer_quantise: str  # generator of the FP4 quantiser
@@ -82,14 +81,14 @@ GPUS: dict[str, Gpu] = {
     for gpu in (
         Gpu(
             name="sm100", capability=(10, 0), products=("B200", "GB200"), default_platform=None,
-            arch_list="10.0", max_jit_jobs=8, family="sm10x", nvcc="12.8",
+            arch_list="10.0", max_jit_jobs=8, nvcc="12.8",
             flashinfer_arch="10.0a", flashinfer_gemm="gen_gemm_sm100_module_cutlass_fp4",
             flashinfer_quantise="gen_fp4_quantization_sm100_module",
             flashinfer_quantise_arch="10.0a",
         ),
         Gpu(
             name="sm103", capability=(10, 3), products=("B300", "GB300"), default_platform=None,
-            arch_list="10.0", max_jit_jobs=8, family="sm10x", nvcc="12.9",
+            arch_list="10.0", max_jit_jobs=8, nvcc="12.9",
             flashinfer_arch="10.3a", flashinfer_gemm="gen_gemm_sm103_module_cutlass_fp4",
             flashinfer_quantise="gen_fp4_quantization_sm103_module",
             flashinfer_quantise_arch="10.3a",
@@ -97,21 +96,21 @@ GPUS: dict[str, Gpu] = {
         # vLLM lists 11.0f beside 10.0f, in the groups of SM10x (CMakeLists.txt, FP4_ARCHS).
         Gpu(
             name="sm110", capability=(11, 0), products=("Jetson Thor",), default_platform=_ARM64,
-            arch_list="11.0", max_jit_jobs=2, family="sm10x", nvcc="13.0",
+            arch_list="11.0", max_jit_jobs=2, nvcc="13.0",
             flashinfer_arch="11.0a", flashinfer_gemm="gen_gemm_sm100_module_cutlass_fp4",
             flashinfer_quantise="gen_fp4_quantization_sm110_module",
             flashinfer_quantise_arch="11.0a",
         ),
         Gpu(
             name="sm120", capability=(12, 0), products=("RTX 5090", "RTX PRO 6000 Blackwell"),
-            default_platform=_AMD64, arch_list="12.0", max_jit_jobs=4, family="sm12x", nvcc="12.8",
+            default_platform=_AMD64, arch_list="12.0", max_jit_jobs=4, nvcc="12.8",
             flashinfer_arch="12.0f", flashinfer_gemm="gen_gemm_sm120_module_cutlass_fp4",
             flashinfer_quantise="gen_fp4_quantization_sm120f_module",
             flashinfer_quantise_arch="12.0f",
         ),
         Gpu(
             name="sm121", capability=(12, 1), products=("GB10 (DGX Spark)",),
-            default_platform=_ARM64, arch_list="12.0", max_jit_jobs=2, family="sm12x", nvcc="12.9",
+            default_platform=_ARM64, arch_list="12.0", max_jit_jobs=2, nvcc="12.9",
             flashinfer_arch="12.1a", flashinfer_gemm="gen_gemm_sm120_module_cutlass_fp4",
             flashinfer_quantise="gen_fp4_quantization_sm120f_module",
             flashinfer_quantise_arch="12.0f",

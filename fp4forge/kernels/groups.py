@@ -56,8 +56,8 @@ class Group:
 
 
 _BLACKWELL = 10  # its first major
-# FlashMLA's ModelType of a cache in FP4: the fourth of its legacy kernels, the second of two threes
-# in those for DeepSeek V4.1 (v41fp4).
+# FlashMLA's ModelType of an FP4 cache: 4 in its legacy kernels, and 3 as the second of two types in
+# the kernels for DeepSeek V4.1 (v41fp4).
 _FLASHMLA = r"ModelType(4E|\dELS\d+_3E)"
 _GROUPED = "GroupProblemShape"
 _FLASHINFER = ("flashinfer", "flashinfer_jit_cache")
