@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +81,18 @@ def test_every_list_of_a_plan_is_in_the_table() -> None:
         assert set(lists) <= set(table)
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("10.0;12.0", 0.05), ("9.0a;10.0;12.1a", 2)])
-def test_a_list_is_explained_in_time(text: str, seconds: float) -> None:
+@pytest.mark.parametrize(
+    ("text", "clock", "seconds"),
+    # CPU time, because other work on the machine is not ours; CMake's is another process's.
+    [("10.0;12.0", time.process_time, 0.05), ("9.0a;10.0;12.1a", time.perf_counter, 2)],
+)
+def test_a_list_is_explained_in_time(text: str, clock: Callable[[], float], seconds: float) -> None:
     def took() -> float:
         arch_rules.load.cache_clear()
         predict.cache_clear()
-        start = time.perf_counter()
+        start = clock()
         predict(text, VERSIONS[-1], "13.0")
-        return time.perf_counter() - start
+        return clock() - start
 
     assert min(took() for _ in range(5)) < seconds
 

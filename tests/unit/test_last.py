@@ -24,7 +24,7 @@ def main(before: str, *arguments: str, **environment: str) -> subprocess.Complet
 
 BROKEN = (
     "from fp4forge.maintain import matrix\n"
-    "def rows(): raise TypeError('no \\x1b[31m good: https://me:pw@host token=abcdefgh ' + S)\n"
+    "def rows(_): raise TypeError('no \\x1b[31m good: https://me:pw@host token=abcdefgh ' + S)\n"
     "matrix.rows = rows\n"
 )
 
