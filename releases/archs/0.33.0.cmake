@@ -1,4 +1,4 @@
-# What decides architectures in the CMake files of vLLM 0.33.0's sdist, as `build.py arch extract`
+# What decides architectures in the CMake files of vLLM 0.33.0's sdist; `build.py arch extract`
 # cuts it out. Copyright contributors to the vLLM project; SPDX-License-Identifier: Apache-2.0.
 # SHA-256 of the files read:
 #   65c46da5a87a75e2d561a4f511277ad75d656fb5b48c569e1e3e45eec677395a  CMakeLists.txt

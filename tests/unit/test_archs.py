@@ -20,7 +20,7 @@ from fp4forge.inputs import arch_rules
 from fp4forge.kernels import archs
 from fp4forge.kernels.groups import of_sources
 from fp4forge.maintain import arch_rules as extracting
-from fp4forge.maintain import cmake_script, sources
+from fp4forge.maintain import sources
 from fp4forge.plan import cmake
 from fp4forge.plan.prediction import predict
 
@@ -66,11 +66,8 @@ def test_the_table_holds_what_the_script_compiles(vllm: str) -> None:
 
 @pytest.mark.parametrize("vllm", VERSIONS)
 def test_the_script_is_cut_from_the_sources(vllm: str) -> None:
-    hashes: dict[str, str] = {}
-    found = cmake_script.included(sources.source_tree(vllm), "CMakeLists.txt", hashes)
-    script = arch_rules.script(vllm).read_text()
-    assert script.endswith(cmake_script.text(cmake_script.reduce(found)))
-    assert all(f"{digest}  {name}" in script for name, digest in hashes.items())
+    script = extracting.script(sources.source_tree(vllm), vllm)
+    assert arch_rules.script(vllm).read_text() == script
 
 
 def test_every_list_of_a_plan_is_in_the_table() -> None:
@@ -113,10 +110,8 @@ def test_a_changed_cmake_file_changes_the_prediction(tmp_path: Path) -> None:
         'FP4_SM120_ARCHS "12.0f" "${CUDA_ARCHS}"',
         'FP4_SM120_ARCHS "12.0a" "${CUDA_ARCHS}"',
     )
-    hashes: dict[str, str] = {}
     script = tmp_path / "changed.cmake"
-    found = cmake_script.included(tree, "CMakeLists.txt", hashes)
-    script.write_text(cmake_script.text(cmake_script.reduce(found)))
+    script.write_text(extracting.script(tree, "9.9"))
     (result,) = cmake.evaluate(script, "13.0", ["12.0"])
     assert isinstance(result, dict)
     prediction = archs.judge("12.0", "9.9", "13.0", of_sources(result), ())
