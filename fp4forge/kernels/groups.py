@@ -45,12 +45,15 @@ class Group:
             found = {t for t in found if _major(t) == lowest}
         return sorted(found)
 
+    def names(self, kernel: str) -> bool:
+        """Whether a kernel of this name can be the group's."""
+        return bool(re.search(self.kernel, kernel) and not re.search(self.without, kernel))
+
     def holds(self, kernel: Kernel, names: str) -> bool:
         """Whether a kernel of a cubin counts for the group; ``names`` are all of the cubin's."""
         return bool(
             (not self.needs or getattr(kernel, self.needs))
-            and re.search(self.kernel, kernel.name)
-            and not re.search(self.without, kernel.name)
+            and self.names(kernel.name)
             and re.search(self.beside, names)
         )
 
@@ -155,20 +158,27 @@ def _name(source: str) -> str:
     return ""
 
 
-# What is in the name of a kernel that can have the instructions: a type or a use of its numbers.
+# What is in the name of a kernel that can have FP4 instructions: a type or a use of its numbers.
+# Of MiniMax-M3's inserts the cache's kind and a switch decide.
 _CAN_HOLD = re.compile(
-    rf"fp4|e2m1|minimax_m3_fused_ops|{_FLASHMLA}|GemmQuant|GemmUniversal.*float_e4m3", re.IGNORECASE
+    rf"fp4|e2m1|minimax_m3_fused_ops.*DataTypeE0ELb1|{_FLASHMLA}|GemmQuant", re.IGNORECASE
 )
 
 
-def can_hold(file: str, names: Iterable[str]) -> bool:
-    """Whether a cubin can have FP4 instructions, or FP8's of a group, by its names.
+def to_read(file: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The kernels of a cubin whose instructions are counted.
+
+    Those that can have FP4 instructions, by their names, and the first of FP8's GEMM: its wrapper
+    empties all of a cubin or none (``FP8_GUARDS``).
 
     Args:
         file: name of the file that it is in; all of FlashInfer's ``fp4_…`` modules can.
-        names: of its kernels.
+        names: of all its kernels.
     """
-    return "fp4" in file or any(_CAN_HOLD.search(name) for name in names)
+    if "fp4" in file:
+        return names
+    fp8 = [name for name in names if COMPILED["fp8_gemm"].names(name)]
+    return (*(name for name in names if _CAN_HOLD.search(name)), *fp8[:1])
 
 
 def of_kernels(path: str, kernels: tuple[Kernel, ...]) -> Iterator[str]:
