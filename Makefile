@@ -42,7 +42,7 @@ $(VENV)/.ready: requirements.txt
 	@touch $@
 
 
-.PHONY: venv setup image image-source test unit e2e test-image test-gpu lint docs render requirements lock matrix drift archs audit bench clean help
+.PHONY: venv setup image image-source test checks unit e2e e2e-heavy test-image test-gpu lint docs render requirements lock matrix drift archs audit bench clean help
 
 venv: $(VENV)/.ready
 
@@ -60,14 +60,21 @@ image-source: setup ## Compile vLLM 0.19.1 (components core) into an image: hour
 	@$(RUN) build.py --arch $(ARCH) --from source --components core --source cutlass=pypi \
 	  --base $(BASE) --variant $(VARIANT) --registry $(TARGET_REGISTRY) --push $(OPTIONS)
 
-test: lint unit e2e ## Lint, unit tests, then e2e against the real engine and registry
+test: ## Lint and unit tests, and beside them e2e against the real engine and registry
+	@$(MAKE) --no-print-directory --output-sync=line -j2 checks e2e
+
+checks: lint unit
 
 unit: venv ## Unit tests: seconds, no engine
-	@$(RUN) -m pytest tests/unit -q
+	@$(RUN) -m pytest tests/unit -q -n auto --dist loadfile
 
 e2e: setup ## Tests against the real engine and registry (builds the image of `make image`)
 	@scripts/test-tools.sh
-	@REGISTRY=$(TARGET_REGISTRY) $(RUN) -m pytest tests/e2e -v --durations=25
+	@REGISTRY=$(TARGET_REGISTRY) $(RUN) -m pytest tests/e2e -v --durations=25 -m "not heavy"
+
+e2e-heavy: setup ## End-to-end tests that compile for minutes
+	@scripts/test-tools.sh
+	@REGISTRY=$(TARGET_REGISTRY) $(RUN) -m pytest tests/e2e -v --durations=25 -m heavy
 
 test-image: REPORTS := $(or $(REPORTS),reports)
 test-image: setup ## Run the image tests against IMAGE= (ARCH= RELEASE= ... say what it must be; GPU=1)

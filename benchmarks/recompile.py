@@ -1,7 +1,7 @@
 """What an edited patch costs a source build, against compiling everything.
 
-vLLM 0.19.1's core for the Spark, `12.1a` for linux/arm64, crossed where the machine is another: an
-hour and more where it was never done. The whole's figures are those of its own record, which the
+vLLM 0.19.1's core for the Spark, `12.1a` for linux/arm64, crossed if the machine is another: an
+hour and more if it was never done. The whole's figures are those of its own record, which the
 compile stage writes; its seconds are right if it was never interrupted. After an edit they are the
 clock's, from the first step of the build to the record.
 """

@@ -46,7 +46,7 @@ from fp4forge.publish import build as building  # noqa: E402
 RESULTS = ROOT / "benchmarks" / "results"
 REGISTRY = os.environ.get("REGISTRY", "127.0.0.1:5000")
 REPO = f"{REGISTRY}/fp4forge/bench"
-RELEASE = defaults.newest("wheel")
+RELEASE = defaults.newest("wheel", "awq")
 REQUEST = Request("blackwell", RELEASE, "awq", "wheel", "bootstrap", aot="none")
 BUILD = [sys.executable, str(ROOT / "build.py"), "--arch", "blackwell", "--release",
          RELEASE, "--from", "wheel", "--base", "bootstrap", "--aot", "none",

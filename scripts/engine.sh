@@ -21,7 +21,7 @@ if answers && has_buildx; then
 fi
 answers && die "an engine answers, but this client has no buildx: install Docker's buildx plugin" 4
 
-# From here on there is no engine. Only Debian as root is set up by itself.
+# No engine answers. This script sets one up on Debian only, as root.
 [ "$(id -u)" = 0 ] || die "no Docker engine answers and this user is not root: start one, or run as root" 4
 command -v apt-get >/dev/null || die "no Docker engine answers and this is not Debian: install Docker with buildx" 4
 

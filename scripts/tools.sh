@@ -6,7 +6,7 @@ cd "$(dirname "$0")"
 venv=$(python3 -c 'import ensurepip, venv' 2>/dev/null || echo no-venv python3-venv)
 ./install.sh tools <<EOF
 skopeo skopeo
-debootstrap debootstrap
+mmdebstrap mmdebstrap
 patch patch
 curl curl
 git git

@@ -1,6 +1,28 @@
-"""Shared by all tests: the checkout's root is importable."""
+"""Shared by all tests: the checkout's root is importable, and markers say what a test needs."""
+
+from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+# What the tests of a folder need; pyproject.toml describes the markers.
+_NEEDS = {"e2e": ("engine",), "gpu": ("gpu",)}
+# Fixtures that build or use the published image: minutes, when nothing is cached.
+_IMAGE = {"published", "edited", "inside", "built_upon", "examined"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks tests by folder and fixtures, so that ``-m`` selects what a machine can run."""
+    tests = Path(__file__).parent
+    for item in items:
+        folder = item.path.relative_to(tests).parts[0] if tests in item.path.parents else ""
+        for name in _NEEDS.get(folder, ()):
+            item.add_marker(name)
+        if _IMAGE & set(getattr(item, "fixturenames", ())):
+            item.add_marker("image")

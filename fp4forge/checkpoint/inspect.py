@@ -33,7 +33,7 @@ _ROUTER = re.compile(r"layers\.\d+\.(?:\w+\.)*router\.")
 _KINDS = ("gate_proj", "up_proj", "down_proj")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Finding:
     """One thing seen: severity, where and how often, what it means, the patch or fix it needs."""
 
@@ -156,7 +156,15 @@ def inspect(folder: Path, report: Progress = lambda _: None) -> Inspection:
     if _tanh_gelu(found):
         seen.add("gelu-tanh", "config.json")
     findings = tuple(
-        Finding(id_, severity, text, seen.counts[id_], tuple(_brief(seen.places[id_])), patch, fix)
+        Finding(
+            id=id_,
+            severity=severity,
+            text=text,
+            count=seen.counts[id_],
+            where=tuple(_brief(seen.places[id_])),
+            patch=patch,
+            fix=fix,
+        )
         for id_, (severity, text, patch, fix) in _KNOWN.items()
         if id_ in seen.places
     )

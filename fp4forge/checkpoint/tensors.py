@@ -102,7 +102,7 @@ def read(folder: Path) -> Checkpoint:
         The checkpoint; files that cannot be read are among its problems.
 
     Raises:
-        CheckpointError: there is no folder, no config.json, or not one safetensors file.
+        CheckpointError: there is no folder, no config.json, or no safetensors file.
     """
     if not reading.is_folder(folder):
         raise CheckpointError(
@@ -168,7 +168,7 @@ def header(path: Path) -> list[Tensor]:
                 remedy="git lfs pull, or build.py checkpoint fetch REPO",
             )
         if size < 8:
-            raise CheckpointError(f"{name}: {size} bytes are no safetensors file")
+            raise CheckpointError(f"{name}: {size} bytes are not a safetensors file")
         length = int.from_bytes(first[:8], "little")
         if not 2 <= length <= min(HEADER_BYTES, size - 8):
             raise CheckpointError(

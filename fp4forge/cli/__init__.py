@@ -17,6 +17,7 @@ from fp4forge.core.text import block
 
 # Command name -> module and attribute; nothing is imported before the command is used.
 COMMANDS = {
+    "release": ("fp4forge.cli.release", "release", "Add, list, show and compare releases."),
     "arch": ("fp4forge.cli.arch", "arch", "Explain what an architecture list gives each GPU."),
     "ledger": ("fp4forge.cli.ledger", "ledger", "Show which GPUs a binary's kernels run on."),
     "compare": ("fp4forge.cli.ledger", "compare", "Show what changed between two images."),

@@ -50,13 +50,10 @@ def render(check: bool) -> None:
     from fp4forge.inputs import schemas
     from fp4forge.inputs.failures import Failures
 
-    failures = Failures()
     if not check:
-        files.replace(reference.PATH, reference.text())
-        count = rendering.write(failures)
-        click.echo(f"{count} Dockerfiles, {schemas.write()} schemas and docs/cli.md rendered")
-        failures.check()
+        click.echo(generate())
         return
+    failures = Failures()
     lines = rendering.differences(failures) + schemas.differences()
     if reference.PATH.read_text() != reference.text():
         lines.append("differs: docs/cli.md")
@@ -68,6 +65,25 @@ def render(check: bool) -> None:
         )
     failures.check()
     click.echo("dockerfiles/, schemas/ and docs/cli.md are what their sources give")
+
+
+def generate() -> str:
+    """Writes every generated file; returns what was written.
+
+    Raises:
+        BrokenReleasesError: some releases are broken; the others' files are written.
+    """
+    from fp4forge.cli import reference
+    from fp4forge.image import render as rendering
+    from fp4forge.inputs import schemas
+    from fp4forge.inputs.failures import Failures
+
+    failures = Failures()
+    files.replace(reference.PATH, reference.text())
+    count = rendering.write(failures)
+    said = f"{count} Dockerfiles, {schemas.write()} schemas and docs/cli.md rendered"
+    failures.check()
+    return said
 
 
 @click.command()

@@ -10,7 +10,7 @@ from fp4forge.core.console import Console, print_json, rich
 from fp4forge.core.errors import DriftError, PatchError, UsageError
 from fp4forge.core.text import block
 from fp4forge.inputs import patches as series
-from fp4forge.maintain import patching, sources
+from fp4forge.maintain import index, patching
 
 _COLOURS = {patching.DRIFTED: "red", patching.UPSTREAM: "yellow", patching.OFFSET: "cyan"}
 
@@ -108,7 +108,7 @@ def drift(vllm: str, as_json: bool, merge: bool) -> None:
     console = Console()
     with console.step("source") as step:
         step.report(f"vLLM {vllm}'s sdist")
-        vllm = sources.newest() if vllm == "newest" else vllm
+        vllm = index.newest() if vllm == "newest" else vllm
         step.detail = f"vLLM {vllm}"
         states = patching.drift(vllm)
     _print({vllm: states}, as_json)

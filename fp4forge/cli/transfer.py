@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from fp4forge.core.console import Console, print_json
-from fp4forge.core.errors import TagError
 
 
 @click.command()
@@ -70,30 +70,29 @@ def unbundle(file: Path, folder: Path, repository: str | None, load: bool, as_js
     from fp4forge.oci import copying, registry
     from fp4forge.oci import reference as references
     from fp4forge.publish import bundle as bundling
+    from fp4forge.publish import tagging
 
     console = Console()
     if repository:
         host, _, path = repository.partition("/")
         references.repository(host, path)
-    with console.step("unpack") as step:
-        found = bundling.unpack(file, folder, step.report)
-        step.detail = f"{found.image}, {found.digest[:19]}, every checksum right"
-    if repository:
-        with console.step("push") as step:
-            tag = found.image.rpartition(":")[2]
-            current = registry.manifest(repository, tag)
-            if current is not None and current.digest != found.digest:
-                raise TagError(
-                    f"{repository}:{tag} names another image",
-                    rule="a bundle never moves a tag: its image was not checked here",
-                    remedy="unbundle it into another repository, or check it and push it yourself",
-                )
-            copying.push(folder, repository, found.digest, step.report)
-            registry.tag(repository, found.digest, tag)
-            step.detail = f"{repository}:{tag}"
-    if load:
-        with console.step("load") as step:
-            bundling.load(file, step.report)
-            step.detail = found.image
+    with contextlib.ExitStack() as stack:
+        with console.step("unpack") as step:
+            unpacked = bundling.unpacked(file, folder, step.report)
+            found, layout = stack.enter_context(unpacked)
+            step.detail = f"{found.image}, {found.digest[:19]}, every checksum right"
+        if repository:
+            with console.step("push") as step:
+                # A bundle never moves a tag: its image was not checked here.
+                tag = found.image.rpartition(":")[2]
+                registry.check_free(repository, tag, found.digest)
+                copying.push(layout.folder, repository, found.digest, step.report)
+                with tagging.turn(repository):
+                    tagging.give(repository, found.digest, (tag,), step.report, fixed=tag)
+                step.detail = f"{repository}:{tag}"
+        if load:
+            with console.step("load") as step:
+                bundling.load(file, step.report)
+                step.detail = found.image
     if as_json:
         print_json({**asdict(found), "folder": str(folder)})

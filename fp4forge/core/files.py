@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import tarfile
 import tempfile
-import time
 from pathlib import Path
 
 _PARTIAL = ".partial"
@@ -27,30 +27,42 @@ def replace(path: Path, content: str | bytes, mode: int | None = None) -> None:
         path.write_bytes(data)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    _forget_old(path)
+    _forget_dead(path)
     if mode is None:
         mode = path.stat().st_mode & 0o7777 if path.exists() else 0o666 & ~_umask()
-    handle, name = tempfile.mkstemp(_PARTIAL, f".{path.name[:100]}.", path.parent)
+    handle, name = _partial(path)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with os.fdopen(
+            handle, "wb"
+        ) as file:  # open, and so locked, until the name is the right one
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(name).chmod(mode)
-        Path(name).replace(path)
+            os.fchmod(file.fileno(), mode)
+            Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
 
 
-def _forget_old(path: Path) -> None:
+def _partial(path: Path) -> tuple[int, str]:
+    """A new file beside another, locked: who finds it unlocked knows that its writer is dead."""
+    while True:
+        handle, name = tempfile.mkstemp(_PARTIAL, f".{path.name[:100]}.", path.parent)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:  # else another process found it before it was locked
+            return handle, name
+        os.close(handle)
+
+
+def _forget_dead(path: Path) -> None:
     """Removes what a process that was killed left of this file."""
     start = f".{path.name[:100]}."
     for entry in path.parent.iterdir():
         if entry.name.startswith(start) and entry.name.endswith(_PARTIAL):
-            with contextlib.suppress(OSError):  # another process may write it just now
-                if time.time() - entry.stat().st_mtime > 3600:
-                    entry.unlink()
+            with contextlib.suppress(OSError), entry.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                entry.unlink()
 
 
 def _umask() -> int:

@@ -109,8 +109,9 @@ class _Exchange:
                         return
                     self._follow(target)
             self.error = f"more than {self.limits.redirects} redirects"
-        except requests.Timeout:
-            self.error = f"no answer within {self.limits.seconds:g} s"
+        except (requests.Timeout, urllib3.exceptions.TimeoutError):
+            what = "end" if self.answer.status else "answer"
+            self.error = f"no {what} within {self.limits.seconds:g} s"
         except (OSError, ValueError, urllib3.exceptions.HTTPError,
                 http.client.HTTPException) as error:  # fmt: skip
             # OSError: requests' own are, and that of a CA bundle which is not there.

@@ -8,9 +8,12 @@ from __future__ import annotations
 # Registries (OCI distribution specification 1.1).
 REGISTRY_CONNECT_SECONDS = 10
 REGISTRY_SECONDS = 60  # one answer of a registry's API, from the request to its last byte
+REGISTRY_PAUSES = (0.2, 1.0)  # seconds before a read is repeated that met a server's error (5xx)
 REGISTRY_REDIRECTS = 5  # a blob may lie in another store
 MANIFEST_BYTES = 4 << 20  # the distribution specification's limit for a manifest
 INDEX_DEPTH = 4  # indexes in indexes; an image of several platforms needs two
+INDEX_ENTRIES = 256  # of one index or manifest: each is asked for
+TURN_SECONDS = 600  # until another publisher on this machine has moved its tags
 COPY_SILENCE_SECONDS = 600  # without a line from a program that copies blobs
 
 # This project's own YAML: a release, the bases, the defaults or a patch series.

@@ -22,20 +22,21 @@ T = TypeVar("T")
 Kind = type[ForgeError]
 
 
-def content(path: Path, kind: Kind, limit: int = CONFIG_BYTES) -> bytes:
-    """The bytes of a plain file.
+def content(path: Path, kind: Kind, limit: int = CONFIG_BYTES, where: str = "") -> bytes:
+    """The bytes of a plain file; ``where`` names it in messages, otherwise its path does.
 
     Raises:
         ForgeError: of the given class: there is none, it is a pipe, device or folder, links lead in
             a circle, it cannot be read, or it has more bytes than the limit.
     """
-    with opened(path, kind) as file:
+    where = where or shown(path, 300)
+    with opened(path, kind, where) as file:
         try:
             found = file.read(limit + 1)
         except OSError as error:
-            raise kind(f"{shown(path, 300)} cannot be read: {error.strerror}") from None
+            raise kind(f"{where} cannot be read: {error.strerror}") from None
     if len(found) > limit:
-        raise kind(f"{shown(path, 300)} is too large", rule=f"at most {limit:,} bytes are read")
+        raise kind(f"{where} is too large", rule=f"at most {limit:,} bytes are read")
     return found
 
 
@@ -49,14 +50,14 @@ def is_folder(path: Path) -> bool:
     return os.path.isdir(path)  # noqa: PTH112
 
 
-def opened(path: Path, kind: Kind) -> io.BufferedReader:
-    """A plain file, open for reading.
+def opened(path: Path, kind: Kind, where: str = "") -> io.BufferedReader:
+    """A plain file, open for reading; ``where`` names it in messages, otherwise its path does.
 
     Raises:
         ForgeError: of the given class: there is none, it is a pipe, device or folder, links lead in
             a circle, or it cannot be opened.
     """
-    where = shown(path, 300)
+    where = where or shown(path, 300)
     try:
         # Without blocking: a pipe without a writer would be waited for.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -71,13 +72,14 @@ def opened(path: Path, kind: Kind) -> io.BufferedReader:
     return os.fdopen(handle, "rb")
 
 
-def text(path: Path, kind: Kind, limit: int = CONFIG_BYTES) -> str:
-    """The text of a plain file, as UTF-8.
+def text(path: Path, kind: Kind, limit: int = CONFIG_BYTES, where: str = "") -> str:
+    """The text of a plain file, as UTF-8; ``where`` names it in messages, otherwise its path does.
 
     Raises:
         ForgeError: as ``content``, or it is not UTF-8.
     """
-    return utf8(content(path, kind, limit), shown(path, 300), kind)
+    where = where or shown(path, 300)
+    return utf8(content(path, kind, limit, where), where, kind)
 
 
 def utf8(data: bytes, where: str, kind: Kind) -> str:
@@ -89,7 +91,8 @@ def utf8(data: bytes, where: str, kind: Kind) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise kind(f"{where} is not UTF-8: byte {error.start} is wrong") from None
+        line = data.count(b"\n", 0, error.start) + 1
+        raise kind(f"{where} line {line} is not UTF-8", remedy="save the file as UTF-8") from None
 
 
 def json_file(path: Path, shape: type[T], kind: Kind, limit: int = CONFIG_BYTES) -> T:

@@ -25,7 +25,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class LogFacts:
-    """What a vLLM log says; empty where it does not."""
+    """What a vLLM log says; empty if it says nothing."""
 
     linear: str = ""
     moe: str = ""
@@ -65,7 +65,7 @@ def check(function: Check) -> Check:
 
 
 def line_of(found: Evidence, pattern: str) -> str:
-    """The first log line that matches, without its prefix; empty where none does."""
+    """The first log line that matches, without its prefix; empty if none does."""
     log = found.log or ""
     match = re.search(pattern, log)
     if not match:

@@ -1,4 +1,4 @@
-"""What the doctor looks at, and what logs, nvidia-smi and this host tell."""
+"""What the doctor looks at, and what logs, nvidia-smi and this host show."""
 
 from __future__ import annotations
 
@@ -125,13 +125,13 @@ def gpus(text: str) -> list[Gpu]:
             and re.fullmatch(r"[0-9]{1,3}\.[0-9]{1,3}", parts[1])
             and re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})*", parts[2])
         ):
-            told = len(parts) > 3 and re.fullmatch(r"[0-9]{1,9}", parts[3])  # GB10: [N/A]
-            out.append(Gpu(parts[0], parts[1], parts[2], int(parts[3]) if told else 0))
+            known = len(parts) > 3 and re.fullmatch(r"[0-9]{1,9}", parts[3])  # GB10: [N/A]
+            out.append(Gpu(parts[0], parts[1], parts[2], int(parts[3]) if known else 0))
     return out
 
 
 def digest(path: str) -> str | None:
-    """SHA-256 of a file on this host; None where there is none that can be read."""
+    """SHA-256 of a file on this host; None if no file there can be read."""
     try:
         with reading.opened(Path(path), UsageError) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,6 @@
 """Checks of how a server was set up: image, mounts, flags, environment, model.
 
-Each yields findings, and says nothing where the evidence does not reach.
+Each yields findings, and says nothing if the evidence does not reach.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def image(found: Evidence) -> Iterator[Finding]:
 def patch_mounts(found: Evidence) -> Iterator[Finding]:
     """A file mounted over one that the image's patches made, or any over vLLM's code."""
     files = found.record.files if found.record else {}
-    told = False
+    said = False
     for mount in found.mounts:
         if SITE not in mount.target:
             continue
@@ -61,7 +61,7 @@ def patch_mounts(found: Evidence) -> Iterator[Finding]:
         seen = f"{mount.source} is mounted over {mount.target}"
         if hashes and there:
             seen += f" (SHA-256 {there[:12]}, the image's is {hashes.after[:12]})"
-        told = True
+        said = True
         yield Finding(
             "patch-mount", ERROR, seen,
             "an old patch over a baked one inverts scales twice, or does not fit this vLLM",
@@ -69,7 +69,7 @@ def patch_mounts(found: Evidence) -> Iterator[Finding]:
         )  # fmt: skip
     # Without the mounts, as from a saved log, the entrypoint's own words are the evidence.
     line = line_of(found, r"fp4forge: error: .* is not the file that this image's patches made")
-    if line and not told:
+    if line and not said:
         yield Finding(
             "patch-mount", ERROR, line, "the image refused to start with a replaced file",
             "remove the mount that the message names",
@@ -198,7 +198,7 @@ def expert_split(found: Evidence) -> Iterator[Finding]:
 
 
 def _expert_width(folder: Path) -> int:
-    """moe_intermediate_size of a checkpoint; 0 where it has none, or cannot be read."""
+    """moe_intermediate_size of a checkpoint; 0 if it has none, or cannot be read."""
     try:
         return configs.width(configs.read(folder).text.moe_intermediate_size)
     except CheckpointError:

@@ -90,7 +90,9 @@ def _files(plan: Plan) -> tuple[dict[str, bytes], list[Path]]:
     series = plan.inputs.series
     files = {
         "Dockerfile": render.dockerfile(plan).encode(),
-        "leave-out.json": _json(msgspec.to_builtins(plan.leave_out)),
+        "leave-out.json": _json(
+            {"cuda": plan.cuda.split(".")[0], "rules": msgspec.to_builtins(plan.leave_out)}
+        ),
         **_series(series, plan.variant, "python", "patches"),
     }
     sources = [

@@ -22,7 +22,7 @@ from fp4forge.inputs import release as releases
 from fp4forge.inputs.failures import Failures
 from fp4forge.inputs.locks import LAYERS
 from fp4forge.inputs.patches import Series, patched_files
-from fp4forge.inputs.release import VARIANTS, Release
+from fp4forge.inputs.release import Release
 from fp4forge.plan.plan import Plan
 
 UID = 2000
@@ -36,7 +36,7 @@ def _environment(*, escape: bool) -> Any:
     with contextlib.suppress(OSError):  # a read-only checkout renders without a cache
         compiled.mkdir(parents=True, exist_ok=True)
     cache = FileSystemBytecodeCache(str(compiled)) if os.access(compiled, os.W_OK) else None
-    return Environment(
+    environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         bytecode_cache=cache,
         undefined=StrictUndefined,
@@ -45,6 +45,13 @@ def _environment(*, escape: bool) -> Any:
         keep_trailing_newline=True,
         autoescape=escape,  # noqa: S701 - not for Dockerfiles: what users give is validated
     )
+    environment.filters["quoted"] = _quoted
+    return environment
+
+
+def _quoted(text: str) -> str:
+    """A YAML scalar in single quotes, on one line."""
+    return "'" + " ".join(text.split()).replace("'", "''") + "'"
 
 
 @dataclass(frozen=True)
@@ -126,7 +133,7 @@ def _render(release: Release, series: Series, strategy: str, *, cross: bool) -> 
         release=release,
         strategy=strategy,
         cross=cross,
-        variants=[_variant(release, series, variant) for variant in VARIANTS],
+        variants=[_variant(release, series, variant) for variant in series.variants],
         groups=LAYERS,
         uid=UID,
         argument=_argument,
@@ -153,6 +160,12 @@ def _all(failures: Failures) -> dict[str, str]:
                     text = _render(release, series, strategy, cross=cross)
                     found[_name(release, strategy, cross=cross)] = text
     return found
+
+
+def plain(template: str, **values: Any) -> str:
+    """A file that is not HTML; YAML's values go through ``quoted``."""
+    text: str = _environment(escape=False).get_template(template).render(**values)
+    return text
 
 
 def html(template: str, **values: Any) -> str:

@@ -9,9 +9,10 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from fp4forge.core import reading
 from fp4forge.core.errors import ReleaseError, UsageError
+from fp4forge.core.limits import INPUT_BYTES
 from fp4forge.core.paths import RELEASES
-from fp4forge.inputs import reader
 
 
 class Rules(Struct, frozen=True, forbid_unknown_fields=True):
@@ -67,14 +68,22 @@ def load(vllm: str) -> Rules:
             remedy=f"build.py arch extract --vllm {vllm} reads it from the sources",
         )
     where = f"{RELEASES.name}/archs/{vllm}.json"
-    text = reader.text(path, where, ReleaseError)
+    return parse(reading.text(path, ReleaseError, INPUT_BYTES, where), where)
+
+
+def parse(text: str, where: str) -> Rules:
+    """The table in a text; ``where`` names it in messages.
+
+    Raises:
+        ReleaseError: the text is not what ``arch extract`` writes.
+    """
     try:
         return msgspec.json.decode(text, type=Rules)
     except (msgspec.DecodeError, RecursionError) as error:
         raise ReleaseError(
             f"{where} does not hold a table of architectures: {error}",
             rule="build.py arch extract writes it",
-            remedy=f"build.py arch extract --vllm {vllm}",
+            remedy="build.py arch extract --vllm VERSION",
         ) from None
 
 

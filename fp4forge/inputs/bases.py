@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from functools import cache
+from pathlib import Path
 from typing import Annotated
 
 from msgspec import Meta, Struct, structs
@@ -17,17 +18,8 @@ from fp4forge.inputs.reader import Broken, Format
 # No file of a base is newer (2026-01-01, UTC): the same packages give the same layer.
 EPOCH = "1767225600"
 
-# Files that differ from run to run and that no image needs.
-CLEAN = (
-    "var/cache/apt/archives/*.deb",
-    "var/cache/apt/*.bin",
-    "var/lib/apt/lists/*_*",
-    "var/log/*.log",
-    "var/log/apt/*",
-    "var/cache/ldconfig/aux-cache",
-    "etc/machine-id",
-    "dev/*",
-)
+# Where distributions keep the keys of package archives.
+KEYRINGS = Path("/usr/share/keyrings")
 
 
 class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -60,8 +52,16 @@ class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         str,
         Meta(
             pattern="^([a-z][a-z0-9-]*)?$",
-            description="a debootstrap suite",
+            description="a Debian suite, of which mmdebstrap makes the base",
             examples=["trixie"],
+        ),
+    ] = ""
+    keyring: Annotated[
+        str,
+        Meta(
+            pattern="^([a-z0-9][a-z0-9.-]*\\.(gpg|asc|pgp))?$",
+            description="the file under /usr/share/keyrings whose keys sign the suite",
+            examples=["debian-archive-keyring.gpg"],
         ),
     ] = ""
 
@@ -69,6 +69,8 @@ class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """Checks that there is one way to get the base."""
         if bool(self.image) == bool(self.suite):
             raise Broken("image", "and suite do not go together", "each base has one of them")
+        if bool(self.suite) != bool(self.keyring):
+            raise Broken("keyring", "goes with suite", "a base made here names both")
 
 
 class Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -103,13 +105,38 @@ class Base(Entry, frozen=True, kw_only=True):
         """What FROM names for a platform."""
         if self.suite:
             arch = PLATFORMS[platform].debian
-            return f"fp4forge.local/bootstrap:{self.suite}-{arch}-{_recipe(self.suite)}"
+            return f"fp4forge.local/bootstrap:{self.suite}-{arch}-{_recipe(self)}"
         return f"{self.image}@{self.digest}" if self.digest else self.image
 
 
-def _recipe(suite: str) -> str:
+def bootstrap_line(base: Base, architecture: str, layer: Path, mirror: str) -> list[str]:
+    """The command that writes a base's only layer, from packages that the base's keyring signs.
+
+    Args:
+        base: with a suite.
+        architecture: Debian's name of it.
+        layer: the archive to write. The same packages give the same bytes.
+        mirror: address of the packages.
+
+    Returns:
+        A command line of mmdebstrap, to be run as root.
+    """
+    # Not --keyring: apt would trust this machine's keys beside it. The keyring's path is this
+    # machine's; the image's own apt has the keys where it expects them.
+    keyring = f"[signed-by={KEYRINGS / base.keyring}]"
+    return [
+        "env", f"SOURCE_DATE_EPOCH={EPOCH}",
+        "mmdebstrap", "--mode=root", "--variant=minbase", f"--architectures={architecture}",
+        "--format=tar", "--skip=output/dev",
+        "--customize-hook=sed -i 's/ \\[signed-by=[^]]*\\]//' \"$1\"/etc/apt/sources.list",
+        base.suite, str(layer), f"deb {keyring} {mirror} {base.suite} main",
+    ]  # fmt: skip
+
+
+def _recipe(base: Base) -> str:
     """Short hash of how a base is made: a changed recipe gives another base."""
-    return hashlib.sha256(f"{suite} minbase {CLEAN} {EPOCH} loaded".encode()).hexdigest()[:8]
+    line = bootstrap_line(base, "", Path("layer.tar"), "mirror")
+    return hashlib.sha256(" ".join(line).encode()).hexdigest()[:8]
 
 
 @cache

@@ -10,6 +10,7 @@ from msgspec import Meta, Struct
 from fp4forge.core.errors import ReleaseError, UsageError
 from fp4forge.core.paths import RELEASES
 from fp4forge.inputs import release as releases
+from fp4forge.inputs.patches import load
 from fp4forge.inputs.reader import Format
 from fp4forge.inputs.release import StrategyName, Variant, Version
 
@@ -48,14 +49,17 @@ def table() -> Table:
     return FORMAT.read(RELEASES / "defaults.yaml", f"{RELEASES.name}/defaults.yaml")
 
 
-def newest(strategy: str) -> str:
-    """The newest release that can be built by a strategy.
+def newest(strategy: str, variant: str) -> str:
+    """The newest release that can be built by a strategy as a variant.
+
+    A variant whose patches are not written yet does not count.
 
     Raises:
         UsageError: there is none.
     """
     for name in reversed(releases.names()):
-        if strategy in releases.load(name).strategies:
+        found = releases.load(name)
+        if strategy in found.strategies and variant in load("vllm", found.vllm_version).variants:
             return name
     raise UsageError(
         f"--from {strategy!r}: no release can be built that way",
@@ -63,12 +67,14 @@ def newest(strategy: str) -> str:
     )
 
 
-def release_and_strategy(release: str | None, strategy: str | None) -> tuple[str, str]:
+def release_and_strategy(
+    release: str | None, strategy: str | None, variant: str
+) -> tuple[str, str]:
     """Both, if one or none of them is given.
 
     With neither, the reference's. A strategy alone takes the reference's release if it is the
-    reference's strategy, else the newest release that has it. A release alone takes the
-    reference's strategy if it has it, else its own first one.
+    reference's strategy, else the newest release that has it for the variant. A release alone
+    takes the reference's strategy if it has it, else its own first one.
 
     Raises:
         UsageError: there is no such release, or none with that strategy.
@@ -77,7 +83,7 @@ def release_and_strategy(release: str | None, strategy: str | None) -> tuple[str
     if release is None:
         if strategy in (None, reference.strategy):
             return reference.release, reference.strategy
-        return newest(strategy or ""), strategy or ""
+        return newest(strategy or "", variant), strategy or ""
     if strategy is None:
         offered = releases.load(release).strategies
         first = next(iter(offered))

@@ -39,6 +39,12 @@ def group_of(package: str) -> str:
     return "cuda" if package.startswith("nvidia-") or package == "flashinfer-cubin" else "python"
 
 
+def pin(block: str) -> tuple[str, str]:
+    """Package and version of one of a lock's entries."""
+    name, _, version = re.split(r"[\s;\\]", block, maxsplit=1)[0].partition("==")
+    return name.partition("[")[0], version
+
+
 def entries(text: str) -> dict[str, str]:
     """Package name and its lines (pin and hashes), from a lock's text."""
     blocks = re.split(r"(?m)^(?=[A-Za-z0-9])", re.sub(r"(?m)^#.*\n", "", text))

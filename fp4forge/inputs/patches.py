@@ -11,11 +11,11 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from fp4forge.core import paths
+from fp4forge.core import paths, reading
 from fp4forge.core.errors import PatchError
 from fp4forge.inputs.document import shortened
 from fp4forge.inputs.reader import Broken, Format, by_version, one_of
-from fp4forge.inputs.release import Sha256, Variant
+from fp4forge.inputs.release import UNPATCHED, VARIANTS, Sha256, Variant
 
 TIERS = ("python", "csrc")
 
@@ -72,8 +72,9 @@ class Patch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         tuple[Variant, ...], Meta(min_length=1, description="the images that the patch goes into")
     ]
     files: Annotated[
-        dict[FilePath, FileHash], Meta(min_length=1, description="hashes of every patched file")
-    ]
+        dict[FilePath, FileHash],
+        Meta(description="hashes of every patched file; build.py patch refresh writes them"),
+    ] = {}
     proof: Annotated[
         Text, Meta(description="the test that shows the symptom without the patch only")
     ]
@@ -95,6 +96,17 @@ class Upstreamed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         _compile(self.detect)
 
 
+class Conflict(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A patch of an earlier version that does not fit this one and waits for a person."""
+
+    id: Name
+    of: Annotated[Text, Meta(description="the version whose series has the patch")]
+    why: Annotated[Text, Meta(description="what does not fit")]
+    variants: Annotated[
+        tuple[Variant, ...], Meta(min_length=1, description="the images that cannot be built")
+    ]
+
+
 class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The patches to one version of a package."""
 
@@ -104,6 +116,10 @@ class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     already_upstream: Annotated[
         tuple[Upstreamed, ...],
         Meta(description="fixes that this version has itself; patch check looks for them"),
+    ] = ()
+    conflicts: Annotated[
+        tuple[Conflict, ...],
+        Meta(description="patches that a person must write; their variants cannot be built"),
     ] = ()
 
 
@@ -119,6 +135,31 @@ class Series:
     folder: Path
     patches: tuple[Patch, ...] = ()
     already_upstream: tuple[Upstreamed, ...] = ()
+    conflicts: tuple[Conflict, ...] = ()
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """The variants that can be built: nobody looked for what the others lack."""
+        blocked = {variant for conflict in self.conflicts for variant in conflict.variants}
+        recorded = (self.folder / "series.yaml").is_file()
+        return tuple(v for v in VARIANTS if v == UNPATCHED or (recorded and v not in blocked))
+
+    def check(self, variant: str) -> None:
+        """Refuses a variant whose patches are not written yet.
+
+        Raises:
+            PatchError: with the patches that are missing.
+        """
+        if variant in self.variants:
+            return
+        where = f"patches/{self.package}/{self.version}/series.yaml"
+        missing = [c.id for c in self.conflicts if variant in c.variants]
+        raise PatchError(
+            f"{where} waits for {', '.join(missing)}" if missing else f"{where} does not exist",
+            rule=f"{variant} images have every patch that their vLLM needs",
+            remedy=f"build.py patch drift --vllm {self.version} --merge shows each conflict;"
+            f" --variant {UNPATCHED} builds without patches",
+        )
 
     def for_variant(self, variant: str, tier: str = "python") -> tuple[Patch, ...]:
         """The patches of a variant in one tier."""
@@ -130,6 +171,21 @@ class Series:
             return ()
         diffs = (self.folder / p.file for p in self.patches if variant in p.variants)
         return (self.folder / "series.yaml", *diffs)
+
+    def touched(self, patch: Patch) -> tuple[str, ...]:
+        """The files that a patch's diff changes, by their paths in the source.
+
+        Raises:
+            PatchError: the diff names none.
+        """
+        diff = reading.text(self.folder / patch.file, PatchError, where=patch.file)
+        found = re.findall(r"^\+\+\+ b/(\S+)", diff, re.M)
+        if not found:
+            raise PatchError(
+                f"{patch.file} names no file",
+                rule="a unified diff with lines such as +++ b/vllm/envs.py",
+            )
+        return tuple(dict.fromkeys(found))
 
     def instructions(self, patch: Patch) -> dict[str, Any]:
         """What ``image/stages/apply_patches.py`` reads: a patch's record and its diff's hash."""
@@ -147,11 +203,11 @@ def patched_files(patches: tuple[Patch, ...]) -> dict[str, str]:
 def load(package: str, version: str, chained: bool = True) -> Series:
     """Loads a series; a version without a folder has an empty one.
 
-    Without ``chained`` the recorded hashes need not follow each other: they are to be renewed.
+    Without ``chained`` hashes may be missing or inconsistent: ``patch refresh`` renews them.
 
     Raises:
-        PatchError: the record is malformed, a diff is missing, or the hashes of two patches to
-            one file do not chain.
+        PatchError: the record is malformed, a diff or a patch's hashes are missing, or the hashes
+            of two patches to one file do not chain.
     """
     folder = paths.PATCHES / package / version
     path = folder / "series.yaml"
@@ -167,7 +223,9 @@ def load(package: str, version: str, chained: bool = True) -> Series:
             )
     if chained:
         _check_chain(where, record.patches)
-    return Series(package, version, folder, record.patches, record.already_upstream)
+    return Series(
+        package, version, folder, record.patches, record.already_upstream, record.conflicts
+    )
 
 
 def versions(package: str) -> tuple[str, ...]:
@@ -188,6 +246,12 @@ def _compile(detect: dict[str, str]) -> None:
 def _check_chain(where: str, patches: tuple[Patch, ...]) -> None:
     current: dict[str, str] = {}
     for patch in patches:
+        if not patch.files:
+            raise PatchError(
+                f"{where}: {patch.id} has no files",
+                rule="each patch has the hashes of its files before and after it",
+                remedy="build.py patch refresh writes them",
+            )
         for path, hashes in patch.files.items():
             if current.get(path, hashes.before) != hashes.before:
                 raise PatchError(

@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from fp4forge.core import reading
 from fp4forge.core.errors import ForgeError
 from fp4forge.core.limits import INPUT_BYTES
 from fp4forge.inputs import document
@@ -57,33 +58,6 @@ def by_version(names: Iterable[str], where: str, failure: type[ForgeError]) -> t
         ) from None
 
 
-def text(path: Path, where: str, failure: type[ForgeError]) -> str:
-    """The text of an input file.
-
-    Raises:
-        failure: the path is not a readable file of UTF-8 text, or too large.
-    """
-    try:
-        if path.exists() and not path.is_file():  # opening a FIFO would wait for its writer
-            raise failure(f"{where} is not a file", remedy="put a regular file there")
-        with path.open("rb") as file:
-            content = file.read(INPUT_BYTES + 1)
-    except OSError as error:
-        raise failure(
-            f"{where} cannot be read: {error.strerror}",
-            remedy="check that the file exists and that you may read it",
-        ) from None
-    if len(content) > INPUT_BYTES:
-        raise failure(f"{where} is too large", rule=f"at most {INPUT_BYTES >> 10} KiB")
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise failure(
-            f"{where} line {line} is not UTF-8 text", remedy="save the file as UTF-8"
-        ) from None
-
-
 @dataclass(frozen=True)
 class Format(Generic[T]):
     """A kind of input file: its type, its schema's name, and the failure that a broken one is."""
@@ -94,7 +68,7 @@ class Format(Generic[T]):
 
     def read(self, path: Path, where: str) -> T:
         """The value of a file; ``where`` names it in messages."""
-        return self.parse(text(path, where, self.failure), where)
+        return self.parse(reading.text(path, self.failure, INPUT_BYTES, where), where)
 
     def parse(self, text: str, where: str) -> T:
         """The value of a text.

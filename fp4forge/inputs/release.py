@@ -9,14 +9,19 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from fp4forge.core.errors import ReleaseError, UsageError
+from fp4forge.core import reading
+from fp4forge.core.errors import (
+    ReleaseError,
+    UsageError,
+)
+from fp4forge.core.limits import INPUT_BYTES
 from fp4forge.core.paths import RELEASES
 from fp4forge.core.platform import PLATFORMS
-from fp4forge.inputs import reader
 from fp4forge.inputs.reader import Broken, Format, by_version, one_of
 from fp4forge.kernels.gpus import GPUS
 
 VARIANTS = ("awq", "plain")
+UNPATCHED = "plain"  # upstream as it is
 STRATEGIES = ("source", "wheel")
 
 Version = Annotated[
@@ -83,17 +88,21 @@ class Strategy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     build_requirements: tuple[Requirement, ...] = ()
 
 
+RULES = ("foreign-processor", "other-cuda")
+
+
 class LeaveOut(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Files of installed packages that the requested GPUs do not need."""
+    """Files of installed packages that serving does not need: a glob, or a rule about any file."""
 
     glob: Annotated[
         str,
         Meta(
-            pattern="^[A-Za-z0-9_.*/-]+$",
+            pattern="^[A-Za-z0-9_.*/-]*$",
             description="files relative to dist-packages; ** crosses folders",
             examples=["flashinfer_cubin/**"],
         ),
-    ]
+    ] = ""
+    rule: Annotated[str, one_of(("", *RULES), "a rule of image/stages/install.py")] = ""
     why: Annotated[str, Meta(min_length=10, description="the reason, in at least 10 characters")]
     unless: Annotated[
         tuple[GpuName, ...], Meta(description="kept if one of these GPUs is requested")
@@ -106,6 +115,11 @@ class LeaveOut(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             " them",
         ),
     ] = 0.0
+
+    def __post_init__(self) -> None:
+        """Checks that there is one way to name the files."""
+        if bool(self.glob) == bool(self.rule):
+            raise Broken("glob", "and rule do not go together", "each entry has one of them")
 
     def applies(self, gpus: tuple[str, ...]) -> bool:
         """Whether an image for these GPUs goes without the files."""
@@ -346,7 +360,7 @@ def load(name: str) -> Release:
             remedy="docs/releases.md says how to add one",
         )
     where = str(path.relative_to(RELEASES.parent))
-    return parse(reader.text(path, where, ReleaseError), where)
+    return parse(reading.text(path, ReleaseError, INPUT_BYTES, where), where)
 
 
 def check_version(text: str) -> str:

@@ -113,7 +113,7 @@ def check(text: str, cuda: str) -> None:
         UsageError: torch or nvcc refuses an entry, or the CUDA is none.
     """
     if not re.fullmatch(r"1[0-9]\.[0-9]", cuda):
-        raise UsageError(f"--cuda {cuda!r} is no CUDA version", rule="such as 13.0")
+        raise UsageError(f"--cuda {cuda!r} is not a CUDA version", rule="such as 13.0")
     _check_nvcc(torch_archs(text), cuda)
 
 

@@ -135,7 +135,7 @@ def _check(path: Path) -> None:
     if size == 0:
         raise BinaryError(f"{path} is empty", rule="an ELF object with CUDA device code")
     if not elf.is_elf(path):
-        raise BinaryError(f"{path} is no ELF file", rule="a shared object, object or cubin")
+        raise BinaryError(f"{path} is not an ELF file", rule="a shared object, object or cubin")
     found = elf.read(path)
     if found.end > size:
         raise BinaryError(

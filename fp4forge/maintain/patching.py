@@ -32,6 +32,7 @@ class State:
     state: str
     detail: str = ""
     merge: str = field(default="", repr=False)  # three-way diff of a drifted patch
+    diff: str = field(default="", repr=False)  # of the patch as it fits the other version
 
     def as_json(self) -> dict[str, Any]:
         """The state as ``patch check --json`` prints it."""
@@ -83,11 +84,10 @@ def check(version: str) -> list[State]:
     return states
 
 
-def drift(version: str) -> list[State]:
-    """What the newest series at or before a version would need on that version.
+def base_of(version: str) -> Series:
+    """The series to start from for a version: the newest before it, or its own if it is the first.
 
     Raises:
-        ArtefactError: the index has no such version.
         UsageError: no series is that old.
     """
     from packaging.version import InvalidVersion, Version
@@ -98,8 +98,19 @@ def drift(version: str) -> list[State]:
         raise UsageError(f"--vllm {version!r} is not a version") from None
     if not known:
         raise UsageError(f"no series is as old as vLLM {version}")
-    sequence = series.load("vllm", known[-1])
-    theirs, base = sources.source_tree(version), sources.source_tree(known[-1])
+    earlier = [name for name in known if name != version]
+    return series.load("vllm", (earlier or known)[-1])
+
+
+def drift(version: str) -> list[State]:
+    """What the series of ``base_of`` would need on a version.
+
+    Raises:
+        ArtefactError: the index has no such version.
+        UsageError: no series is that old.
+    """
+    sequence = base_of(version)
+    theirs, base = sources.source_tree(version), sources.source_tree(sequence.version)
     states = []
     merged: dict[str, str] = {}  # their files with the patches so far
     with _copy(base, sequence) as ours:
@@ -112,24 +123,38 @@ def drift(version: str) -> list[State]:
 
 
 def refresh(version: str) -> list[State]:
-    """Rebases a series onto its version's pinned source and records the hashes anew; no fuzz.
+    """Rebases a series onto its version's pinned source and records files and hashes; no fuzz.
+
+    The record is written last. Until then, whenever this process is killed, the diffs that are new
+    change the sources as the old ones do.
 
     Raises:
-        PatchError: a patch does not apply; nothing is written then.
+        PatchError: a patch does not apply, or a file was edited meanwhile; nothing is written then.
     """
     sequence, tree = series.load("vllm", version, chained=False), sources.source_tree(version)
-    states, diffs, hashes = [], {}, []
+    record = sequence.folder / "series.yaml"
+    read = {
+        p: p.read_bytes() for p in [record, *(sequence.folder / q.file for q in sequence.patches)]
+    }
+    states, diffs, text = [], {}, read[record].decode()
     with _copy(tree, sequence) as work:
         for patch in sequence.patches:
-            before = {path: (work / path).read_text() for path in patch.files}
+            paths = sequence.touched(patch)
+            before = {path: _read(work, path, patch) for path in paths}
             offset = _apply(sequence.folder / patch.file, work)
-            after = {path: (work / path).read_text() for path in patch.files}
+            after = {path: (work / path).read_text() for path in paths}
             if offset:
-                diffs[patch.file] = "".join(_diff(p, before[p], after[p]) for p in sorted(before))
-            hashes += [(path, _sha(before[path]), _sha(after[path])) for path in patch.files]
+                diffs[patch.file] = "".join(_diff(p, before[p], after[p]) for p in paths)
+            hashes = {path: (_sha(before[path]), _sha(after[path])) for path in paths}
+            text = _with_hashes(text, patch.id, hashes)
             states.append(State(patch.id, OFFSET if offset else APPLIES, offset))
-    record = sequence.folder / "series.yaml"
-    text = _with_hashes(record.read_text(), hashes)
+    for path, content in read.items():
+        if path.read_bytes() != content:
+            raise PatchError(
+                f"{path.name} was edited while the series was refreshed",
+                rule="an edit is never overwritten; nothing was written",
+                remedy="run build.py patch refresh again",
+            )
     for name, diff in diffs.items():
         files.replace(sequence.folder / name, diff)
     files.replace(record, text)
@@ -157,11 +182,17 @@ def _against(
             results[path] = result
     if failed:
         return State(patch.id, DRIFTED, "; ".join(failed + moved), "\n".join(merges))
+    diff = "".join(
+        _diff(target.relative_to(tree).as_posix(), merged.get(path) or target.read_text(), result)
+        for path, result in sorted(results.items())
+        if (target := _find(tree, path))
+    )
     merged |= results
     exact = not moved and all(results[p] == text for p, text in after.items())
     if exact:
-        return State(patch.id, APPLIES)
-    return State(patch.id, OFFSET, "; ".join(moved) or "the lines around it are unchanged")
+        return State(patch.id, APPLIES, diff=diff)
+    said = "; ".join(moved) or "the lines around it are unchanged"
+    return State(patch.id, OFFSET, said, diff=diff)
 
 
 def _merge(ours: str, base: str, theirs: str) -> tuple[str, list[str]]:
@@ -206,19 +237,30 @@ def _diff(path: str, old: str, new: str) -> str:
     return "".join(lines)
 
 
-def _with_hashes(text: str, hashes: list[tuple[str, str, str]]) -> str:
-    """series.yaml with other hashes and every comment where it was."""
-    pattern = re.compile(r"^(      (\S+):\n        before: )\S+(\n        after: )\S+", re.M)
-    found = pattern.findall(text)
-    if [entry[1] for entry in found] != [path for path, _, _ in hashes]:
-        raise PatchError("series.yaml has its files in another form than this tool writes")
-    values = iter(hashes)
+def _read(tree: Path, path: str, patch: Patch) -> str:
+    if not (tree / path).is_file():
+        raise PatchError(
+            f"{patch.file} changes {path}, which the source does not have",
+            rule="a diff's paths start from the root of the source: a/vllm/...",
+        )
+    return (tree / path).read_text()
 
-    def renew(match: re.Match[str]) -> str:
-        _, before, after = next(values)
-        return f"{match[1]}{before}{match[3]}{after}"
 
-    return pattern.sub(renew, text)
+def _with_hashes(text: str, patch: str, hashes: dict[str, tuple[str, str]]) -> str:
+    """series.yaml with another list of files in one record, and every comment where it was."""
+    files = "".join(
+        f"      {path}:\n        before: {before}\n        after: {after}\n"
+        for path, (before, after) in hashes.items()
+    )
+    record = rf"(^  - id: {patch}\n(?:(?:    .*)?\n)*?)    files:.*\n(?:      .*\n)*"
+    new = re.compile(record, re.M)
+    text, found = new.subn(lambda match: f"{match[1]}    files:\n{files}", text, count=1)
+    if not found:
+        raise PatchError(
+            f"series.yaml: {patch} has no list of files that can be replaced",
+            rule="each record starts with id, indented by two, and has files: {} or a list",
+        )
+    return text
 
 
 def _sha(text: str) -> str:
@@ -228,7 +270,7 @@ def _sha(text: str) -> str:
 @contextmanager
 def _copy(tree: Path, sequence: Series) -> Iterator[Path]:
     """A folder with the files that the series touches or looks at."""
-    names = {name for patch in sequence.patches for name in patch.files}
+    names = {name for patch in sequence.patches for name in sequence.touched(patch)}
     names |= {name for patch in sequence.patches for name in patch.detect}
     with tempfile.TemporaryDirectory(prefix="fp4forge-patch-") as folder:
         for name in names:

@@ -3,80 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import tarfile
 from pathlib import Path
 from urllib.parse import urljoin
 
-from msgspec import Struct
-
-from fp4forge.core import http, paths, reading, scratch
+from fp4forge.core import paths, scratch
 from fp4forge.core.errors import ArtefactError
-from fp4forge.core.limits import FETCHED_BYTES, INDEX_BYTES, INDEX_SECONDS, REGISTRY_REDIRECTS
+from fp4forge.core.limits import FETCHED_BYTES, INDEX_SECONDS
 from fp4forge.inputs import release
 from fp4forge.inputs.release import Artefact
-
-
-def index_url() -> str:
-    """The simple index that pip would use: from the environment, else pip's own default."""
-    from pip._internal.models.index import PyPI  # the repository names no registry's host
-
-    chosen = os.environ.get("UV_DEFAULT_INDEX") or os.environ.get("PIP_INDEX_URL")
-    return (chosen or str(PyPI.simple_url)).rstrip("/") + "/"
-
-
-class _Hashes(Struct, frozen=True):
-    sha256: str = ""
-
-
-class Listed(Struct, frozen=True):
-    """One file of a project on the index (PEP 691)."""
-
-    filename: str
-    url: str
-    hashes: _Hashes = _Hashes()
-
-
-class _Project(Struct, frozen=True):
-    files: list[Listed]
-
-
-def _listing(project: str) -> list[Listed]:
-    """The index's files of a project, as PEP 691 JSON.
-
-    Raises:
-        ArtefactError: the index does not answer.
-    """
-    url = urljoin(index_url(), project + "/")
-    limits = http.Limits(INDEX_SECONDS, INDEX_BYTES, redirects=REGISTRY_REDIRECTS)
-    try:
-        accept = {"Accept": "application/vnd.pypi.simple.v1+json"}
-        answer = http.ask("GET", url, limits, headers=accept)
-        why = answer.cut or ("" if answer.status == 200 else f"status {answer.status}")
-    except http.NoAnswer as error:
-        why = str(error)
-    if why:
-        raise ArtefactError(
-            f"the package index does not list {project}: {why}",
-            remedy="check the network and the index settings (UV_DEFAULT_INDEX, PIP_INDEX_URL)",
-        )
-    return reading.json(answer.content, _Project, "the package index", ArtefactError).files
-
-
-def newest() -> str:
-    """The newest release of vLLM that the index has; pre-releases do not count.
-
-    Raises:
-        ArtefactError: the index does not answer.
-    """
-    from packaging.version import Version
-
-    name = re.compile(r"vllm-([0-9]{1,6}(?:\.[0-9]{1,6})*)\.tar\.gz")
-    found = [Version(m[1]) for e in _listing("vllm") if (m := name.fullmatch(e.filename))]
-    if not found:
-        raise ArtefactError("the package index has no vLLM", rule="a file vllm-VERSION.tar.gz")
-    return str(max(found))
+from fp4forge.maintain import index
 
 
 def sdist(vllm: str) -> Artefact:
@@ -88,7 +25,7 @@ def sdist(vllm: str) -> Artefact:
     if vllm in release.names():
         return release.load(vllm).sdist
     name = f"vllm-{vllm}.tar.gz"
-    for entry in _listing("vllm"):
+    for entry in index.listing("vllm"):
         if entry.filename == name:
             return Artefact(name, entry.hashes.sha256)
     raise ArtefactError(f"the package index has no vLLM {vllm}", rule=f"a file {name}")
@@ -108,11 +45,11 @@ def fetch(artefact: Artefact) -> Path:
     import urllib3
 
     project = re.split(r"-[0-9]", artefact.file)[0].replace("_", "-")
-    urls = {entry.filename: entry.url for entry in _listing(project)}
+    urls = {entry.filename: entry.url for entry in index.listing(project)}
     if artefact.file not in urls:
         raise ArtefactError(f"the package index does not list {artefact.file}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    url = urljoin(urljoin(index_url(), project + "/"), urls[artefact.file])
+    url = urljoin(urljoin(index.url(), project + "/"), urls[artefact.file])
     with scratch.folder(path.parent, ".fetch.") as folder:
         partial = folder / artefact.file
         try:
@@ -148,7 +85,15 @@ def source_tree(vllm: str) -> Path:
     Raises:
         ArtefactError: it cannot be had, or is not the pinned one.
     """
-    artefact = sdist(vllm)
+    return tree_of(sdist(vllm))
+
+
+def tree_of(artefact: Artefact) -> Path:
+    """The unpacked sdist that an artefact pins.
+
+    Raises:
+        ArtefactError: it cannot be had, or is not the pinned one.
+    """
     folder = paths.STATE / "sources" / artefact.file.removesuffix(".tar.gz")
     if not folder.is_dir():
         with (

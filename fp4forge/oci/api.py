@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 
 from msgspec import Struct
 
@@ -11,6 +12,7 @@ from fp4forge.core.errors import DiskError, ForgeError, RegistryError
 from fp4forge.core.limits import (
     MANIFEST_BYTES,
     REGISTRY_CONNECT_SECONDS,
+    REGISTRY_PAUSES,
     REGISTRY_REDIRECTS,
     REGISTRY_SECONDS,
 )
@@ -23,9 +25,24 @@ def ask(
 ) -> http.Answer:
     """One request, with the login that the registry asks for.
 
+    A read that meets a server's error is repeated: docker-registry answers 500 for a moment while
+    another client writes the same manifest.
+
     Raises:
         RegistryError: no answer, or one that is too large or too slow.
     """
+    answer = _ask(method, repository, path, headers, body)
+    for pause in REGISTRY_PAUSES if method in ("GET", "HEAD") else ():
+        if answer.status < 500:
+            break
+        time.sleep(pause)
+        answer = _ask(method, repository, path, headers, body)
+    return answer
+
+
+def _ask(
+    method: str, repository: str, path: str, headers: dict[str, str], body: bytes | None
+) -> http.Answer:
     reference = Reference(repository)
     host = reference.host or "registry-1.docker.io"
     name = repository.removeprefix(f"{reference.host}/") if reference.host else repository

@@ -71,7 +71,7 @@ class Built:
 
 
 def secrets() -> list[str]:
-    """``--secret`` flags: the host's CA bundle and the user's netrc, where there are any."""
+    """``--secret`` flags: the host's CA bundle and the user's netrc, if they exist."""
     ca = os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt"
     netrc = os.environ.get("NETRC") or str(paths.home() / ".netrc")
     found = [("ca", ca), ("netrc", netrc)]
@@ -234,7 +234,7 @@ def instruction(name: str) -> str:
     return re.sub(r"--mount=\S+\s+", "", name)
 
 
-_OTHER_SOURCE = "--source NAME=DIR takes a local tree, NAME=pypi the index's where it has one"
+_OTHER_SOURCE = "--source NAME=DIR takes a local tree, NAME=pypi the index's if it has one"
 _PATTERNS: tuple[tuple[str, type[ForgeError], str], ...] = (
     # First: a compiler without disk fails like one with an error in its source.
     ("no space left on device", DiskError, "docker buildx prune frees the build cache"),

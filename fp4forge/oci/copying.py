@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,18 @@ def provenance(reference: str) -> dict[str, dict[str, Any]]:
     }
 
 
+def missing(reference: str) -> str:
+    """Why no registry has an image; empty if one has it, with docker's login and mirrors."""
+    line = ["docker", "buildx", "imagetools", "inspect", "--raw", reference]
+    try:
+        found = process.run(line, REGISTRY_SECONDS)
+    except RegistryError as error:
+        return error.message
+    if found.returncode == 0:
+        return ""
+    return shown(found.stderr.strip().rpartition("\n")[2], 300) or "no reason given"
+
+
 def push(layout: Path, repository: str, digest: str, report: Progress) -> None:
     """Copies an image index with all it names from an OCI layout, by digest: no tag is made.
 
@@ -77,8 +90,8 @@ def pull(reference: str, layout: Path, report: Progress) -> None:
 def read_back(layout: Layout, repository: str, digest: str) -> None:
     """Asks the registry for what was just pushed: each manifest, and the end of each blob.
 
-    A registry that cuts blobs must not pass: size and last bytes are compared with the local
-    blob, without a second download.
+    A registry that cuts blobs must not pass: small ones are read whole and held to their digest;
+    of large ones size and last bytes are compared with the local blob, without a second download.
 
     Raises:
         RegistryError: something is missing, or is not what was pushed.
@@ -103,17 +116,18 @@ def _check_blob(layout: Layout, repository: str, digest: str) -> None:
         file.seek(size - length)
         wanted = file.read()
     head = api.ask("HEAD", repository, f"blobs/{digest}", {})
-    has = head.headers.get("content-length", "")
-    answer = None
-    if head.status == 200 and has == str(size):
-        range_ = {"Range": f"bytes={size - length}-{size - 1}"}
-        if size <= MANIFEST_BYTES:
-            range_ = {}
+    kept = head.status == 200 and head.headers.get("content-length", "") == str(size)
+    if kept:
+        whole = size <= MANIFEST_BYTES
+        range_ = {} if whole else {"Range": f"bytes={size - length}-{size - 1}"}
         answer = api.ask("GET", repository, f"blobs/{digest}", range_)
-    if answer is None or answer.status not in (200, 206) or answer.content[-length:] != wanted:
+        kept = answer.status in (200, 206) and answer.content[-length:] == wanted
+        if whole:
+            kept = kept and "sha256:" + hashlib.sha256(answer.content).hexdigest() == digest
+    if not kept:
         raise RegistryError(
             f"{repository} does not keep blob {digest[:19]} as it was pushed",
-            rule=f"{size} bytes that end as the local blob does",
+            rule=f"{size} bytes, those of the local blob",
             remedy="check the registry's storage; nothing was tagged",
         )
 
@@ -145,7 +159,7 @@ def _raise(repository: str, action: str, reason: str) -> None:
     lines = [line for line in reason.strip().splitlines() if line.strip()]
     last = re.sub(r'^time="[^"]*" level=\w+ msg="?', "", lines[-1] if lines else "no reason given")
     last = shown(last, 500)
-    if "no space left" in last.lower():
+    if re.search(r"(?i)no space left|status: 507\b", last):  # skopeo drops the text of a 507
         raise DiskError(f"{action} to {repository}: {last}", remedy="free space at the registry")
     raise RegistryError(
         f"{action} {repository}: {last}",

@@ -14,7 +14,15 @@ from typing import IO, Any
 from msgspec import Struct
 
 from fp4forge.core import reading
-from fp4forge.core.errors import DiskError, EngineError, PlatformError, RegistryError, UsageError
+from fp4forge.core.errors import (
+    DiskError,
+    EngineError,
+    ForgeError,
+    PlatformError,
+    RegistryError,
+    UsageError,
+)
+from fp4forge.core.limits import LOAD_SECONDS
 from fp4forge.core.platform import AMD64, PLATFORMS, host_platform
 from fp4forge.core.text import shown
 from fp4forge.kernels.base import Progress
@@ -114,7 +122,7 @@ def is_here() -> bool:
 def emulated(platform: str) -> bool:
     """Whether this kernel hands another platform's programs to an emulator (binfmt_misc).
 
-    True where that cannot be seen from here: the engine is on another machine.
+    True if that cannot be seen from here: the engine is on another machine.
     """
     if not is_here():
         return True
@@ -157,6 +165,29 @@ def check_disk(info: dict[str, Any], need_gb: float) -> None:
             rule=f"a build needs {need_gb:.0f} GB",
             remedy="docker buildx prune, or docker image prune, frees some",
         )
+
+
+def present(reference: str) -> bool:
+    """Whether the engine has an image. Asks docker's client: the SDK takes longer to import.
+
+    Raises:
+        EngineError: the client does not end.
+    """
+    if shutil.which("docker") is None:
+        return False
+    line = ["docker", "image", "inspect", reference]
+    return process.run(line, kind=EngineError).returncode == 0
+
+
+def load(archive: Path, kind: type[ForgeError] = RegistryError) -> None:
+    """Gives the engine the images of an archive (docker save's, or an OCI layout).
+
+    Raises:
+        ForgeError: of the given class: the engine refuses it, or takes longer than an hour.
+    """
+    done = process.run(["docker", "load", "--quiet", "-i", str(archive)], LOAD_SECONDS, kind)
+    if done.returncode != 0:
+        raise kind(f"docker load failed: {shown(done.stderr[-300:])}")
 
 
 @contextlib.contextmanager

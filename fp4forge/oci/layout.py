@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 
 from fp4forge.core import files, reading
 from fp4forge.core.errors import ArtefactError, ForgeError
-from fp4forge.core.limits import MANIFEST_BYTES
+from fp4forge.core.limits import INDEX_ENTRIES, MANIFEST_BYTES
 
 T = TypeVar("T")
 Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
@@ -28,7 +28,7 @@ class Descriptor(Struct, frozen=True):
     """What an index or manifest says of a blob; size in bytes."""
 
     digest: Digest
-    size: Annotated[int, Meta(ge=0)] = 0
+    size: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0
     mediaType: str | None = None
     platform: OsArchitecture | None = None
     annotations: dict[str, str] | None = None
@@ -74,7 +74,15 @@ def parse(content: bytes, where: str, kind: type[ForgeError]) -> Document:
     Raises:
         ForgeError: of the given class: it is not one.
     """
-    return reading.json(content, Document, where, kind)
+    found = reading.json(content, Document, where, kind)
+    if found.manifests is None and found.config is None:
+        raise kind(
+            f"{where} names neither images nor a configuration",
+            rule="an index or the manifest of an image (OCI image specification)",
+        )
+    if len(found.blobs) > INDEX_ENTRIES:
+        raise kind(f"{where} names {len(found.blobs):,} others", rule=f"at most {INDEX_ENTRIES}")
+    return found
 
 
 @dataclass(frozen=True)

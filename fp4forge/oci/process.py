@@ -35,16 +35,20 @@ def run(
         ) from None
 
 
-def follow(line: list[str], each: Callable[[str], None], silence: float) -> int:
+def follow(
+    line: list[str], each: Callable[[str], None], silence: float,
+    kind: type[ForgeError] = RegistryError,
+) -> int:  # fmt: skip
     """Runs a program and passes on its output line by line; returns its exit code.
 
     Args:
         line: the command line.
         each: called with each line.
         silence: seconds without a line after which the program is ended.
+        kind: class of the error.
 
     Raises:
-        RegistryError: it stays silent for longer.
+        ForgeError: of the given class: it stays silent for longer.
     """
     process = subprocess.Popen(
         line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
@@ -72,8 +76,8 @@ def follow(line: list[str], each: Callable[[str], None], silence: float) -> int:
     finally:
         over.set()
     if silent.is_set():
-        raise RegistryError(
+        raise kind(
             f"{line[0]} reports nothing for {silence:.0f} s and was ended",
-            remedy="check the registry; running again resumes",
+            remedy="check what it waits for; running again resumes",
         )
     return code

@@ -121,17 +121,54 @@ def put(repository: str, name: str, content: bytes, media_type: str) -> None:
         raise api.refused(repository, f"write {name[:40]}", answer)
 
 
-def tag(repository: str, digest: str, name: str) -> None:
-    """Makes a tag name a digest that is already in the repository, and reads it back.
+def check_free(repository: str, name: str, digest: str) -> bool:
+    """Refuses a tag that names another image; returns whether it names this one already.
 
     Raises:
-        RegistryError: the registry refuses, or the tag names something else afterwards.
+        TagError: it names another.
+        RegistryError: the registry does not answer, or refuses.
     """
     current = manifest(repository, name)
-    if current is not None and current.digest == digest:
-        return
+    if current is not None and current.digest != digest:
+        raise TagError(
+            f"{repository}:{name} already names another image, {current.digest[:19]}",
+            rule="an immutable tag, or a bundle's, is never moved",
+            remedy="publish this image in another repository",
+        )
+    return current is not None
+
+
+def tag(repository: str, digest: str, name: str, *, fixed: bool = False) -> None:
+    """Makes a tag name a digest that is already in the repository, and reads it back.
+
+    Args:
+        repository: where.
+        digest: what the tag is to name.
+        name: the tag.
+        fixed: never move it away from another image. A registry has no way to ask for that, so the
+            tag is looked up immediately before it is written.
+
+    Raises:
+        TagError: it is fixed and names another image.
+        RegistryError: the registry refuses, or the tag names something else afterwards.
+    """
     wanted = existing(repository, digest)
-    put(repository, name, wanted.content, wanted.data.mediaType or wanted.media_type)
+    if fixed:
+        there = check_free(repository, name, digest)
+    else:
+        current = manifest(repository, name)
+        there = current is not None and current.digest == digest
+    if not there:
+        put(repository, name, wanted.content, wanted.data.mediaType or wanted.media_type)
+        check_names(repository, name, digest)
+
+
+def check_names(repository: str, name: str, digest: str) -> None:
+    """Reads a tag back.
+
+    Raises:
+        RegistryError: it names something else, or the registry does not answer.
+    """
     found = manifest(repository, name)
     if found is None or found.digest != digest:
         raise RegistryError(

@@ -34,7 +34,7 @@ def choose(strategy: str, platform: str, suite: str, aot: str) -> Toolchain:
     Args:
         strategy: of the plan.
         platform: the image's.
-        suite: debootstrap suite of the base; empty for a base from a hub.
+        suite: Debian suite of the base; empty for a base from a hub.
         aot: which of FlashInfer's modules are compiled into the image.
 
     Raises:

@@ -24,7 +24,15 @@ def predict(text: str, vllm: str, cuda: str) -> archs.Prediction:
         ReleaseError: the release's table or script is not what ``arch extract`` writes.
         ToolError: the list is not in the table, and CMake is not installed.
     """
-    rules = arch_rules.load(vllm)
+    return by_rules(arch_rules.load(vllm), text, vllm, cuda)
+
+
+def by_rules(rules: arch_rules.Rules, text: str, vllm: str, cuda: str) -> archs.Prediction:
+    """As ``predict``, by rules that may not be written yet; then the list must be in their table.
+
+    Raises:
+        As ``predict``.
+    """
     archs.check(text, cuda)
     plain = ";".join(archs.torch_archs(text))
     found: cmake.Sources | cmake.Refused | None = rules.sources(plain, cuda)

@@ -48,16 +48,17 @@ def decide(request: Request) -> Choice:
         UsageError: an unknown arch, release, variant, strategy or platform.
     """
     reference = defaults.table().reference
-    one_of("--variant", request.variant or reference.variant, VARIANTS)
+    variant = request.variant or reference.variant
+    one_of("--variant", variant, VARIANTS)
     one_of("--from", request.strategy or reference.strategy, STRATEGIES)
     for gpu in request.allow_missing:
         one_of("--allow-missing", gpu, tuple(GPUS))
     chosen = target(request.arch)
-    release, strategy = defaults.release_and_strategy(request.release, request.strategy)
+    release, strategy = defaults.release_and_strategy(request.release, request.strategy, variant)
     return Choice(
         target=chosen,
         release=release,
-        variant=request.variant or reference.variant,
+        variant=variant,
         strategy=strategy,
         base=request.base or reference.base,
         platform=platform_for(chosen, request.platform),

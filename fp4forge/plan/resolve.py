@@ -46,6 +46,7 @@ def resolve(request: Request) -> Plan:
     prediction = predict(arch_list, what.vllm_version, what.cuda)
     _check_coverage(request, prediction, gpus)
     series = patches.load("vllm", what.vllm_version)
+    series.check(decided.variant)
     python = series.for_variant(decided.variant)
     csrc: tuple[Patch, ...] = ()
     choice = components.Choice()

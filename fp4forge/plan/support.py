@@ -7,9 +7,9 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 from fp4forge.core.platform import AMD64
-from fp4forge.inputs import bases, release
+from fp4forge.inputs import bases, patches, release
 from fp4forge.inputs.failures import Failures
-from fp4forge.inputs.release import STRATEGIES, VARIANTS
+from fp4forge.inputs.release import STRATEGIES
 from fp4forge.kernels.gpus import TARGETS
 from fp4forge.plan.cross import TOOLCHAINS
 from fp4forge.plan.plan import Plan
@@ -32,10 +32,12 @@ def supported(failures: Failures | None = None) -> list[Plan]:
 
 def _supported(name: str) -> list[Plan]:
     plans: list[Plan] = []
+    what = release.load(name)
     for strategy, base in itertools.product(STRATEGIES, bases.names()):
-        if strategy not in release.load(name).strategies:
+        if strategy not in what.strategies:
             continue
-        for arch, variant in itertools.product(TARGETS, VARIANTS):
+        variants = patches.load("vllm", what.vllm_version).variants
+        for arch, variant in itertools.product(TARGETS, variants):
             platform = TARGETS[arch].default_platform or AMD64
             request = Request(arch, name, variant, strategy, base, platform, aot="gemma4")
             plans.append(resolve(request))

@@ -1,4 +1,4 @@
-"""Gives the engine a base image: pulled from a hub, or made here with debootstrap."""
+"""Gives the engine a base image: pulled from a hub, or made here with mmdebstrap."""
 
 from __future__ import annotations
 
@@ -7,129 +7,124 @@ import json
 import os
 import re
 import shutil
-import subprocess
+import tarfile
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fp4forge.core.errors import BaseImageError, ToolError
-from fp4forge.core.limits import LOAD_SECONDS, REGISTRY_SECONDS
+from fp4forge.core.errors import BaseImageError, ToolError, UsageError
+from fp4forge.core.limits import COPY_SILENCE_SECONDS
 from fp4forge.core.platform import PLATFORMS
 from fp4forge.core.text import shown
-from fp4forge.inputs.bases import CLEAN, EPOCH, Base, names, table
+from fp4forge.inputs.bases import EPOCH, KEYRINGS, Base, bootstrap_line, names, table
 from fp4forge.kernels.base import Progress
-from fp4forge.oci import process
-
-
-def present(base: Base, platform: str) -> bool:
-    """Whether the engine has the base already."""
-    line = ["docker", "image", "inspect", base.reference(platform)]
-    if shutil.which("docker") is None:
-        return False
-    return process.run(line, kind=BaseImageError).returncode == 0
+from fp4forge.oci import copying, engine, process
 
 
 def ensure(base: Base, platform: str, report: Progress) -> str:
     """Makes sure that the engine or its registry has the base; returns its reference.
 
     Raises:
-        BaseImageError: neither the engine nor the hub has it, or debootstrap failed.
-        ToolError: debootstrap is not installed.
+        BaseImageError: neither the engine nor the hub has it, or mmdebstrap failed.
+        ToolError: mmdebstrap is not installed.
     """
     reference = base.reference(platform)
-    if present(base, platform):
+    if engine.present(reference):
         return reference
     if base.suite:
         _bootstrap(base, platform, reference, report)
         return reference
-    try:
-        line = ["docker", "buildx", "imagetools", "inspect", "--raw", reference]
-        probe = process.run(line, REGISTRY_SECONDS, BaseImageError)
-        reason = shown(probe.stderr.strip().rpartition("\n")[2], 300)
-        if probe.returncode == 0:
-            return reference
-    except BaseImageError as error:
-        reason = error.message
+    reason = copying.missing(reference)
+    if not reason:
+        return reference
     local = [name for name in names() if table()[name].suite]
     raise BaseImageError(
         f"the base image {reference} cannot be had: {reason}",
         rule="a base comes from a registry that answers, or is made on this machine",
-        remedy=f"--base {local[0]} (debootstrap, needs only Debian's packages),"
-        " or 'docker pull' it where a mirror is configured",
+        remedy=f"--base {local[0]} (mmdebstrap, needs only Debian's packages),"
+        " or 'docker pull' it from a configured mirror",
     )
 
 
 def _mirror() -> str:
-    """The mirror this machine's apt uses, without credentials; empty for debootstrap's default."""
-    line = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]
-    targets = process.run(line, kind=BaseImageError)
-    for uri in targets.stdout.split():
-        if re.fullmatch(r"https?://[^@\s]+/debian/?", uri):
-            return uri
-    return ""
+    """The Debian mirror to use: FP4FORGE_DEBIAN_MIRROR, or that of this machine's apt.
+
+    One with a password in it is not taken: it would stay in the image.
+
+    Raises:
+        UsageError: FP4FORGE_DEBIAN_MIRROR is not an address.
+        BaseImageError: apt has no such mirror.
+    """
+    address = r"https?://[A-Za-z0-9.:\[\]_~%/-]+"
+    given = os.environ.get("FP4FORGE_DEBIAN_MIRROR", "")
+    if given:
+        if not re.fullmatch(address, given):
+            raise UsageError(
+                f"FP4FORGE_DEBIAN_MIRROR is {shown(given, 80)!r}",
+                rule="http:// or https://, without a user or password",
+            )
+        return given.rstrip("/")
+    lists = process.run(["apt-get", "update", "--print-uris"], kind=BaseImageError).stdout
+    found = re.search(rf"^'({address}/debian)/+dists/", lists, re.M)
+    if not found:
+        raise BaseImageError(
+            "apt's sources on this machine have no Debian mirror",
+            rule="a base is made from one whose address ends in /debian",
+            remedy="name one with FP4FORGE_DEBIAN_MIRROR=ADDRESS, or use --base " + names()[0],
+        )
+    return found[1]
 
 
 def _bootstrap(base: Base, platform: str, reference: str, report: Progress) -> None:
-    if shutil.which("debootstrap") is None:
-        raise ToolError("debootstrap is not installed", remedy="run make setup")
+    if shutil.which("mmdebstrap") is None:
+        raise ToolError("mmdebstrap is not installed", remedy="run make setup")
     if os.geteuid() != 0:
         raise BaseImageError(
-            "debootstrap needs root", remedy="run as root, or use --base " + names()[0]
+            "mmdebstrap needs root here", rule="it makes the files of root and of system users",
+            remedy="run as root, or use --base " + names()[0],
+        )  # fmt: skip
+    keyring = KEYRINGS / base.keyring
+    if not keyring.is_file():
+        raise ToolError(
+            f"{keyring} is missing",
+            rule=f"it signs the packages of {base.suite}",
+            remedy="run make setup",
         )
-    with tempfile.TemporaryDirectory(prefix="fp4forge-base-") as folder:
-        root = Path(folder) / "root"
-        command = ["debootstrap", "--variant=minbase", f"--arch={PLATFORMS[platform].debian}"]
-        command += [base.suite, str(root), *filter(None, [_mirror()])]
-        last = ""
-        with subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            errors="replace",
-            env=os.environ | {"SOURCE_DATEEPOCH": EPOCH},  # read by passwd's tools
-        ) as process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                last = line.strip()
-                report(f"debootstrap {last}")
-        if process.returncode != 0:
+    errors: list[str] = []
+
+    def each(line: str) -> None:
+        report(f"mmdebstrap {line.strip()}")
+        if line.startswith("E: ") and len(errors) < 3:
+            errors.append(line[3:].strip())
+
+    with tempfile.TemporaryDirectory(prefix="fp4forge-base-") as name:
+        layer = Path(name) / "layer.tar"
+        line = bootstrap_line(base, PLATFORMS[platform].debian, layer, _mirror())
+        code = process.follow(line, each, COPY_SILENCE_SECONDS, BaseImageError)
+        if code != 0:
             raise BaseImageError(
-                f"debootstrap {base.suite} for {platform} failed: {shown(last, 300)}",
-                rule="Debian's package mirror must be reachable",
+                f"mmdebstrap {base.suite} for {platform} failed: " + shown("; ".join(errors), 500),
+                rule=f"Debian's mirror must be reachable, and signed by a key of {keyring.name}",
+                remedy="check the mirror in apt's sources, and the disk",
             )
-        for pattern in CLEAN:
-            for path in root.glob(pattern):
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
-        import_folder(root, platform, reference)
+        import_layer(layer, platform, reference)
 
 
-def import_folder(root: Path, platform: str, reference: str) -> None:
-    """Gives the engine a folder as an image of one layer.
+def import_layer(layer: Path, platform: str, reference: str) -> None:
+    """Gives the engine a layer as an image.
 
     ``docker import`` would put the present time into the image's history, and so into that of every
     image on top: the same inputs would give another digest on each machine. The format is that of
     ``docker save`` (image specification v1.2).
 
     Args:
-        root: the image's "/"; layer and configuration are written beside it.
+        layer: uncompressed archive of the image's "/"; the image is written beside it.
+        platform: os/architecture.
+        reference: the image's name in the engine.
 
     Raises:
-        BaseImageError: it cannot be packed, or the engine does not take it.
+        BaseImageError: the engine does not take it.
     """
-    layer = root.with_name("layer.tar")
-    order = ["--sort=name", "--numeric-owner", "--clamp-mtime", f"--mtime=@{EPOCH}"]
-    line = ["tar", *order, "-C", str(root), "-cf", str(layer), "."]
-    packed = process.run(line, LOAD_SECONDS, BaseImageError)
-    if packed.returncode != 0:
-        raise BaseImageError(
-            f"the base cannot be packed into {layer}: {shown(packed.stderr, 300)}",
-            rule="it needs half a gigabyte there",
-            remedy="make room, or name another folder with TMPDIR",
-        )
     with layer.open("rb") as file:
         diff_id = hashlib.file_digest(file, "sha256").hexdigest()
     created = datetime.fromtimestamp(int(EPOCH), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -138,19 +133,14 @@ def import_folder(root: Path, platform: str, reference: str) -> None:
         "architecture": architecture, "os": system, "created": created,
         "config": {"Cmd": ["bash"]},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{diff_id}"]},
-        "history": [{"created": created, "comment": "debootstrap"}],
+        "history": [{"created": created, "comment": "mmdebstrap"}],
     }  # fmt: skip
     manifest = [{"Config": "config.json", "RepoTags": [reference], "Layers": [layer.name]}]
-    parts = {"config.json": config, "manifest.json": manifest}
-    for name, content in parts.items():
-        root.with_name(name).write_text(json.dumps(content))
-    files = [*parts, layer.name]
-    with subprocess.Popen(
-        ["tar", "-C", str(root.parent), "-c", *files], stdout=subprocess.PIPE
-    ) as archive:
-        loaded = subprocess.run(
-            ["docker", "load", "--quiet"], stdin=archive.stdout, capture_output=True
-        )
-    if loaded.returncode != 0:
-        said = shown(loaded.stderr.decode(errors="replace"), 300)
-        raise BaseImageError(f"docker load failed: {said}")
+    image = layer.with_name("image.tar")
+    with tarfile.open(image, "w") as archive:
+        for name, content in (("config.json", config), ("manifest.json", manifest)):
+            path = layer.with_name(name)
+            path.write_text(json.dumps(content))
+            archive.add(path, name)
+        archive.add(layer, layer.name)
+    engine.load(image, BaseImageError)

@@ -7,10 +7,12 @@ other files have theirs in SHA256SUMS.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
 import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -19,10 +21,10 @@ from msgspec import Struct
 from fp4forge.core import files as tar
 from fp4forge.core import reading, scratch
 from fp4forge.core.errors import ArtefactError, RegistryError, UsageError
-from fp4forge.core.limits import ENTRIES, INDEX_DEPTH, LOAD_SECONDS
+from fp4forge.core.limits import ENTRIES, INDEX_DEPTH
 from fp4forge.core.text import as_json, shown, steers
 from fp4forge.kernels.base import Progress
-from fp4forge.oci import acquire, copying, engine, process, registry
+from fp4forge.oci import acquire, copying, engine, registry
 from fp4forge.oci.layout import Descriptor, Layout
 from fp4forge.oci.reference import parse
 
@@ -58,7 +60,7 @@ def make(image: str, output: Path, manifest: Path | None, report: Progress) -> B
         raise UsageError(f"{image!r} has no tag", rule="HOST/REPOSITORY:TAG")
     found = registry.resolve(repository, tag)
     if found is None:
-        raise RegistryError(f"there is no {image}")
+        raise RegistryError(f"{image} does not exist")
     digest = found[0]
     output = output.absolute()
     with scratch.folder(output.parent, ".fp4forge-bundle.") as place:
@@ -105,12 +107,16 @@ def _evidence(reference: str, folder: Path, report: Progress) -> tuple[str, ...]
     return tuple(found)
 
 
-def unpack(file: Path, folder: Path, report: Progress) -> Bundle:
-    """Unpacks a bundle into a folder that does not exist yet, every file checked.
+@contextlib.contextmanager
+def unpacked(file: Path, folder: Path, report: Progress) -> Iterator[tuple[Bundle, Layout]]:
+    """Unpacks a bundle, every file checked, for the time of a ``with`` block.
+
+    At the block's end the files move to a folder that does not exist yet. If the block fails there
+    is no folder, so that the same command can be run again.
 
     Raises:
-        ArtefactError: it is not a bundle, is cut short, or a file is not what its checksum says;
-            the folder is not left behind then.
+        ArtefactError: it is not a bundle, is cut short, or a file is not what its checksum says.
+        UsageError: the folder exists.
     """
     if os.path.lexists(folder):
         raise UsageError(f"{folder} exists already", rule="a bundle unpacks into a new folder")
@@ -134,8 +140,8 @@ def unpack(file: Path, folder: Path, report: Progress) -> Bundle:
                 f"{shown(file)} is not a complete bundle: {shown(error, 200)}",
                 remedy="copy it once more",
             ) from None
+        yield bundle, Layout(root)
         root.rename(folder)
-    return bundle
 
 
 def _extract(archive: tarfile.TarFile, entry: tarfile.TarInfo, root: Path, count: int) -> None:
@@ -241,9 +247,7 @@ def load(file: Path, report: Progress) -> None:
     """
     engine.connect()
     report("docker load")
-    done = process.run(["docker", "load", "-i", str(file)], LOAD_SECONDS)
-    if done.returncode != 0:
-        raise RegistryError(f"docker load: {shown(done.stderr[-300:])}")
+    engine.load(file)
 
 
 def _sha256(path: Path) -> str:

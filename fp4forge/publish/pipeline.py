@@ -29,7 +29,7 @@ from fp4forge.plan import tags
 from fp4forge.plan.plan import Plan
 from fp4forge.plan.request import Request
 from fp4forge.plan.resolve import resolve
-from fp4forge.publish import bases, build, verified
+from fp4forge.publish import bases, build, tagging, verified
 from fp4forge.publish.build import LAYOUT
 
 # GB that a build needs free: cold, it writes package cache, build cache, unpacked image, compressed
@@ -136,7 +136,7 @@ def run(request: Request, where: Destination, options: Options, console: Console
         with _alone(console):
             return _run(context, where, options, console, pool, lacking)
     except RegistryError as error:
-        if not getattr(error, "__notes__", None):  # else _tag reported what each tag names now
+        if not getattr(error, "__notes__", None):  # else tagging reported what each tag names now
             error.message += "\nno tag was moved"
         raise
     finally:
@@ -218,16 +218,19 @@ def _index(outcomes: list[Outcome], moving: str, where: Destination, report: Pro
     digest = registry.combine(repository, list(digests.values()), manifests)
     combined = registry.manifest(repository, digest)
     assert combined is not None
-    immutable, known = registry.immutable(repository, name, combined.data, digest)
-    names = (immutable, moving, *where.tags)
-    _tag(repository, known or digest, names if not known else names[1:], where.tags, report)
-    return Index(f"{repository}@{known or digest}", known or digest, names, digests)
+    with tagging.turn(repository):
+        immutable, known = registry.immutable(repository, name, combined.data, digest)
+        digest = known or digest
+        _check_further(repository, digest, where.tags)
+        names = (immutable, moving, *where.tags)
+        tagging.give(repository, digest, names, report, fixed=immutable)
+    return Index(f"{repository}@{digest}", digest, names, digests)
 
 
 def _lacking(plan: Plan) -> list[str]:
     """The platforms whose base the engine does not have yet."""
-    needed = dict.fromkeys((host_platform(), plan.platform))
-    return [platform for platform in needed if not bases.present(plan.inputs.base, platform)]
+    needed, base = dict.fromkeys((host_platform(), plan.platform)), plan.inputs.base
+    return [platform for platform in needed if not engine.present(base.reference(platform))]
 
 
 def _check(plan: Plan, where: Destination, options: Options, warm: bool) -> Step:
@@ -341,17 +344,18 @@ def _push(job: _Job, ledger: str) -> Made:
         verified.record(repository, digest)
     with console.step("publish") as step:
         moving = () if job.destination.part else (plan.moving_tag, *job.destination.tags)
-        # Looked up again, at the last moment: another publisher may have taken the tag meanwhile.
-        immutable, now = registry.immutable(repository, plan.immutable_tag, index, own)
-        if now not in (known, digest):
-            raise RegistryError(
-                f"another publisher pushed {repository}:{immutable} meanwhile",
-                rule="a tag only names what was checked here",
-                remedy="run again: that image is checked then",
-            )
-        names = (immutable, *moving)
-        _tag(repository, digest, names if now is None else moving, job.destination.tags,
-             step.report)  # fmt: skip
+        _check_further(repository, digest, job.destination.tags)
+        with tagging.turn(repository):
+            # Looked up again, at the last moment: another publisher may have taken it meanwhile.
+            immutable, now = registry.immutable(repository, plan.immutable_tag, index, own)
+            if now not in (known, digest):
+                raise RegistryError(
+                    f"another publisher pushed {repository}:{immutable} meanwhile",
+                    rule="a tag only names what was checked here",
+                    remedy="run again: that image is checked then",
+                )
+            names = (immutable, *moving)
+            tagging.give(repository, digest, names, step.report, fixed=immutable)
         step.detail = ", ".join(names)
         if not known:
             same = {
@@ -365,46 +369,15 @@ def _push(job: _Job, ledger: str) -> Made:
     )
 
 
-def _tag(
-    repository: str,
-    digest: str,
-    names: tuple[str, ...],
-    further: tuple[str, ...],
-    report: Progress,
-) -> None:
-    """Moves tags in their order: immutable, moving, the user's own; reports what is true if not.
+def _check_further(repository: str, digest: str, further: tuple[str, ...]) -> None:
+    """Whether the user's own tags may move to an image.
 
     Raises:
-        TagError: one of the user's own names an image of another platform, strategy or base.
-        RegistryError: the registry refuses one; the message has what each tag names now.
+        TagError: one names an image of another platform, strategy or base.
     """
-    if further:
-        labels = registry.image_labels(repository, digest)
-        for name in further:
-            registry.check_takes_nothing_away(repository, name, labels)
-    for name in names:
-        report(name)
-        try:
-            registry.tag(repository, digest, name)
-        except BaseException as error:
-            error.add_note(_state(repository, names))
-            if isinstance(error, RegistryError):
-                error.message += "\n" + _state(repository, names)
-                error.rule = error.rule or "tags are moved in this order: " + ", ".join(names)
-            raise
-
-
-def _state(repository: str, names: tuple[str, ...]) -> str:
-    """What each tag names now, a line each."""
-    lines = []
-    for name in names:
-        try:
-            found = registry.manifest(repository, name)
-            now = found.digest if found else "nothing"
-        except RegistryError:
-            now = "unknown: the registry does not answer"
-        lines.append(f"{repository}:{name} now names {now}")
-    return "\n".join(lines)
+    labels = registry.image_labels(repository, digest) if further else []
+    for name in further:
+        registry.check_takes_nothing_away(repository, name, labels)
 
 
 def _load(job: _Job, ledger: str) -> Made:

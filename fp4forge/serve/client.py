@@ -76,7 +76,7 @@ class _Models(Struct, frozen=True):
 
 
 def unreachable(url: str, timeout: float = 5.0) -> str:
-    """Why /health does not answer; empty where it does."""
+    """Why /health does not answer; empty if it does."""
     try:
         done = _ask("GET", url, "/health", timeout)
     except http.NoAnswer as error:
@@ -92,12 +92,13 @@ def _ask(method: str, url: str, path: str, seconds: float, body: Any = None) -> 
         method, url.rstrip("/") + path, http.Limits(seconds, SERVER_BYTES),
         headers={"Content-Type": "application/json"} if body else {},
         body=json.dumps(body).encode() if body else None,
-        until=_DONE.encode(), proxies="127.0.0.1" not in url and "localhost" not in url,
+        until=b"\n" + _DONE.encode(),  # in a JSON string no line begins with it
+        proxies="127.0.0.1" not in url and "localhost" not in url,
     )  # fmt: skip
 
 
 def models(url: str) -> list[str]:
-    """Names of the models that the server has; none where it does not tell."""
+    """Names of the models that the server lists; empty if it lists none."""
     try:
         done = _ask("GET", url, "/v1/models", SERVER_SECONDS)
         found = reading.json(done.content, _Models, f"{url}/v1/models", ServingError)

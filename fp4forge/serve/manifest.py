@@ -73,7 +73,7 @@ def validate(text: str) -> str:
     """Has ``docker compose config`` read a compose file.
 
     Returns:
-        What said so; empty where there is no compose.
+        Which program checked it; empty if compose is not installed.
 
     Raises:
         ServingError: compose refuses it.
@@ -94,7 +94,7 @@ def validate(text: str) -> str:
 
 
 def compose_command() -> list[str]:
-    """How compose is called here; empty where it is not installed."""
+    """How compose is called here; empty if it is not installed."""
     for line in (["docker", "compose"], ["docker-compose"]):
         try:
             done = process.run([*line, "version"], kind=ServingError)

@@ -73,7 +73,7 @@ class Model:
         return dense + int(self.experts * share)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Fit:
     """What a GPU holds of a model; bytes, blocks and tokens."""
 
@@ -235,12 +235,20 @@ def fit(
     activations = max(experts, logits) + batched_tokens * model.hidden * 2 * 6
     graphs = GRAPH_BYTES_PER_LAYER * model.layers
     usable = int(product.memory_bytes * utilization)
-    cache = usable - model.weights - activations - graphs - CONTEXT_BYTES
+    cache = max(usable - model.weights - activations - graphs - CONTEXT_BYTES, 0)
     size, page, all_groups = groups(model)
     return Fit(
-        product.memory_bytes, usable, model.weights, activations, graphs, CONTEXT_BYTES,
-        max(cache, 0), size * page, max(cache, 0) // (size * page), len(all_groups),
-    )  # fmt: skip
+        total=product.memory_bytes,
+        usable=usable,
+        weights=model.weights,
+        activations=activations,
+        graphs=graphs,
+        context_overhead=CONTEXT_BYTES,
+        cache=cache,
+        block_bytes=size * page,
+        blocks=cache // (size * page),
+        groups=len(all_groups),
+    )
 
 
 def sequences_for(model: Model, found: Fit, context: int, batched_tokens: int) -> int:

@@ -106,7 +106,7 @@ class Setting:
     why: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Server:
     """Everything a manifest needs."""
 
@@ -161,7 +161,7 @@ def server(
         model: the checkpoint's folder on the host that serves.
         workload: one of WORKLOADS.
         version: vLLM's version in the image.
-        image: reference, by digest where it was resolved.
+        image: reference, by digest if it was resolved.
         utilization: --gpu-memory-utilization, 0-1.
         port: on the host.
         served_name: name in the API; by default the folder's.
@@ -239,6 +239,15 @@ def server(
         *moe_environment,
     )  # fmt: skip
     return Server(
-        f"vllm-{served.lower()}"[:63].rstrip("-._"), image, folder, served, port, version, chosen,
-        tuple(flags), environment, 10, SHM_GB,
-    )  # fmt: skip
+        name=f"vllm-{served.lower()}"[:63].rstrip("-._"),
+        image=image,
+        model=folder,
+        served_name=served,
+        port=port,
+        version=version,
+        workload=chosen,
+        flags=tuple(flags),
+        environment=environment,
+        start_minutes=10,
+        shm_gb=SHM_GB,
+    )

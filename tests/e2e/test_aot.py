@@ -130,16 +130,16 @@ path.write_text(json.dumps(ledger))
 def test_a_ledger_of_a_thousand_files_is_checked(published: dict[str, Any], tmp_path: Path) -> None:
     """`--aot all` has seven hundred: no argument of a process holds their names."""
     image = "fp4forge.local/aot:listed"
-    told: list[str] = []
+    said: list[str] = []
     (tmp_path / "list.py").write_text(LISTED)
     (tmp_path / "Dockerfile").write_text(
         f"FROM {published['image']}\nCOPY list.py /tmp/\nUSER 0\nRUN python3 /tmp/list.py\n"
     )
     shell("docker", "buildx", "build", "-q", "-t", image, str(tmp_path))
     try:
-        (check,) = verify.run(image, published["plan"], told.append, only="ledger_is_of_these")
+        (check,) = verify.run(image, published["plan"], said.append, only="ledger_is_of_these")
     finally:
         shell("docker", "rmi", image, check=False)
     assert check.message.startswith("not the file of the ledger: /")
     assert check.message.endswith("long_999.so") and check.message.count("long_") == 1
-    assert told[0] == "test_ledger_is_of_these_files"
+    assert said[0] == "test_ledger_is_of_these_files"

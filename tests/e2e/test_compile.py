@@ -88,6 +88,7 @@ def test_another_key_takes_every_object_from_the_compilers_cache(
     assert found and found[1] == found[2] != "0", said
 
 
+@pytest.mark.heavy
 def test_a_csrc_patch_compiles_what_includes_its_file_and_nothing_else(
     marked: tuple[float, list[str]],
 ) -> None:
@@ -117,6 +118,7 @@ def test_a_csrc_patch_compiles_what_includes_its_file_and_nothing_else(
     assert "compiler's cache" in said and "compiled before" not in said
 
 
+@pytest.mark.heavy
 def test_a_component_beside_core_goes_into_the_wheel(
     published: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -159,6 +161,7 @@ def test_a_wrong_prediction_stops_the_build_at_the_gate(published: dict[str, Any
         build(REQUEST, predict)
 
 
+@pytest.mark.heavy
 def test_a_tree_that_is_not_cutlass_is_told_with_the_compilers_words(
     published: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -158,6 +158,40 @@ def test_a_modified_file_can_be_allowed_and_is_warned_of(
     assert PATCHED in done.stderr
 
 
+SITE = "/usr/local/lib/python3.13/dist-packages"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--env=PYTHONPATH=/models"], "Remove --env PYTHONPATH"),
+        (["--env=PYTHONHOME=/models"], "Remove --env PYTHONHOME"),
+        (["--env=LD_PRELOAD=/models/x.so"], "Remove --env LD_PRELOAD"),
+        ([f"--tmpfs={SITE}/vllm/entrypoints"], f"mount that ends in :{SITE}/vllm/entry"),
+        (
+            [f"--volume=/etc/hostname:{SITE}/sitecustomize.py"],
+            f":{SITE}/sitecustomize",
+        ),
+        ([f"--volume=/etc/hostname:{SITE}/vllm/envs.py"], f"that ends in :{SITE}/vllm/envs.py"),
+    ],
+)
+def test_what_would_replace_the_images_code_is_refused(
+    published: dict[str, Any], flags: list[str], said: str
+) -> None:
+    line = ["docker", "run", "--rm", "--network=none", *flags, published["image"], "serve", "/m"]
+    done = shell(*line, check=False)
+    assert done.returncode == 78, done.stdout + done.stderr
+    assert said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_file_that_python_runs_when_it_starts_is_refused(published: dict[str, Any]) -> None:
+    line = ["docker", "run", "--rm", "--network=none", "--user=0", "--entrypoint=sh"]
+    spoil = f"echo 'import os' > {SITE}/extra.pth && vllm serve /m"
+    done = shell(*line, published["image"], "-c", spoil, check=False)
+    assert done.returncode == 78, done.stdout + done.stderr
+    assert f"{SITE}/extra.pth runs when Python starts" in done.stderr
+
+
 def on_gpu(published: dict[str, Any], tmp_path: Path, row: str, *flags: str) -> Completed:
     """`serve` in a container whose nvidia-smi says what a machine with that GPU says."""
     smi, device = tmp_path / "nvidia-smi", tmp_path / "nvidiactl"
@@ -215,9 +249,9 @@ def test_info(inside: Inside) -> None:
 
 
 def test_a_long_check_says_what_it_is_at(published: dict[str, Any]) -> None:
-    told: list[str] = []
+    said: list[str] = []
     only = "test_content and test_kernels"
-    (check,) = verify.run(published["image"], published["plan"], told.append, only=only)
+    (check,) = verify.run(published["image"], published["plan"], said.append, only=only)
     assert check.outcome == "passed", check.message
-    assert told[0] == "test_kernels"
-    assert told[1].startswith("test_kernels: reading /usr/local/lib/python3")
+    assert said[0] == "test_kernels"
+    assert said[1].startswith("test_kernels: reading /usr/local/lib/python3")

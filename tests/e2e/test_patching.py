@@ -70,6 +70,28 @@ def test_refresh_rebases_offsets_and_records_hashes(copied_patches: Path) -> Non
     assert diff.read_text() == right
 
 
+def test_refresh_writes_the_files_of_a_new_patch(copied_patches: Path) -> None:
+    """As CONTRIBUTING.md describes it: the record of a new patch starts with ``files: {}``."""
+    series = copied_patches / FOLDER / "series.yaml"
+    recorded = series.read_text()
+    files = r"    files:\n(?:      .*\n)+(    proof: .*\n\n# Fixes)"
+    new, found = re.subn(files, r"    files: {}\n\1", recorded)
+    assert found == 1
+    series.write_text(new)
+    done = patch("check", "--vllm", "0.20.2", FP4FORGE_PATCHES=str(copied_patches))
+    assert done.returncode == 7 and "has no files" in done.stderr and "refresh" in done.stderr
+    done = patch("refresh", "--vllm", "0.20.2", FP4FORGE_PATCHES=str(copied_patches))
+    assert done.returncode == 0, done.stderr
+    assert series.read_text() == recorded
+
+
+def test_refresh_names_a_file_that_the_source_lacks(copied_patches: Path) -> None:
+    diff = copied_patches / FOLDER / "chat-batch-reasoning.patch"
+    diff.write_text(re.sub(r"^(\+\+\+ b/)vllm/", r"\1vlm/", diff.read_text(), flags=re.M))
+    done = patch("refresh", "--vllm", "0.20.2", FP4FORGE_PATCHES=str(copied_patches))
+    assert done.returncode == 7 and "vlm/" in done.stderr and "does not have" in done.stderr
+
+
 def test_refresh_never_uses_fuzz(copied_patches: Path) -> None:
     folder = copied_patches / FOLDER
     diff = folder / "chat-batch-reasoning.patch"

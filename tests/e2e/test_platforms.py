@@ -12,7 +12,6 @@ import pytest
 
 from fp4forge.core.errors import RegistryError
 from fp4forge.oci import registry
-from fp4forge.publish import bases
 from tests.e2e.conftest import REGISTRY, ROOT, build, can_emulate, raw, shell, tag_digest
 
 SMALL = f"{REGISTRY}/fp4forge/two"
@@ -128,20 +127,3 @@ def test_emulation_is_undone_when_it_was_changed(state: Path) -> None:
     assert emulation(state, "off").returncode == 0
     assert registered() == before
     assert emulation(state, "on", "linux/riscv64").returncode == 9
-
-
-@pytest.mark.parametrize("platform", ["linux/amd64", "linux/arm64"])
-def test_a_base_made_here_is_the_same_image_each_time(platform: str, tmp_path: Path) -> None:
-    """With the time of its making in it, each machine's images on top would have other digests."""
-    reference = f"fp4forge.local/same:{tmp_path.name}"
-    made = []
-    for number in range(2):
-        root = tmp_path / str(number) / "root"
-        (root / "etc").mkdir(parents=True)
-        (root / "etc/name").write_text("made now")
-        bases.import_folder(root, platform, reference)
-        form = "{{.Id}} {{.Os}}/{{.Architecture}}"
-        made.append(shell("docker", "image", "inspect", "--format", form, reference).stdout)
-        shell("docker", "rmi", "--force", reference)
-    assert made[0] == made[1]
-    assert made[0].split()[1] == platform

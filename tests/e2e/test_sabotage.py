@@ -81,6 +81,8 @@ SABOTAGES = (
              "RUN echo 'int cuInit(int); int f() {return cuInit(0);}'"
              f" | gcc -shared -fPIC -x c - -o {SITE}/flashinfer/data/extra.so", ("driver",)),
     Sabotage("FlashInfer's modules missing", "", ("aot",), (("aot", AHEAD),)),
+    Sabotage("a file that Python runs when it starts",
+             f"RUN echo 'import os' > {SITE}/extra.pth", ("startup",)),
     Sabotage("the ledger edited",
              "RUN sed -i 's/family/native/' /opt/fp4forge/ledger.json", ("ledger",)),
     Sabotage("a ledger without FP4 for SM10x",

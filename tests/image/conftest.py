@@ -37,7 +37,7 @@ def pytest_runtest_logstart() -> None:
 
 
 @pytest.fixture
-def tell(request: pytest.FixtureRequest) -> Callable[[str], None]:
+def progress(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Says what a long check is doing, past pytest's capture."""
     capture = request.config.pluginmanager.getplugin("capturemanager")
 
@@ -111,7 +111,7 @@ def over_files(
     """Runs one of PROGRAMS, which reads the container's files; returns what it returns.
 
     Emulated, reading every file takes minutes. So for a foreign platform this machine's own Python
-    does, with the container's root as its own, where that can be had: as root, beside the engine.
+    does, with the container's root as its own, if that can be had: as root, beside the engine.
     """
     from fp4forge.core.platform import host_platform
     from fp4forge.oci import engine

@@ -107,14 +107,14 @@ def test_layers(request: pytest.FixtureRequest) -> None:
 
     found = layers.credentials(request.config.getoption("--image"), lambda _: None)
     assert found, "the engine shows no layers"
-    told = [f"{f.path} looks like {f.what}" for findings in found.values() for f in findings]
-    assert not told, "; ".join(told[:5])
+    said = [f"{f.path} looks like {f.what}" for findings in found.values() for f in findings]
+    assert not said, "; ".join(said[:5])
 
 
 def test_secrets(config: dict[str, Any], history: list[tuple[int, str]]) -> None:
     """the environment, labels and history hold no token, password or key"""
     texts = [*(config.get("Env") or []), *(command for _, command in history)]
     texts += [f"{key}={value}" for key, value in (config.get("Labels") or {}).items()]
-    # The name is told, the value is not: this report may be public.
+    # The name is shown, the value is not: this report may be public.
     found = {re.split("[=:]", m[0])[0][:40] for text in texts for m in SECRET.finditer(text)}
     assert not found, f"looks like a secret: {', '.join(sorted(found))}"

@@ -1,6 +1,6 @@
 """What only a GPU can show: driver, kernels against float32, a generated model served.
 
-Skipped, never passed, where no GPU was asked for (``verify --gpu``).
+Skipped, never passed, if no GPU was requested (``verify --gpu``).
 """
 
 from __future__ import annotations

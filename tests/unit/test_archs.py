@@ -213,7 +213,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["12.0; rm -rf /"], 2, "not an architecture"),
         ([""], 2, "empty"),
         (["12.0", "--vllm", "0.1"], 2, "arch extract"),
-        (["12.0", "--cuda", "x"], 2, "no CUDA version"),
+        (["12.0", "--cuda", "x"], 2, "not a CUDA version"),
     ],
 )
 def test_exit_codes_and_reasons(arguments: list[str], code: int, says: str) -> None:

@@ -61,7 +61,8 @@ def test_the_others_are_planned_and_listed(spoil: Callable[[Path], None], releas
     assert run(releases, "--dry-run", "--arch", "sm120", "--release", BROKEN).returncode == 6
     done = run(releases, "matrix", "--json")
     assert done.returncode == BrokenReleasesError.exit_code
-    assert {row["release"] for row in json.loads(done.stdout)["include"]} == {SOUND}
+    listed = {row["release"] for row in json.loads(done.stdout)["include"]}
+    assert SOUND in listed and BROKEN not in listed
 
 
 def test_lock_does_the_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

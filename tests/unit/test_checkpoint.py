@@ -1,4 +1,4 @@
-"""The inspector tells each way in which a checkpoint can be spoilt."""
+"""The inspector reports each way in which a checkpoint can be spoilt."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_files_against_the_index(tmp_path: Path) -> None:
     ("content", "said"),
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "git-LFS"),
-        (b"", "no safetensors"),
+        (b"", "not a safetensors"),
         (struct.pack("<Q", 10**12) + b"{}", "header should be"),
         (struct.pack("<Q", 4) + b"nope", "header is not JSON"),
         (struct.pack("<Q", 2) + b"[]", "header: expected object, got array"),

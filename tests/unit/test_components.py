@@ -111,23 +111,23 @@ def test_a_release_without_a_needed_source_is_named() -> None:
 
 
 def test_instructions_leave_the_other_externals_out() -> None:
-    told = choose("core", "cutlass=pypi").instructions("12.1a", {"nvfp4_quantise": ["12.1a"]})
-    assert told["targets"] == ["_C", "_C_stable_libtorch", "_moe_C", "cumem_allocator"]
-    assert {"flashmla", "qutlass", "vllm_flash_attn", "triton_kernels"} <= set(told["without"])
-    assert told["sources"] == {"VLLM_CUTLASS_SRC_DIR": "/externals/cutlass"}
-    assert told["gate"]["targets"] == ["12.1a"]
+    given = choose("core", "cutlass=pypi").instructions("12.1a", {"nvfp4_quantise": ["12.1a"]})
+    assert given["targets"] == ["_C", "_C_stable_libtorch", "_moe_C", "cumem_allocator"]
+    assert {"flashmla", "qutlass", "vllm_flash_attn", "triton_kernels"} <= set(given["without"])
+    assert given["sources"] == {"VLLM_CUTLASS_SRC_DIR": "/externals/cutlass"}
+    assert given["gate"]["targets"] == ["12.1a"]
 
 
 def test_another_external_source_is_another_compile(cutlass: Path) -> None:
     """What is compiled is kept under a key of the instructions: they must tell sources apart."""
     named = ("cutlass=git", "cutlass=pypi")
-    told = [choose("core", n).instructions("12.1a", {"nvfp4_quantise": []}) for n in named]
+    given = [choose("core", n).instructions("12.1a", {"nvfp4_quantise": []}) for n in named]
     for content in ("one", "two"):
         (cutlass / "a.h").write_text(content)
         choice = choose("core", f"cutlass={cutlass}")
-        told.append(choice.instructions("12.1a", {"nvfp4_quantise": []}))
-    assert told[0]["pins"]["cutlass"].endswith("#f3fde58372d33e9a5650ba7b80fc48b3b49d40c8")
-    assert len({json.dumps(each) for each in told}) == 4
+        given.append(choice.instructions("12.1a", {"nvfp4_quantise": []}))
+    assert given[0]["pins"]["cutlass"].endswith("#f3fde58372d33e9a5650ba7b80fc48b3b49d40c8")
+    assert len({json.dumps(each) for each in given}) == 4
 
 
 @pytest.mark.parametrize(

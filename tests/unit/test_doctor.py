@@ -286,7 +286,7 @@ def test_what_is_no_inspection(tmp_path: Path) -> None:
 
 
 def test_nvidia_smi_of_a_spark() -> None:
-    """GB10 tells no memory of its own."""
+    """GB10 reports no memory of its own."""
     found = evidence.gpus("NVIDIA GB10, 12.1, 580.95.05, [N/A]\nnonsense\n")
     assert found == [SPARK]
 

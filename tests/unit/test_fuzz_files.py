@@ -253,6 +253,11 @@ NAMED = {"manifests": [
 ]}  # fmt: skip
 
 
+def unpack(file: Path, folder: Path) -> bundle.Bundle:
+    with bundle.unpacked(file, folder, lambda _: None) as (found, _):
+        return found
+
+
 @fuzz
 @given(index=documents(NAMED), data=st.data())
 def test_bundles(new: Make, index: bytes, data: st.DataObject) -> None:
@@ -262,14 +267,15 @@ def test_bundles(new: Make, index: bytes, data: st.DataObject) -> None:
     else:
         content = data.draw(spoilt_bytes(tar(bundled(json.dumps(NAMED).encode()))))
     (folder / "x.bundle").write_bytes(content)
-    survives(lambda: bundle.unpack(folder / "x.bundle", folder / "out", lambda _: None))
+    survives(lambda: unpack(folder / "x.bundle", folder / "out"))
     assert not (folder / "out").exists() or (folder / "out" / "index.json").exists()
     assert [p.name for p in folder.iterdir() if p.name.startswith(".")] == []
 
 
 def test_a_bundle_that_is_whole_unpacks(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(tar(bundled(json.dumps(NAMED).encode())))
-    found = bundle.unpack(tmp_path / "x", tmp_path / "out", lambda _: None)
+    found = unpack(tmp_path / "x", tmp_path / "out")
+    assert (tmp_path / "out" / "index.json").is_file()
     assert (found.image, found.evidence) == ("127.0.0.1:5000/a/b:1", ("plan",))
 
 

@@ -51,7 +51,7 @@ def write(folder: Path, kind: str) -> Path:
     ("kind", "says"),
     [
         ("empty file", "is empty"),
-        ("text file", "no ELF file"),
+        ("text file", "not an ELF file"),
         ("truncated ELF", "ELF"),
         ("ELF without CUDA", "no CUDA device code"),
         ("wheel that leaves itself", "leaves the wheel"),

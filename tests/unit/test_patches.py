@@ -120,10 +120,10 @@ def test_a_missing_file_is_refused(tree: Path) -> None:
     assert "pkg/mod.py does not exist" in done.stderr
 
 
-@pytest.mark.parametrize("version", ["0.19.1", "0.20.2"])
+@pytest.mark.parametrize("version", series.versions("vllm"))
 def test_committed_series_are_well_formed(version: str) -> None:
     found = series.load("vllm", version)
-    assert found.patches
+    assert found.patches or found.already_upstream or found.conflicts
     for patch in found.patches:
         assert patch.upstream.startswith(("vllm-project/", "none")), patch.id
 
@@ -147,15 +147,45 @@ def test_malformed_series(
         series.load("vllm", "1.0")
 
 
-def test_globs_of_left_out_files() -> None:
+def install() -> Any:
+    """The build stage that installs wheels."""
     spec = importlib.util.spec_from_file_location("install", IMAGE_FILES / "stages" / "install.py")
-    assert spec is not None
-    assert spec.loader is not None
-    install = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(install)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_what_rules_leave_out(tmp_path: Path) -> None:
+    """Files of another processor, and those for another CUDA that this one has too."""
+    head = b"\x7fELF" + bytes(14)
+    files = {
+        "a/libx.so": head + bytes((62, 0)), "a/libarm.so": head + bytes((183, 0)),
+        "a/kernel.cubin": head + bytes((190, 0)), "a/notes.txt": b"ELF for arm",
+        "dsl/cu12/rt.so": b"", "dsl/cu13/rt.so": b"", "dsl/cu12/more/x": b"",
+        "dsl/_ir.cu12.so": b"", "dsl/_ir.cu13.so": b"",
+        "only/cu12/rt.so": b"", "cu12x/y": b"", "cu13x/y": b"",
+    }  # fmt: skip
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    rules = [{"glob": "", "rule": name} for name in ("foreign-processor", "other-cuda")]
+    gone = install().leave_out(tmp_path, rules, "linux/amd64", "13")
+    assert {entry["path"]: entry["rule"] for entry in gone} == {
+        "a/libarm.so": "foreign-processor",
+        "dsl/_ir.cu12.so": "other-cuda",
+        "dsl/cu12/rt.so": "other-cuda",
+        "dsl/cu12/more/x": "other-cuda",
+    }
+    left = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
+    assert left == files.keys() - {entry["path"] for entry in gone}
+
+
+def test_globs_of_left_out_files() -> None:
+    matcher = install().matcher
 
     def matches(glob: str, path: str) -> bool:
-        return install.matcher(glob).fullmatch(path) is not None
+        return matcher(glob).fullmatch(path) is not None
 
     assert matches("**/*.a", "x/y/lib.a")
     assert matches("**/*.a", "lib.a")
@@ -168,6 +198,32 @@ def test_globs_of_left_out_files() -> None:
 @pytest.mark.parametrize("version", series.versions("vllm"))
 def test_a_proof_that_is_a_file_exists(version: str) -> None:
     proofs = {patch.id: patch.proof for patch in series.load("vllm", version).patches}
-    assert proofs and all(proofs.values())
+    assert all(proofs.values())
     lacking = [f"{i}: {p}" for i, p in proofs.items() if "/" in p and not (ROOT / p).is_file()]
     assert not lacking
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [
+        (None, "series.yaml does not exist"),
+        (
+            "patches: []\nconflicts: [{id: gemma, of: 1.0.0, why: moved, variants: [awq]}]\n",
+            "waits for gemma",
+        ),
+    ],
+)
+def test_a_variant_whose_patches_are_not_written_is_refused(
+    record: str | None, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As plain it would be published under the name of the patched one."""
+    monkeypatch.setattr(paths, "PATCHES", tmp_path)
+    if record:
+        (tmp_path / "vllm/2.0").mkdir(parents=True)
+        (tmp_path / "vllm/2.0/series.yaml").write_text(record)
+    found = series.load("vllm", "2.0")
+    assert found.variants == ("plain",)
+    found.check("plain")
+    with pytest.raises(PatchError, match=says) as caught:
+        found.check("awq")
+    assert "--variant plain" in caught.value.remedy

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from fp4forge.core.errors import BaseImageError, DriftError, UsageError
+from fp4forge.core.errors import DriftError, UsageError
 from fp4forge.core.paths import DOCKERFILES
 from fp4forge.image import context as contexts
 from fp4forge.image import render
@@ -25,7 +25,6 @@ from fp4forge.oci import reference
 from fp4forge.plan import packages
 from fp4forge.plan.request import Request
 from fp4forge.plan.resolve import resolve
-from fp4forge.publish import bases as publishing
 
 WHEEL = Request("blackwell", "0.20.2", "awq", "wheel", "bootstrap", "linux/amd64")
 
@@ -189,10 +188,3 @@ def test_the_context_is_the_same_under_any_umask(
         os.umask(before)
         modes.append({p.relative_to(folder): oct(p.stat().st_mode) for p in folder.rglob("*")})
     assert modes[0] == modes[1]
-
-
-def test_a_base_that_cannot_be_packed_is_told(tmp_path: Path) -> None:
-    (tmp_path / "layer.tar").mkdir()  # where the layer would be written
-    (tmp_path / "root").mkdir()
-    with pytest.raises(BaseImageError, match=r"layer\.tar.*directory"):
-        publishing.import_folder(tmp_path / "root", "linux/amd64", "fp4forge.local/none:1")

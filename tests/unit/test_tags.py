@@ -68,14 +68,14 @@ def test_defaults_are_decided_in_one_place() -> None:
     bare = decide(Request("sm121"))
     assert (bare.release, bare.strategy) == (reference_.release, reference_.strategy)
     wheel = decide(Request("sm121", strategy="wheel"))
-    assert wheel.release == defaults.newest("wheel")
+    assert wheel.release == defaults.newest("wheel", "awq")
     assert decide(Request("sm121", release=wheel.release)).strategy in release.STRATEGIES
 
 
 def test_from_wheel_alone_plans_the_newest_release_that_has_one() -> None:
     line = [sys.executable, "build.py", "--arch", "sm121", "--from", "wheel", "--dry-run", "--json"]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
-    assert json.loads(done.stdout)["release"] == defaults.newest("wheel"), done.stderr
+    assert json.loads(done.stdout)["release"] == defaults.newest("wheel", "awq"), done.stderr
 
 
 def test_make_image_and_serve_compose_name_the_same_image() -> None:

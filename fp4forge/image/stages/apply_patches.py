@@ -42,7 +42,7 @@ def apply_one(patch: dict[str, Any], diff: Path, tree: Path) -> None:
     """Applies one diff to tree, in place.
 
     Raises:
-        Refused: naming the file, and the hunk where it is a hunk that fails.
+        Refused: naming the file, and the hunk if a hunk fails.
     """
     name = patch["id"]
     if sha256(diff) != patch["sha256"]:

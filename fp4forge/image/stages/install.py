@@ -7,6 +7,7 @@ rebuilt layer has the digest it had before and nobody pulls it twice.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -18,6 +19,9 @@ UV_PLATFORM = {
     "linux/amd64": "x86_64-manylinux_2_39",
     "linux/arm64": "aarch64-manylinux_2_39",
 }
+# e_machine (ELF specification, and the kernel's elf-em.h).
+MACHINES = {"linux/amd64": 62, "linux/arm64": 183}
+EM_CUDA = 190
 PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
 
 
@@ -40,19 +44,62 @@ def matcher(glob: str) -> re.Pattern[str]:
     return re.compile("".join(translated.get(part, re.escape(part)) for part in parts))
 
 
-def leave_out(site: Path, rules: list[dict[str, str]]) -> list[dict[str, object]]:
-    """Deletes what the rules name; returns each deleted file with its size and rule."""
-    patterns = [(matcher(rule["glob"]), rule) for rule in rules]
+def foreign(path: Path, machine: int) -> bool:
+    """Whether a file is ELF for another processor (``e_machine`` of its header)."""
+    if path.is_symlink():
+        return False
+    with path.open("rb") as file:
+        head = file.read(20)
+    return head[:4] == b"\x7fELF" and head[18] + 256 * head[19] not in (machine, EM_CUDA)
+
+
+def other_cuda(site: Path, name: str, major: str) -> bool:
+    """Whether a file is for another CUDA, and the same is there for this one.
+
+    Packages that serve several keep them in folders or files such as ``cu12`` and ``x.cu12.so``.
+    """
+    if ".dist-info/" in name:  # what is installed stays installed
+        return False
+    for match in re.finditer(r"(?<![a-z0-9])cu1[0-9](?![a-z0-9])", name):
+        if match[0] != f"cu{major}":
+            whole = re.split(r"/", name[match.end() :], maxsplit=1)[0]  # the rest of that part
+            twin = f"{name[: match.start()]}cu{major}{whole}"
+            if (site / twin).exists():
+                return True
+    return False
+
+
+def leave_out(
+    site: Path, rules: list[dict[str, str]], platform: str, cuda: str
+) -> list[dict[str, object]]:
+    """Deletes what the rules name; returns each deleted file with its size and rule.
+
+    Args:
+        site: the installed packages.
+        rules: entries of the release's leave_out, each with a glob or a rule's name.
+        platform: of the image.
+        cuda: major version of the image's CUDA.
+    """
+    patterns = {rule["glob"]: matcher(rule["glob"]) for rule in rules if rule["glob"]}
+
+    def applies(rule: dict[str, str], path: Path, name: str) -> bool:
+        if rule["glob"]:
+            return patterns[rule["glob"]].fullmatch(name) is not None
+        if rule["rule"] == "foreign-processor":
+            return foreign(path, MACHINES[platform])
+        return other_cuda(site, name, cuda)
+
     gone: list[dict[str, object]] = []
     for path in sorted(site.rglob("*")):
         if path.is_dir() and not path.is_symlink():
             continue
         name = path.relative_to(site).as_posix()
-        for pattern, rule in patterns:
-            if pattern.fullmatch(name):
-                gone.append({"path": name, "bytes": path.lstat().st_size, "rule": rule["glob"]})
-                path.unlink()
-                break
+        rule = next((rule for rule in rules if applies(rule, path, name)), None)
+        if rule:
+            by = rule["glob"] or rule["rule"]
+            gone.append({"path": name, "bytes": path.lstat().st_size, "rule": by})
+    for entry in gone:  # not before: twins are looked for
+        (site / str(entry["path"])).unlink()
     for folder in sorted((p for p in site.rglob("*") if p.is_dir()), reverse=True):
         if not any(folder.iterdir()):
             folder.rmdir()
@@ -87,6 +134,18 @@ def compile_bytecode(site: Path) -> None:
     )  # fmt: skip
 
 
+def startup_files(site: Path, out: Path) -> str:
+    """The files that Python runs when it starts, as sha256sum lists them; out becomes "/".
+
+    The entrypoint refuses others: they can replace any module.
+    """
+    found = [*site.glob("*.pth"), *site.glob("sitecustomize.py"), *site.glob("usercustomize.py")]
+    return "".join(
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  /{path.relative_to(out)}\n"
+        for path in sorted(found)
+    )
+
+
 def settle_times(out: Path, epoch: int) -> None:
     """Sets every time under out to the release's epoch."""
     for folder, folders, files in os.walk(out):
@@ -109,14 +168,19 @@ def main() -> None:
     chosen = ["--require-hashes", "-r", str(args.lock)] if args.lock else []
     chosen += [str(wheel) for wheel in args.wheels.glob("*.whl")] if args.wheels else []
     site = install(chosen, args.platform, prefix)
-    rules = json.loads(Path("/fp4forge/leave-out.json").read_text())
-    gone = leave_out(site, rules)
+    wanted = json.loads(Path("/fp4forge/leave-out.json").read_text())
+    gone = leave_out(site, wanted["rules"], args.platform, wanted["cuda"])
     complete_cuda(site, prefix)
     compile_bytecode(site)
     name = args.lock.stem if args.lock else "vllm"
-    record = args.out / "opt" / "fp4forge" / "left-out" / f"{name}.json"
-    record.parent.mkdir(parents=True)
-    record.write_text(json.dumps(gone, indent=1) + "\n")
+    records = {
+        Path("left-out", f"{name}.json"): json.dumps(gone, indent=1) + "\n",
+        Path("startup", name): startup_files(site, args.out),
+    }
+    for path, content in records.items():
+        record = args.out / "opt" / "fp4forge" / path
+        record.parent.mkdir(parents=True)
+        record.write_text(content)
     settle_times(args.out, int(os.environ["SOURCE_DATE_EPOCH"]))
 
 

@@ -111,6 +111,7 @@ class Case:
     nan_everywhere: bool = False  # planted in every other block of all such tensors
     no_input_scale: tuple[int, ...] = ()  # experts that saw no token
     input_scale: dict[int, float] = field(default_factory=dict)  # expert -> planted value
+    no_dense_input_scale: str = ""  # a dense layer, by the end of its name
     algo: str = "NVFP4"
     awq_dense: bool = False
     awq_experts: bool = False
@@ -167,7 +168,7 @@ def float_weights(
             tensor.normal_(0.0, 0.7 / meta.shape[-1] ** 0.5)
         elif "q_norm" in name or "k_norm" in name:
             # Trained models keep scores within a few units; at 1 they spread by 16 and a
-            # softmax over random ones only tells which rounding came first.
+            # softmax over random ones only shows which rounding came first.
             tensor.normal_(0.3, 0.03)
         elif "norm" in name:
             tensor.normal_(1.0, 0.1)
@@ -236,7 +237,8 @@ def quantised(weights: Tensors, case: Case) -> Tensors:
         packed, block_scale, scale = quantise(tensor, 4 * amax[key] if awq else amax[key])
         out[base + "weight"], out[base + "weight_scale"] = packed, block_scale
         out[base + "weight_scale_2"] = scale
-        if expert not in case.no_input_scale or expert is None:
+        left_out = case.no_dense_input_scale and case.no_dense_input_scale in name
+        if not left_out and (expert not in case.no_input_scale or expert is None):
             value = case.input_scale.get(expert, 0.01) if expert is not None else 0.01
             out[base + "input_scale"] = torch.tensor(value)
     for suffix, byte in case.nan_scales:

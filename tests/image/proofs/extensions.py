@@ -3,7 +3,7 @@
     python3 extensions.py FOLDER
 
 Every symbol is resolved, as where Python imports them. They name the driver's library, which comes
-with a GPU: where there is none, a library takes its place whose functions say so. The output is a
+with a GPU: without one, a library takes its place whose functions say so. The output is a
 JSON object: for each compute capability, as vLLM writes it, whether CUTLASS's FP4 GEMM is there.
 """
 

@@ -1,8 +1,9 @@
 """Makes vLLM's real loader run without a GPU, and unpatched files importable beside patched ones.
 
 Used inside the image. What a CPU cannot do is replaced here and nowhere else: the platform, the
-choice of a MoE backend, two activation ops of ``_C`` (whose CUDA code needs the driver), and the
-process of its own in which vLLM looks at a model's class, to keep CUDA out of the first.
+choice of a linear and a MoE backend, two activation ops of ``_C`` (whose CUDA code needs the
+driver), and the process of its own in which vLLM looks at a model's class, to keep CUDA out of the
+first.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 
 class Originals(importlib.abc.MetaPathFinder):
-    """Imports modules from a folder of unpatched files where it has them."""
+    """Imports modules from a folder of unpatched files if it has them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -77,6 +78,18 @@ def prepare(originals: Path | None) -> None:
         return oracle.NvFp4MoeBackend.VLLM_CUTLASS, None
 
     modelopt.select_nvfp4_moe_backend = choose
+    _emulate_linear(modelopt)
+
+
+def _emulate_linear(modelopt: Any) -> None:
+    """Emulated NVFP4 linear layers, which releases without the variable lack on a CPU."""
+    from vllm import envs
+    from vllm.model_executor.kernels import linear
+
+    if "VLLM_USE_NVFP4_CT_EMULATIONS" not in envs.environment_variables:
+        modelopt.init_nvfp4_linear_kernel = lambda *args, **kwargs: (
+            linear.EmulationNvFp4LinearKernel(linear.NvFp4LinearLayerConfig())
+        )
 
 
 _LIBRARIES: list[Any] = []
@@ -146,5 +159,5 @@ def tensors(folder: Path) -> Iterator[tuple[str, Any]]:
     from safetensors import safe_open
 
     with safe_open(str(folder / "model.safetensors"), "pt") as file:
-        for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
+        for name in file.keys():  # noqa: SIM118 - safe_open is not a mapping
             yield name, file.get_tensor(name)

@@ -38,7 +38,7 @@ def quantise(
 def dequantise(
     packed: torch.Tensor, block_scale: torch.Tensor, scale: torch.Tensor
 ) -> torch.Tensor:
-    """The float32 matrix [out, in] that the parts stand for; NaN where a block scale is NaN."""
+    """The float32 matrix [out, in] that the parts stand for; NaN for blocks whose scale is NaN."""
     low, high = packed & 0x0F, packed >> 4
     nibbles = torch.stack((low, high), dim=-1).reshape(packed.shape[0], -1).long()
     table = torch.cat((E2M1, -E2M1)).to(packed.device)

@@ -14,6 +14,7 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -32,6 +33,8 @@ from checkpoint import DENSE, TINY, Case, Tensors, float_weights, write
 from host import build, configured, prepare, share, tensors
 from nvfp4 import dequantise, quantise
 
+# A parameter of the fused experts, in the module trees of all releases.
+EXPERT = re.compile(r"(.*?)\.(?:moe\.)?experts\.(?:[a-z_]+\.)*((?:w13|w2)_\w+)")
 SENTINEL = 0xA5  # in every byte of every parameter before loading
 EXPERTS = 8  # of TINY
 CASES = (
@@ -47,6 +50,7 @@ CASES = (
     Case("no_input_scale", no_input_scale=(2, 6)),
     Case("zero_input_scale", input_scale={1: 0.0}),
     Case("negative_input_scale", input_scale={4: -0.5}),
+    Case("no_dense_input_scale", no_dense_input_scale="layers.1.mlp.down_proj"),
     Case("awq_dense", algo="NVFP4_AWQ", awq_dense=True, dense=True),
     Case("awq_experts", algo="NVFP4_AWQ", awq_dense=True, awq_experts=True),
 )  # fmt: skip
@@ -70,9 +74,8 @@ def expected(name: str, t: Tensors, layers: int) -> torch.Tensor | None:
             if found[-1] is None:  # k_eq_v: the values are the keys
                 found[-1] = found[-2]
             return _join(name, [f for f in found if f is not None])
-    if ".moe.experts." in name:
-        base = name.split(".moe.experts.")[0] + ".experts."
-        kind = name.split(".moe.experts.")[1]
+    if match := EXPERT.fullmatch(name):
+        base, kind = f"{match[1]}.experts.", match[2]
         count = EXPERTS
         proj = ("gate_proj", "up_proj") if kind.startswith("w13_") else ("down_proj",)
         suffix = kind.split("_", 1)[1]
@@ -130,7 +133,6 @@ def bits_of(parameter: torch.Tensor) -> torch.Tensor:
 def after_loading(model: Any, source: Tensors) -> dict[str, Any]:
     """Runs process_weights_after_loading and compares numbers with this suite's dequantiser."""
     import vllm.model_executor.layers.quantization.modelopt as modelopt
-    from vllm.model_executor.layers.fused_moe import FusedMoE
 
     captured: list[dict[str, Any]] = []
 
@@ -150,10 +152,11 @@ def after_loading(model: Any, source: Tensors) -> dict[str, Any]:
         linear_error, moe_error = 0.0, 0.0
         for name, layer in model.named_modules():
             method: Any = getattr(layer, "quant_method", None)
-            if type(method).__name__ == "ModelOptNvFp4LinearMethod":
+            kind = type(method).__name__
+            if kind in ("ModelOptNvFp4LinearMethod", "ModelOptLinearMethod"):
                 method.process_weights_after_loading(layer)
                 linear_error = max(linear_error, _linear_error(name, layer, method, source))
-            elif isinstance(layer, FusedMoE):
+            elif kind == "ModelOptNvFp4FusedMoE" and hasattr(layer, "w13_weight"):
                 try:
                     method.process_weights_after_loading(layer)
                 except Converted:
@@ -187,13 +190,18 @@ def _linear_error(name: str, layer: Any, method: Any, source: Tensors) -> float:
     # The layer quantises its input too, after AWQ's factors: so does the reference.
     factors = source.get(f"{bases[0]}.pre_quant_scale")
     x, weight = (x, weight) if factors is None else (x * factors, weight / factors.float())
-    seen = quantise(x.float(), 6.0 * 448.0 * float(source[f"{bases[0]}.input_scale"]))
+    scale = source.get(f"{bases[0]}.input_scale")
+    if scale is None:  # nothing to compare with: the layer used what lay in memory
+        return float("inf")
+    seen = quantise(x.float(), 6.0 * 448.0 * float(scale))
     return _relative(out, dequantise(*seen) @ weight.T)
 
 
 def _moe_error(name: str, kwargs: dict[str, Any], source: Tensors) -> float:
     """Relative error of the weights that the backend would get."""
-    base = checkpoint_name(name).replace(".moe.experts", ".experts")
+    match = EXPERT.fullmatch(f"{checkpoint_name(name)}.w2_weight")
+    assert match, name
+    base = f"{match[1]}.experts"
     worst = 0.0
     for e in range(EXPERTS):
         up = [_weight(f"{base}.{e}.{p}", source) for p in ("gate_proj", "up_proj")]
@@ -271,8 +279,13 @@ def tensor_parallel() -> dict[str, Any]:
     layer.register_parameter("pre_quant_scale", fused)
     layer.logical_widths = [8, 8]
     half = ""
+    scheme = getattr(modelopt, "_PRE_QUANT_SCALE", None)
+    finish = (
+        scheme.pre_process if scheme
+        else modelopt.ModelOptNvFp4LinearMethod._finish_pre_quant_scale
+    )  # fmt: skip
     try:
-        modelopt.ModelOptNvFp4LinearMethod._finish_pre_quant_scale(layer)
+        finish(layer)
     except ValueError as error:
         half = str(error)
     return {

@@ -1,0 +1,143 @@
+"""Commands about releases: add, list, show, remove, diff."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from fp4forge.core.console import Console, print_json, print_rows
+from fp4forge.inputs import patches
+from fp4forge.inputs import release as releases
+
+
+@click.group()
+def release() -> None:
+    """Add, list, show, compare and remove releases of vLLM."""
+
+
+@release.command()
+@click.argument("version")
+@click.option("--dry-run", is_flag=True, help="Print the release file and write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+def add(version: str, dry_run: bool, as_json: bool) -> None:
+    """Add vLLM VERSION (or newest): pins, CMake rules, patches and locks from its own files.
+
+    The report lists what was found and what a person must still write. Variants that wait for
+    a patch cannot be built; plain can.
+    """
+    from fp4forge.cli.files import generate
+    from fp4forge.maintain import adding, index
+
+    console = Console()
+    with console.step("find") as step:
+        version = index.newest() if version == "newest" else version
+        found = adding.draft(version, step.report)
+        step.detail = f"vLLM {version}: {found.report.found['cuda']}"
+    report = found.report
+    if dry_run:
+        if not as_json:
+            click.echo(found.text)
+    else:
+        with console.step("write") as step:
+            report = adding.write(found, step.report)
+            generate()
+            step.detail = f"{len(report.written)} files"
+    if as_json:
+        print_json(report.as_json())
+        return
+    print_rows(
+        [*((name, _text(value)) for name, value in report.found.items()),
+         *((f"patch {name}", state) for name, state in report.patches.items())]
+    )  # fmt: skip
+    for line in report.person:
+        click.echo(f"for a person: {line}")
+    if not dry_run:
+        built = ", ".join(patches.load("vllm", version).variants)
+        click.echo(f"can be built: {built}; build.py --release {version} --from wheel --arch sm121")
+
+
+@release.command("list")
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+def list_(as_json: bool) -> None:
+    """List the releases, oldest first."""
+    rows = [_summary(name) for name in releases.names()]
+    if as_json:
+        print_json(rows)
+        return
+    print_rows(
+        (row["release"],
+         f"vLLM {row['vllm']}, torch {row['torch']}, CUDA {row['cuda']}, transformers"
+         f" {row['transformers']}, FlashInfer {row['flashinfer']}; from"
+         f" {', '.join(row['strategies'])}; {', '.join(row['variants'])}")
+        for row in rows
+    )  # fmt: skip
+
+
+def _summary(name: str) -> dict[str, Any]:
+    found = releases.load(name)
+    return {
+        "release": name,
+        "vllm": found.vllm_version,
+        "torch": found.torch,
+        "cuda": found.cuda,
+        "transformers": found.transformers,
+        "flashinfer": found.flashinfer,
+        "resolve_before": found.resolve_before,
+        "strategies": list(found.strategies),
+        "platforms": list(found.wheels),
+        "variants": list(patches.load("vllm", found.vllm_version).variants),
+    }
+
+
+@release.command()
+@click.argument("version")
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+def show(version: str, as_json: bool) -> None:
+    """Show a release: its pins, its patches, and what waits for a person."""
+    series = patches.load("vllm", releases.load(version).vllm_version)
+    found = _summary(version) | {
+        "patches": [patch.id for patch in series.patches],
+        "already_upstream": [fix.id for fix in series.already_upstream],
+        "conflicts": {conflict.id: conflict.why for conflict in series.conflicts},
+    }
+    if as_json:
+        print_json(found)
+        return
+    print_rows((name, _text(value)) for name, value in found.items())
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{name}: {text}" for name, text in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return str(value)
+
+
+@release.command()
+@click.argument("version")
+def remove(version: str) -> None:
+    """Remove a release: its file, CMake rules, locks, patches and Dockerfiles."""
+    from fp4forge.cli.files import generate
+    from fp4forge.maintain import releases as kept
+
+    gone = kept.remove(version)
+    for name in gone:
+        click.echo(f"removed {name}")
+    click.echo(generate())
+
+
+@release.command()
+@click.argument("old")
+@click.argument("new")
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+def diff(old: str, new: str, as_json: bool) -> None:
+    """Show what differs between two releases: pins, packages of the locks, patches."""
+    from fp4forge.maintain import releases as kept
+
+    found = kept.differences(old, new)
+    if as_json:
+        print_json([dict(zip(("name", "old", "new"), row, strict=True)) for row in found])
+        return
+    print_rows((name, f"{before or '-'} -> {after or '-'}") for name, before, after in found)
