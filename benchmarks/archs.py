@@ -51,15 +51,18 @@ def archs() -> dict[str, Any]:
     return {
         "objects": {name: len(objects) for name, objects in outputs.items()},
         "objects_ratio": len(outputs["default"]) / len(outputs["12.1a"]),
-        "sample": {s: {f"{name}_s": took[name].get(s) for name in LISTS}
-                   for s in map(short, sample)},
-        "sample_s": sums, "sample_cpu_s": cpu,
+        "sample": {
+            s: {f"{name}_s": took[name].get(s) for name in LISTS} for s in map(short, sample)
+        },
+        "sample_s": sums,
+        "sample_cpu_s": cpu,
         "sample_ratio": sums["default"] / sums["12.1a"],
         "sample_cpu_ratio": cpu["default"] / cpu["12.1a"],
         "recorded_s": {name: sum(seconds.values()) for name, seconds in recorded.items()},
         "speed": {name: speed(took[name], recorded[name]) for name in LISTS},
-        "ratio": ratio, "ratio_error": error,
-    }  # fmt: skip
+        "ratio": ratio,
+        "ratio_error": error,
+    }
 
 
 def compile_turn(request: Request, objects: Sequence[str]) -> dict[str, Any]:

@@ -30,9 +30,16 @@ from fp4forge.publish import build as building
 
 RELEASE = "0.19.1"
 REQUEST = Request(
-    "sm121", RELEASE, base="bootstrap", platform=ARM64, cross=host_platform() == AMD64,
-    arch_list="12.1a", components="core", sources=("cutlass=pypi",), aot="none",
-)  # fmt: skip
+    "sm121",
+    RELEASE,
+    base="bootstrap",
+    platform=ARM64,
+    cross=host_platform() == AMD64,
+    arch_list="12.1a",
+    components="core",
+    sources=("cutlass=pypi",),
+    aot="none",
+)
 # A patch of each tier, words that it adds, and what they become: a comment; code of one file.
 EDITS = {
     "python": ("gemma4-moe-prefix.patch", "keep it as it is", "keep it as it is ({})"),
@@ -88,12 +95,17 @@ def recompile() -> dict[str, Any]:
         finally:
             paths.PATCHES = original
     return {
-        "objects": len(whole["objects"]), "object_seconds": seconds, "whole_s": whole["seconds"],
-        "gate_object_s": gate, "gate_ratio": gate / seconds,
-        "python_s": walls["python"], "python_ratio": walls["python"] / whole["seconds"],
-        "csrc_s": walls["csrc"], "csrc_ratio": walls["csrc"] / whole["seconds"],
+        "objects": len(whole["objects"]),
+        "object_seconds": seconds,
+        "whole_s": whole["seconds"],
+        "gate_object_s": gate,
+        "gate_ratio": gate / seconds,
+        "python_s": walls["python"],
+        "python_ratio": walls["python"] / whole["seconds"],
+        "csrc_s": walls["csrc"],
+        "csrc_ratio": walls["csrc"] / whole["seconds"],
         "csrc_made": records["csrc"]["since_patched"],
-    }  # fmt: skip
+    }
 
 
 def warm_cache() -> dict[str, Any]:
@@ -102,6 +114,8 @@ def warm_cache() -> dict[str, Any]:
     _, again = compiled(time.time())
     counts = {kind: sum(again["compiler_cache"][kind].values()) for kind in ("hits", "misses")}
     return {
-        "whole_s": whole["seconds"], "again_s": again["seconds"],
-        "ratio": again["seconds"] / whole["seconds"], **counts,
-    }  # fmt: skip
+        "whole_s": whole["seconds"],
+        "again_s": again["seconds"],
+        "ratio": again["seconds"] / whole["seconds"],
+        **counts,
+    }

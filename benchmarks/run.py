@@ -48,9 +48,25 @@ REGISTRY = os.environ.get("REGISTRY", "127.0.0.1:5000")
 REPO = f"{REGISTRY}/fp4forge/bench"
 RELEASE = defaults.newest("wheel", "awq")
 REQUEST = Request("blackwell", RELEASE, "awq", "wheel", "bootstrap", aot="none")
-BUILD = [sys.executable, str(ROOT / "build.py"), "--arch", "blackwell", "--release",
-         RELEASE, "--from", "wheel", "--base", "bootstrap", "--aot", "none",
-         "--push", "--registry", REGISTRY, "--repo", "fp4forge/bench"]  # fmt: skip
+BUILD = [
+    sys.executable,
+    str(ROOT / "build.py"),
+    "--arch",
+    "blackwell",
+    "--release",
+    RELEASE,
+    "--from",
+    "wheel",
+    "--base",
+    "bootstrap",
+    "--aot",
+    "none",
+    "--push",
+    "--registry",
+    REGISTRY,
+    "--repo",
+    "fp4forge/bench",
+]
 
 
 def quiet(_: str) -> None:
@@ -100,9 +116,11 @@ def no_op() -> dict[str, Any]:
         layout = Path(folder)
         export(staged, prepared, layout, "zstd")
         raw_line = building.command(
-            prepared, staged,
-            [f"type=oci,tar=false,dest={layout},{builder.COMPRESSION}"], builder.Options(),
-        )  # fmt: skip
+            prepared,
+            staged,
+            [f"type=oci,tar=false,dest={layout},{builder.COMPRESSION}"],
+            builder.Options(),
+        )
         lines = {"ours_s": BUILD, "raw_buildx_s": [*raw_line, "--progress=quiet"]}
         took: dict[str, list[float]] = {name: [] for name in lines}
         for _ in range(15):  # by turns: what else the machine does meets both
@@ -222,8 +240,12 @@ def help_start() -> dict[str, Any]:
 
     ours = cpu([sys.executable, str(ROOT / "build.py"), "--help"])
     empty = cpu([sys.executable, "-c", "pass"])
-    return {"ours_cpu_s": ours, "empty_python_cpu_s": empty, "ratio": ours / empty,
-            "goal": "under 0.150 s of CPU"}  # fmt: skip
+    return {
+        "ours_cpu_s": ours,
+        "empty_python_cpu_s": empty,
+        "ratio": ours / empty,
+        "goal": "under 0.150 s of CPU",
+    }
 
 
 def ledger_reading() -> dict[str, Any]:
@@ -277,8 +299,10 @@ def _against_emulation(stage: str) -> dict[str, Any]:
         bases.ensure(prepared.inputs.base, platform, quiet)
     options = builder.Options(no_cache=True)
     line = building.command(prepared, staged, ["type=cacheonly"], options, target=stage)
-    emulated = [f"--build-arg=BUILD_BASE={prepared.base_image}" if "BUILD_BASE" in word else word
-                for word in line]  # fmt: skip
+    emulated = [
+        f"--build-arg=BUILD_BASE={prepared.base_image}" if "BUILD_BASE" in word else word
+        for word in line
+    ]
     ours_s = seconds(lambda: builder.build(line, quiet, options))
     emulated_s = seconds(lambda: builder.build(emulated, quiet, options))
     return {"ours_s": ours_s, "emulated_s": emulated_s, "ratio": ours_s / emulated_s}

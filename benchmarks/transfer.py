@@ -55,8 +55,17 @@ def distribute() -> dict[str, Any]:
 
 def send(image: str, config: Path) -> None:
     """Our way."""
-    line = [sys.executable, str(ROOT / "build.py"), "distribute", image, "--to", "ours",
-            "--ssh-config", str(config), "--json"]  # fmt: skip
+    line = [
+        sys.executable,
+        str(ROOT / "build.py"),
+        "distribute",
+        image,
+        "--to",
+        "ours",
+        "--ssh-config",
+        str(config),
+        "--json",
+    ]
     found = json.loads(shell(*line).stdout)
     assert found[0]["address"] == "ours" and not found[0]["error"], found
 

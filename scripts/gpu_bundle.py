@@ -31,11 +31,28 @@ ALWAYS = {"vllm", "transformers", "tokenizers"}
 # Never loaded by these tests: FlashInfer and its compilers, attention that Gemma-4 cannot use,
 # telemetry, command-line extras.
 NEVER = (
-    "nvidia-", "cuda-", "flashinfer", "tilelang", "z3-solver", "torch-c-dlpack", "opentelemetry",
-    "googleapis", "sentry", "fastapi-cli", "fastapi-cloud", "rignore", "cryptography", "quack",
-    "mistral-common", "pycountry", "fastsafetensors", "detect-installer", "rich-toolkit", "fastar",
+    "nvidia-",
+    "cuda-",
+    "flashinfer",
+    "tilelang",
+    "z3-solver",
+    "torch-c-dlpack",
+    "opentelemetry",
+    "googleapis",
+    "sentry",
+    "fastapi-cli",
+    "fastapi-cloud",
+    "rignore",
+    "cryptography",
+    "quack",
+    "mistral-common",
+    "pycountry",
+    "fastsafetensors",
+    "detect-installer",
+    "rich-toolkit",
+    "fastar",
     "torch",
-)  # fmt: skip
+)
 DEAD = ("_vllm_fa2_C", "_vllm_fa3_C", "deep_gemm/include", "swagger-ui")
 
 

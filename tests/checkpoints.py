@@ -15,22 +15,43 @@ Entry = tuple[str, tuple[int, ...], bytes | None]  # dtype, shape, content (None
 Tensors = dict[str, Entry]
 
 TINY: dict[str, Any] = {
-    "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 32, "global_head_dim": 64, "attention_k_eq_v": True,
-    "num_global_key_value_heads": 1, "sliding_window": 32, "num_experts": 4, "top_k_experts": 2,
-    "moe_intermediate_size": 48, "vocab_size": 320, "max_position_embeddings": 256,
-    "layer_types": ["sliding_attention", "full_attention"], "tie_word_embeddings": True,
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "global_head_dim": 64,
+    "attention_k_eq_v": True,
+    "num_global_key_value_heads": 1,
+    "sliding_window": 32,
+    "num_experts": 4,
+    "top_k_experts": 2,
+    "moe_intermediate_size": 48,
+    "vocab_size": 320,
+    "max_position_embeddings": 256,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "tie_word_embeddings": True,
     "hidden_activation": "gelu_pytorch_tanh",
-}  # fmt: skip
+}
 # The reference card's model.
 REFERENCE: dict[str, Any] = TINY | {
-    "num_hidden_layers": 30, "hidden_size": 2816, "intermediate_size": 2112,
-    "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 256, "global_head_dim": 512,
-    "num_global_key_value_heads": 2, "sliding_window": 1024, "num_experts": 128,
-    "top_k_experts": 8, "moe_intermediate_size": 704, "vocab_size": 262144,
+    "num_hidden_layers": 30,
+    "hidden_size": 2816,
+    "intermediate_size": 2112,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 256,
+    "global_head_dim": 512,
+    "num_global_key_value_heads": 2,
+    "sliding_window": 1024,
+    "num_experts": 128,
+    "top_k_experts": 8,
+    "moe_intermediate_size": 704,
+    "vocab_size": 262144,
     "max_position_embeddings": 262144,
     "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 5,
-}  # fmt: skip
+}
 _ONE = struct.pack("<f", 1.0)
 
 
@@ -40,11 +61,13 @@ def linear(name: str, rows: int, columns: int, scale: int = 0x38) -> Tensors:
     return {
         f"{name}.weight": ("U8", (rows, columns // 2), None),
         f"{name}.weight_scale": (
-            "F8_E4M3", (rows, columns // 16), bytes([scale]) * blocks if scale else None,
+            "F8_E4M3",
+            (rows, columns // 16),
+            bytes([scale]) * blocks if scale else None,
         ),
         f"{name}.weight_scale_2": ("F32", (), _ONE),
         f"{name}.input_scale": ("F32", (), _ONE),
-    }  # fmt: skip
+    }
 
 
 def gemma4(shapes: dict[str, Any], scale: int = 0x38) -> Tensors:

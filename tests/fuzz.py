@@ -16,13 +16,28 @@ from fp4forge.core.errors import DefectError, ForgeError
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES") or 200)  # CI asks for 2,000
 fuzz = settings(
-    max_examples=EXAMPLES, deadline=None, database=None, derandomize=EXAMPLES <= 200,
+    max_examples=EXAMPLES,
+    deadline=None,
+    database=None,
+    derandomize=EXAMPLES <= 200,
     suppress_health_check=list(HealthCheck),
-)  # fmt: skip
+)
 
 _NUMBERS = [0, -1, 1, 2, 2**31, 2**63, 2**64, 10**400, 1e308, float("inf"), 0.5, -0.0]
-_TEXTS = ["", "\x00", "\ud800", "\x1b[2J", "\u202e", "a" * 5000, "²", "../../x", "~nobody/x",
-          "sha256:", "\n", "0"]  # fmt: skip
+_TEXTS = [
+    "",
+    "\x00",
+    "\ud800",
+    "\x1b[2J",
+    "\u202e",
+    "a" * 5000,
+    "²",
+    "../../x",
+    "~nobody/x",
+    "sha256:",
+    "\n",
+    "0",
+]
 _LEAVES: list[Any] = [None, True, False, *_NUMBERS, *_TEXTS]
 _NESTED: list[Any] = [[], {}, [[]], [{}], {"": {}}, {"digest": None}, [None], ["a", 1], {"a": "b"}]
 VALUES = st.sampled_from(_LEAVES + _NESTED) | st.text(max_size=6) | st.integers()

@@ -76,55 +76,108 @@ class _Collected:
 
 # id -> severity, text, patch, fix. Patches are named as in patches/vllm/*/series.yaml.
 _KNOWN: dict[str, tuple[str, str, str, str]] = {
-    "missing-part": (ERROR, "parts of quantised layers are not there", "",
-                     "export the checkpoint again, whole"),
+    "missing-part": (
+        ERROR,
+        "parts of quantised layers are not there",
+        "",
+        "export the checkpoint again, whole",
+    ),
     "missing-expert": (ERROR, "experts are not there", "", "export the checkpoint again, whole"),
-    "wrong-shape": (ERROR, "parts do not have the layout of NVFP4", "",
-                    "the layout is weight [out, in/2], weight_scale [out, in/16], two scalars"),
+    "wrong-shape": (
+        ERROR,
+        "parts do not have the layout of NVFP4",
+        "",
+        "the layout is weight [out, in/2], weight_scale [out, in/16], two scalars",
+    ),
     "no-input-scale": (
-        ERROR, "no input_scale: vLLM leaves memory's garbage there and serves it",
+        ERROR,
+        "no input_scale: vLLM leaves memory's garbage there and serves it",
         "modelopt-expert-input-scales",
         "the patch refuses such a checkpoint; calibrate until every expert saw a token, or give"
-        " it the largest input_scale of its siblings"),
+        " it the largest input_scale of its siblings",
+    ),
     "nan-block-scale": (
-        PATCH, "block scales are NaN (ModelOpt's overflow before 0.44)",
-        "modelopt-nan-block-scales", "the patch zeroes and counts them"),
-    "negative-block-scale": (ERROR, "block scales are negative", "",
-                             "scales of NVFP4 are magnitudes: export again"),
+        PATCH,
+        "block scales are NaN (ModelOpt's overflow before 0.44)",
+        "modelopt-nan-block-scales",
+        "the patch zeroes and counts them",
+    ),
+    "negative-block-scale": (
+        ERROR,
+        "block scales are negative",
+        "",
+        "scales of NVFP4 are magnitudes: export again",
+    ),
     "zero-block-scale": (NOTE, "block scales are zero: their 16 weights are zero", "", ""),
     "bad-scalar-nan": (ERROR, "scalars are NaN", "", "calibrate and export again"),
     "bad-scalar-infinite": (ERROR, "scalars are infinite", "", "calibrate and export again"),
     "bad-scalar-negative": (ERROR, "scalars are negative", "", "calibrate and export again"),
     "bad-scalar-zero": (ERROR, "scalars are zero", "", "calibrate and export again"),
     "gate-up-mismatch": (
-        WARNING, "gate_proj and up_proj have different weight_scale_2: vLLM keeps the larger",
-        "", "export with fused scales (an expert that saw no token has a scale of its own)"),
+        WARNING,
+        "gate_proj and up_proj have different weight_scale_2: vLLM keeps the larger",
+        "",
+        "export with fused scales (an expert that saw no token has a scale of its own)",
+    ),
     "experts-not-quantised": (
-        ERROR, "experts are not quantised although the configuration says so", "",
-        "ModelOpt before 0.45 does not see Gemma-4's fused experts: register Gemma4TextExperts"),
+        ERROR,
+        "experts are not quantised although the configuration says so",
+        "",
+        "ModelOpt before 0.45 does not see Gemma-4's fused experts: register Gemma4TextExperts",
+    ),
     "vision-quantised": (
-        ERROR, "the vision path is quantised; vLLM's has no place for its scales", "",
-        "exclude *vision_tower* and *embed_vision* when quantising"),
+        ERROR,
+        "the vision path is quantised; vLLM's has no place for its scales",
+        "",
+        "exclude *vision_tower* and *embed_vision* when quantising",
+    ),
     "router-quantised": (ERROR, "routers are quantised", "", "routers stay in BF16: exclude them"),
-    "moe-prefix": (PATCH, "expert names already carry .moe.: KeyError in stock vLLM",
-                   "gemma4-moe-prefix", ""),
-    "awq-dense": (PATCH, "dense layers carry pre_quant_scale (NVFP4_AWQ)", "modelopt-nvfp4-awq",
-                  ""),
+    "moe-prefix": (
+        PATCH,
+        "expert names already carry .moe.: KeyError in stock vLLM",
+        "gemma4-moe-prefix",
+        "",
+    ),
+    "awq-dense": (
+        PATCH,
+        "dense layers carry pre_quant_scale (NVFP4_AWQ)",
+        "modelopt-nvfp4-awq",
+        "",
+    ),
     "awq-experts": (
-        ERROR, "experts carry pre_quant_scale: no MoE kernel of vLLM applies it", "",
-        "quantise experts with NVFP4_DEFAULT_CFG (max), AWQ only for dense layers"),
-    "gelu-tanh": (PATCH, "the experts' activation is tanh-GELU; stock vLLM runs erf-GELU",
-                  "gemma4-gelu-tanh", ""),
+        ERROR,
+        "experts carry pre_quant_scale: no MoE kernel of vLLM applies it",
+        "",
+        "quantise experts with NVFP4_DEFAULT_CFG (max), AWQ only for dense layers",
+    ),
+    "gelu-tanh": (
+        PATCH,
+        "the experts' activation is tanh-GELU; stock vLLM runs erf-GELU",
+        "gemma4-gelu-tanh",
+        "",
+    ),
     "tied-twice": (NOTE, "tie_word_embeddings is set and lm_head.weight is there as well", "", ""),
-    "not-in-index": (WARNING, "tensors are in files but not in the index: vLLM skips such files",
-                     "", "write the index again"),
+    "not-in-index": (
+        WARNING,
+        "tensors are in files but not in the index: vLLM skips such files",
+        "",
+        "write the index again",
+    ),
     "index-only": (ERROR, "the index names tensors that no file has", "", "fetch the files again"),
-    "missing-file": (ERROR, "files of the index are not there", "",
-                     "build.py checkpoint fetch resumes a download"),
+    "missing-file": (
+        ERROR,
+        "files of the index are not there",
+        "",
+        "build.py checkpoint fetch resumes a download",
+    ),
     "bad-file": (ERROR, "files cannot be read", "", "fetch them again"),
-    "unknown-format": (ERROR, "quantised in a way that these images were not made for", "",
-                       "ModelOpt NVFP4 and NVFP4_AWQ, compressed-tensors NVFP4 and BF16 are known"),
-}  # fmt: skip
+    "unknown-format": (
+        ERROR,
+        "quantised in a way that these images were not made for",
+        "",
+        "ModelOpt NVFP4 and NVFP4_AWQ, compressed-tensors NVFP4 and BF16 are known",
+    ),
+}
 
 
 def inspect(folder: Path, report: Progress = lambda _: None) -> Inspection:
@@ -385,10 +438,12 @@ def as_rows(found: Inspection, size: Callable[[int], str]) -> list[tuple[str, An
         ("checkpoint", found.folder),
         ("format", found.format),
         ("weights", size(found.weight_bytes)),
-        ("layers", f"{found.layers}, {found.experts} experts each" if found.experts
-         else str(found.layers)),
+        (
+            "layers",
+            f"{found.layers}, {found.experts} experts each" if found.experts else str(found.layers),
+        ),
         ("quantised", f"{found.quantised_modules} modules"),
-    ]  # fmt: skip
+    ]
     for finding in found.findings:
         text = f"{finding.text} ({finding.count})\n" + "\n".join(finding.where)
         text += f"\npatch: {finding.patch}" if finding.patch else ""

@@ -115,8 +115,15 @@ def _shared_objects(archive: zipfile.ZipFile, target: str) -> list[zipfile.ZipIn
 
 
 # Where images keep vLLM: distributions' Python, virtual environments, conda.
-_PREFIXES = ("/usr/local/lib", "/usr/lib", "/opt/venv/lib", "/opt/conda/lib", "/app/.venv/lib",
-             "/workspace/.venv/lib", "/root/.venv/lib")  # fmt: skip
+_PREFIXES = (
+    "/usr/local/lib",
+    "/usr/lib",
+    "/opt/venv/lib",
+    "/opt/conda/lib",
+    "/app/.venv/lib",
+    "/workspace/.venv/lib",
+    "/root/.venv/lib",
+)
 _PARTS = ("vllm", "flashinfer/data/aot", "flashinfer_jit_cache")
 
 

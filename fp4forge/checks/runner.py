@@ -100,9 +100,13 @@ def read_log(log: bytes) -> tuple[Check, ...]:
 
 
 def run(
-    image: str, plan: dict[str, Any], report: Progress, reports: Path | None = None, only: str = "",
+    image: str,
+    plan: dict[str, Any],
+    report: Progress,
+    reports: Path | None = None,
+    only: str = "",
     gpu: bool = False,
-) -> tuple[Check, ...]:  # fmt: skip
+) -> tuple[Check, ...]:
     """Runs every image test against an image that the engine has.
 
     Args:
@@ -133,9 +137,13 @@ def run(
         line += ["-k", only] if only else []
         environment = {k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"}
         process = subprocess.Popen(
-            line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8",
-            errors="replace", env=environment,
-        )  # fmt: skip
+            line,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+            env=environment,
+        )
         assert process.stdout is not None
         said = []
         try:

@@ -45,8 +45,14 @@ def inspect(folder: Path, as_json: bool) -> None:
 
 @checkpoint.command()
 @click.argument("repository")
-@click.option("-o", "--output", "folder", type=click.Path(path_type=Path), required=True,
-              help="Folder to download to.")  # fmt: skip
+@click.option(
+    "-o",
+    "--output",
+    "folder",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder to download to.",
+)
 @click.option("--revision", default="main", show_default=True, help="Branch, tag or commit.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def fetch(repository: str, folder: Path, revision: str, as_json: bool) -> None:

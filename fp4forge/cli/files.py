@@ -88,8 +88,9 @@ def generate() -> str:
 
 @click.command()
 @click.option("--release", "releases", multiple=True, help="Only these releases.")
-@click.option("--runner", type=click.Choice(["hosted", "self-hosted"]),
-              help="Only what these runners build.")  # fmt: skip
+@click.option(
+    "--runner", type=click.Choice(["hosted", "self-hosted"]), help="Only what these runners build."
+)
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def matrix(releases: tuple[str, ...], runner: str | None, as_json: bool) -> None:
     """List everything that can be built, with the labels of its runner.

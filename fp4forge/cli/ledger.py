@@ -19,8 +19,12 @@ from fp4forge.kernels.gpus import GPUS
 @click.command()
 @click.argument("target")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout, every cubin and kernel.")
-@click.option("--require", multiple=True, type=click.Choice(list(GPUS)),
-              help="Fail (exit code 3) if this GPU lacks NVFP4 GEMM or quantise.")  # fmt: skip
+@click.option(
+    "--require",
+    multiple=True,
+    type=click.Choice(list(GPUS)),
+    help="Fail (exit code 3) if this GPU lacks NVFP4 GEMM or quantise.",
+)
 @click.option("--html", type=click.Path(path_type=Path), help="Also write an HTML page.")
 def ledger(target: str, as_json: bool, require: tuple[str, ...], html: Path | None) -> None:
     """Show which GPUs TARGET's FP4 kernels run on, as read from the binaries.

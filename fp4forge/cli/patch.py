@@ -99,8 +99,7 @@ def refresh(vllm: str | None, as_json: bool) -> None:
 
 
 @patch.command()
-@click.option("--vllm", required=True,
-              help="Any version of vLLM on the package index, or newest.")  # fmt: skip
+@click.option("--vllm", required=True, help="Any version of vLLM on the package index, or newest.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 @click.option("--merge", is_flag=True, help="Print the conflicts as three-way diffs.")
 def drift(vllm: str, as_json: bool, merge: bool) -> None:

@@ -47,9 +47,11 @@ def add(version: str, dry_run: bool, as_json: bool) -> None:
         print_json(report.as_json())
         return
     print_rows(
-        [*((name, _text(value)) for name, value in report.found.items()),
-         *((f"patch {name}", state) for name, state in report.patches.items())]
-    )  # fmt: skip
+        [
+            *((name, _text(value)) for name, value in report.found.items()),
+            *((f"patch {name}", state) for name, state in report.patches.items()),
+        ]
+    )
     for line in report.person:
         click.echo(f"for a person: {line}")
     if not dry_run:
@@ -66,12 +68,14 @@ def list_(as_json: bool) -> None:
         print_json(rows)
         return
     print_rows(
-        (row["release"],
-         f"vLLM {row['vllm']}, torch {row['torch']}, CUDA {row['cuda']}, transformers"
-         f" {row['transformers']}, FlashInfer {row['flashinfer']}; from"
-         f" {', '.join(row['strategies'])}; {', '.join(row['variants'])}")
+        (
+            row["release"],
+            f"vLLM {row['vllm']}, torch {row['torch']}, CUDA {row['cuda']}, transformers"
+            f" {row['transformers']}, FlashInfer {row['flashinfer']}; from"
+            f" {', '.join(row['strategies'])}; {', '.join(row['variants'])}",
+        )
         for row in rows
-    )  # fmt: skip
+    )
 
 
 def _summary(name: str) -> dict[str, Any]:

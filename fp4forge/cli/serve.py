@@ -15,8 +15,9 @@ from fp4forge.core.console import Console, print_json, print_rows, rich
 from fp4forge.core.errors import ServingError, UsageError
 from fp4forge.kernels import gpus as gpu
 
-_MODEL = click.option("--model", type=click.Path(path_type=Path), required=True,
-                      help="The checkpoint's folder.")  # fmt: skip
+_MODEL = click.option(
+    "--model", type=click.Path(path_type=Path), required=True, help="The checkpoint's folder."
+)
 _JSON = click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 _URL = click.option("--url", required=True, help="The server's root, such as http://127.0.0.1:8000")
 
@@ -44,17 +45,25 @@ def _published(o: dict[str, Any]) -> tuple[str, str]:
         )
     )
     tag = tags.moving(
-        chosen.release, o["arch"], chosen.variant, chosen.strategy,
-        bases.load(chosen.base).slug, chosen.platform,
-    )  # fmt: skip
+        chosen.release,
+        o["arch"],
+        chosen.variant,
+        chosen.strategy,
+        bases.load(chosen.base).slug,
+        chosen.platform,
+    )
     return tag, release.load(chosen.release).vllm_version
 
 
 @serve.command()
 @_MODEL
 @click.option("--arch", default="sm121", show_default=True, help="GPU of the image.")
-@click.option("--workload", default="interactive", show_default=True,
-              help="interactive, balanced, throughput or long-context.")  # fmt: skip
+@click.option(
+    "--workload",
+    default="interactive",
+    show_default=True,
+    help="interactive, balanced, throughput or long-context.",
+)
 @click.option("--release", help="Release of the image; by default the newest that has a wheel.")
 @click.option("--variant", help="awq (all patches; the default) or plain.")
 @click.option("--from", "strategy", help="How the image was built: wheel (the default) or source.")
@@ -63,8 +72,13 @@ def _published(o: dict[str, Any]) -> tuple[str, str]:
 @click.option("--image", help="Image; by default the release's moving tag in --registry.")
 @registry_option
 @click.option("--repo", default="fp4forge/vllm", show_default=True)
-@click.option("--format", "kind", default="compose", show_default=True,
-              type=click.Choice(["compose", "run", "systemd", "k8s"]))  # fmt: skip
+@click.option(
+    "--format",
+    "kind",
+    default="compose",
+    show_default=True,
+    type=click.Choice(["compose", "run", "systemd", "k8s"]),
+)
 @click.option("--name", help="The model's name in the API; by default the folder's.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
 @click.option("--utilization", type=float, default=0.85, show_default=True)
@@ -87,15 +101,21 @@ def compose(as_json: bool, explain: bool, output: Path | None, kind: str, **o: A
         )
     image = manifest.by_digest(o["image"] or f"{repository}:{found_tag}")
     found = settings.server(
-        o["model"], o["workload"], version, image,
-        utilization=o["utilization"], port=o["port"], served_name=o["name"],
-    )  # fmt: skip
+        o["model"],
+        o["workload"],
+        version,
+        image,
+        utilization=o["utilization"],
+        port=o["port"],
+        served_name=o["name"],
+    )
     if as_json:
         print_json(found.as_json())
         return
     if explain:
-        print_rows([(f"{s.name} {s.value}".strip(), s.why)
-                    for s in (*found.flags, *found.environment)])  # fmt: skip
+        print_rows(
+            [(f"{s.name} {s.value}".strip(), s.why) for s in (*found.flags, *found.environment)]
+        )
         print_rows([(f"not written: {name}", why) for name, why in settings.LEFT_OUT.items()])
         return
     text = manifest.render(found, kind)
@@ -111,18 +131,40 @@ def compose(as_json: bool, explain: bool, output: Path | None, kind: str, **o: A
 
 @serve.command()
 @_MODEL
-@click.option("--gpu", "products", multiple=True, default=tuple(gpu.PRODUCTS),
-              help="gb10, rtx5090, rtxpro6000, b200, gb200; all by default.")  # fmt: skip
+@click.option(
+    "--gpu",
+    "products",
+    multiple=True,
+    default=tuple(gpu.PRODUCTS),
+    help="gb10, rtx5090, rtxpro6000, b200, gb200; all by default.",
+)
 @click.option("--utilization", type=click.FloatRange(0.1, 0.98), default=0.85, show_default=True)
-@click.option("--context", type=click.IntRange(1), default=65536, show_default=True,
-              help="Tokens; prints how many sequences of that length fit.")  # fmt: skip
-@click.option("--sequences", type=click.IntRange(1, 4096), default=4, show_default=True,
-              help="Prints the largest context that fits this many sequences.")  # fmt: skip
-@click.option("--kv-cache-dtype", default="fp8_e4m3", show_default=True,
-              type=click.Choice(["fp8_e4m3", "fp8", "auto", "bfloat16"]))  # fmt: skip
+@click.option(
+    "--context",
+    type=click.IntRange(1),
+    default=65536,
+    show_default=True,
+    help="Tokens; prints how many sequences of that length fit.",
+)
+@click.option(
+    "--sequences",
+    type=click.IntRange(1, 4096),
+    default=4,
+    show_default=True,
+    help="Prints the largest context that fits this many sequences.",
+)
+@click.option(
+    "--kv-cache-dtype",
+    default="fp8_e4m3",
+    show_default=True,
+    type=click.Choice(["fp8_e4m3", "fp8", "auto", "bfloat16"]),
+)
 @click.option("--batched-tokens", type=click.IntRange(1), help="--max-num-batched-tokens.")
-@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False),
-              help="Context against concurrency, as SVG, PNG or PDF.")  # fmt: skip
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Context against concurrency, as SVG, PNG or PDF.",
+)
 @_JSON
 def fit(model: Path, products: tuple[str, ...], as_json: bool, plot: Path | None, **o: Any) -> None:
     """Show what fits on each GPU: weights, KV cache, context, sequences, decode rate."""
@@ -135,23 +177,34 @@ def fit(model: Path, products: tuple[str, ...], as_json: bool, plot: Path | None
     for product in chosen:
         batched = o["batched_tokens"] or memory.default_batched_tokens(product)
         found = memory.fit(described, product, o["utilization"], o["sequences"], batched)
-        rows.append({
-            "gpu": product.name, "title": product.title, "fits": found.fits, **asdict(found),
-            "batched_tokens": batched,
-            "tokens": found.tokens_reported,
-            "sequences_at_context": memory.sequences_for(
-                described, found, o["context"], batched),
-            "context_at_sequences": memory.context_for(
-                described, found, o["sequences"], batched),
-            "decode_tokens_per_second": memory.decode_rate(described, product, 1, 1024),
-        })  # fmt: skip
+        rows.append(
+            {
+                "gpu": product.name,
+                "title": product.title,
+                "fits": found.fits,
+                **asdict(found),
+                "batched_tokens": batched,
+                "tokens": found.tokens_reported,
+                "sequences_at_context": memory.sequences_for(
+                    described, found, o["context"], batched
+                ),
+                "context_at_sequences": memory.context_for(
+                    described, found, o["sequences"], batched
+                ),
+                "decode_tokens_per_second": memory.decode_rate(described, product, 1, 1024),
+            }
+        )
     within, beyond = memory.kv_bytes_per_token(described)
     reference = memory.is_reference(described) and "gb10" in products
     data: dict[str, Any] = {
-        "model": str(model), "weights": described.weights, "kv_cache_dtype": o["kv_cache_dtype"],
-        "kv_bytes_per_token": within, "kv_bytes_per_token_beyond_window": beyond,
-        "read_per_token": described.read_per_token(), "gpus": rows,
-    }  # fmt: skip
+        "model": str(model),
+        "weights": described.weights,
+        "kv_cache_dtype": o["kv_cache_dtype"],
+        "kv_bytes_per_token": within,
+        "kv_bytes_per_token_beyond_window": beyond,
+        "read_per_token": described.read_per_token(),
+        "gpus": rows,
+    }
     if reference:
         spark = memory.fit(described, gpu.product("gb10"), 0.85, 4, 8192)
         data["card"] = memory.against_card(described, spark)
@@ -177,17 +230,27 @@ def _show_fit(data: dict[str, Any], o: dict[str, Any]) -> None:
     )
     table = Table()
     context, sequences = o["context"], o["sequences"]
-    for head in ("GPU", "usable", "overhead", "KV cache", f"sequences of {context:,}",
-                 f"context of {sequences}", "decode at most"):  # fmt: skip
+    for head in (
+        "GPU",
+        "usable",
+        "overhead",
+        "KV cache",
+        f"sequences of {context:,}",
+        f"context of {sequences}",
+        "decode at most",
+    ):
         table.add_column(head, justify="left" if head == "GPU" else "right")
     for row in data["gpus"]:
         overhead = row["activations"] + row["graphs"] + row["context_overhead"]
         table.add_row(
-            row["title"], f"{row['usable'] / 1e9:.1f} GB", f"{overhead / 1e9:.1f} GB",
+            row["title"],
+            f"{row['usable'] / 1e9:.1f} GB",
+            f"{overhead / 1e9:.1f} GB",
             f"{row['cache'] / 1e9:.1f} GB" if row["fits"] else "does not fit",
-            f"{row['sequences_at_context']:,}", f"{row['context_at_sequences']:,}",
+            f"{row['sequences_at_context']:,}",
+            f"{row['context_at_sequences']:,}",
             f"{row['decode_tokens_per_second']:.0f} tok/s",
-        )  # fmt: skip
+        )
     terminal.print(table)
     if "card" in data:
         card = Table(title="Against the reference card", title_justify="left")
@@ -200,13 +263,21 @@ def _show_fit(data: dict[str, Any], o: dict[str, Any]) -> None:
 
 @serve.command()
 @click.option("--container", help="A container of this engine, running or not.")
-@click.option("--inspect", "inspection", type=click.Path(path_type=Path, exists=True),
-              help="Saved JSON of docker inspect.")  # fmt: skip
+@click.option(
+    "--inspect",
+    "inspection",
+    type=click.Path(path_type=Path, exists=True),
+    help="Saved JSON of docker inspect.",
+)
 @click.option("--compose", "compose_file", type=click.Path(path_type=Path, exists=True))
 @click.option("--url", help="A live server.")
 @click.option("--logs", type=click.Path(path_type=Path, exists=True), help="A saved log.")
-@click.option("--nvidia-smi", "smi", type=click.Path(path_type=Path, exists=True),
-              help="Saved CSV of name,compute_cap,driver_version,memory.total.")  # fmt: skip
+@click.option(
+    "--nvidia-smi",
+    "smi",
+    type=click.Path(path_type=Path, exists=True),
+    help="Saved CSV of name,compute_cap,driver_version,memory.total.",
+)
 @_JSON
 def doctor(as_json: bool, **given: Any) -> None:
     """Find what is wrong with a server, from its container, compose file, log or URL."""
@@ -243,12 +314,17 @@ def doctor(as_json: bool, **given: Any) -> None:
     findings = doctors.examine(found)
     if as_json:
         facts = asdict(diagnosis.read_log(found.log or ""))
-        print_json({"examined": found.sources, "log": facts,
-                    "findings": [asdict(f) for f in findings]})  # fmt: skip
+        print_json(
+            {"examined": found.sources, "log": facts, "findings": [asdict(f) for f in findings]}
+        )
     else:
-        print_rows([(f"{f.severity}: {f.id}", f"{f.evidence}\ncause: {f.cause}\nfix: {f.fix}")
-                    for f in findings] or [("healthy", "nothing wrong was found in "
-                                            + ", ".join(found.sources))])  # fmt: skip
+        print_rows(
+            [
+                (f"{f.severity}: {f.id}", f"{f.evidence}\ncause: {f.cause}\nfix: {f.fix}")
+                for f in findings
+            ]
+            or [("healthy", "nothing wrong was found in " + ", ".join(found.sources))]
+        )
     errors = [f.id for f in findings if f.severity == diagnosis.ERROR]
     if errors and as_json:
         sys.exit(ServingError.exit_code)
@@ -258,8 +334,12 @@ def doctor(as_json: bool, **given: Any) -> None:
 
 @serve.command()
 @_URL
-@click.option("--only", multiple=True, type=click.Choice(["text", "vision", "reasoning", "tool"]),
-              help="Kinds of prompts; all by default.")  # fmt: skip
+@click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice(["text", "vision", "reasoning", "tool"]),
+    help="Kinds of prompts; all by default.",
+)
 @click.option("--stream", is_flag=True, help="Stream the answers.")
 @click.option("--timeout", type=click.FloatRange(1, 3600), default=120, show_default=True)
 @_JSON
@@ -285,9 +365,10 @@ def _ask(url: str, as_json: bool, timeout: float, stream: bool, **chosen: Any) -
         raise UsageError(f"--url {url!r}", rule="http://HOST:PORT or https://HOST")
     if reason := client.unreachable(url):
         raise ServingError(
-            f"no server answers at {url}: {reason}", rule="GET /health",
+            f"no server answers at {url}: {reason}",
+            rule="GET /health",
             remedy="build.py serve doctor --container NAME says why",
-        )  # fmt: skip
+        )
     console = Console()
     with console.step("ask") as step:
         asked = questions.examine(url, step.report, stream=stream, timeout=timeout, **chosen)
@@ -299,14 +380,18 @@ def _ask(url: str, as_json: bool, timeout: float, stream: bool, **chosen: Any) -
     if as_json:
         print_json([asdict(v) for v in verdicts])
     else:
-        print_rows([(f"{v.outcome}: {v.name}",
-                     v.answer[:300] + (f"\n{v.problem}" if v.problem else ""))
-                    for v in verdicts])  # fmt: skip
+        print_rows(
+            [
+                (f"{v.outcome}: {v.name}", v.answer[:300] + (f"\n{v.problem}" if v.problem else ""))
+                for v in verdicts
+            ]
+        )
     wrong = [f"{v.name}: {v.problem}" for v in verdicts if v.outcome == "wrong"]
     if wrong and as_json:
         sys.exit(ServingError.exit_code)
     if wrong:
         raise ServingError(
-            "\n".join(wrong), rule="the reference card's answers at temperature 0",
+            "\n".join(wrong),
+            rule="the reference card's answers at temperature 0",
             remedy="build.py serve doctor finds the cause",
-        )  # fmt: skip
+        )

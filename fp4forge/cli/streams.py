@@ -58,9 +58,11 @@ def prepare() -> None:
 
 def _text(raw: io.FileIO, before: Any) -> io.TextIOWrapper:
     return io.TextIOWrapper(
-        io.BufferedWriter(raw), getattr(before, "encoding", None) or "utf-8",
-        errors="backslashreplace", line_buffering=raw.isatty() or raw.fileno() == 2,
-    )  # fmt: skip
+        io.BufferedWriter(raw),
+        getattr(before, "encoding", None) or "utf-8",
+        errors="backslashreplace",
+        line_buffering=raw.isatty() or raw.fileno() == 2,
+    )
 
 
 def drop() -> None:

@@ -15,8 +15,11 @@ from fp4forge.core.console import Console, print_json
 @click.argument("image")
 @click.option("--to", "nodes", required=True, metavar="USER@HOST,…", help="Machines with Docker.")
 @click.option("--name", help="REPOSITORY:TAG on the nodes; by default the image's own.")
-@click.option("--ssh-config", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-              help="ssh configuration file to use instead of the default.")  # fmt: skip
+@click.option(
+    "--ssh-config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="ssh configuration file to use instead of the default.",
+)
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def distribute(
     image: str, nodes: str, name: str | None, ssh_config: Path | None, as_json: bool
@@ -40,10 +43,18 @@ def distribute(
 
 @click.command()
 @click.argument("image")
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True,
-              help="File to write.")  # fmt: skip
-@click.option("--manifest", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-              help="A compose file (serve compose -o) to include.")  # fmt: skip
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="File to write.",
+)
+@click.option(
+    "--manifest",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A compose file (serve compose -o) to include.",
+)
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def bundle(image: str, output: Path, manifest: Path | None, as_json: bool) -> None:
     """Pack IMAGE (REPOSITORY:TAG in a registry) and its evidence into one checksummed file."""
@@ -59,10 +70,17 @@ def bundle(image: str, output: Path, manifest: Path | None, as_json: bool) -> No
 
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("-o", "--output", "folder", type=click.Path(path_type=Path), required=True,
-              help="New folder for layout, evidence and manifest.")  # fmt: skip
-@click.option("--to", "repository", metavar="HOST/REPOSITORY",
-              help="Push it there, under its own tag.")  # fmt: skip
+@click.option(
+    "-o",
+    "--output",
+    "folder",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="New folder for layout, evidence and manifest.",
+)
+@click.option(
+    "--to", "repository", metavar="HOST/REPOSITORY", help="Push it there, under its own tag."
+)
 @click.option("--load", is_flag=True, help="Load it into this machine's engine.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def unbundle(file: Path, folder: Path, repository: str | None, load: bool, as_json: bool) -> None:

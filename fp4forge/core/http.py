@@ -45,9 +45,15 @@ class Limits:
 
 
 def ask(
-    method: str, url: str, limits: Limits, *, headers: dict[str, str] | None = None,
-    body: bytes | None = None, proxies: bool = True, until: bytes = b"",
-) -> Answer:  # fmt: skip
+    method: str,
+    url: str,
+    limits: Limits,
+    *,
+    headers: dict[str, str] | None = None,
+    body: bytes | None = None,
+    proxies: bool = True,
+    until: bytes = b"",
+) -> Answer:
     """One request and its answer.
 
     Args:
@@ -112,8 +118,12 @@ class _Exchange:
         except (requests.Timeout, urllib3.exceptions.TimeoutError):
             what = "end" if self.answer.status else "answer"
             self.error = f"no {what} within {self.limits.seconds:g} s"
-        except (OSError, ValueError, urllib3.exceptions.HTTPError,
-                http.client.HTTPException) as error:  # fmt: skip
+        except (
+            OSError,
+            ValueError,
+            urllib3.exceptions.HTTPError,
+            http.client.HTTPException,
+        ) as error:
             # OSError: requests' own are, and that of a CA bundle which is not there.
             self.error = _reason(error)
 
@@ -128,10 +138,14 @@ class _Exchange:
     def _send(self, session: Any, deadline: float) -> str:
         """One request; returns where it is redirected to, if that is to be followed."""
         with session.request(
-            self.method, self.url, headers={"Accept-Encoding": "identity"} | self.headers,
-            data=self.body, timeout=(self.limits.connect_seconds, self.limits.seconds),
-            stream=True, allow_redirects=False,
-        ) as found:  # fmt: skip
+            self.method,
+            self.url,
+            headers={"Accept-Encoding": "identity"} | self.headers,
+            data=self.body,
+            timeout=(self.limits.connect_seconds, self.limits.seconds),
+            stream=True,
+            allow_redirects=False,
+        ) as found:
             target = found.headers.get("location", "") if found.is_redirect else ""
             if target and self.limits.redirects and self.method in ("GET", "HEAD"):
                 return str(target)
@@ -154,8 +168,11 @@ class _Exchange:
 
 def _reason(error: BaseException) -> str:
     """Why, in the words of the innermost cause."""
-    while inner := [arg for arg in (getattr(error, "reason", None), *error.args)
-                    if isinstance(arg, BaseException)]:  # fmt: skip
+    while inner := [
+        arg
+        for arg in (getattr(error, "reason", None), *error.args)
+        if isinstance(arg, BaseException)
+    ]:
         error = inner[-1]
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     text = re.sub(r"^.*\[Errno -?[0-9]+\] ([^()]*).*$", r"\1", text)

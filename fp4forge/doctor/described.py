@@ -106,8 +106,7 @@ def from_inspect(data: object, where: str = "docker inspect") -> Evidence:
         environment=dict(entry.split("=", 1) for entry in config.Env or () if "=" in entry),
         command=_words([*_listed(config.Entrypoint), *_listed(config.Cmd)]),
         mounts=[
-            Mount(m.Source or "", m.Destination or "", m.Type or "bind")
-            for m in found.Mounts or ()
+            Mount(m.Source or "", m.Destination or "", m.Type or "bind") for m in found.Mounts or ()
         ],
         status=state.Status or "",
         exit_code=state.ExitCode,
@@ -118,7 +117,7 @@ def from_inspect(data: object, where: str = "docker inspect") -> Evidence:
         gpu_requested=bool(host.DeviceRequests) or host.Runtime == "nvidia",
         published=_host_ports(host.PortBindings),
         sources=["docker inspect"],
-    )  # fmt: skip
+    )
     addresses = _host_ports((found.NetworkSettings or _Network()).Ports)
     if addresses and _PORT.fullmatch(addresses[0]):
         out.address = f"http://127.0.0.1:{addresses[0]}"
@@ -205,7 +204,7 @@ def from_compose(path: Path) -> Evidence:
         ipc=_text(service.ipc),
         gpu_requested=bool(devices) or service.runtime == "nvidia" or "gpus" in chosen,
         sources=[f"compose file {path}"],
-    )  # fmt: skip
+    )
 
 
 def _text(value: _Scalar) -> str:

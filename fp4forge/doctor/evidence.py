@@ -108,8 +108,9 @@ def host(out: Evidence) -> None:
     if shutil.which("nvidia-smi"):
         line = ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version,memory.total"]
         try:
-            done = subprocess.run([*line, "--format=csv,noheader,nounits"], capture_output=True,
-                                  timeout=10)  # fmt: skip
+            done = subprocess.run(
+                [*line, "--format=csv,noheader,nounits"], capture_output=True, timeout=10
+            )
         except (OSError, subprocess.TimeoutExpired):
             return
         out.gpus = gpus(done.stdout.decode(errors="replace"))

@@ -34,16 +34,20 @@ def image(found: Evidence) -> Iterator[Finding]:
         variant is None and re.search(r"vllm-spark-gemma4-nvfp4(?!-awq)(?=[:@]|$)", found.image)
     ):
         yield Finding(
-            "variant", ERROR, f"image {found.image}: no patches in it",
+            "variant",
+            ERROR,
+            f"image {found.image}: no patches in it",
             gemma4.UNPATCHED,
             "use the awq variant of the same release",
-        )  # fmt: skip
+        )
     elif variant is None and found.labels:
         yield Finding(
-            "image", WARNING, f"image {found.image} has no io.fp4forge labels",
+            "image",
+            WARNING,
+            f"image {found.image} has no io.fp4forge labels",
             "not an image of fp4forge: what is in it is not known",
             "build.py ledger IMAGE shows its kernels; build.py --push makes a verified image",
-        )  # fmt: skip
+        )
 
 
 @check
@@ -63,17 +67,22 @@ def patch_mounts(found: Evidence) -> Iterator[Finding]:
             seen += f" (SHA-256 {there[:12]}, the image's is {hashes.after[:12]})"
         said = True
         yield Finding(
-            "patch-mount", ERROR, seen,
+            "patch-mount",
+            ERROR,
+            seen,
             "an old patch over a baked one inverts scales twice, or does not fit this vLLM",
             f"remove the mount that ends in :{mount.target}",
-        )  # fmt: skip
+        )
     # Without the mounts, as from a saved log, the entrypoint's own words are the evidence.
     line = line_of(found, r"fp4forge: error: .* is not the file that this image's patches made")
     if line and not said:
         yield Finding(
-            "patch-mount", ERROR, line, "the image refused to start with a replaced file",
+            "patch-mount",
+            ERROR,
+            line,
+            "the image refused to start with a replaced file",
             "remove the mount that the message names",
-        )  # fmt: skip
+        )
 
 
 @check
@@ -82,10 +91,12 @@ def quantization(found: Evidence) -> Iterator[Finding]:
     line = line_of(found, r"KeyError: .*weight_packed")
     if found.flag("--quantization") == "compressed-tensors" or line:
         yield Finding(
-            "quantization", ERROR, line or "--quantization compressed-tensors",
+            "quantization",
+            ERROR,
+            line or "--quantization compressed-tensors",
             "ModelOpt's NVFP4 has other tensor names: KeyError 'weight_packed'",
             "--quantization modelopt",
-        )  # fmt: skip
+        )
 
 
 @check
@@ -94,10 +105,12 @@ def moe_backend(found: Evidence) -> Iterator[Finding]:
     backend = read_log(found.log or "").moe
     if backend and backend != "MARLIN":
         yield Finding(
-            "moe-backend", ERROR, f"Using '{backend}' NvFp4 MoE backend",
+            "moe-backend",
+            ERROR,
+            f"Using '{backend}' NvFp4 MoE backend",
             gemma4.MOE_ONLY_MARLIN,
             "--moe-backend marlin",
-        )  # fmt: skip
+        )
         return
     if backend or not found.command or "serve" not in found.command:
         return
@@ -107,10 +120,12 @@ def moe_backend(found: Evidence) -> Iterator[Finding]:
         forced = False
     if not forced and found.flag("--moe-backend") != "marlin":
         yield Finding(
-            "moe-backend", ERROR, "neither --moe-backend marlin nor VLLM_TEST_FORCE_FP8_MARLIN=1",
+            "moe-backend",
+            ERROR,
+            "neither --moe-backend marlin nor VLLM_TEST_FORCE_FP8_MARLIN=1",
             "SM12x would pick VLLM_CUTLASS for the experts: KeyError or garbage",
             "--moe-backend marlin",
-        )  # fmt: skip
+        )
 
 
 @check
@@ -122,11 +137,12 @@ def linear_backend(found: Evidence) -> Iterator[Finding]:
     native = not line_of(found, "does not have native support for FP4")
     if forced or ("marlin" in backend.lower() and native):
         yield Finding(
-            "linear-backend", WARNING,
+            "linear-backend",
+            WARNING,
             f"{backend} for NVFP4 GEMM" if backend else "Marlin is forced for linear layers",
             "weight-only: the FP4 tensor cores stay idle in attention and dense layers",
             "remove VLLM_NVFP4_GEMM_BACKEND and --linear-backend: only MoE needs Marlin",
-        )  # fmt: skip
+        )
 
 
 @check
@@ -139,10 +155,12 @@ def removed_switches(found: Evidence) -> Iterator[Finding]:
         switch = SWITCHES[name]
         if not switch.known(found.version):
             yield Finding(
-                "removed-switch", WARNING, f"{name} is set; vLLM {found.version} does not read it",
+                "removed-switch",
+                WARNING,
+                f"{name} is set; vLLM {found.version} does not read it",
                 f"known from {switch.since}" + (f" until {switch.gone}" if switch.gone else ""),
                 f"use {switch.successor}" if switch.successor else "remove it",
-            )  # fmt: skip
+            )
         elif name == "VLLM_USE_FLASHINFER_MOE_FP4" and found.environment[name] == "1":
             yield Finding("flashinfer-moe", ERROR, f"{name}=1", switch.note, "remove it")
 
@@ -152,10 +170,12 @@ def kv_cache(found: Evidence) -> Iterator[Finding]:
     """The KV cache's format by its short name."""
     if found.flag("--kv-cache-dtype") == "fp8":
         yield Finding(
-            "kv-cache-dtype", NOTE, "--kv-cache-dtype fp8",
+            "kv-cache-dtype",
+            NOTE,
+            "--kv-cache-dtype fp8",
             "the same as fp8_e4m3 today; a release may choose another one by that name",
             "--kv-cache-dtype fp8_e4m3",
-        )  # fmt: skip
+        )
 
 
 @check
@@ -167,10 +187,12 @@ def speculative(found: Evidence) -> Iterator[Finding]:
     eagle = [m.target for m in found.mounts if "eagle" in m.target.lower()]
     if line or flags or eagle:
         yield Finding(
-            "speculative", ERROR, line or ", ".join(flags + eagle),
+            "speculative",
+            ERROR,
+            line or ", ".join(flags + eagle),
             gemma4.NO_EAGLE3,
             "leave speculative decoding out",
-        )  # fmt: skip
+        )
 
 
 @check
@@ -191,10 +213,12 @@ def expert_split(found: Evidence) -> Iterator[Finding]:
         )
     if line or cut:
         yield Finding(
-            "expert-split", ERROR, line or cut,
+            "expert-split",
+            ERROR,
+            line or cut,
             "Marlin multiplies by multiples of 64 (vLLM csrc/moe/marlin_moe_wna16/ops.cu)",
             "add --enable-expert-parallel: each GPU gets whole experts",
-        )  # fmt: skip
+        )
 
 
 def _expert_width(folder: Path) -> int:
@@ -240,20 +264,35 @@ def model_mount(found: Evidence) -> Iterator[Finding]:
             if reading.is_folder(folder) and _has_files(folder):
                 state = "has no config.json"
             yield Finding(
-                "model-mount", ERROR, f"{folder} {state}", "Docker makes an empty folder of a"
-                " source that is not there", "mount the folder with config.json and the weights",
-            )  # fmt: skip
-    if model and model.startswith("/") and found.mounts and not any(
-        model == m.target or model.startswith(m.target.rstrip("/") + "/") for m in found.mounts
-    ):  # fmt: skip
+                "model-mount",
+                ERROR,
+                f"{folder} {state}",
+                "Docker makes an empty folder of a source that is not there",
+                "mount the folder with config.json and the weights",
+            )
+    if (
+        model
+        and model.startswith("/")
+        and found.mounts
+        and not any(
+            model == m.target or model.startswith(m.target.rstrip("/") + "/") for m in found.mounts
+        )
+    ):
         yield Finding(
-            "model-mount", ERROR, f"nothing is mounted at {model}",
+            "model-mount",
+            ERROR,
+            f"nothing is mounted at {model}",
             "the server looks for the model where the container has none",
             f"mount the checkpoint at {model}",
-        )  # fmt: skip
+        )
     if line := line_of(found, r"(Invalid repository ID or local directory|is not a local folder)"):
-        yield Finding("model-mount", ERROR, line, "no checkpoint at that place",
-                      "mount the folder with config.json and the weights")  # fmt: skip
+        yield Finding(
+            "model-mount",
+            ERROR,
+            line,
+            "no checkpoint at that place",
+            "mount the folder with config.json and the weights",
+        )
 
 
 @check
@@ -261,7 +300,9 @@ def versions(found: Evidence) -> Iterator[Finding]:
     """A vLLM too old to know the model."""
     if found.version and Version(found.version) < Version(gemma4.FIRST_VLLM):
         yield Finding(
-            "vllm-version", ERROR, f"vLLM {found.version}",
+            "vllm-version",
+            ERROR,
+            f"vLLM {found.version}",
             gemma4.TOO_OLD,
             f"an image of release {gemma4.FIRST_VLLM} or later",
-        )  # fmt: skip
+        )

@@ -125,12 +125,19 @@ def bootstrap_line(base: Base, architecture: str, layer: Path, mirror: str) -> l
     # machine's; the image's own apt has the keys where it expects them.
     keyring = f"[signed-by={KEYRINGS / base.keyring}]"
     return [
-        "env", f"SOURCE_DATE_EPOCH={EPOCH}",
-        "mmdebstrap", "--mode=root", "--variant=minbase", f"--architectures={architecture}",
-        "--format=tar", "--skip=output/dev",
+        "env",
+        f"SOURCE_DATE_EPOCH={EPOCH}",
+        "mmdebstrap",
+        "--mode=root",
+        "--variant=minbase",
+        f"--architectures={architecture}",
+        "--format=tar",
+        "--skip=output/dev",
         "--customize-hook=sed -i 's/ \\[signed-by=[^]]*\\]//' \"$1\"/etc/apt/sources.list",
-        base.suite, str(layer), f"deb {keyring} {mirror} {base.suite} main",
-    ]  # fmt: skip
+        base.suite,
+        str(layer),
+        f"deb {keyring} {mirror} {base.suite} main",
+    ]
 
 
 def _recipe(base: Base) -> str:

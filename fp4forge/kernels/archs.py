@@ -23,9 +23,13 @@ _BLACKWELL = {
 }
 CUDAS = tuple(_BLACKWELL)
 _NAMES = {
-    "Ampere": ["8.0", "8.6"], "Ada": ["8.9"], "Hopper": ["9.0"], "Turing": ["7.5"],
-    "Blackwell": ["10.0", "12.0"], "Blackwell+Tegra": ["10.1"],
-}  # fmt: skip
+    "Ampere": ["8.0", "8.6"],
+    "Ada": ["8.9"],
+    "Hopper": ["9.0"],
+    "Turing": ["7.5"],
+    "Blackwell": ["10.0", "12.0"],
+    "Blackwell+Tegra": ["10.1"],
+}
 _ENTRY = re.compile(r"[0-9]{1,4}\.[0-9][af]?")
 
 
@@ -136,9 +140,14 @@ def judge(
     gpus = {gpu.name: _verdict(gpu, groups, guards, cuda) for gpu in GPUS.values()}
     named = {re.sub(r"[af]?(\+PTX)?$", "", arch) for arch in torch_archs(text)}
     return Prediction(
-        vllm, cuda, text, groups, gpus,
-        tuple(gpu.name for gpu in GPUS.values() if gpu.label in named), guards,
-    )  # fmt: skip
+        vllm,
+        cuda,
+        text,
+        groups,
+        gpus,
+        tuple(gpu.name for gpu in GPUS.values() if gpu.label in named),
+        guards,
+    )
 
 
 def _check_nvcc(targets: list[str], cuda: str) -> None:
@@ -190,8 +199,13 @@ def _verdict(
     if fp4 == "missing":
         notes.append(f"use {advice(gpu, cuda)}")
     marlin = _best(groups["moe_marlin"], gpu)[0]
-    return {"fp4": fp4, "fp8": fp8, "moe_marlin": marlin, "ok": fp4 in RUNS,
-            "reason": "; ".join(notes)}  # fmt: skip
+    return {
+        "fp4": fp4,
+        "fp8": fp8,
+        "moe_marlin": marlin,
+        "ok": fp4 in RUNS,
+        "reason": "; ".join(notes),
+    }
 
 
 def _of(gpu: Gpu, target: str) -> bool:

@@ -77,8 +77,13 @@ class Cubin:
             name: sum(getattr(kernel, name) for kernel in self.kernels)
             for name in ("fp4_mma", "fp4_cvt", "fp8_mma")
         }
-        return {"arch": self.arch, "kind": self.kind, "disassembled": self.disassembled, **totals,
-                "kernels": [asdict(kernel) for kernel in self.kernels]}  # fmt: skip
+        return {
+            "arch": self.arch,
+            "kind": self.kind,
+            "disassembled": self.disassembled,
+            **totals,
+            "kernels": [asdict(kernel) for kernel in self.kernels],
+        }
 
 
 @dataclass(frozen=True)

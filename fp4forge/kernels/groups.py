@@ -69,10 +69,22 @@ _FLASHINFER = ("flashinfer", "flashinfer_jit_cache")
 _TABLE = (
     # QuTLASS's GEMMs are CUTLASS's as vLLM's are: those for MXFP4 and NVFP4 come of one source.
     # Its TARGET_CUDA_ARCH selects one family for all sources (qutlass.cmake).
-    Group("qutlass_gemm", r"^qutlass/.*/gemm\.cu", r"GemmUniversal.*float_e2m1", "fp4_mma",
-          without=_GROUPED, beside=r"GemmUniversalIN4cute.*float_ue8m0", one_family=True),
-    Group("nvfp4_gemm", r"fp4/nvfp4_scaled_mm_(sm120_)?kernels",
-          r"GemmUniversal.*float_e2m1|nvfp4_gemm", "fp4_mma", without=_GROUPED),
+    Group(
+        "qutlass_gemm",
+        r"^qutlass/.*/gemm\.cu",
+        r"GemmUniversal.*float_e2m1",
+        "fp4_mma",
+        without=_GROUPED,
+        beside=r"GemmUniversalIN4cute.*float_ue8m0",
+        one_family=True,
+    ),
+    Group(
+        "nvfp4_gemm",
+        r"fp4/nvfp4_scaled_mm_(sm120_)?kernels",
+        r"GemmUniversal.*float_e2m1|nvfp4_gemm",
+        "fp4_mma",
+        without=_GROUPED,
+    ),
     Group("mxfp4_grouped_gemm", r"fp4/mxfp4_blockwise_moe", r"float_ue8m0", "fp4_mma"),
     Group("nvfp4_grouped_gemm", r"fp4/nvfp4_blockwise_moe", _GROUPED, "fp4_mma"),
     Group("mxfp4_quantise", r"fp4/mxfp4_experts_quant", r"mxfp4_cvt", "fp4_cvt"),
@@ -82,16 +94,29 @@ _TABLE = (
     Group("flashmla_fp4", r"^flashmla/.*fp4", _FLASHMLA, "fp4_cvt"),
     Group("qutlass_quantise", r"^qutlass/.*/fused_quantize", r"GemmQuant|GemmUniversal", "fp4_cvt"),
     # Experts get four outputs and offsets, as no other quantiser does.
-    Group("nvfp4_experts_quantise", r"fp4/nvfp4_experts_quant", r"cvt_fp16_to_fp4I.*S7_S7_S7_i",
-          "fp4_cvt"),
-    Group("nvfp4_quantise", r"fp4/(nvfp4_quant_kernels|activation_nvfp4)",
-          r"cvt_fp16_to_fp4|nvfp4_quant", "fp4_cvt"),
-    Group("fp8_gemm", r"/scaled_mm_sm1[02]0_fp8\.", r"GemmUniversal.*float_e4m3", "fp8_mma",
-          without=rf"{_GROUPED}|float_ue8m0"),
+    Group(
+        "nvfp4_experts_quantise",
+        r"fp4/nvfp4_experts_quant",
+        r"cvt_fp16_to_fp4I.*S7_S7_S7_i",
+        "fp4_cvt",
+    ),
+    Group(
+        "nvfp4_quantise",
+        r"fp4/(nvfp4_quant_kernels|activation_nvfp4)",
+        r"cvt_fp16_to_fp4|nvfp4_quant",
+        "fp4_cvt",
+    ),
+    Group(
+        "fp8_gemm",
+        r"/scaled_mm_sm1[02]0_fp8\.",
+        r"GemmUniversal.*float_e4m3",
+        "fp8_mma",
+        without=rf"{_GROUPED}|float_ue8m0",
+    ),
     Group("moe_data", r"/moe/moe_data", r"compute_problem_sizes"),
     Group("marlin", r"marlin/sm(75|80)_kernel", r"^_ZN6marlin6Marlin"),
     Group("moe_marlin", r"marlin_moe_wna16/sm(75|80)_kernel", r"^_ZN16marlin_moe_wna166Marlin"),
-)  # fmt: skip
+)
 # FlashInfer's modules by their files: those of vLLM's NVFP4 linear layers. What else it has (MoE,
 # attention, all-reduce; with FP4 instructions too) counts for none.
 _MODULES = (
@@ -104,10 +129,18 @@ FP8_GUARDS = {"enable_sm100f_only": r"11\.", "enable_sm120_only": r"12\.[1-9]"}
 
 COMPILED = {group.name: group for group in _TABLE}
 REQUIRED = ("nvfp4_gemm", "nvfp4_quantise")
-GROUPS = tuple(dict.fromkeys(
-    (*REQUIRED, "nvfp4_grouped_gemm", "nvfp4_experts_quantise", "nvfp4_kv_cache", *COMPILED,
-     *(group.name for _, group in _MODULES))
-))  # fmt: skip
+GROUPS = tuple(
+    dict.fromkeys(
+        (
+            *REQUIRED,
+            "nvfp4_grouped_gemm",
+            "nvfp4_experts_quantise",
+            "nvfp4_kv_cache",
+            *COMPILED,
+            *(group.name for _, group in _MODULES),
+        )
+    )
+)
 
 # What other sources are called in `arch explain`, by what stands in their paths; the first match
 # counts. A source of no name is core if it is compiled for what the bindings are compiled for.

@@ -82,8 +82,7 @@ class Ledger:
             for file in files:
                 for cubin in file["cubins"]:
                     cubin["kernels"] = len(cubin["kernels"])
-        return {"target": self.target, "files": files, "groups": self.targets(),
-                "gpus": self.gpus}  # fmt: skip
+        return {"target": self.target, "files": files, "groups": self.targets(), "gpus": self.gpus}
 
 
 def packages(folders: list[Path], cache: Path, report: Progress) -> Ledger:

@@ -121,10 +121,13 @@ def draft(version: str, report: Progress) -> Draft:
     text = render.plain("release.yaml.j2", **values, arch_lists=lists)
     release.parse(text, f"releases/{version}.yaml")
     notes.found = {
-        "uploaded": values["uploaded"], "resolve_before": values["resolve_before"], "cuda": cuda,
+        "uploaded": values["uploaded"],
+        "resolve_before": values["resolve_before"],
+        "cuda": cuda,
         **{name: pins[name] for name in ("torch", "transformers", "flashinfer-python")},
-        "wheel_arch_lists": lists, "externals": list(values["externals"]),
-    }  # fmt: skip
+        "wheel_arch_lists": lists,
+        "externals": list(values["externals"]),
+    }
     notes.patches = {state.id: state.state for state in ported.states}
     for state in ported.conflicts:
         notes.person.append(
@@ -229,9 +232,13 @@ def _pins(version: str, last: date) -> tuple[dict[str, str], str]:
 def _resolve(requirements: list[str], last: date) -> dict[str, str]:
     python = max(bases.load(name).python for name in bases.names())
     text = locking.compile_(
-        requirements, [], f"--python-platform={PLATFORMS[AMD64].wheel}",
-        f"--python-version={python}", f"--exclude-newer={last}", "--only-binary=:all:",
-    )  # fmt: skip
+        requirements,
+        [],
+        f"--python-platform={PLATFORMS[AMD64].wheel}",
+        f"--python-version={python}",
+        f"--exclude-newer={last}",
+        "--only-binary=:all:",
+    )
     return dict(map(locks.pin, entries(text).values()))
 
 
@@ -254,8 +261,10 @@ def _environment(before: Release, tree: Path, notes: Report) -> dict[str, dict[s
 
 def _leave_out(before: Release) -> list[LeaveOut]:
     """The earlier release's, and the rules that name no file."""
-    rules = {"foreign-processor": "it is compiled for another processor",
-             "other-cuda": "the same is there for the image's own CUDA"}  # fmt: skip
+    rules = {
+        "foreign-processor": "it is compiled for another processor",
+        "other-cuda": "the same is there for the image's own CUDA",
+    }
     known = {entry.rule for entry in before.leave_out}
     new = [LeaveOut(rule=name, why=why) for name, why in rules.items() if name not in known]
     return [*new, *before.leave_out]

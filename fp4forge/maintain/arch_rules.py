@@ -72,10 +72,12 @@ def extract(tree: Path, version: str) -> dict[str, str]:
         reduced.write_text(text)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             pairs = [
-                [pool.submit(cmake.evaluate, path, cuda, grid(cuda))
-                 for path in (tree / "CMakeLists.txt", reduced)]
+                [
+                    pool.submit(cmake.evaluate, path, cuda, grid(cuda))
+                    for path in (tree / "CMakeLists.txt", reduced)
+                ]
                 for cuda in archs.CUDAS
-            ]  # fmt: skip
+            ]
         for cuda, (original, part) in zip(archs.CUDAS, pairs, strict=True):
             for entries, whole, less in zip(
                 grid(cuda), original.result(), part.result(), strict=True
@@ -151,8 +153,11 @@ def _check_reached(tree: Path) -> None:
                 event = json.loads(line)
                 if event.get("cmd", "").lower() == "set_gencode_flags_for_srcs":
                     path = (tree / event["file"]).resolve()
-                    reached.add(f"{path.relative_to(tree.resolve())}:{event['line']}"
-                                if path.is_relative_to(tree.resolve()) else "")  # fmt: skip
+                    reached.add(
+                        f"{path.relative_to(tree.resolve())}:{event['line']}"
+                        if path.is_relative_to(tree.resolve())
+                        else ""
+                    )
     for command in cmake_script.included(tree, "CMakeLists.txt", {}):
         if command.name == "set_gencode_flags_for_srcs" and command.where not in reached:
             raise ReleaseError(
@@ -195,8 +200,10 @@ def _guards(tree: Path) -> list[str]:
         ReleaseError: a wrapper of theirs is not known.
     """
     found: dict[str, str] = {}
-    for path in (*tree.glob("csrc/**/scaled_mm*sm1[02]0*fp8*"),
-                 *tree.glob("csrc/**/cutlass/c3x/scaled_mm.cuh")):  # fmt: skip
+    for path in (
+        *tree.glob("csrc/**/scaled_mm*sm1[02]0*fp8*"),
+        *tree.glob("csrc/**/cutlass/c3x/scaled_mm.cuh"),
+    ):
         for guard in re.findall(r"enable_sm1\w+_only", path.read_text()):
             found[guard] = path.relative_to(tree).as_posix()
     for guard in found.keys() - FP8_GUARDS.keys():

@@ -80,9 +80,13 @@ def _record(old: Series, states: list[State], version: str) -> str:
             files_ = re.compile(r"^    files:.*\n(?:      .*\n)*", re.M)
             carried.append(files_.sub("    files: {}\n", _block(text, patch.id), count=1))
     return render.plain(
-        "series.yaml.j2", version=version, of=old.version,
-        carried=carried, upstream=upstream, conflicts=conflicts,
-    )  # fmt: skip
+        "series.yaml.j2",
+        version=version,
+        of=old.version,
+        carried=carried,
+        upstream=upstream,
+        conflicts=conflicts,
+    )
 
 
 def _fixed(patch: Patch, block: str, version: str) -> str:

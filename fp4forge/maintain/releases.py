@@ -11,8 +11,16 @@ from fp4forge.inputs.locks import LockName
 from fp4forge.inputs.release import Release
 
 # What a release's file says, in the order in which people ask for it.
-_FIELDS = ("vllm_version", "torch", "cuda", "transformers", "flashinfer", "arch_list",
-           "resolve_before", "unpacked_gb")  # fmt: skip
+_FIELDS = (
+    "vllm_version",
+    "torch",
+    "cuda",
+    "transformers",
+    "flashinfer",
+    "arch_list",
+    "resolve_before",
+    "unpacked_gb",
+)
 
 
 def differences(old: str, new: str) -> list[tuple[str, str, str]]:

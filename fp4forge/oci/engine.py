@@ -98,9 +98,14 @@ def check_platform(info: dict[str, Any], platform: str, builder: str | None) -> 
             f"builder {builder or 'default'}: {_last(done.stderr)}",
             remedy="docker buildx ls shows the builders that there are",
         )
-    found = set(re.findall(r"linux/[a-z0-9]+", " ".join(
-        line for line in done.stdout.splitlines() if line.strip().startswith("Platforms:")
-    )))  # fmt: skip
+    found = set(
+        re.findall(
+            r"linux/[a-z0-9]+",
+            " ".join(
+                line for line in done.stdout.splitlines() if line.strip().startswith("Platforms:")
+            ),
+        )
+    )
     if builder is None and platform != host_platform() and not emulated(platform):
         found.discard(platform)  # BuildKit goes on listing what ran once
     if platform not in found:

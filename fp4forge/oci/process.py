@@ -36,9 +36,11 @@ def run(
 
 
 def follow(
-    line: list[str], each: Callable[[str], None], silence: float,
+    line: list[str],
+    each: Callable[[str], None],
+    silence: float,
     kind: type[ForgeError] = RegistryError,
-) -> int:  # fmt: skip
+) -> int:
     """Runs a program and passes on its output line by line; returns its exit code.
 
     Args:

@@ -86,9 +86,13 @@ def _run(script: Path, cuda: str, lists: list[str], folder: Path, options: tuple
     line += [f"-D{name}={value}" for name, value in asked.items()]
     try:
         return subprocess.run(
-            [*line, "-P", str(_STAND_INS)], cwd=script.parent, capture_output=True,
-            encoding="utf-8", errors="replace", timeout=_SECONDS,
-        ).stderr  # fmt: skip
+            [*line, "-P", str(_STAND_INS)],
+            cwd=script.parent,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_SECONDS,
+        ).stderr
     except subprocess.TimeoutExpired:
         raise ReleaseError(f"{script.name} does not end under CMake within {_SECONDS} s") from None
 

@@ -86,9 +86,13 @@ class Plan:
     def moving_tag(self) -> str:
         """The tag that follows the newest verified image of this kind and platform."""
         return tags.moving(
-            self.release, self.arch, self.variant, self.strategy, self.inputs.base.slug,
+            self.release,
+            self.arch,
+            self.variant,
+            self.strategy,
+            self.inputs.base.slug,
             self.platform,
-        )  # fmt: skip
+        )
 
     @property
     def immutable_tag(self) -> str:

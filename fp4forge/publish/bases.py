@@ -80,9 +80,10 @@ def _bootstrap(base: Base, platform: str, reference: str, report: Progress) -> N
         raise ToolError("mmdebstrap is not installed", remedy="run make setup")
     if os.geteuid() != 0:
         raise BaseImageError(
-            "mmdebstrap needs root here", rule="it makes the files of root and of system users",
+            "mmdebstrap needs root here",
+            rule="it makes the files of root and of system users",
             remedy="run as root, or use --base " + names()[0],
-        )  # fmt: skip
+        )
     keyring = KEYRINGS / base.keyring
     if not keyring.is_file():
         raise ToolError(
@@ -130,11 +131,13 @@ def import_layer(layer: Path, platform: str, reference: str) -> None:
     created = datetime.fromtimestamp(int(EPOCH), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     system, architecture = platform.split("/")
     config = {
-        "architecture": architecture, "os": system, "created": created,
+        "architecture": architecture,
+        "os": system,
+        "created": created,
         "config": {"Cmd": ["bash"]},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{diff_id}"]},
         "history": [{"created": created, "comment": "mmdebstrap"}],
-    }  # fmt: skip
+    }
     manifest = [{"Config": "config.json", "RepoTags": [reference], "Layers": [layer.name]}]
     image = layer.with_name("image.tar")
     with tarfile.open(image, "w") as archive:

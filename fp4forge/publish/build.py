@@ -107,9 +107,15 @@ def compile_record(plan: Plan, context: Path, options: Options, report: Progress
 
 
 def _export(
-    target: str, name: str, kept: Path, plan: Plan, context: Path, options: Options,
-    report: Progress, checked: Future[Any] | None = None,
-) -> None:  # fmt: skip
+    target: str,
+    name: str,
+    kept: Path,
+    plan: Plan,
+    context: Path,
+    options: Options,
+    report: Progress,
+    checked: Future[Any] | None = None,
+) -> None:
     """Builds a stage that holds one file, and keeps the file."""
     folder = context.with_name(f"{plan.id}.{target}")
     line = command(plan, context, [f"type=local,dest={folder}"], options, target=target)

@@ -158,9 +158,13 @@ def _bring(
     line += ["-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3"]
     line += ["-R", f"127.0.0.1:0:{host}", node.address, _SCRIPT]
     process = subprocess.Popen(
-        line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        encoding="utf-8", errors="replace",
-    )  # fmt: skip
+        line,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+    )
     assert process.stdin is not None and process.stdout is not None
     said: list[str] = []
     try:

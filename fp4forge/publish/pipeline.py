@@ -179,11 +179,15 @@ def _run(
         compiled=compiled,
         checks=[asdict(check) for check in made.checks],
         steps=[
-            {"name": s.name, "seconds": round(s.seconds, 2), "verdict": s.verdict,
-             "detail": s.detail}
+            {
+                "name": s.name,
+                "seconds": round(s.seconds, 2),
+                "verdict": s.verdict,
+                "detail": s.detail,
+            }
             for s in console.steps
         ],
-    )  # fmt: skip
+    )
 
 
 def run_all(

@@ -89,12 +89,14 @@ def unreachable(url: str, timeout: float = 5.0) -> str:
 def _ask(method: str, url: str, path: str, seconds: float, body: Any = None) -> http.Answer:
     # Not redirected: the question would go to a server that nobody named.
     return http.ask(
-        method, url.rstrip("/") + path, http.Limits(seconds, SERVER_BYTES),
+        method,
+        url.rstrip("/") + path,
+        http.Limits(seconds, SERVER_BYTES),
         headers={"Content-Type": "application/json"} if body else {},
         body=json.dumps(body).encode() if body else None,
         until=b"\n" + _DONE.encode(),  # in a JSON string no line begins with it
         proxies="127.0.0.1" not in url and "localhost" not in url,
-    )  # fmt: skip
+    )
 
 
 def models(url: str) -> list[str]:
@@ -108,9 +110,14 @@ def models(url: str) -> list[str]:
 
 
 def chat(
-    url: str, messages: list[dict[str, Any]], *, model: str = "", stream: bool = False,
-    timeout: float = TIMEOUT, **options: Any,
-) -> Answer:  # fmt: skip
+    url: str,
+    messages: list[dict[str, Any]],
+    *,
+    model: str = "",
+    stream: bool = False,
+    timeout: float = TIMEOUT,
+    **options: Any,
+) -> Answer:
     """One chat completion at temperature 0.
 
     Args:
@@ -122,9 +129,13 @@ def chat(
         options: more of the request's body.
     """
     body = {
-        "model": model or (models(url) or ["default"])[0], "messages": messages,
-        "temperature": 0, "max_tokens": 512, "stream": stream, **options,
-    }  # fmt: skip
+        "model": model or (models(url) or ["default"])[0],
+        "messages": messages,
+        "temperature": 0,
+        "max_tokens": 512,
+        "stream": stream,
+        **options,
+    }
     start = time.monotonic()
     try:
         done = _ask("POST", url, "/v1/chat/completions", timeout, body)
@@ -154,9 +165,11 @@ def _whole(done: http.Answer) -> Answer:
     if message is None:
         return Answer(problem="not a chat completion: no message in it")
     return Answer(
-        message.content or "", message.reasoning_content or message.reasoning or "",
-        tuple(message.tool_calls or ()), found.choices[0].finish_reason or "",
-    )  # fmt: skip
+        message.content or "",
+        message.reasoning_content or message.reasoning or "",
+        tuple(message.tool_calls or ()),
+        found.choices[0].finish_reason or "",
+    )
 
 
 def _stream(done: http.Answer) -> Answer:

@@ -51,17 +51,27 @@ def render(server: Server, kind: str) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES / "serve"), undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+        loader=FileSystemLoader(TEMPLATES / "serve"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
         autoescape=False,  # noqa: S701 - not HTML; every value goes through a filter below
-    )  # fmt: skip
+    )
     environment.filters |= {
-        "yaml": _yaml, "compose": _compose, "shell": lambda v: shlex.quote(str(v)), "unit": _unit
-    }  # fmt: skip
+        "yaml": _yaml,
+        "compose": _compose,
+        "shell": lambda v: shlex.quote(str(v)),
+        "unit": _unit,
+    }
     return environment.get_template(FORMATS[kind]).render(
-        s=server, model_dir=f"{MODEL_DIR}/{server.served_name}", cache_dir=CACHE_DIR, uid=UID,
-        cache=f"{server.name}-cache", flags=list(zip_arguments(server)),
-    )  # fmt: skip
+        s=server,
+        model_dir=f"{MODEL_DIR}/{server.served_name}",
+        cache_dir=CACHE_DIR,
+        uid=UID,
+        cache=f"{server.name}-cache",
+        flags=list(zip_arguments(server)),
+    )
 
 
 def zip_arguments(server: Server) -> list[tuple[list[str], str]]:

@@ -282,11 +282,17 @@ CARD: tuple[tuple[str, str, str], ...] = (
     ("weights", "16.4 GB", "read from the files; BF16 parts, vision among them, count"),
     ("kv_tokens", "~700K tokens on a Spark at 0.85", "0.19.1 counts every layer for every token"),
     ("dense_bf16", "54 GB a token, 2,700 GB/s at 50 tok/s", "27 x 10^9 parameters of 2 bytes"),
-    ("dense_nvfp4", "13.5 GB a token, 675 GB/s",
-     "4 bits without the block scales: with them 4.5 bits, 15.2 GB"),
-    ("moe_nvfp4", "2.8 GB a token, 140 GB/s",
-     "the card leaves out the output projection, read whole in BF16 for each token"),
-)  # fmt: skip
+    (
+        "dense_nvfp4",
+        "13.5 GB a token, 675 GB/s",
+        "4 bits without the block scales: with them 4.5 bits, 15.2 GB",
+    ),
+    (
+        "moe_nvfp4",
+        "2.8 GB a token, 140 GB/s",
+        "the card leaves out the output projection, read whole in BF16 for each token",
+    ),
+)
 
 
 def against_card(model: Model, found: Fit) -> list[dict[str, Any]]:

@@ -20,10 +20,26 @@ from fp4forge.serve import client, sandbox
 from fp4forge.serve.client import Answer
 
 CITIES = (
-    "tokyo", "osaka", "kyoto", "yokohama", "nagoya", "sapporo", "kobe", "fukuoka", "hiroshima",
-    "sendai", "nara", "kawasaki", "saitama", "nagasaki", "kanazawa", "naha", "okinawa", "niigata",
+    "tokyo",
+    "osaka",
+    "kyoto",
+    "yokohama",
+    "nagoya",
+    "sapporo",
+    "kobe",
+    "fukuoka",
+    "hiroshima",
+    "sendai",
+    "nara",
+    "kawasaki",
+    "saitama",
+    "nagasaki",
+    "kanazawa",
+    "naha",
+    "okinawa",
+    "niigata",
     "kumamoto",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -126,27 +142,45 @@ def red_square() -> str:
 _WEATHER = {
     "type": "function",
     "function": {
-        "name": "get_weather", "description": "The weather of a city now.",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}},
-                       "required": ["city"]},
+        "name": "get_weather",
+        "description": "The weather of a city now.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+        },
     },
-}  # fmt: skip
+}
 
 PROMPTS = (
     Prompt("capital", client.PARIS, lambda a: _words(a.text, "paris")),
     Prompt("product", "What is 17 * 23?", lambda a: _words(a.text, "391")),
     Prompt("haiku", "Write a haiku about the ocean.", _haiku),
     Prompt("cities", "Name three cities in Japan.", _cities),
-    Prompt("prime", "Write a one-line Python function is_prime(n). Only the code.",
-           lambda a: sandbox.wrong_prime(a.text)),
+    Prompt(
+        "prime",
+        "Write a one-line Python function is_prime(n). Only the code.",
+        lambda a: sandbox.wrong_prime(a.text),
+    ),
     Prompt("photosynthesis", "Explain photosynthesis in one sentence.", _photosynthesis),
-    Prompt("reasoning", "What is 17 * 23? Think first.", _reasoned, "reasoning",
-           {"chat_template_kwargs": {"enable_thinking": True}, "max_tokens": 2048}),
-    Prompt("tool", "What is the weather in Paris now? Use the tool.", _called, "tool",
-           {"tools": [_WEATHER]}),
-    Prompt("vision", "What colour is this square? One word.",
-           lambda a: _words(a.text, "red"), "vision"),
-)  # fmt: skip
+    Prompt(
+        "reasoning",
+        "What is 17 * 23? Think first.",
+        _reasoned,
+        "reasoning",
+        {"chat_template_kwargs": {"enable_thinking": True}, "max_tokens": 2048},
+    ),
+    Prompt(
+        "tool",
+        "What is the weather in Paris now? Use the tool.",
+        _called,
+        "tool",
+        {"tools": [_WEATHER]},
+    ),
+    Prompt(
+        "vision", "What colour is this square? One word.", lambda a: _words(a.text, "red"), "vision"
+    ),
+)
 
 
 def ask(url: str, prompt: Prompt, model: str, stream: bool, timeout: float) -> Verdict:
@@ -158,9 +192,13 @@ def ask(url: str, prompt: Prompt, model: str, stream: bool, timeout: float) -> V
             {"type": "text", "text": prompt.text},
         ]
     answer = client.chat(
-        url, [{"role": "user", "content": content}], model=model, timeout=timeout,
-        stream=stream and prompt.kind != "tool", **(prompt.options or {}),
-    )  # fmt: skip
+        url,
+        [{"role": "user", "content": content}],
+        model=model,
+        timeout=timeout,
+        stream=stream and prompt.kind != "tool",
+        **(prompt.options or {}),
+    )
     problem = answer.problem
     if not problem and not answer.text.strip() and not answer.tool_calls:
         problem = "an empty answer"
@@ -174,9 +212,14 @@ def ask(url: str, prompt: Prompt, model: str, stream: bool, timeout: float) -> V
 
 
 def examine(
-    url: str, report: Progress, *, kinds: tuple[str, ...] = ("text", "vision", "reasoning", "tool"),
-    names: tuple[str, ...] = (), stream: bool = False, timeout: float = client.TIMEOUT,
-) -> Iterator[Verdict]:  # fmt: skip
+    url: str,
+    report: Progress,
+    *,
+    kinds: tuple[str, ...] = ("text", "vision", "reasoning", "tool"),
+    names: tuple[str, ...] = (),
+    stream: bool = False,
+    timeout: float = client.TIMEOUT,
+) -> Iterator[Verdict]:
     """Asks the prompts of some kinds (or of some names) one after the other."""
     known = client.models(url)
     for prompt in PROMPTS:

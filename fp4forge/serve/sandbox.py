@@ -38,8 +38,9 @@ _CHILD = (sys.executable, "-I", __file__)
 _DEFINITION = re.compile(
     r"^(?:async[ \t]+)?def[ \t]+(\w+)"
     r"|^(\w+)[ \t]*(?::[^=\n]*)?=(?=[ \t\\(]*lambda\b)"
-    r"|^(is_prime)[ \t]*=", re.MULTILINE,
-)  # fmt: skip
+    r"|^(is_prime)[ \t]*=",
+    re.MULTILINE,
+)
 _BARE_LAMBDA = re.compile(r"^(?=\(*lambda\b.*:)", re.MULTILINE)
 _FENCE = re.compile(r"```[^\n`]{0,40}\n(.*?)(?:```|\Z)", re.DOTALL)
 # A line of code in an answer without a fence: a statement, a comment, or what goes on with one.
@@ -99,9 +100,14 @@ def _apart(request: dict[str, Any]) -> tuple[str, Any]:
             asked.write(json.dumps(request).encode())
             asked.seek(0)
             child = subprocess.Popen(
-                _CHILD, stdin=asked, stdout=answered, stderr=subprocess.DEVNULL, env={}, cwd="/",
+                _CHILD,
+                stdin=asked,
+                stdout=answered,
+                stderr=subprocess.DEVNULL,
+                env={},
+                cwd="/",
                 start_new_session=True,
-            )  # fmt: skip
+            )
             try:
                 child.wait(seconds)
             finally:
@@ -132,10 +138,14 @@ def _judge(code: str, name: str, seconds: float) -> tuple[str, Any]:
         _drop_privileges(seconds)
         with (
             monty.Monty(binary_path=f"/proc/self/fd/{handle}", max_processes=1) as pool,
-            pool.checkout(limits={
-                "max_feed_duration_secs": seconds, "max_memory": MEMORY, "max_total_sleep_secs": 0,
-            }) as session,
-        ):  # fmt: skip
+            pool.checkout(
+                limits={
+                    "max_feed_duration_secs": seconds,
+                    "max_memory": MEMORY,
+                    "max_total_sleep_secs": 0,
+                }
+            ) as session,
+        ):
             _wall_in(session.worker_pid, seconds)
             # Models assume that these are imported; and this shows that code runs at all.
             session.feed_run("import math\nfrom math import isqrt, sqrt")
@@ -206,10 +216,16 @@ def _drop_privileges(seconds: float) -> None:
     Raises:
         OSError: the kernel refuses to rule setuid programs out; then no code runs.
     """
-    _limit(os.getpid(), {
-        resource.RLIMIT_AS: 2**30, resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: 4096,
-        resource.RLIMIT_NOFILE: 64, resource.RLIMIT_CPU: int(2 * seconds + OVERHEAD_SECONDS),
-    })  # fmt: skip
+    _limit(
+        os.getpid(),
+        {
+            resource.RLIMIT_AS: 2**30,
+            resource.RLIMIT_CORE: 0,
+            resource.RLIMIT_FSIZE: 4096,
+            resource.RLIMIT_NOFILE: 64,
+            resource.RLIMIT_CPU: int(2 * seconds + OVERHEAD_SECONDS),
+        },
+    )
     if os.getuid() == 0:
         # In a user namespace with one user there is no nobody, and root is no more than that user.
         with contextlib.suppress(OSError):
@@ -230,10 +246,16 @@ def _wall_in(worker: int | None, seconds: float) -> None:
     """
     if worker is None:
         raise OSError("Monty's worker has no process id")
-    _limit(worker, {
-        resource.RLIMIT_NOFILE: 0, resource.RLIMIT_NPROC: 0, resource.RLIMIT_FSIZE: 0,
-        resource.RLIMIT_AS: 512 * 2**20, resource.RLIMIT_CPU: int(2 * seconds) + 2,
-    })  # fmt: skip
+    _limit(
+        worker,
+        {
+            resource.RLIMIT_NOFILE: 0,
+            resource.RLIMIT_NPROC: 0,
+            resource.RLIMIT_FSIZE: 0,
+            resource.RLIMIT_AS: 512 * 2**20,
+            resource.RLIMIT_CPU: int(2 * seconds) + 2,
+        },
+    )
 
 
 def _limit(process: int, limits: dict[int, int]) -> None:

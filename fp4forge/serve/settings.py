@@ -70,21 +70,46 @@ class Switch:
 SWITCHES = {
     s.name: s
     for s in (
-        Switch("VLLM_TEST_FORCE_FP8_MARLIN", "0.11", "0.33.0", "--moe-backend marlin",
-               "forces Marlin for MoE and FP8 layers, not for NVFP4 linear layers"),
-        Switch("VLLM_NVFP4_GEMM_BACKEND", "0.12", "0.27.1", "--linear-backend",
-               "chooses the NVFP4 linear kernel; marlin gives up native FP4"),
-        Switch("VLLM_USE_FLASHINFER_MOE_FP4", "0.11", "0.27.1", "--moe-backend",
-               "FlashInfer's MoE refuses Gemma-4's activation: vLLM raises"),
-        Switch("VLLM_FLASHINFER_MOE_BACKEND", "0.11", "0.27.1", "--moe-backend",
-               "no effect without VLLM_USE_FLASHINFER_MOE_FP4"),
+        Switch(
+            "VLLM_TEST_FORCE_FP8_MARLIN",
+            "0.11",
+            "0.33.0",
+            "--moe-backend marlin",
+            "forces Marlin for MoE and FP8 layers, not for NVFP4 linear layers",
+        ),
+        Switch(
+            "VLLM_NVFP4_GEMM_BACKEND",
+            "0.12",
+            "0.27.1",
+            "--linear-backend",
+            "chooses the NVFP4 linear kernel; marlin gives up native FP4",
+        ),
+        Switch(
+            "VLLM_USE_FLASHINFER_MOE_FP4",
+            "0.11",
+            "0.27.1",
+            "--moe-backend",
+            "FlashInfer's MoE refuses Gemma-4's activation: vLLM raises",
+        ),
+        Switch(
+            "VLLM_FLASHINFER_MOE_BACKEND",
+            "0.11",
+            "0.27.1",
+            "--moe-backend",
+            "no effect without VLLM_USE_FLASHINFER_MOE_FP4",
+        ),
         Switch("VLLM_MARLIN_USE_ATOMIC_ADD", "0.9", None, "", "no effect on this model"),
-        Switch("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0.5", None, "",
-               "only lets --max-model-len exceed the model's own 262,144"),
+        Switch(
+            "VLLM_ALLOW_LONG_MAX_MODEL_LEN",
+            "0.5",
+            None,
+            "",
+            "only lets --max-model-len exceed the model's own 262,144",
+        ),
         Switch("--moe-backend", "0.19.0", None, "", "chooses the MoE kernel"),
         Switch("--linear-backend", "0.22.1", None, "", "chooses the linear kernel"),
     )
-}  # fmt: skip
+}
 
 # The card's settings that are not written, and why.
 LEFT_OUT = {
@@ -151,10 +176,17 @@ def marlin_moe(version: str) -> tuple[tuple[Setting, ...], tuple[Setting, ...]]:
 
 
 def server(
-    model: Path, workload: str, version: str, image: str, *,
-    utilization: float = 0.85, port: int = PORT, served_name: str | None = None,
-    quantised: bool | None = None, max_context: int | None = None,
-) -> Server:  # fmt: skip
+    model: Path,
+    workload: str,
+    version: str,
+    image: str,
+    *,
+    utilization: float = 0.85,
+    port: int = PORT,
+    served_name: str | None = None,
+    quantised: bool | None = None,
+    max_context: int | None = None,
+) -> Server:
     """The settings of a server.
 
     Args:
@@ -205,10 +237,13 @@ def server(
     moe_flags, moe_environment = marlin_moe(version)
     flags = [Setting("--served-model-name", served, "the model's name in the API")]
     if quantised:
-        flags.append(Setting(
-            "--quantization", "modelopt",
-            "ModelOpt's NVFP4; compressed-tensors looks for other tensor names",
-        ))  # fmt: skip
+        flags.append(
+            Setting(
+                "--quantization",
+                "modelopt",
+                "ModelOpt's NVFP4; compressed-tensors looks for other tensor names",
+            )
+        )
     flags += [
         *moe_flags,
         Setting("--kv-cache-dtype", "fp8_e4m3", "twice the tokens of BF16; the format by name"),
@@ -217,27 +252,44 @@ def server(
         Setting("--max-num-seqs", str(chosen.max_num_seqs), f"workload {chosen.name}"),
     ]
     if chosen.max_num_batched_tokens:
-        flags.append(Setting("--max-num-batched-tokens", str(chosen.max_num_batched_tokens),
-                             f"workload {chosen.name}: larger prefill chunks"))  # fmt: skip
+        flags.append(
+            Setting(
+                "--max-num-batched-tokens",
+                str(chosen.max_num_batched_tokens),
+                f"workload {chosen.name}: larger prefill chunks",
+            )
+        )
     flags += [
-        Setting("--gpu-memory-utilization", f"{utilization:g}",
-                "the rest is the host's: on unified memory the host's programs live in it"),
+        Setting(
+            "--gpu-memory-utilization",
+            f"{utilization:g}",
+            "the rest is the host's: on unified memory the host's programs live in it",
+        ),
         Setting("--enable-chunked-prefill", "", "long prompts come in pieces between decodes"),
         Setting("--enable-prefix-caching", "", "a shared beginning of prompts is computed once"),
         Setting("--enable-auto-tool-choice", "", "the model may call tools"),
         Setting("--tool-call-parser", gemma4.TOOL_CALL_PARSER, gemma4.TOOL_CALL_WHY),
-        Setting("--reasoning-parser", gemma4.REASONING_PARSER,
-                "thinking goes to its own field of the answer"),
+        Setting(
+            "--reasoning-parser",
+            gemma4.REASONING_PARSER,
+            "thinking goes to its own field of the answer",
+        ),
         Setting("--host", "0.0.0.0", "inside the container"),  # noqa: S104
         Setting("--port", str(PORT), "inside the container; the health check asks there"),
-    ]  # fmt: skip
+    ]
     environment = (
-        Setting("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True",
-                "less fragmentation when prompts differ in length"),
-        Setting("TRITON_CACHE_DIR", f"{CACHE_DIR}/triton",
-                "kernels compiled once are found after a restart, in the cache volume"),
+        Setting(
+            "PYTORCH_CUDA_ALLOC_CONF",
+            "expandable_segments:True",
+            "less fragmentation when prompts differ in length",
+        ),
+        Setting(
+            "TRITON_CACHE_DIR",
+            f"{CACHE_DIR}/triton",
+            "kernels compiled once are found after a restart, in the cache volume",
+        ),
         *moe_environment,
-    )  # fmt: skip
+    )
     return Server(
         name=f"vllm-{served.lower()}"[:63].rstrip("-._"),
         image=image,

@@ -21,8 +21,20 @@ from fp4forge.core.platform import host_platform
 ROOT = Path(__file__).resolve().parents[2]
 REGISTRY = os.environ.get("REGISTRY", "127.0.0.1:5000")
 REPO = "fp4forge/e2e"
-WHEEL = ("--release", "0.20.2", "--arch", "blackwell", "--from", "wheel", "--base", "bootstrap",
-         "--aot", "none", "--repo", REPO)  # fmt: skip
+WHEEL = (
+    "--release",
+    "0.20.2",
+    "--arch",
+    "blackwell",
+    "--from",
+    "wheel",
+    "--base",
+    "bootstrap",
+    "--aot",
+    "none",
+    "--repo",
+    REPO,
+)
 PASSWORD = "s3cr3t-password-of-this-run"
 
 Completed = subprocess.CompletedProcess[str]
@@ -39,9 +51,15 @@ def shell(*command: str, check: bool = True, **environment: str) -> Completed:
 def build(*arguments: str, registry: str = REGISTRY, **environment: str) -> Completed:
     """Runs build.py for the wheel image; its exit code is the test's business."""
     return shell(
-        sys.executable, "build.py", *WHEEL, "--registry", registry, *arguments,
-        check=False, **environment,
-    )  # fmt: skip
+        sys.executable,
+        "build.py",
+        *WHEEL,
+        "--registry",
+        registry,
+        *arguments,
+        check=False,
+        **environment,
+    )
 
 
 def raw(reference: str) -> dict[str, Any]:
@@ -60,9 +78,15 @@ def free_port() -> int:
 
 def tag_digest(tag: str, registry: str = REGISTRY) -> str | None:
     done = shell(
-        "skopeo", "inspect", "--tls-verify=false", "--no-tags", "--format", "{{.Digest}}",
-        f"docker://{registry}/{REPO}:{tag}", check=False,
-    )  # fmt: skip
+        "skopeo",
+        "inspect",
+        "--tls-verify=false",
+        "--no-tags",
+        "--format",
+        "{{.Digest}}",
+        f"docker://{registry}/{REPO}:{tag}",
+        check=False,
+    )
     return done.stdout.strip() if done.returncode == 0 else None
 
 

@@ -61,8 +61,19 @@ class Node:
             f"--net=/run/netns/{self.namespace}",
         ]  # /sys stays: engines need cgroups
         shell("ip", "netns", "add", self.namespace)
-        shell("ip", "link", "add", self.link, "type", "veth", "peer", "name", "eth0",
-              "netns", self.namespace)  # fmt: skip
+        shell(
+            "ip",
+            "link",
+            "add",
+            self.link,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            self.namespace,
+        )
         shell("ip", "addr", "add", f"10.213.{self.number}.1/24", "dev", self.link)
         shell("ip", "link", "set", self.link, "up")
         shell(*inside, "ip", "addr", "add", f"{self.address}/24", "dev", "eth0")
@@ -74,10 +85,17 @@ class Node:
             shell("mount", "-t", "tmpfs", "-o", f"size={disk_mb}m", "tmpfs", str(data))
         (self.folder / "daemon.json").write_text(DAEMON)
         self._run(
-            *inside, "dockerd", f"--data-root={data}", f"--exec-root={self.folder}/exec",
-            f"--pidfile={self.folder}/docker.pid", f"--host={self.socket}", "--bridge=none",
-            "--iptables=false", "--ip6tables=false", f"--config-file={self.folder}/daemon.json",
-        )  # fmt: skip
+            *inside,
+            "dockerd",
+            f"--data-root={data}",
+            f"--exec-root={self.folder}/exec",
+            f"--pidfile={self.folder}/docker.pid",
+            f"--host={self.socket}",
+            "--bridge=none",
+            "--iptables=false",
+            "--ip6tables=false",
+            f"--config-file={self.folder}/daemon.json",
+        )
         host = self.folder / "host_key"
         shell("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(host))
         (self.folder / "authorized_keys").write_text(key.with_suffix(".pub").read_text())

@@ -35,11 +35,20 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def python(image: str, stage: Path, *arguments: str) -> str:
     """What the image's Python prints, with the stage's folder in its place."""
     return shell(
-        "docker", "run", "--rm", "--network=none", "--user=0", f"--volume={stage}:/fp4forge",
+        "docker",
+        "run",
+        "--rm",
+        "--network=none",
+        "--user=0",
+        f"--volume={stage}:/fp4forge",
         f"--volume={stage / 'cache'}:/root/.cache/aot",
-        "--env=SOURCE_DATE_EPOCH=1767225600", "--env=PYTHONPATH=/fp4forge",
-        "--env=FLASHINFER_CUDA_ARCH_LIST=12.1a", "--entrypoint=python3", image, *arguments,
-    ).stdout  # fmt: skip
+        "--env=SOURCE_DATE_EPOCH=1767225600",
+        "--env=PYTHONPATH=/fp4forge",
+        "--env=FLASHINFER_CUDA_ARCH_LIST=12.1a",
+        "--entrypoint=python3",
+        image,
+        *arguments,
+    ).stdout
 
 
 @pytest.fixture(scope="module")

@@ -30,10 +30,17 @@ from tests.e2e.conftest import ROOT, shell
 # Of the published image's release and GPUs: its installed layers are there already.
 RELEASE = "0.20.2"
 REQUEST = Request(
-    "blackwell", RELEASE, strategy="source", base="bootstrap", platform="linux/amd64",
-    arch_list="12.1a", allow_missing=("sm100",), components="core", sources=("cutlass=pypi",),
+    "blackwell",
+    RELEASE,
+    strategy="source",
+    base="bootstrap",
+    platform="linux/amd64",
+    arch_list="12.1a",
+    allow_missing=("sm100",),
+    components="core",
+    sources=("cutlass=pypi",),
     aot="none",
-)  # fmt: skip
+)
 
 # What vLLM 0.20.2's CMake makes of 12.1a for its FP4 kernels (releases/archs).
 TARGET = "12.0f"
@@ -105,10 +112,14 @@ def test_a_csrc_patch_compiles_what_includes_its_file_and_nothing_else(
         diff = "".join(lines).encode()
         before, after = (hashlib.sha256(text.encode()).hexdigest() for text in (old, new))
         series = json.loads(files["csrc/series.json"])
-        series["patches"].append({
-            "id": "mark", "file": "mark.patch", "sha256": hashlib.sha256(diff).hexdigest(),
-            "files": [{"path": header, "before": before, "after": after}],
-        })  # fmt: skip
+        series["patches"].append(
+            {
+                "id": "mark",
+                "file": "mark.patch",
+                "sha256": hashlib.sha256(diff).hexdigest(),
+                "files": [{"path": header, "before": before, "after": after}],
+            }
+        )
         files["csrc/series.json"] = json.dumps(series).encode()
         files["csrc/mark.patch"] = diff
 
@@ -134,9 +145,10 @@ def test_a_component_beside_core_goes_into_the_wheel(
     finally:
         shell("docker", "rm", container)
     request = replace(
-        REQUEST, components="core,triton_kernels",
+        REQUEST,
+        components="core,triton_kernels",
         sources=("cutlass=pypi", f"triton_kernels={tree}"),
-    )  # fmt: skip
+    )
 
     def of_two_targets(files: dict[str, bytes]) -> None:
         instruct(files, targets=["cumem_allocator", "triton_kernels"])  # the rest takes an hour
@@ -146,8 +158,10 @@ def test_a_component_beside_core_goes_into_the_wheel(
     with zipfile.ZipFile(next(wheels.glob("*.whl"))) as wheel:
         wheel.extractall(tmp_path)
     packed = tmp_path / "vllm/third_party/triton_kernels"
-    there, sent = ({p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.py")}
-                   for folder in (packed, package))  # fmt: skip
+    there, sent = (
+        {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.py")}
+        for folder in (packed, package)
+    )
     assert there == sent != {}
     assert (tmp_path / "vllm/cumem_allocator.abi3.so").is_file()
 
@@ -191,10 +205,20 @@ def compile_twice(image: str, folder: Path, memory: str) -> subprocess.Completed
         "jobs.run(['-C', '/work'], dict(os.environ), '2', dict, lambda: None)"
     )
     return shell(
-        "docker", "run", "--rm", f"--memory={memory}", f"--memory-swap={memory}",
-        f"--volume={folder}:/work", f"--volume={ROOT / 'fp4forge'}:/opt/code/fp4forge:ro",
-        "--env=PYTHONPATH=/opt/code", "--entrypoint=python3", image, "-c", code, check=False,
-    )  # fmt: skip
+        "docker",
+        "run",
+        "--rm",
+        f"--memory={memory}",
+        f"--memory-swap={memory}",
+        f"--volume={folder}:/work",
+        f"--volume={ROOT / 'fp4forge'}:/opt/code/fp4forge:ro",
+        "--env=PYTHONPATH=/opt/code",
+        "--entrypoint=python3",
+        image,
+        "-c",
+        code,
+        check=False,
+    )
 
 
 def test_what_the_kernel_kills_for_memory_is_compiled_with_fewer_jobs(

@@ -108,10 +108,32 @@ def test_a_node_lost_half_way_goes_on_later(nodes: tuple[Node, Node, Node], conf
         node.docker("image", "rm", "--force", IMAGE, PATCHED, check=False)
         node.docker("system", "prune", "--all", "--force")
     # Slow enough to be cut in the middle: 48 MB at 32 Mbit/s take 12 s.
-    shell("tc", "qdisc", "add", "dev", spark1.link, "root", "tbf", "rate", "32mbit",
-          "burst", "64kb", "latency", "400ms")  # fmt: skip
-    line = [sys.executable, "build.py", "distribute", IMAGE, "--to", "spark1,spark2",
-            "--ssh-config", str(config), "--json"]  # fmt: skip
+    shell(
+        "tc",
+        "qdisc",
+        "add",
+        "dev",
+        spark1.link,
+        "root",
+        "tbf",
+        "rate",
+        "32mbit",
+        "burst",
+        "64kb",
+        "latency",
+        "400ms",
+    )
+    line = [
+        sys.executable,
+        "build.py",
+        "distribute",
+        IMAGE,
+        "--to",
+        "spark1,spark2",
+        "--ssh-config",
+        str(config),
+        "--json",
+    ]
     before = spark1.received()
     process = subprocess.Popen(
         line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
@@ -184,8 +206,9 @@ def test_bad_requests(images: None) -> None:
 def bundled(images: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle")
     (folder / "compose.yaml").write_text("services: {}\n")
-    done = cli("bundle", IMAGE, "-o", str(folder / "small.tar"),
-               "--manifest", str(folder / "compose.yaml"))  # fmt: skip
+    done = cli(
+        "bundle", IMAGE, "-o", str(folder / "small.tar"), "--manifest", str(folder / "compose.yaml")
+    )
     assert done.returncode == 0, done.stderr
     assert [p.name for p in sorted(folder.iterdir())] == ["compose.yaml", "small.tar"]
     return folder / "small.tar"

@@ -158,9 +158,12 @@ def test_a_registry_whose_disk_is_full(
 def start(registry: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "build.py", *WHEEL, "--registry", registry, "--push"],
-        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        cwd=ROOT,
         env=os.environ | environment,
-    )  # fmt: skip
+    )
 
 
 def wait_for(process: subprocess.Popen[str], pattern: str) -> str:

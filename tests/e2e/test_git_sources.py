@@ -21,9 +21,15 @@ from fp4forge.publish import build as building
 from tests.e2e.conftest import free_port, shell
 
 REQUEST = Request(
-    "blackwell", "0.20.2", strategy="source", base="bootstrap", platform="linux/amd64",
-    components="core", sources=("cutlass=git",), aot="none",
-)  # fmt: skip
+    "blackwell",
+    "0.20.2",
+    strategy="source",
+    base="bootstrap",
+    platform="linux/amd64",
+    components="core",
+    sources=("cutlass=git",),
+    aot="none",
+)
 HEADER = Path("include/cutlass/cutlass.h")
 
 
@@ -41,8 +47,16 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, 
         shell(*git, "commit", "-q", "-m", content)
     commit = shell(*git, "rev-parse", "HEAD~1").stdout.strip()
     port = free_port()
-    line = ["git", "daemon", "--reuseaddr", "--export-all", f"--base-path={root}",
-            "--listen=127.0.0.1", f"--port={port}", str(root)]  # fmt: skip
+    line = [
+        "git",
+        "daemon",
+        "--reuseaddr",
+        "--export-all",
+        f"--base-path={root}",
+        "--listen=127.0.0.1",
+        f"--port={port}",
+        str(root),
+    ]
     with subprocess.Popen(line) as server:
         url = f"git://127.0.0.1:{port}/cutlass"
         while shell("git", "ls-remote", url, check=False).returncode:

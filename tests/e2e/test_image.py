@@ -121,9 +121,11 @@ def test_layers_hold_nothing_but_their_part(inside: Inside) -> None:
     left = json.loads(inside("bash", "-c", "cat /opt/fp4forge/left-out/vllm.json").stdout)
     assert [entry["path"] for entry in left] == ["vllm/vllm_flash_attn/_vllm_fa3_C.abi3.so"]
     stray = inside(
-        "bash", "-c", "find / -xdev \\( -name __pycache__ -path '/fp4forge*' -o -path /fp4forge"
+        "bash",
+        "-c",
+        "find / -xdev \\( -name __pycache__ -path '/fp4forge*' -o -path /fp4forge"
         " -o -path '/root/.cache/*' -o -name '*.rej' -o -name '*.orig' \\) 2>/dev/null; true",
-    ).stdout  # fmt: skip
+    ).stdout
     assert stray == ""
 
 

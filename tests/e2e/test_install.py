@@ -16,9 +16,10 @@ ARGUMENTS = ("--arch", "sm121", "--from", "wheel", "--base", "bootstrap", "--dry
 def test_the_installed_tool_makes_the_same_plan(tmp_path: Path) -> None:
     uv = Path(sys.executable).with_name("uv")
     environment = os.environ | {
-        "UV_TOOL_DIR": str(tmp_path / "tools"), "UV_TOOL_BIN_DIR": str(tmp_path / "bin"),
+        "UV_TOOL_DIR": str(tmp_path / "tools"),
+        "UV_TOOL_BIN_DIR": str(tmp_path / "bin"),
         "FP4FORGE_BUILD": str(tmp_path / "state"),
-    }  # fmt: skip
+    }
     line = [str(uv), "tool", "install", "--quiet", "--python", sys.executable, str(ROOT)]
     done = subprocess.run(line, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -54,17 +54,27 @@ def objects(published: dict[str, Any], tmp_path_factory: pytest.TempPathFactory)
     lines = [f"nvcc -c {flags} /src/fp4.cu -o /out/{n}.o" for n, flags in OBJECTS.items()]
     lines.append("g++ -shared /out/family.o -o /out/family.so && strip /out/family.so -o /out/s.so")
     shell(
-        "docker", "run", "--rm", "--network=none", "--entrypoint=bash", f"--volume={KERNELS}:/src",
-        f"--volume={folder}:/out", published["image"], "-ec", "\n".join(lines),
-    )  # fmt: skip
+        "docker",
+        "run",
+        "--rm",
+        "--network=none",
+        "--entrypoint=bash",
+        f"--volume={KERNELS}:/src",
+        f"--volume={folder}:/out",
+        published["image"],
+        "-ec",
+        "\n".join(lines),
+    )
     return folder
 
 
 def ledger(target: object, *arguments: str) -> Completed:
     return subprocess.run(
         [sys.executable, "build.py", "ledger", str(target), *arguments],
-        capture_output=True, text=True, cwd=ROOT,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
 
 
 def read(target: object) -> dict[str, Any]:
@@ -128,13 +138,22 @@ def test_a_corrupt_fatbin_is_told(objects: Path, tmp_path: Path) -> None:
 
 
 WHEELS = {
-    "0.19.1 x86_64": ("0.19.1", "linux/amd64", {"sm100": "native", "sm120": "native",
-                                                "sm103": "missing", "sm121": "missing"}),
-    "0.20.2 x86_64": ("0.20.2", "linux/amd64", dict.fromkeys(
-        ("sm100", "sm103", "sm120", "sm121"), "family")),
-    "0.20.2 aarch64": ("0.20.2", "linux/arm64", dict.fromkeys(
-        ("sm100", "sm103", "sm120", "sm121"), "family")),
-}  # fmt: skip
+    "0.19.1 x86_64": (
+        "0.19.1",
+        "linux/amd64",
+        {"sm100": "native", "sm120": "native", "sm103": "missing", "sm121": "missing"},
+    ),
+    "0.20.2 x86_64": (
+        "0.20.2",
+        "linux/amd64",
+        dict.fromkeys(("sm100", "sm103", "sm120", "sm121"), "family"),
+    ),
+    "0.20.2 aarch64": (
+        "0.20.2",
+        "linux/arm64",
+        dict.fromkeys(("sm100", "sm103", "sm120", "sm121"), "family"),
+    ),
+}
 
 
 @pytest.mark.parametrize("name", WHEELS)

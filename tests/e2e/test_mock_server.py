@@ -22,10 +22,22 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("guidellm")
     uv = Path(sys.executable).with_name("uv")
     shell(
-        str(uv), "pip", "install", "--target", str(folder / "site"), "--python-version", "3.13",
-        "--python-platform", "x86_64-manylinux_2_39", "--only-binary", ":all:", "--no-deps",
-        "--require-hashes", "-r", str(PINS),
-    )  # fmt: skip
+        str(uv),
+        "pip",
+        "install",
+        "--target",
+        str(folder / "site"),
+        "--python-version",
+        "3.13",
+        "--python-platform",
+        "x86_64-manylinux_2_39",
+        "--only-binary",
+        ":all:",
+        "--no-deps",
+        "--require-hashes",
+        "-r",
+        str(PINS),
+    )
     folder.chmod(0o755)
     return folder / "site"
 
@@ -40,11 +52,27 @@ def start(published: dict[str, Any], site: Path) -> Iterator[Start]:
 
     def run(*options: str) -> str:
         name = shell(
-            "docker", "run", "--detach", "--publish", "127.0.0.1::8000", f"--volume={site}:/g:ro",
-            "--env=PYTHONPATH=/g", "--env=HF_HUB_OFFLINE=1", "--entrypoint=python3",
-            published["image"], "-m", "guidellm", "mock-server", "--host", "0.0.0.0",
-            "--port", "8000", "--output-tokens", "16", *options,
-        ).stdout.strip()  # fmt: skip
+            "docker",
+            "run",
+            "--detach",
+            "--publish",
+            "127.0.0.1::8000",
+            f"--volume={site}:/g:ro",
+            "--env=PYTHONPATH=/g",
+            "--env=HF_HUB_OFFLINE=1",
+            "--entrypoint=python3",
+            published["image"],
+            "-m",
+            "guidellm",
+            "mock-server",
+            "--host",
+            "0.0.0.0",
+            "--port",
+            "8000",
+            "--output-tokens",
+            "16",
+            *options,
+        ).stdout.strip()
         names.append(name)
         url = "http://127.0.0.1:" + shell("docker", "port", name, "8000").stdout.split(":")[-1]
         url = url.strip()

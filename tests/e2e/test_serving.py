@@ -29,9 +29,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def compose(model: Path, *more: str) -> Completed:
     return cli(
-        "serve", "compose", "--model", str(model), "--arch", "blackwell", "--registry", REGISTRY,
-        "--repo", REPO, *more,
-    )  # fmt: skip
+        "serve",
+        "compose",
+        "--model",
+        str(model),
+        "--arch",
+        "blackwell",
+        "--registry",
+        REGISTRY,
+        "--repo",
+        REPO,
+        *more,
+    )
 
 
 def test_a_compose_file_names_the_published_digest_and_compose_reads_it(
@@ -102,9 +111,12 @@ def test_a_real_container_with_a_patch_mounted_over_the_baked_one(
     site = f"/usr/local/lib/python{published['plan']['python']}/dist-packages"
     target = f"{site}/vllm/model_executor/models/gemma4.py"
     name = container(
-        "-v", f"{stock}:{target}:ro", "-v", f"{tmp_path}/empty:/models/tiny",
+        "-v",
+        f"{stock}:{target}:ro",
+        "-v",
+        f"{tmp_path}/empty:/models/tiny",
         command=("serve", "/models/tiny"),
-    )  # fmt: skip
+    )
     found = doctor("--container", name)
     assert target in found["patch-mount"]["evidence"]
     assert "the image's is" in found["patch-mount"]["evidence"]
@@ -144,8 +156,17 @@ def accelerate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("accelerate")
     (folder / "pin.txt").write_text(ACCELERATE + "\n")
     uv = Path(sys.executable).with_name("uv")
-    shell(str(uv), "pip", "install", "--target", str(folder / "site"), "--no-deps",
-          "--require-hashes", "-r", str(folder / "pin.txt"))  # fmt: skip
+    shell(
+        str(uv),
+        "pip",
+        "install",
+        "--target",
+        str(folder / "site"),
+        "--no-deps",
+        "--require-hashes",
+        "-r",
+        str(folder / "pin.txt"),
+    )
     folder.chmod(0o755)
     return folder / "site"
 
@@ -158,10 +179,22 @@ def server(published: dict[str, Any], accelerate: Path) -> Iterator[str]:
         f" /tmp/model\n{_MODEL}\nE\n"
     )
     name = shell(
-        "docker", "run", "--detach", "--publish", "127.0.0.1::8000", "-v", f"{PROOFS}:/proofs:ro",
-        "-v", f"{accelerate}:/accelerate:ro", "--env=PYTHONPATH=/accelerate",
-        "--entrypoint", "bash", published["image"], "-c", script,
-    ).stdout.strip()  # fmt: skip
+        "docker",
+        "run",
+        "--detach",
+        "--publish",
+        "127.0.0.1::8000",
+        "-v",
+        f"{PROOFS}:/proofs:ro",
+        "-v",
+        f"{accelerate}:/accelerate:ro",
+        "--env=PYTHONPATH=/accelerate",
+        "--entrypoint",
+        "bash",
+        published["image"],
+        "-c",
+        script,
+    ).stdout.strip()
     try:
         port = shell("docker", "port", name, "8000").stdout.split(":")[-1].strip()
         url = f"http://127.0.0.1:{port}"

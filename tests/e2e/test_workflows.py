@@ -17,10 +17,19 @@ from tests.e2e.conftest import REGISTRY, ROOT
 WORKFLOWS = ROOT / ".github" / "workflows"
 # What GitHub would put for the expressions in the image job's env, for the hosted row.
 ROW = {
-    "ARCH": "blackwell", "RELEASE": "0.20.2", "VARIANT": "awq", "FROM": "wheel",
-    "BASE": "bootstrap", "PLATFORM": "", "AOT": "none", "GPU": "", "REGISTRY": REGISTRY,
-    "ACTOR": "nobody", "TOKEN": "t0ken", "ONLY": "0.20.2",
-}  # fmt: skip
+    "ARCH": "blackwell",
+    "RELEASE": "0.20.2",
+    "VARIANT": "awq",
+    "FROM": "wheel",
+    "BASE": "bootstrap",
+    "PLATFORM": "",
+    "AOT": "none",
+    "GPU": "",
+    "REGISTRY": REGISTRY,
+    "ACTOR": "nobody",
+    "TOKEN": "t0ken",
+    "ONLY": "0.20.2",
+}
 
 
 def workflow(name: str) -> dict[Any, Any]:
@@ -36,10 +45,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def step(command: str, folder: Path) -> str:
     """Runs a step as a runner does: bash -e, its environment, its output file."""
-    environment = os.environ | ROW | {
-        "GITHUB_OUTPUT": str(folder / "output"), "DOCKER_CONFIG": str(folder / "docker"),
-        "REPORTS": str(folder / "reports"),
-    }  # fmt: skip
+    environment = (
+        os.environ
+        | ROW
+        | {
+            "GITHUB_OUTPUT": str(folder / "output"),
+            "DOCKER_CONFIG": str(folder / "docker"),
+            "REPORTS": str(folder / "reports"),
+        }
+    )
     line = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", command]
     done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, f"{command}\n{done.stdout[-1500:]}{done.stderr[-1500:]}"

@@ -85,9 +85,11 @@ def test_entrypoint_runs(host: Any, plan: dict[str, Any]) -> None:
 
 
 def test_unpacked_size(
-    host: Any, plan: dict[str, Any], history: list[tuple[int, str]],
+    host: Any,
+    plan: dict[str, Any],
+    history: list[tuple[int, str]],
     record_property: Callable[[str, object], None],
-) -> None:  # fmt: skip
+) -> None:
     """the unpacked size is within the release's budget"""
     # Proofs that run beside it write there.
     size = int(host.run("du -sxB1 --exclude=/tmp --exclude=/home / 2>/dev/null").stdout.split()[0])
@@ -233,8 +235,22 @@ def test_requirements(in_image: Callable[..., Any], plan: dict[str, Any]) -> Non
 
 
 # Set by distributions; nothing of ours needs one.
-SETUID = {"su", "mount", "umount", "passwd", "chsh", "chfn", "gpasswd", "newgrp", "chage",
-          "expiry", "unix_chkpwd", "sudo", "wall", "write.ul"}  # fmt: skip
+SETUID = {
+    "su",
+    "mount",
+    "umount",
+    "passwd",
+    "chsh",
+    "chfn",
+    "gpasswd",
+    "newgrp",
+    "chage",
+    "expiry",
+    "unix_chkpwd",
+    "sudo",
+    "wall",
+    "write.ul",
+}
 
 
 def test_setuid(host: Any) -> None:

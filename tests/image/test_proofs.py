@@ -53,8 +53,9 @@ def needed(request: pytest.FixtureRequest, plan: dict[str, Any]) -> None:
 def wrong(result: dict[str, Any]) -> bool:
     """Whether a checkpoint did not load, or its numbers are not finite."""
     return result["outcome"] != "done" or float("inf") in (
-        result["linear_error"], result["moe_error"],
-    )  # fmt: skip
+        result["linear_error"],
+        result["moe_error"],
+    )
 
 
 def loaded(result: dict[str, Any]) -> None:

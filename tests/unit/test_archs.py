@@ -31,8 +31,23 @@ VERSIONS = tuple(sorted(path.stem for path in (RELEASES / "archs").glob("*.json"
 def generated(count: int) -> list[str]:
     """Lists as users type them, with every oddity."""
     chance = random.Random(20261124)
-    bases = ["7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.1", "10.3", "10.7", "11.0",
-             "12.0", "12.1", "13.7", "0.0"]  # fmt: skip
+    bases = [
+        "7.5",
+        "8.0",
+        "8.6",
+        "8.7",
+        "8.9",
+        "9.0",
+        "10.0",
+        "10.1",
+        "10.3",
+        "10.7",
+        "11.0",
+        "12.0",
+        "12.1",
+        "13.7",
+        "0.0",
+    ]
     suffixes = ["", "", "", "a", "f", "+PTX", "a+PTX"]
     return [
         ";".join(
@@ -73,8 +88,12 @@ def test_the_script_is_cut_from_the_sources(vllm: str) -> None:
 def test_every_list_of_a_plan_is_in_the_table() -> None:
     for vllm in VERSIONS:
         table = arch_rules.load(vllm).lists["13.0"]
-        lists = ["10.0;12.0;12.1", "11.0", "7.5;8.0;8.6;8.9;9.0;10.0;12.0",
-                 "8.0;8.7;8.9;9.0;10.0;11.0;12.0"]  # fmt: skip
+        lists = [
+            "10.0;12.0;12.1",
+            "11.0",
+            "7.5;8.0;8.6;8.9;9.0;10.0;12.0",
+            "8.0;8.7;8.9;9.0;10.0;11.0;12.0",
+        ]
         assert set(lists) <= set(table)
 
 
@@ -195,8 +214,10 @@ def test_known_lists(text: str, cuda: str, sm12x: list[str], sm10x: list[str]) -
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "build.py", "arch", "explain", *arguments],
-        capture_output=True, text=True, cwd=ROOT,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
 
 
 @pytest.mark.parametrize(
@@ -239,8 +260,10 @@ def test_what_torch_refuses(entry: str) -> None:
 def build(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "build.py", "--dry-run", "--json", *arguments],
-        capture_output=True, text=True, cwd=ROOT,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
 
 
 def test_a_build_refuses_a_list_that_leaves_a_gpu_without_fp4() -> None:

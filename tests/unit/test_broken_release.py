@@ -31,9 +31,12 @@ def releases(tmp_path: Path) -> Path:
 
 def run(releases: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "build.py", *arguments], capture_output=True, text=True, cwd=ROOT,
+        [sys.executable, "build.py", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
         env={**os.environ, "FP4FORGE_RELEASES": str(releases)},
-    )  # fmt: skip
+    )
 
 
 def spoil_file(releases: Path) -> None:

@@ -72,47 +72,83 @@ CASES: dict[str, tuple[Callable[[Tensors], None], str, str]] = {
     "no-input-scale": (drop(LAYER + ".input_scale"), inspect.ERROR, "experts 2"),
     "nan-block-scale": (
         replace(LAYER + ".weight_scale", "F8_E4M3", (48, 4), b"\x7f\xff" + SCALES[2:]),
-        inspect.PATCH, "layer 1 gate_proj of experts 2"),
+        inspect.PATCH,
+        "layer 1 gate_proj of experts 2",
+    ),
     "negative-block-scale": (
         replace(LAYER + ".weight_scale", "F8_E4M3", (48, 4), b"\xb8" + SCALES[1:]),
-        inspect.ERROR, "experts 2"),
+        inspect.ERROR,
+        "experts 2",
+    ),
     "zero-block-scale": (
         replace(LAYER + ".weight_scale", "F8_E4M3", (48, 4), b"\0\x80" + SCALES[2:]),
-        inspect.NOTE, "experts 2"),
+        inspect.NOTE,
+        "experts 2",
+    ),
     "wrong-shape": (
-        replace(LAYER + ".weight_scale", "F8_E4M3", (48, 8), SCALES * 2), inspect.ERROR, "[48, 8]"),
+        replace(LAYER + ".weight_scale", "F8_E4M3", (48, 8), SCALES * 2),
+        inspect.ERROR,
+        "[48, 8]",
+    ),
     "bad-scalar-nan": (
-        replace(LAYER + ".input_scale", *scalar(float("nan"))), inspect.ERROR, "input_scale"),
+        replace(LAYER + ".input_scale", *scalar(float("nan"))),
+        inspect.ERROR,
+        "input_scale",
+    ),
     "bad-scalar-infinite": (
         replace("model.layers.0.mlp.down_proj.weight_scale_2", *scalar(float("inf"))),
-        inspect.ERROR, "down_proj"),
+        inspect.ERROR,
+        "down_proj",
+    ),
     "bad-scalar-negative": (
-        replace(LAYER + ".input_scale", *scalar(-1.0)), inspect.ERROR, "input_scale"),
+        replace(LAYER + ".input_scale", *scalar(-1.0)),
+        inspect.ERROR,
+        "input_scale",
+    ),
     "bad-scalar-zero": (
-        replace(LAYER + ".input_scale", *scalar(0.0)), inspect.ERROR, "input_scale"),
+        replace(LAYER + ".input_scale", *scalar(0.0)),
+        inspect.ERROR,
+        "input_scale",
+    ),
     "gate-up-mismatch": (
-        replace(LAYER + ".weight_scale_2", *scalar(2.0)), inspect.WARNING, "layers.1.experts.2"),
+        replace(LAYER + ".weight_scale_2", *scalar(2.0)),
+        inspect.WARNING,
+        "layers.1.experts.2",
+    ),
     "experts-not-quantised": (
         lambda found: (
             drop("layers.0.experts.")(found),
             found.update({"model.layers.0.experts.gate_up_proj": ("BF16", (4, 96, 64), None)}),
-        )[0], inspect.ERROR, "gate_up_proj"),
+        )[0],
+        inspect.ERROR,
+        "gate_up_proj",
+    ),
     "vision-quantised": (
-        add(linear("model.vision_tower.encoder.fc", 64, 64)), inspect.ERROR, "vision_tower"),
+        add(linear("model.vision_tower.encoder.fc", 64, 64)),
+        inspect.ERROR,
+        "vision_tower",
+    ),
     "router-quantised": (
         lambda found: (
             drop("layers.0.router")(found),
             found.update(linear("model.layers.0.router.proj", 16, 64)),
-        )[0], inspect.ERROR, "router"),
+        )[0],
+        inspect.ERROR,
+        "router",
+    ),
     "moe-prefix": (rename(".experts.", ".moe.experts."), inspect.PATCH, "experts 0-3"),
     "awq-dense": (
         add({"model.layers.0.mlp.up_proj.pre_quant_scale": ("BF16", (64,), None)}),
-        inspect.PATCH, "mlp.up_proj"),
+        inspect.PATCH,
+        "mlp.up_proj",
+    ),
     "awq-experts": (
-        add({LAYER + ".pre_quant_scale": ("BF16", (64,), None)}), inspect.ERROR, "experts 2"),
-    "tied-twice": (
-        add({"lm_head.weight": ("BF16", (320, 64), None)}), inspect.NOTE, "lm_head"),
-}  # fmt: skip
+        add({LAYER + ".pre_quant_scale": ("BF16", (64,), None)}),
+        inspect.ERROR,
+        "experts 2",
+    ),
+    "tied-twice": (add({"lm_head.weight": ("BF16", (320, 64), None)}), inspect.NOTE, "lm_head"),
+}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -229,10 +265,26 @@ class Hub(http.server.BaseHTTPRequestHandler):
                 entries.append(entry)
             data = {"id": "a/b", "sha": self.commit, "siblings": entries, "tags": []}
             if "/tree/" in path:
-                tree = [{"type": "file", "path": e["rfilename"], "size": e["size"], "oid": "0" * 40,
-                         **({"lfs": {"oid": e["lfs"]["sha256"], "size": e["size"],
-                                     "pointerSize": 134}} if "lfs" in e else {})}
-                        for e in entries]  # fmt: skip
+                tree = [
+                    {
+                        "type": "file",
+                        "path": e["rfilename"],
+                        "size": e["size"],
+                        "oid": "0" * 40,
+                        **(
+                            {
+                                "lfs": {
+                                    "oid": e["lfs"]["sha256"],
+                                    "size": e["size"],
+                                    "pointerSize": 134,
+                                }
+                            }
+                            if "lfs" in e
+                            else {}
+                        ),
+                    }
+                    for e in entries
+                ]
                 self.answer(json.dumps(tree).encode(), "application/json")
                 return
             self.answer(json.dumps(data).encode(), "application/json")

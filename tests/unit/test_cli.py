@@ -118,9 +118,15 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_unreachable_engine(tmp_path: Path) -> None:
     done = run(
-        "--arch", "blackwell", "--release", "0.20.2", "--from", "wheel",
-        DOCKER_HOST="tcp://127.0.0.1:9", FP4FORGE_BUILD=str(tmp_path),
-    )  # fmt: skip
+        "--arch",
+        "blackwell",
+        "--release",
+        "0.20.2",
+        "--from",
+        "wheel",
+        DOCKER_HOST="tcp://127.0.0.1:9",
+        FP4FORGE_BUILD=str(tmp_path),
+    )
     assert done.returncode == 4
     assert "127.0.0.1:9" in done.stderr
     assert "make setup" in done.stderr

@@ -154,9 +154,12 @@ def test_a_failed_object_is_told_with_command_and_last_lines() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["nvcc error : 'cicc' died due to signal 9 (Kill signal)",
-             "c++: fatal error: Killed signal terminated program cc1plus"],
-)  # fmt: skip
+    "line",
+    [
+        "nvcc error : 'cicc' died due to signal 9 (Kill signal)",
+        "c++: fatal error: Killed signal terminated program cc1plus",
+    ],
+)
 def test_an_out_of_memory_kill_is_recognised(line: str) -> None:
     assert running._KILLED.search(line) and not running._KILLED.search(NINJA)
 

@@ -20,9 +20,14 @@ from fp4forge.plan.resolve import resolve
 from fp4forge.publish import pipeline
 
 CROSS = Request(
-    "sm121", base="bootstrap", platform="linux/arm64", components="core",
-    sources=("cutlass=pypi",), aot="none", cross=True,
-)  # fmt: skip
+    "sm121",
+    base="bootstrap",
+    platform="linux/arm64",
+    components="core",
+    sources=("cutlass=pypi",),
+    aot="none",
+    cross=True,
+)
 
 
 def test_the_build_platforms_packages_compile_and_the_targets_are_only_mounted() -> None:

@@ -19,8 +19,11 @@ from tests.checkpoints import TINY, gemma4, write
 
 LOGS = Path(__file__).parent / "data/logs"
 SITE = "/usr/local/lib/python3.13/dist-packages/vllm"
-LABELS = {"io.fp4forge.variant": "awq", "io.fp4forge.release": "0.20.2",
-          "org.opencontainers.image.version": "0.20.2"}  # fmt: skip
+LABELS = {
+    "io.fp4forge.variant": "awq",
+    "io.fp4forge.release": "0.20.2",
+    "org.opencontainers.image.version": "0.20.2",
+}
 SPARK = Gpu("NVIDIA GB10", "12.1", "580.95.05")
 
 
@@ -40,13 +43,23 @@ def healthy(tmp_path: Path, **changes: Any) -> Evidence:
     folder = write(tmp_path / "model", gemma4(TINY), TINY)
     server = settings.server(folder, "interactive", "0.20.2", "registry/x@sha256:" + "a" * 64)
     found = Evidence(
-        image=server.image, labels=dict(LABELS), command=["vllm", *server.arguments],
+        image=server.image,
+        labels=dict(LABELS),
+        command=["vllm", *server.arguments],
         mounts=[Mount(str(folder), "/models/model"), Mount("", "/home/vllm/.cache", "volume")],
-        environment={s.name: s.value for s in server.environment}, status="running",
-        exit_code=0, health="healthy", shm_bytes=64 << 20, ipc="host", gpu_requested=True,
-        log=GOOD_LOG, gpus=[SPARK], memory_total=int(119.6 * 2**30),
-        ledger=Ledger(gpus={"sm121": {"ok": True}}), record=Patches(),
-    )  # fmt: skip
+        environment={s.name: s.value for s in server.environment},
+        status="running",
+        exit_code=0,
+        health="healthy",
+        shm_bytes=64 << 20,
+        ipc="host",
+        gpu_requested=True,
+        log=GOOD_LOG,
+        gpus=[SPARK],
+        memory_total=int(119.6 * 2**30),
+        ledger=Ledger(gpus={"sm121": {"ok": True}}),
+        record=Patches(),
+    )
     for name, value in changes.items():
         setattr(found, name, value)
     return found
@@ -71,82 +84,172 @@ def flags(tmp_path: Path, old: str, new: str) -> list[str]:
 # The card's six failure modes and its checklist, then our own.
 CASES: dict[str, tuple[dict[str, Any], str]] = {
     "card 1: the image without patches": (
-        {"image": "ghcr.io/aeon-7/vllm-spark-gemma4-nvfp4:latest", "labels": {}}, "variant"),
+        {"image": "ghcr.io/aeon-7/vllm-spark-gemma4-nvfp4:latest", "labels": {}},
+        "variant",
+    ),
     "card 1: our plain variant": ({"labels": LABELS | {"io.fp4forge.variant": "plain"}}, "variant"),
     "card 2: MoE picked by itself": (
-        {"log": GOOD_LOG.replace("'MARLIN'", "'VLLM_CUTLASS'")}, "moe-backend"),
+        {"log": GOOD_LOG.replace("'MARLIN'", "'VLLM_CUTLASS'")},
+        "moe-backend",
+    ),
     "card 3: modelopt.py mounted": (
-        {"mounts": [Mount("/tmp/modelopt_patched.py",
-                          f"{SITE}/model_executor/layers/quantization/modelopt.py")]},
-        "patch-mount"),
+        {
+            "mounts": [
+                Mount(
+                    "/tmp/modelopt_patched.py",
+                    f"{SITE}/model_executor/layers/quantization/modelopt.py",
+                )
+            ]
+        },
+        "patch-mount",
+    ),
     "card 3: 0.19.1's patch does not fit": (
         {"log": "TypeError: apply_nvfp4_linear() got an unexpected keyword argument 'swizzle'\n"},
-        "patch-signature"),
+        "patch-signature",
+    ),
     "card 4: compressed-tensors": (
-        {"command": ["vllm", "serve", "/models/model", "--quantization", "compressed-tensors",
-                     "--moe-backend", "marlin"]}, "quantization"),
+        {
+            "command": [
+                "vllm",
+                "serve",
+                "/models/model",
+                "--quantization",
+                "compressed-tensors",
+                "--moe-backend",
+                "marlin",
+            ]
+        },
+        "quantization",
+    ),
     "card 4: seen in the log": (
         {"log": line("KeyError: 'layers.0.mlp.gate_proj.weight_packed'", "ERROR", "core.py:1136")},
-        "quantization"),
+        "quantization",
+    ),
     "card 5: kv-cache-dtype fp8": (
-        {"command": ["vllm", "serve", "/models/model", "--kv-cache-dtype=fp8", "--moe-backend",
-                     "marlin"]}, "kv-cache-dtype"),
+        {
+            "command": [
+                "vllm",
+                "serve",
+                "/models/model",
+                "--kv-cache-dtype=fp8",
+                "--moe-backend",
+                "marlin",
+            ]
+        },
+        "kv-cache-dtype",
+    ),
     "card 6: EAGLE mounted": (
         {"mounts": [Mount("/x/eagle_patched.py", f"{SITE}/v1/spec_decode/eagle.py")]},
-        "speculative"),
+        "speculative",
+    ),
     "card 6: seen in the log": (
         {"log": "AttributeError: 'Gemma4Config' object has no attribute 'image_token_index'\n"},
-        "speculative"),
+        "speculative",
+    ),
     "checklist: UNEXPECTED tensors": (
         {"log": GOOD_LOG + line("vision.head.weight | UNEXPECTED | not used", "WARNING")},
-        "unexpected-tensors"),
+        "unexpected-tensors",
+    ),
     "linear layers forced to Marlin": (
-        {"environment": {"VLLM_NVFP4_GEMM_BACKEND": "marlin"}}, "linear-backend"),
+        {"environment": {"VLLM_NVFP4_GEMM_BACKEND": "marlin"}},
+        "linear-backend",
+    ),
     "linear layers on Marlin by the log of 0.19.1": (
         {"log": line("Using NvFp4LinearBackend.MARLIN for NVFP4 GEMM", place="nvfp4_utils.py:85")},
-        "linear-backend"),
+        "linear-backend",
+    ),
     "a switch that the release lost": (
-        {"labels": LABELS | {"org.opencontainers.image.version": "0.33.0"},
-         "environment": {"VLLM_TEST_FORCE_FP8_MARLIN": "1"}}, "removed-switch"),
+        {
+            "labels": LABELS | {"org.opencontainers.image.version": "0.33.0"},
+            "environment": {"VLLM_TEST_FORCE_FP8_MARLIN": "1"},
+        },
+        "removed-switch",
+    ),
     "FlashInfer's MoE": ({"environment": {"VLLM_USE_FLASHINFER_MOE_FP4": "1"}}, "flashinfer-moe"),
     "Hopper": ({"gpus": [Gpu("NVIDIA H200", "9.0", "580.95.05")]}, "not-blackwell"),
     "an old driver": ({"gpus": [Gpu("NVIDIA GB10", "12.1", "570.86.10")]}, "driver"),
     "kernels missing by the ledger": ({"ledger": Ledger(gpus={"sm121": {"ok": False}})}, "kernels"),
     "kernels missing by the log": (
-        {"log": "RuntimeError: No compiled nvfp4 mm kernel for SM 121\n"}, "kernels"),
+        {"log": "RuntimeError: No compiled nvfp4 mm kernel for SM 121\n"},
+        "kernels",
+    ),
     "no GPU asked for": ({"gpu_requested": False}, "no-gpu"),
     "no headroom in unified memory": (
-        {"command": ["vllm", "serve", "/models/model", "--moe-backend", "marlin",
-                     "--gpu-memory-utilization", "0.97"]}, "unified-headroom"),
+        {
+            "command": [
+                "vllm",
+                "serve",
+                "/models/model",
+                "--moe-backend",
+                "marlin",
+                "--gpu-memory-utilization",
+                "0.97",
+            ]
+        },
+        "unified-headroom",
+    ),
     "a small /dev/shm": ({"ipc": "private"}, "shm"),
     "killed for memory": ({"out_of_memory": True, "exit_code": 137}, "killed"),
     "out of GPU memory": (
         {"log": "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB\n"},
-        "gpu-memory"),
+        "gpu-memory",
+    ),
     "no room for one sequence": (
-        {"log": "ValueError: To serve at least one request with the models's max seq len (262144),"
-                " 9.1 GiB KV cache is needed\n"}, "gpu-memory"),
+        {
+            "log": "ValueError: To serve at least one request with the models's max seq len (262144),"
+            " 9.1 GiB KV cache is needed\n"
+        },
+        "gpu-memory",
+    ),
     "experts cut by tensor parallelism": (
-        {"command": ["vllm", "serve", "/models/model", "--moe-backend", "marlin",
-                     "--tensor-parallel-size", "2"]}, "expert-split"),
+        {
+            "command": [
+                "vllm",
+                "serve",
+                "/models/model",
+                "--moe-backend",
+                "marlin",
+                "--tensor-parallel-size",
+                "2",
+            ]
+        },
+        "expert-split",
+    ),
     "the model's folder is not mounted": ({"mounts": [Mount("/x", "/other")]}, "model-mount"),
     "an expert name twice prefixed": (
-        {"log": "KeyError: 'layers.0.moe.moe.experts.0.w13_weight'\n"}, "moe-prefix"),
+        {"log": "KeyError: 'layers.0.moe.moe.experts.0.w13_weight'\n"},
+        "moe-prefix",
+    ),
     "NaN scales zeroed by the patch": (
-        {"log": GOOD_LOG + line("model.layers.0.mlp: 3 of 9 FP8 block scales are NaN; they are set"
-                                " to zero", "WARNING")}, "nan-block-scales"),
+        {
+            "log": GOOD_LOG
+            + line(
+                "model.layers.0.mlp: 3 of 9 FP8 block scales are NaN; they are set to zero",
+                "WARNING",
+            )
+        },
+        "nan-block-scales",
+    ),
     "ptxas too old": (
-        {"log": "ptxas fatal   : Value 'sm_121a' is not defined for option 'gpu-name'\n"}, "ptxas"),
+        {"log": "ptxas fatal   : Value 'sm_121a' is not defined for option 'gpu-name'\n"},
+        "ptxas",
+    ),
     "kernels compiled at the first request": (
-        {"log": GOOD_LOG + "[1/7] /usr/local/cuda/bin/nvcc -c fp4_gemm.cu\n"}, "jit"),
+        {"log": GOOD_LOG + "[1/7] /usr/local/cuda/bin/nvcc -c fp4_gemm.cu\n"},
+        "jit",
+    ),
     "ended": ({"status": "exited", "exit_code": 1}, "exited"),
     "unhealthy": ({"health": "unhealthy"}, "unhealthy"),
     "a vLLM that is too old": (
-        {"labels": LABELS | {"org.opencontainers.image.version": "0.18.0"}}, "vllm-version"),
+        {"labels": LABELS | {"org.opencontainers.image.version": "0.18.0"}},
+        "vllm-version",
+    ),
     "somebody else's image": (
-        {"labels": {"maintainer": "x"}, "image": "vllm/vllm-openai:latest"}, "image"),
+        {"labels": {"maintainer": "x"}, "image": "vllm/vllm-openai:latest"},
+        "image",
+    ),
     "nothing at the port": ({"url": "http://127.0.0.1:9"}, "port"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -296,8 +399,11 @@ def test_offline_by_the_command_line(tmp_path: Path) -> None:
 
     inspection = tmp_path / "inspect.json"
     config = {"Image": "x:1", "Labels": LABELS, "Cmd": ["serve", "/models/m"], "Env": ["A=b"]}
-    inspection.write_text(json.dumps([{"Config": config, "State": {"Status": "exited",
-                                       "ExitCode": 137, "OOMKilled": True}}]))  # fmt: skip
+    inspection.write_text(
+        json.dumps(
+            [{"Config": config, "State": {"Status": "exited", "ExitCode": 137, "OOMKilled": True}}]
+        )
+    )
     log = LOGS / "vllm-0.20.2-h200/eager.log"
     given = ["--inspect", str(inspection), "--logs", str(log)]
     done = CliRunner().invoke(command, [*given, "--json"])

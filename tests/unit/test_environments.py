@@ -26,17 +26,28 @@ def run(
     before: Callable[[], None] | None = None,
 ) -> subprocess.CompletedProcess[bytes]:
     done = subprocess.run(
-        [*prefix, sys.executable, str(ROOT / "build.py"), *arguments], capture_output=True,
-        cwd=ROOT, env=os.environ if environment is None else environment, preexec_fn=before,
-    )  # fmt: skip
+        [*prefix, sys.executable, str(ROOT / "build.py"), *arguments],
+        capture_output=True,
+        cwd=ROOT,
+        env=os.environ if environment is None else environment,
+        preexec_fn=before,
+    )
     for word in (b"Traceback", b"Exception ignored", b"defect"):
         assert word not in done.stderr, done.stderr
     return done
 
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-ODD = {"COLUMNS": "x", "TERM": "nonsense", "TZ": "x", "NETRC": "/dev/zero", "PATH": "",
-       "FP4FORGE_MIN_FREE_GB": "x", "SSL_CERT_FILE": "/a,b", "FP4FORGE_BUILD": ""}  # fmt: skip
+ODD = {
+    "COLUMNS": "x",
+    "TERM": "nonsense",
+    "TZ": "x",
+    "NETRC": "/dev/zero",
+    "PATH": "",
+    "FP4FORGE_MIN_FREE_GB": "x",
+    "SSL_CERT_FILE": "/a,b",
+    "FP4FORGE_BUILD": "",
+}
 
 
 @pytest.mark.parametrize(
@@ -60,7 +71,7 @@ def test_a_user_without_name_and_home() -> None:
         ("mount -t tmpfs -o size=8k none /mnt && ! cat /dev/zero > /mnt/fill 2>/dev/null", 13),
     ],
     ids=["read-only checkout", "full state"],
-)  # fmt: skip
+)
 def test_disks(command: str, code: int) -> None:
     prefix = ("unshare", "--mount", "bash", "-c", command + '; exec "$0" "$@"')
     if subprocess.run([*prefix, "true"], capture_output=True, cwd=ROOT).returncode:

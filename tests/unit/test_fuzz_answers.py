@@ -21,12 +21,21 @@ from tests.fuzz import documents, fuzz, spoilt, spoilt_bytes, survives
 
 DIGEST = "sha256:" + "a" * 64
 OCI = {
-    "schemaVersion": 2, "mediaType": registry.INDEX,
-    "manifests": [{"digest": DIGEST, "size": 3, "platform": {"os": "linux", "architecture": "x"},
-                   "annotations": {"vnd.docker.reference.digest": DIGEST}}],
+    "schemaVersion": 2,
+    "mediaType": registry.INDEX,
+    "manifests": [
+        {
+            "digest": DIGEST,
+            "size": 3,
+            "platform": {"os": "linux", "architecture": "x"},
+            "annotations": {"vnd.docker.reference.digest": DIGEST},
+        }
+    ],
     "config": {"digest": DIGEST, "size": 1, "Labels": {"a": "b"}, "mediaType": "x"},
-    "layers": [{"digest": DIGEST, "size": 1}], "os": "linux", "architecture": "amd64",
-}  # fmt: skip
+    "layers": [{"digest": DIGEST, "size": 1}],
+    "os": "linux",
+    "architecture": "amd64",
+}
 
 
 def ask_registry() -> None:
@@ -52,8 +61,11 @@ def test_registries(content: bytes, status: int) -> None:
         survives(ask_registry)
 
 
-MESSAGE = {"content": "Paris", "reasoning": "x", "tool_calls": [
-    {"function": {"name": "get_weather", "arguments": "{\"city\": \"Paris\"}"}}]}  # fmt: skip
+MESSAGE = {
+    "content": "Paris",
+    "reasoning": "x",
+    "tool_calls": [{"function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}],
+}
 CHAT = {
     "choices": [{"message": MESSAGE, "delta": MESSAGE, "finish_reason": "stop"}],
     "data": [{"id": "m"}],

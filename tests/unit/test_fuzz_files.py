@@ -60,27 +60,43 @@ def look(folder: Path) -> None:
 
 
 CONFIG = {
-    "model_type": "gemma4", "tie_word_embeddings": True,
+    "model_type": "gemma4",
+    "tie_word_embeddings": True,
     "quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"},
     "text_config": {
-        "num_hidden_layers": 2, "num_experts": 4, "hidden_size": 64, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 128, "sliding_window": 32,
-        "layer_types": ["sliding_attention", "full_attention"], "top_k_experts": 2,
-        "moe_intermediate_size": 32, "max_position_embeddings": 1024, "global_head_dim": 32,
-        "num_kv_shared_layers": 0, "attention_k_eq_v": True, "num_global_key_value_heads": 1,
+        "num_hidden_layers": 2,
+        "num_experts": 4,
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "vocab_size": 128,
+        "sliding_window": 32,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "top_k_experts": 2,
+        "moe_intermediate_size": 32,
+        "max_position_embeddings": 1024,
+        "global_head_dim": 32,
+        "num_kv_shared_layers": 0,
+        "attention_k_eq_v": True,
+        "num_global_key_value_heads": 1,
     },
-}  # fmt: skip
+}
 INDEX = {"metadata": {"total_size": 1}, "weight_map": {"a.weight": "model.safetensors"}}
 HEADER = {
     "__metadata__": {"format": "pt"},
     "model.layers.0.q_proj.weight": {"dtype": "U8", "shape": [2, 8], "data_offsets": [0, 16]},
     "model.layers.0.q_proj.weight_scale": {
-        "dtype": "F8_E4M3", "shape": [2, 1], "data_offsets": [16, 18],
+        "dtype": "F8_E4M3",
+        "shape": [2, 1],
+        "data_offsets": [16, 18],
     },
     "model.layers.0.q_proj.weight_scale_2": {
-        "dtype": "F32", "shape": [], "data_offsets": [18, 22],
+        "dtype": "F32",
+        "shape": [],
+        "data_offsets": [18, 22],
     },
-}  # fmt: skip
+}
 
 
 def safetensors(header: bytes) -> bytes:
@@ -112,28 +128,42 @@ def test_checkpoints(new: Make, config: bytes, header: bytes, data: st.DataObjec
 INSPECTED = [
     {
         "Config": {
-            "Image": "host/vllm:1", "Labels": {"io.fp4forge.release": "0.20.2",
-                                               "org.opencontainers.image.version": "0.20.2"},
-            "Env": ["A=b", "VLLM_USE_FLASHINFER_MOE_FP4=1"], "Entrypoint": ["bash", "-c"],
+            "Image": "host/vllm:1",
+            "Labels": {
+                "io.fp4forge.release": "0.20.2",
+                "org.opencontainers.image.version": "0.20.2",
+            },
+            "Env": ["A=b", "VLLM_USE_FLASHINFER_MOE_FP4=1"],
+            "Entrypoint": ["bash", "-c"],
             "Cmd": ["vllm serve /models/x --gpu-memory-utilization 0.9 --tensor-parallel-size 2"],
         },
-        "HostConfig": {"ShmSize": 64, "IpcMode": "host", "NetworkMode": "host", "Runtime": "nvidia",
-                       "PortBindings": {"8000/tcp": [{"HostPort": "8000"}]}, "DeviceRequests": []},
+        "HostConfig": {
+            "ShmSize": 64,
+            "IpcMode": "host",
+            "NetworkMode": "host",
+            "Runtime": "nvidia",
+            "PortBindings": {"8000/tcp": [{"HostPort": "8000"}]},
+            "DeviceRequests": [],
+        },
         "State": {"Status": "exited", "ExitCode": 137, "OOMKilled": True, "Health": {"Status": ""}},
         "Mounts": [{"Source": "/x", "Destination": "/models/x", "Type": "bind"}],
         "NetworkSettings": {"Ports": {"8000/tcp": [{"HostPort": "8000"}]}},
     }
-]  # fmt: skip
+]
 COMPOSE = {
     "services": {
         "vllm": {
-            "image": "host/vllm:1", "environment": {"A": "b", "C": 1}, "ipc": "host",
-            "command": "serve /models/x --port '8000", "shm_size": "8g", "runtime": "nvidia",
+            "image": "host/vllm:1",
+            "environment": {"A": "b", "C": 1},
+            "ipc": "host",
+            "command": "serve /models/x --port '8000",
+            "shm_size": "8g",
+            "runtime": "nvidia",
             "volumes": ["./x:/models/x:ro", "~nobody/y:/z", {"source": "a", "target": "/b"}],
             "deploy": {"resources": {"reservations": {"devices": [{"driver": "nvidia"}]}}},
         },
     },
-}  # fmt: skip
+}
 
 
 def diagnose(found: Evidence) -> None:
@@ -150,20 +180,40 @@ def test_docker_inspect(new: Make, content: bytes) -> None:
 
 
 YAML = [
-    "a: &a [*a]", "a: 2001-99-99", "a: !!binary $", "? [a]\n: b", "- 1:99:9999999", "<<: 1", "\ta",
-    "[" * 3000, "{a: " * 3000, "- " * 3000, "!!python/object:os.system x", "=: 1", "a: !!int _",
-    "&a : &a", "!!set [a]", "x: !!float a", "a: 0x", "a: !!timestamp foo", "%YAML 9.9\n---\na",
-    "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
+    "a: &a [*a]",
+    "a: 2001-99-99",
+    "a: !!binary $",
+    "? [a]\n: b",
+    "- 1:99:9999999",
+    "<<: 1",
+    "\ta",
+    "[" * 3000,
+    "{a: " * 3000,
+    "- " * 3000,
+    "!!python/object:os.system x",
+    "=: 1",
+    "a: !!int _",
+    "&a : &a",
+    "!!set [a]",
+    "x: !!float a",
+    "a: 0x",
+    "a: !!timestamp foo",
+    "%YAML 9.9\n---\na",
+    "a: &a [1,1,1,1,1,1,1,1,1]\n"
+    + "".join(
         f"{new}: &{new} [{','.join([f'*{old}'] * 9)}]\n"
         for old, new in itertools.pairwise("abcdefghi")
     ),
-    "a: &a {x: 1}\n" + "".join(
+    "a: &a {x: 1}\n"
+    + "".join(
         f"{new}: &{new} {{<<: [{','.join([f'*{old}'] * 9)}]}}\n"
         for old, new in itertools.pairwise("abcdefghi")
     ),
     "services: {a: {image: x, command: 2001-01-01, volumes: [1], ports: [2001-01-01]}}",
-    "services: {a: {image: vllm, command: [null, 1.5, true]}, 1: 2}", "services: [a]", "services:",
-]  # fmt: skip
+    "services: {a: {image: vllm, command: [null, 1.5, true]}, 1: 2}",
+    "services: [a]",
+    "services:",
+]
 
 
 @fuzz
@@ -175,12 +225,20 @@ def test_compose_files(new: Make, content: bytes) -> None:
 
 
 LINES = [
-    "NVIDIA GB10, 12.1, 580.95.05, [N/A]", "Using 'MARLIN' NvFp4 MoE backend",
+    "NVIDIA GB10, 12.1, 580.95.05, [N/A]",
+    "Using 'MARLIN' NvFp4 MoE backend",
     "KeyError: .moe.moe.",
-    "(EngineCore pid=1) INFO 11-24 04:49:19 [x.py:1] Using A for NVFP4 GEMM", "x, 1.2, N/A, ²",
-    "V1 LLM engine (v" + "9" * 5000 + ".1.1)", "Free memory on device x is less than desired",
-    "OutOfMemoryError" * 2000, "\n" * 1000, "Bus error", "KeyError: " * 500, "²,1.²,3,4", ",,,",
-]  # fmt: skip
+    "(EngineCore pid=1) INFO 11-24 04:49:19 [x.py:1] Using A for NVFP4 GEMM",
+    "x, 1.2, N/A, ²",
+    "V1 LLM engine (v" + "9" * 5000 + ".1.1)",
+    "Free memory on device x is less than desired",
+    "OutOfMemoryError" * 2000,
+    "\n" * 1000,
+    "Bus error",
+    "KeyError: " * 500,
+    "²,1.²,3,4",
+    ",,,",
+]
 
 
 @fuzz
@@ -223,8 +281,12 @@ def tar(files: dict[str, bytes]) -> bytes:
     return stream.getvalue()
 
 
-RECORD = {"groups": {"g": ["12.0f"]}, "gpus": {"sm121": {"ok": True, "g": "native"}},
-          "files": {"a": {"before": "1", "after": "2"}}, "packages": {"a": "1"}}  # fmt: skip
+RECORD = {
+    "groups": {"g": ["12.0f"]},
+    "gpus": {"sm121": {"ok": True, "g": "native"}},
+    "files": {"a": {"before": "1", "after": "2"}},
+    "packages": {"a": "1"},
+}
 
 
 @fuzz
@@ -248,9 +310,11 @@ def bundled(index: bytes, evidence_: bytes = b"{}") -> dict[str, bytes]:
 
 
 DIGEST = "sha256:" + "a" * 64
-NAMED = {"manifests": [
-    {"digest": DIGEST, "annotations": {"io.containerd.image.name": "127.0.0.1:5000/a/b:1"}}
-]}  # fmt: skip
+NAMED = {
+    "manifests": [
+        {"digest": DIGEST, "annotations": {"io.containerd.image.name": "127.0.0.1:5000/a/b:1"}}
+    ]
+}
 
 
 def unpack(file: Path, folder: Path) -> bundle.Bundle:
@@ -282,8 +346,23 @@ def test_a_bundle_that_is_whole_unpacks(tmp_path: Path) -> None:
 def binary() -> bytes:
     """A small ELF file with a section .nv_fatbin."""
     names = b"\0.shstrtab\0.nv_fatbin\0"
-    header = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01" + bytes(9), 3, 62, 1, 0, 0, 96,
-                         0, 64, 0, 0, 64, 3, 1)  # fmt: skip
+    header = struct.pack(
+        "<16sHHIQQQIHHHHHH",
+        b"\x7fELF\x02\x01\x01" + bytes(9),
+        3,
+        62,
+        1,
+        0,
+        0,
+        96,
+        0,
+        64,
+        0,
+        0,
+        64,
+        3,
+        1,
+    )
     sections = [(0, 0, 0, 0), (1, 3, 64, len(names)), (11, 1, 64, 8)]
     table = b"".join(
         struct.pack("<IIQQQQIIQQ", name, kind, 0, 0, start, size, 0, 0, 1, 0)

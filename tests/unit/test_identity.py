@@ -56,9 +56,14 @@ print(json.dumps(out))
 """
 ALL = {"wheel", "plain", "aot", "source"}
 STAGES = {
-    "install": ALL, "make_ledger": ALL, "apply_patches": ALL,
-    "compile": {"source"}, "cross": {"source"}, "jobs": {"source", "aot"}, "aot": {"aot"},
-}  # fmt: skip
+    "install": ALL,
+    "make_ledger": ALL,
+    "apply_patches": ALL,
+    "compile": {"source"},
+    "cross": {"source"},
+    "jobs": {"source", "aot"},
+    "aot": {"aot"},
+}
 KERNELS = {
     "__init__",
     "base",
@@ -96,9 +101,12 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, lis
     names += ["tests/image/test_config.py", "fp4forge/image/runtime/opt/fp4forge/bin/vllm"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("FP4FORGE_")}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *names], cwd=copy, capture_output=True, text=True,
+        [sys.executable, "-c", PROGRAM, *names],
+        cwd=copy,
+        capture_output=True,
+        text=True,
         env=environment | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     found: dict[str, dict[str, list[str]]] = json.loads(done.stdout)
     return found

@@ -106,8 +106,13 @@ def test_what_is_not_a_file_is_refused(kind: str, tmp_path: Path) -> None:
         ("release", "torch: 2.11.0", "", "the file has no 'torch'", "a version, such as"),
         ("release", "58809377", "", "vllm.sdist.sha256 is '798", "a SHA-256"),
         ("release", "76ccf4c0", "x", "vllm.wheels.linux/arm64.sha256 is", "a SHA-256"),
-        ("release", "    linux/arm64: 8", "    linux/riscv: 8", "wheel_arch_lists.linux/riscv is a",
-         "a platform: linux/amd64, linux/arm64"),
+        (
+            "release",
+            "    linux/arm64: 8",
+            "    linux/riscv: 8",
+            "wheel_arch_lists.linux/riscv is a",
+            "a platform: linux/amd64, linux/arm64",
+        ),
         ("release", "    linux/arm64: 8.0", "    # ", "vllm has no wheel_arch_lists", "arch list"),
         ("release", 'before: "2026-06-05"', 'before: "2026-13-05"', "before is '2026-13", "a day"),
         ("release", "sm103]", "sm99]", "leave_out[0].unless[1] is 'sm99'", "sm100, sm103"),
@@ -127,7 +132,7 @@ def test_what_is_not_a_file_is_refused(kind: str, tmp_path: Path) -> None:
         ("series", "file: gemma4-moe-prefix.patch", "file: ../x", "patches[0].file is", "beside"),
         ("series", "fixed_in: 0.21.0", "fixed_in: 0.21", "fixed_in is a number", "0.21.0"),
     ],
-)  # fmt: skip
+)
 def test_a_message_names_file_line_field_and_rule(
     kind: str, old: str, new: str, says: str, rule: str
 ) -> None:
@@ -171,9 +176,19 @@ UNFIT = (
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"units": 1}', "[" * 10_000, UNFIT % ("1", 0), UNFIT % ("0", 1),
-     UNFIT % ("x", 0), UNFIT % ("0 0", 0), UNFIT % ("-1", 0)],
-)  # fmt: skip
+    [
+        "",
+        "[]",
+        "{}",
+        '{"units": 1}',
+        "[" * 10_000,
+        UNFIT % ("1", 0),
+        UNFIT % ("0", 1),
+        UNFIT % ("x", 0),
+        UNFIT % ("0 0", 0),
+        UNFIT % ("-1", 0),
+    ],
+)
 def test_broken_arch_rules(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "archs").mkdir()
     (tmp_path / "archs/9.9.json").write_text(text)
@@ -212,9 +227,44 @@ EXAMPLES = settings(
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
-TOKENS = ["", "\n", "  ", ": ", "- ", "[", "]", "{", "}", "&a ", "*a", "<<", "!", "|\n", ">", "'",
-          '"', "#", "%", "---\n", "\t", "\0", "\x7f", "é", "null", "2026-01-01", "1e9", "0x1", "~",
-          "*runtime", "&runtime ", "9" * 30, "-1", ".inf", "yes", "` - at `$.torch`"]  # fmt: skip
+TOKENS = [
+    "",
+    "\n",
+    "  ",
+    ": ",
+    "- ",
+    "[",
+    "]",
+    "{",
+    "}",
+    "&a ",
+    "*a",
+    "<<",
+    "!",
+    "|\n",
+    ">",
+    "'",
+    '"',
+    "#",
+    "%",
+    "---\n",
+    "\t",
+    "\0",
+    "\x7f",
+    "é",
+    "null",
+    "2026-01-01",
+    "1e9",
+    "0x1",
+    "~",
+    "*runtime",
+    "&runtime ",
+    "9" * 30,
+    "-1",
+    ".inf",
+    "yes",
+    "` - at `$.torch`",
+]
 SCALARS = (
     st.none()
     | st.booleans()

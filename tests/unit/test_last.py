@@ -17,9 +17,12 @@ def main(before: str, *arguments: str, **environment: str) -> subprocess.Complet
     """The command line in a process of its own, after some code that spoils it."""
     code = f"import sys\n{before}\nfrom fp4forge.cli import main\nmain()"
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT,
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
         env=os.environ | environment,
-    )  # fmt: skip
+    )
 
 
 BROKEN = (
@@ -31,9 +34,12 @@ BROKEN = (
 
 def test_a_defect_is_one_message_and_a_file_without_secrets(tmp_path: Path) -> None:
     done = main(
-        "S = 'hunter2hunter2'\n" + BROKEN, "matrix", "--json",
-        FP4FORGE_BUILD=str(tmp_path), MY_TOKEN="hunter2hunter2",
-    )  # fmt: skip
+        "S = 'hunter2hunter2'\n" + BROKEN,
+        "matrix",
+        "--json",
+        FP4FORGE_BUILD=str(tmp_path),
+        MY_TOKEN="hunter2hunter2",
+    )
     assert done.returncode == 70
     assert "Traceback" not in done.stderr and "\x1b" not in done.stderr
     assert "TypeError: no \\x1b[31m good" in done.stderr

@@ -21,8 +21,10 @@ ROOT = Path(__file__).resolve().parents[2]
 def run(target: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "build.py", "ledger", str(target)],
-        capture_output=True, text=True, cwd=ROOT,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
 
 
 def write(folder: Path, kind: str) -> Path:
@@ -103,12 +105,19 @@ def test_files_alike_are_one_row_and_fp4_is_named() -> None:
 @pytest.mark.parametrize(
     ("target", "gpu", "word"),
     [
-        ("12.0", "sm121", "family"), ("12.1", "sm120", "missing"), ("12.0a", "sm121", "missing"),
-        ("12.0f", "sm120", "family"), ("12.1f", "sm120", "missing"), ("10.0f", "sm103", "family"),
-        ("8.0+PTX", "sm121", "ptx"), ("8.0", "sm121", "missing"), ("12.1+PTX", "sm120", "missing"),
-        ("12.1a", "sm121", "native"), ("10.0", "sm120", "missing"),
+        ("12.0", "sm121", "family"),
+        ("12.1", "sm120", "missing"),
+        ("12.0a", "sm121", "missing"),
+        ("12.0f", "sm120", "family"),
+        ("12.1f", "sm120", "missing"),
+        ("10.0f", "sm103", "family"),
+        ("8.0+PTX", "sm121", "ptx"),
+        ("8.0", "sm121", "missing"),
+        ("12.1+PTX", "sm120", "missing"),
+        ("12.1a", "sm121", "native"),
+        ("10.0", "sm120", "missing"),
     ],
-)  # fmt: skip
+)
 def test_what_runs_where(target: str, gpu: str, word: str) -> None:
     assert serves(target, GPUS[gpu]) == word
 
@@ -151,19 +160,29 @@ FLASHMLA = "_ZN5sm1006decode6sparse6head6439flash_fwdINS2_6ConfigEL9ModelType2EL
         ([Kernel(DENSE + MX, fp4_cvt=1)], ["qutlass_quantise"]),
         ([Kernel(QUANTISE, fp4_cvt=1)], ["nvfp4_quantise"]),
         ([Kernel(EXPERTS, fp4_cvt=1)], ["nvfp4_experts_quantise"]),
-        ([Kernel("_ZN4vllm21mxfp4_cvt_fp16_to_fp4I6__halfLb1EEEvii", fp4_cvt=1)],
-         ["mxfp4_quantise"]),
+        (
+            [Kernel("_ZN4vllm21mxfp4_cvt_fp16_to_fp4I6__halfLb1EEEvii", fp4_cvt=1)],
+            ["mxfp4_quantise"],
+        ),
         ([Kernel("_ZN4vllm30reshape_and_cache_nvfp4_kernelI", fp4_cvt=1)], ["nvfp4_kv_cache"]),
-        ([Kernel("_ZN4vllm36concat_and_cache_nvfp4_ds_mla_kernelE", fp4_cvt=1)],
-         ["nvfp4_mla_cache"]),
-        ([Kernel("_ZN4vllm20minimax_m3_fused_ops37fusedI18Fp8KVCacheDataTypeE0ELb1E", fp4_cvt=1)],
-         ["minimax_m3_insert"]),
+        (
+            [Kernel("_ZN4vllm36concat_and_cache_nvfp4_ds_mla_kernelE", fp4_cvt=1)],
+            ["nvfp4_mla_cache"],
+        ),
+        (
+            [
+                Kernel(
+                    "_ZN4vllm20minimax_m3_fused_ops37fusedI18Fp8KVCacheDataTypeE0ELb1E", fp4_cvt=1
+                )
+            ],
+            ["minimax_m3_insert"],
+        ),
         ([Kernel(FLASHMLA, fp4_cvt=1)], ["flashmla_fp4"]),
         ([Kernel("_Z21compute_problem_sizesILb0EEvPKi")], ["moe_data"]),
         ([Kernel(DENSE + "NS_12float_e4m3_tE", fp8_mma=1)], ["fp8_gemm"]),
         ([Kernel("_ZN4fmha36Sm100FmhaMlaKernelINS_12float_e4m3_tE", fp8_mma=1)], []),
     ],
-)  # fmt: skip
+)
 def test_a_kernel_counts_for_its_own_group_alone(kernels: list[Kernel], groups: list[str]) -> None:
     assert found_in("vllm/_C_stable_libtorch.abi3.so", *kernels) == groups
     instructions = any(k.fp4_mma or k.fp4_cvt or k.fp8_mma for k in kernels)
@@ -183,11 +202,15 @@ def test_a_lost_gemm_is_seen_whatever_else_has_fp4() -> None:
     """The GEMM's cubins for SM12x go; every other kernel with FP4 instructions stays."""
     others = (
         Cubin("sm_120f", "family", (Kernel(GROUPED + NV, fp4_mma=1),), True),
-        Cubin("sm_120f", "family", (Kernel(DENSE + NV, fp4_mma=1), Kernel(DENSE + MX, fp4_mma=1)),
-              True),
+        Cubin(
+            "sm_120f",
+            "family",
+            (Kernel(DENSE + NV, fp4_mma=1), Kernel(DENSE + MX, fp4_mma=1)),
+            True,
+        ),
         Cubin("sm_120f", "family", (Kernel(QUANTISE, fp4_cvt=1),), True),
         Cubin("sm_100f", "family", (Kernel(DENSE + NV, fp4_mma=1),), True),
-    )  # fmt: skip
+    )
     found = book(*others)
     compiled = {"nvfp4_gemm": ["10.0f", "12.0f"]}
     assert ledger.differences(
@@ -219,9 +242,12 @@ def test_sources_have_the_groups_of_their_kernels() -> None:
     }
     found = {name: targets for name, targets in of_sources(sources).items() if targets}
     assert found == {
-        "core": ["12.0"], "nvfp4_gemm": ["12.0f"], "nvfp4_kv_cache": ["12.0f", "10.0f"],
-        "other_kernels": ["10.0f"], "deepselect": ["10.0f"],
-    }  # fmt: skip
+        "core": ["12.0"],
+        "nvfp4_gemm": ["12.0f"],
+        "nvfp4_kv_cache": ["12.0f", "10.0f"],
+        "other_kernels": ["10.0f"],
+        "deepselect": ["10.0f"],
+    }
 
 
 def test_differences_show_both_columns() -> None:

@@ -175,10 +175,15 @@ def test_only_plain_files_are_read(quick: None, tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "zero").symlink_to("/dev/zero")
     for name, what in (
-        ("pipe", "is a pipe"), ("loop", "Too many levels"), ("zero", "is a device"),
-        (".", "is a folder"), ("none", "No such file"), ("a" * 5000, "name too long"),
-        ("a\0b", "cannot be the name of a file"), ("\ud800", "cannot be the name of a file"),
-    ):  # fmt: skip
+        ("pipe", "is a pipe"),
+        ("loop", "Too many levels"),
+        ("zero", "is a device"),
+        (".", "is a folder"),
+        ("none", "No such file"),
+        ("a" * 5000, "name too long"),
+        ("a\0b", "cannot be the name of a file"),
+        ("\ud800", "cannot be the name of a file"),
+    ):
         with pytest.raises(UsageError, match=what):
             reading.content(tmp_path / name, UsageError)
 
@@ -223,12 +228,15 @@ def aliases(merge: bool) -> str:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (aliases(False), "is too large"), (aliases(True), "is too large"),
-        ("a: &a [*a]", "holds itself"), ("[" * 100_000, "nests too deeply"),
-        ("{a: " * 100_000, "nests too deeply"), ("a: 2001-99-99", "has no meaning"),
+        (aliases(False), "is too large"),
+        (aliases(True), "is too large"),
+        ("a: &a [*a]", "holds itself"),
+        ("[" * 100_000, "nests too deeply"),
+        ("{a: " * 100_000, "nests too deeply"),
+        ("a: 2001-99-99", "has no meaning"),
         ("a: [", "is not YAML"),
     ],
-)  # fmt: skip
+)
 def test_yaml_is_bounded(quick: None, text: str, says: str, tmp_path: Path) -> None:
     (tmp_path / "compose.yaml").write_text(text)
     with pytest.raises(UsageError) as caught:

@@ -59,11 +59,22 @@ def tree(tmp_path: Path) -> Path:
 def apply(tree: Path) -> subprocess.CompletedProcess[str]:
     site = "usr/local/lib/python3/dist-packages"
     return subprocess.run(
-        [sys.executable, str(SCRIPT), "--series", str(tree / "series.json"),
-         "--installed", str(tree / "in" / site), "--out", str(tree / "out" / site),
-         "--record", str(tree / "out/opt/fp4forge/patches.json")],
-        capture_output=True, text=True, env={"SOURCE_DATE_EPOCH": "0", "PATH": "/usr/bin:/bin"},
-    )  # fmt: skip
+        [
+            sys.executable,
+            str(SCRIPT),
+            "--series",
+            str(tree / "series.json"),
+            "--installed",
+            str(tree / "in" / site),
+            "--out",
+            str(tree / "out" / site),
+            "--record",
+            str(tree / "out/opt/fp4forge/patches.json"),
+        ],
+        capture_output=True,
+        text=True,
+        env={"SOURCE_DATE_EPOCH": "0", "PATH": "/usr/bin:/bin"},
+    )
 
 
 def edit(tree: Path, change: Any) -> None:
@@ -160,12 +171,19 @@ def test_what_rules_leave_out(tmp_path: Path) -> None:
     """Files of another processor, and those for another CUDA that this one has too."""
     head = b"\x7fELF" + bytes(14)
     files = {
-        "a/libx.so": head + bytes((62, 0)), "a/libarm.so": head + bytes((183, 0)),
-        "a/kernel.cubin": head + bytes((190, 0)), "a/notes.txt": b"ELF for arm",
-        "dsl/cu12/rt.so": b"", "dsl/cu13/rt.so": b"", "dsl/cu12/more/x": b"",
-        "dsl/_ir.cu12.so": b"", "dsl/_ir.cu13.so": b"",
-        "only/cu12/rt.so": b"", "cu12x/y": b"", "cu13x/y": b"",
-    }  # fmt: skip
+        "a/libx.so": head + bytes((62, 0)),
+        "a/libarm.so": head + bytes((183, 0)),
+        "a/kernel.cubin": head + bytes((190, 0)),
+        "a/notes.txt": b"ELF for arm",
+        "dsl/cu12/rt.so": b"",
+        "dsl/cu13/rt.so": b"",
+        "dsl/cu12/more/x": b"",
+        "dsl/_ir.cu12.so": b"",
+        "dsl/_ir.cu13.so": b"",
+        "only/cu12/rt.so": b"",
+        "cu12x/y": b"",
+        "cu13x/y": b"",
+    }
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)

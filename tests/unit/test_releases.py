@@ -53,9 +53,11 @@ def tree(tmp_path: Path, new: str = NEW) -> Path:
 
 def test_externals_come_from_cmakes_files(tmp_path: Path) -> None:
     known = External(
-        git="https://example.org/nvidia/cutlass.git", commit=COMMIT, tag="v9.9.9",
+        git="https://example.org/nvidia/cutlass.git",
+        commit=COMMIT,
+        tag="v9.9.9",
         variable="VLLM_CUTLASS_SRC_DIR",
-    )  # fmt: skip
+    )
     found = externals.read(tree(tmp_path), {"the-cutlass": known})
     assert found == {
         "the-cutlass": known,  # by its variable; the tag's commit was known
@@ -84,10 +86,14 @@ def code(*kernels: tuple[str, str]) -> File:
     """A file with kernels, each of a name and targets."""
     targets = sorted({target for _, all_ in kernels for target in all_.split()})
     cubins = tuple(
-        Cubin("sm_" + target.replace(".", ""), "bare",
-              tuple(Kernel(name) for name, all_ in kernels if target in all_.split()), False)
+        Cubin(
+            "sm_" + target.replace(".", ""),
+            "bare",
+            tuple(Kernel(name) for name, all_ in kernels if target in all_.split()),
+            False,
+        )
         for target in targets
-    )  # fmt: skip
+    )
     return File("x.so", DeviceCode("0" * 64, cubins, ()))
 
 
@@ -100,9 +106,7 @@ def test_a_wheels_arch_list_is_that_of_most_of_its_kernels() -> None:
 
 
 def listed(*names: str, uploaded: str = "2026-11-02T10:00:00Z") -> list[Listed]:
-    return [
-        Listed(name, "https://example.org/" + name, upload_time=uploaded) for name in names
-    ]  # fmt: skip
+    return [Listed(name, "https://example.org/" + name, upload_time=uploaded) for name in names]
 
 
 @pytest.mark.parametrize(
@@ -111,12 +115,13 @@ def listed(*names: str, uploaded: str = "2026-11-02T10:00:00Z") -> list[Listed]:
         (listed(), "has no vLLM 9.9.9"),
         (listed("vllm-9.9.9.tar.gz"), "has no wheel of vLLM 9.9.9"),
         (
-            listed("vllm-9.9.9.tar.gz", "vllm-9.9.9-cp38-abi3-manylinux_2_28_x86_64.whl",
-                   uploaded=""),
+            listed(
+                "vllm-9.9.9.tar.gz", "vllm-9.9.9-cp38-abi3-manylinux_2_28_x86_64.whl", uploaded=""
+            ),
             "does not say when files were uploaded",
         ),
     ],
-)  # fmt: skip
+)
 def test_what_the_index_lacks_is_named(
     found: list[Listed], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,8 +133,12 @@ def test_what_the_index_lacks_is_named(
 def test_files_of_a_release(monkeypatch: pytest.MonkeyPatch) -> None:
     """The platform's own wheel, not one for another CUDA, CPU or version."""
     right = "vllm-9.9.9-cp38-abi3-manylinux_2_28_aarch64.whl"
-    others = ("vllm-9.9.9+cu126-cp38-abi3-manylinux_2_28_aarch64.whl", "vllm-9.9.90.tar.gz",
-              "vllm-9.9.9-cp38-abi3-macosx_14_arm64.whl", "vllm-9.9.9rc1.tar.gz")  # fmt: skip
+    others = (
+        "vllm-9.9.9+cu126-cp38-abi3-manylinux_2_28_aarch64.whl",
+        "vllm-9.9.90.tar.gz",
+        "vllm-9.9.9-cp38-abi3-macosx_14_arm64.whl",
+        "vllm-9.9.9rc1.tar.gz",
+    )
     names = listed("vllm-9.9.9.tar.gz", right, *others)
     monkeypatch.setattr(index, "listing", lambda project: names)
     sdist, wheels, day = adding.files_of("9.9.9")
@@ -140,8 +149,11 @@ def test_files_of_a_release(monkeypatch: pytest.MonkeyPatch) -> None:
 def build(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "build.py", "release", *arguments],
-        cwd=ROOT, capture_output=True, text=True, env=os.environ | environment,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+    )
 
 
 def test_releases_are_listed_and_shown() -> None:
@@ -158,8 +170,10 @@ def test_a_difference_names_pins_packages_and_patches() -> None:
     rows = {row["name"]: row for row in json.loads(build("diff", old, new, "--json").stdout)}
     assert rows["torch"]["old"] == release.load(old).torch
     assert rows["patch fp4-support-guards"] == {
-        "name": "patch fp4-support-guards", "old": "applied", "new": "upstream",
-    }  # fmt: skip
+        "name": "patch fp4-support-guards",
+        "old": "applied",
+        "new": "upstream",
+    }
     assert "package flashinfer-python" in rows
     assert json.loads(build("diff", old, old, "--json").stdout) == []
 
@@ -176,9 +190,12 @@ def test_a_release_is_removed_whole_and_the_reference_is_not(tmp_path: Path) -> 
         "print(releases.remove('0.20.2'))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
         env=os.environ | copies,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     left = [p for p in tmp_path.rglob("*0.20.2*") if "locks" not in p.parts or p.suffix == ".txt"]
     assert left == []

@@ -73,8 +73,8 @@ ESCAPES = {
     "frames: sys._getframe": inside("""
         import sys
         return sys._getframe(0).f_builtins['open'](READ).read()"""),
-    "frames: inspect": "import inspect\n" + inside(
-        "return inspect.currentframe().f_builtins['open'](READ).read()"),
+    "frames: inspect": "import inspect\n"
+    + inside("return inspect.currentframe().f_builtins['open'](READ).read()"),
     "frames: __context__ of an exception": inside("""
         try:
             try: 1 / 0
@@ -89,19 +89,19 @@ ESCAPES = {
         g = g(); next(g)
         return g.throw(ValueError)"""),
     "generators: yield from": "def is_prime(n):\n    yield from open(READ)\n",
-    "async: await": "import asyncio\nasync def a(): return open(READ).read()\n" + inside(
-        "return asyncio.run(a())"),
+    "async: await": "import asyncio\nasync def a(): return open(READ).read()\n"
+    + inside("return asyncio.run(a())"),
     "async: a coroutine is true": "async def is_prime(n): return open(READ).read()",
     # Attributes and format strings
     "format: str.format": inside("return '{0.__class__.__mro__}'.format(n)"),
     "format: globals of a function": inside("return '{0.__globals__}'.format(is_prime)"),
     "format: f-string": inside('return f"{open(READ).read()}"'),
-    "format: string.Formatter": "import string\n" + inside(
-        "return string.Formatter().get_field('0.__globals__', [is_prime], {})[0]"),
+    "format: string.Formatter": "import string\n"
+    + inside("return string.Formatter().get_field('0.__globals__', [is_prime], {})[0]"),
     "attributes: getattr": inside(f"return getattr(getattr((), '__class__'), '__base__'), {POPEN}"),
     "attributes: a method's self": inside("return print.__self__.open(READ).read()"),
-    "attributes: a module of a module": "import math\n" + inside(
-        "return math.__loader__.load_module('os').system(RUN)"),
+    "attributes: a module of a module": "import math\n"
+    + inside("return math.__loader__.load_module('os').system(RUN)"),
     "attributes: __code__ replaced": inside("""
         f = lambda: 0
         f.__code__ = f.__code__.replace(co_names=('open',), co_consts=(READ,))
@@ -114,7 +114,8 @@ ESCAPES = {
     "defaults: os": "import os\nis_prime = lambda n, x=os.system(RUN): x",
     "annotations: os": "import os\ndef is_prime(n: os.system(RUN)) -> bool: return True",
     "comprehensions: scope": inside(
-        "return [x for x in [1] for __builtins__ in [vars()] if __builtins__['open'](READ)]"),
+        "return [x for x in [1] for __builtins__ in [vars()] if __builtins__['open'](READ)]"
+    ),
     "classes: body": inside("class A: x = open(READ).read()\nreturn A.x"),
     "classes: metaclass": inside("""
         class M(type):
@@ -184,14 +185,16 @@ ESCAPES = {
     # Time, recursion, processes
     "time: endless loop": inside("while True: pass"),
     "time: endless loop that catches": inside(
-        "while True:\n    try:\n        while True: pass\n    except BaseException: pass"),
+        "while True:\n    try:\n        while True: pass\n    except BaseException: pass"
+    ),
     "time: endless loop at the top": "while True: pass\n" + inside("return True"),
     "time: sleep": inside("import time; time.sleep(3600); return True"),
     "time: endless sum": inside("return sum(range(10**15))"),
     "time: a faked deadline": inside("raise TimeoutError('feed time limit exceeded')"),
     "recursion: plain": inside("return is_prime(n)"),
     "recursion: __repr__": inside(
-        "class A:\n    def __repr__(self): return repr(self)\nreturn repr(A())"),
+        "class A:\n    def __repr__(self): return repr(self)\nreturn repr(A())"
+    ),
     "processes: fork bomb": inside("import os\nfor _ in range(8): os.fork()\nreturn True"),
     "processes: orphan": inside("""
         import os
@@ -200,7 +203,8 @@ ESCAPES = {
             if os.fork() == 0: os.execv('/bin/sh', ['sh', '-c', RUN])
         return True"""),
     "processes: multiprocessing": inside(
-        "import multiprocessing as m; m.Process(target=print).start()"),
+        "import multiprocessing as m; m.Process(target=print).start()"
+    ),
     "processes: threads": inside("""
         import threading
         while True: threading.Thread(target=is_prime, args=(n,)).start()"""),
@@ -217,9 +221,10 @@ ESCAPES = {
         return True"""),
     "output: flood": inside("while True: print('x' * 10**4)"),
     "output: flood on stderr": inside(
-        "import sys\nwhile True: print('x' * 10**4, file=sys.stderr)"),
+        "import sys\nwhile True: print('x' * 10**4, file=sys.stderr)"
+    ),
     "output: one huge line": inside("print('x' * 10**9, end='')"),
-    "output: a forged verdict": "print('[\"right\", \"\"]')\n" + inside("return True"),
+    "output: a forged verdict": 'print(\'["right", ""]\')\n' + inside("return True"),
     "output: a forged range": f"range = lambda *a: {TABLE}\n" + inside("return True"),
     "output: terminal control": inside("raise ValueError('\\x1b]0;owned\\x07' * 1000)"),
     # Source
@@ -232,8 +237,9 @@ ESCAPES = {
     "source: lookalike name": inside("return ᵒpen(READ).read()"),
     "source: nested parentheses": "is_prime = lambda n: " + "(" * 50_000 + "n" + ")" * 50_000,
     "source: nested lambdas": "is_prime = " + "lambda n: " * 5_000 + "n",
-    "source: nested functions": "".join(
-        f"{' ' * depth}def is_prime(n):\n" for depth in range(500)) + " " * 500 + "return n",
+    "source: nested functions": "".join(f"{' ' * depth}def is_prime(n):\n" for depth in range(500))
+    + " " * 500
+    + "return n",
     "source: a line of 100,000 characters": "is_prime = lambda n: " + "n+" * 50_000 + "1",
     "source: a name of 100,000 characters": inside("return " + "x" * 100_000),
     "source: 200,000 newlines": "\n" * 200_000 + inside("return True"),
@@ -243,7 +249,7 @@ ESCAPES = {
     "source: f-strings in f-strings": inside("return " + "f'{" * 150 + "n" + "}'" * 150),
     "source: an open string": inside("return '''"),
     "source: a backslash at the end": inside("return n \\"),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -267,9 +273,7 @@ class Canaries:
         return [path.name for path in (self.folder / "written").iterdir()]
 
     def running(self) -> list[int]:
-        return [
-            pid for pid, arguments, _ in processes() if arguments == f"sleep\0{self.marker}\0"
-        ]  # fmt: skip
+        return [pid for pid, arguments, _ in processes() if arguments == f"sleep\0{self.marker}\0"]
 
 
 def processes() -> Iterator[tuple[int, str, int]]:
@@ -395,22 +399,41 @@ PLAIN = "import sys; exec(sys.stdin.read(), globals()); print(is_prime(7))"
     ("program", "name"),
     [
         (RESTRICTED, "frames: math rebound to a generator"),
-        *((PLAIN, name) for name in (
-            "frames: math rebound to a generator", "frames: gi_frame", "frames: tb_frame",
-            "frames: __context__ of an exception", "generators: throw", "format: f-string",
-            "decorators: exec", "defaults: os", "classes: metaclass", "classes: __subclasses__",
-            "import: os.system", "import: ctypes", "import: pathlib", "builtins: eval",
-            "builtins: open to write", "processes: __del__", "processes: atexit",
-        )),
+        *(
+            (PLAIN, name)
+            for name in (
+                "frames: math rebound to a generator",
+                "frames: gi_frame",
+                "frames: tb_frame",
+                "frames: __context__ of an exception",
+                "generators: throw",
+                "format: f-string",
+                "decorators: exec",
+                "defaults: os",
+                "classes: metaclass",
+                "classes: __subclasses__",
+                "import: os.system",
+                "import: ctypes",
+                "import: pathlib",
+                "builtins: eval",
+                "builtins: open to write",
+                "processes: __del__",
+                "processes: atexit",
+            )
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_escape_works_in_cpython(program: str, name: str) -> None:
     """Else an escape that never worked would prove nothing."""
     with canaries() as found:
         done = subprocess.run(
-            [sys.executable, "-I", "-c", program], input=found.arm(ESCAPES[name]), text=True,
-            capture_output=True, timeout=BOUND, check=False,
-        )  # fmt: skip
+            [sys.executable, "-I", "-c", program],
+            input=found.arm(ESCAPES[name]),
+            text=True,
+            capture_output=True,
+            timeout=BOUND,
+            check=False,
+        )
         for pid in found.running():
             os.kill(pid, 9)
         assert found.written() or found.secret in done.stdout, done.stderr
@@ -517,7 +540,7 @@ def is_prime(n): return n > 1 and all(n % i for i in takewhile(lambda i: i * i <
     "lines that end in CR LF": (
         "```python\r\nis_prime = lambda n: n > 1 and all(n % i for i in range(2, n))\r\n```"
     ),
-}  # fmt: skip
+}
 WRONG = {
     "odd numbers": ("is_prime = lambda n: n % 2 == 1", "wrong for -1, 1, 2, 9"),
     "1": ("is_prime = lambda n: n > 0 and all(n % i for i in range(2, n))", "wrong for 1"),
@@ -538,7 +561,7 @@ WRONG = {
     "nothing": ("", "no Python function in the answer"),
     "code without a function": ("```python\nprint(7)\n```", "no Python function in the answer"),
     "keywords only": ("Use `def ` or `lambda`.", "no Python function in the answer"),
-}  # fmt: skip
+}
 UNJUDGED = {
     "another package": "from sympy import isprime\nis_prime = lambda n: isprime(n)",
     "a module of Python's": "import operator\nis_prime = lambda n: operator.gt(n, 1)",
@@ -553,7 +576,7 @@ UNJUDGED = {
         "from itertools import count\nis_prime = lambda n: any(n % i == 0 for i in count(2))"
     ),
     "del": "def is_prime(n):\n    del n\n",
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -600,9 +623,13 @@ def test_the_worker_stands_behind_walls(monkeypatch: pytest.MonkeyPatch) -> None
     finally:
         running.join()
     for limit, value in (
-        ("Max open files", 0), ("Max processes", 0), ("Max file size", 0),
-        ("Max address space", 512 * 2**20), ("Max cpu time", 4), ("Max core file size", 0),
-    ):  # fmt: skip
+        ("Max open files", 0),
+        ("Max processes", 0),
+        ("Max file size", 0),
+        ("Max address space", 512 * 2**20),
+        ("Max cpu time", 4),
+        ("Max core file size", 0),
+    ):
         assert re.search(rf"^{limit} +{value} +{value} ", worker["limits"], re.MULTILINE), limit
     assert worker["environ"] == ""
     assert worker["cwd"] == "/"
@@ -625,10 +652,12 @@ def walled_worker() -> dict[str, str]:
                 limits = (entry / "limits").read_text()
                 if arguments.endswith("\0subprocess\0") and re.search("files +0 ", limits):
                     return {
-                        "limits": limits, "status": (entry / "status").read_text(),
-                        "environ": (entry / "environ").read_text(), "session": str(session),
+                        "limits": limits,
+                        "status": (entry / "status").read_text(),
+                        "environ": (entry / "environ").read_text(),
+                        "session": str(session),
                         "cwd": str((entry / "cwd").readlink()),
-                    }  # fmt: skip
+                    }
     raise AssertionError("no worker behind walls within 3 s")
 
 
@@ -665,8 +694,11 @@ def test_the_walls_hold_without_monty() -> None:
     with canaries() as found:
         done = subprocess.run(
             [sys.executable, "-I", "-c", BROKEN_OUT, sandbox.__file__, str(found.folder)],
-            capture_output=True, text=True, timeout=BOUND, check=False,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=BOUND,
+            check=False,
+        )
         assert done.stdout == "end\n", done
         assert found.written() == ["before"]
         assert (found.folder / "written/before").read_bytes() == b""
@@ -675,10 +707,12 @@ def test_the_walls_hold_without_monty() -> None:
 def with_program(program: str) -> tuple[str, ...]:
     """A child that finds this program in place of Monty's."""
     return (
-        sys.executable, "-I", "-c",
+        sys.executable,
+        "-I",
+        "-c",
         f"import runpy, shutil; shutil.which = lambda *_, **__: {program!r}; "
         f"runpy.run_path({sandbox.__file__!r}, run_name='__main__')",
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(
@@ -698,7 +732,7 @@ def with_program(program: str) -> tuple[str, ...]:
         (("/bin/echo", "7"), "the sandbox gave no verdict (exit code 0)"),
         (("/bin/echo", '["not run", "broken"]'), "broken"),
     ],
-)  # fmt: skip
+)
 def test_without_a_sandbox_nothing_runs(
     monkeypatch: pytest.MonkeyPatch, child: tuple[str, ...], reason: str
 ) -> None:

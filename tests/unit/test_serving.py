@@ -32,8 +32,12 @@ def model(folder: Path, name: str = "model") -> Path:
 
 
 def test_the_cards_rows_exactly(tmp_path: Path) -> None:
-    rows = {"interactive": ("65536", "4"), "balanced": ("8192", "32"),
-            "throughput": ("2048", "256"), "long-context": ("262144", "1")}  # fmt: skip
+    rows = {
+        "interactive": ("65536", "4"),
+        "balanced": ("8192", "32"),
+        "throughput": ("2048", "256"),
+        "long-context": ("262144", "1"),
+    }
     for workload, row in rows.items():
         found = settings.server(model(tmp_path), workload, "0.20.2", IMAGE)
         flags = {f.name: f.value for f in found.flags}
@@ -85,8 +89,9 @@ def test_the_compose_file(tmp_path: Path) -> None:
 
 
 def test_every_format_gives_the_server_the_same_words(tmp_path: Path) -> None:
-    found = settings.server(model(tmp_path, "it's $HOME 100%"), "balanced", "0.20.2", IMAGE,
-                            served_name="m")  # fmt: skip
+    found = settings.server(
+        model(tmp_path, "it's $HOME 100%"), "balanced", "0.20.2", IMAGE, served_name="m"
+    )
     vllm = service(manifest.render(found, "compose"))
     assert vllm["command"] == found.arguments
     assert vllm["volumes"][0]["source"].replace("$$", "$") == found.model
@@ -141,9 +146,19 @@ def test_the_cache_is_what_a_real_server_made_of_it() -> None:
     name = "vllm-0.20.2-h200/compiled.log"
     available = logged(name, r"Available KV cache memory: ([\d.]+) GiB") * 2**30
     two = memory.Model(
-        0, 0, 0, True, 0, 128, 8, 2816, 704, 4096, 4096,
+        0,
+        0,
+        0,
+        True,
+        0,
+        128,
+        8,
+        2816,
+        704,
+        4096,
+        4096,
         (memory.Layers(1, 2 * 2 * 512, None), memory.Layers(1, 2 * 8 * 256, 1024)),
-    )  # fmt: skip
+    )
     size, page, groups = memory.groups(two)
     assert [tokens for _, tokens in groups] == [32, 16]
     concurrency = available // (size * page) / memory.blocks_per_sequence(two, 2048, 8192)
@@ -203,17 +218,25 @@ RIGHT = "is_prime = lambda n: n > 1 and all(n % i for i in range(2, int(n**0.5) 
 
 
 GOOD = {
-    "capital": "The capital of France is Paris.", "product": "391",
+    "capital": "The capital of France is Paris.",
+    "product": "391",
     "haiku": "Blue waves kiss the shore,\nEndless water, salt and spray,\nDeep blue mysteries.",
-    "cities": "1. Tokyo 2. Osaka 3. Kyoto", "prime": f"```python\n{RIGHT}\n```",
+    "cities": "1. Tokyo 2. Osaka 3. Kyoto",
+    "prime": f"```python\n{RIGHT}\n```",
     "photosynthesis": "Plants turn sunlight, water and carbon dioxide into sugar and oxygen.",
-    "reasoning": "391", "vision": "Red",
-}  # fmt: skip
+    "reasoning": "391",
+    "vision": "Red",
+}
 BAD = {
-    "capital": "-Hello-Hello-Hello-Hello-", "product": "392", "haiku": "Waves.",
-    "cities": "Tokyo, Paris and Rome", "prime": "lambda n: True", "photosynthesis": "Plants grow.",
-    "reasoning": "390", "vision": "Blue",
-}  # fmt: skip
+    "capital": "-Hello-Hello-Hello-Hello-",
+    "product": "392",
+    "haiku": "Waves.",
+    "cities": "Tokyo, Paris and Rome",
+    "prime": "lambda n: True",
+    "photosynthesis": "Plants grow.",
+    "reasoning": "390",
+    "vision": "Blue",
+}
 
 
 class Scripted(http.server.BaseHTTPRequestHandler):

@@ -38,9 +38,12 @@ with scratch.for_process():
 
 def hold(folder: Path) -> tuple[subprocess.Popen[str], Path]:
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLD], stdout=subprocess.PIPE, text=True, cwd=ROOT,
+        [sys.executable, "-c", HOLD],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
         env=os.environ | {"TMPDIR": str(folder)},
-    )  # fmt: skip
+    )
     assert process.stdout is not None
     return process, Path(process.stdout.readline().strip())
 
@@ -56,9 +59,11 @@ def test_what_a_killed_run_left_goes_with_the_next_and_a_live_one_keeps_its_own(
         dead.wait()
         assert left.is_dir()
         done = subprocess.run(
-            [sys.executable, "build.py", "completion", "bash"], cwd=ROOT, capture_output=True,
+            [sys.executable, "build.py", "completion", "bash"],
+            cwd=ROOT,
+            capture_output=True,
             env=os.environ | {"TMPDIR": str(tmp_path)},
-        )  # fmt: skip
+        )
         assert done.returncode == 0
         assert {p.name for p in tmp_path.iterdir()} == {kept.name, "fp4forge-defect-1.txt"}
     finally:

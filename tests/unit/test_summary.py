@@ -27,9 +27,21 @@ def outcome(skipped: int, passed: int = 40) -> Outcome:
         unpacked_bytes=8_560_000_000,
         compressed_bytes=3_510_000_000,
         checks=checks,
-        steps=[{"name": name, "seconds": 12.3} for name in ("plan", "check", "base", "ledger",
-               "build", "push", "pull", "verify", "publish")],
-    )  # fmt: skip
+        steps=[
+            {"name": name, "seconds": 12.3}
+            for name in (
+                "plan",
+                "check",
+                "base",
+                "ledger",
+                "build",
+                "push",
+                "pull",
+                "verify",
+                "publish",
+            )
+        ],
+    )
 
 
 def test_the_summary_fits_a_screen() -> None:

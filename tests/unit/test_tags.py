@@ -41,10 +41,13 @@ def test_no_two_kinds_share_a_tag() -> None:
     names = [
         tags.moving("1.0", arch, variant, strategy, base, platform)
         for arch, variant, strategy, base, platform in itertools.product(
-            ("sm120", "blackwell"), ("awq", "plain"), release.STRATEGIES,
-            ("bootstrap", "ubuntu-24.04"), ("linux/amd64", "linux/arm64"),
+            ("sm120", "blackwell"),
+            ("awq", "plain"),
+            release.STRATEGIES,
+            ("bootstrap", "ubuntu-24.04"),
+            ("linux/amd64", "linux/arm64"),
         )
-    ]  # fmt: skip
+    ]
     assert len(set(names)) == len(names)
 
 

@@ -98,8 +98,10 @@ def evil_files(folder: Path) -> list[list[str]]:
     """Command lines, each over a file whose content or name steers a terminal."""
     named = folder / "\x1b[31m\u202e.log"
     named.write_text(f"KeyError: {EVIL}.moe.moe.\n".encode("utf-8", "replace").decode())
-    labels = {"Config": {"Image": EVIL, "Labels": {EVIL: EVIL}, "Cmd": [EVIL]}, "Mounts": [
-        {"Source": EVIL, "Destination": "/dist-packages/vllm/" + EVIL}]}  # fmt: skip
+    labels = {
+        "Config": {"Image": EVIL, "Labels": {EVIL: EVIL}, "Cmd": [EVIL]},
+        "Mounts": [{"Source": EVIL, "Destination": "/dist-packages/vllm/" + EVIL}],
+    }
     text = json.dumps(labels).replace("\\ud800", "")
     (folder / "inspect.json").write_text(text)
     (folder / "compose.yaml").write_text('services: {a: {image: "\\e[31m", command: "\\e[31m"}}')
@@ -117,9 +119,11 @@ def evil_files(folder: Path) -> list[list[str]]:
 def test_every_edge(tmp_path: Path, number: int, flag: list[str]) -> None:
     line = [*evil_files(tmp_path)[number], *flag]
     done = subprocess.run(
-        [sys.executable, "build.py", *line], cwd=ROOT, capture_output=True,
+        [sys.executable, "build.py", *line],
+        cwd=ROOT,
+        capture_output=True,
         env=os.environ | {"DOCKER_HOST": "tcp://127.0.0.1:9"},
-    )  # fmt: skip
+    )
     assert done.returncode not in (0, 1, 70)
     for said in (done.stdout, done.stderr):
         text = said.decode()

@@ -60,8 +60,14 @@ def specs(instructions: dict[str, Any]) -> list[Any]:
         aot = importlib.import_module("flashinfer.aot")
         config = aot.get_default_config()
         config["sm_capabilities"] = aot.detect_sm_capabilities()
-        for name in ("f16_dtype", "f8_dtype", "fa2_head_dim", "fa3_head_dim",
-                     "use_sliding_window", "use_logits_soft_cap"):  # fmt: skip
+        for name in (
+            "f16_dtype",
+            "f8_dtype",
+            "fa2_head_dim",
+            "fa3_head_dim",
+            "use_sliding_window",
+            "use_logits_soft_cap",
+        ):
             config[name + "_"] = config.pop(name)
         # For 12.1a alone FlashInfer's list lacks the quantiser for the family, which its lookup
         # takes on every SM12x (get_fp4_quantization_module); so it comes after the generators.

@@ -32,10 +32,22 @@ def sha256(path: Path) -> str:
 def gnu_patch(diff: Path, tree: Path) -> subprocess.CompletedProcess[str]:
     """Runs GNU patch on tree, in place, with zero fuzz; whether it applied is its exit code."""
     return subprocess.run(
-        ["patch", "-p1", "--fuzz=0", "--forward", "--batch", "--no-backup-if-mismatch",
-         "--reject-file=-", "--directory", str(tree), "--input", str(diff.resolve())],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            "patch",
+            "-p1",
+            "--fuzz=0",
+            "--forward",
+            "--batch",
+            "--no-backup-if-mismatch",
+            "--reject-file=-",
+            "--directory",
+            str(tree),
+            "--input",
+            str(diff.resolve()),
+        ],
+        capture_output=True,
+        text=True,
+    )
 
 
 def apply_one(patch: dict[str, Any], diff: Path, tree: Path) -> None:

@@ -209,8 +209,10 @@ class Compile:
         """The outputs that nvcc makes."""
         listed = subprocess.run(
             ["ninja", "-C", str(self.build), "-t", "targets", "all"],
-            capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
         return [line.split(": ")[0] for line in listed.splitlines() if ": CUDA_COMPILER" in line]
 
     def compile(self) -> None:
@@ -267,8 +269,11 @@ class Compile:
         """Steps of the compilers in this run: from sccache and not, by kind; refused, by reason."""
         said = subprocess.run(
             ["sccache", "--show-stats", "--stats-format=json"],
-            capture_output=True, text=True, env=self.environment, check=True,
-        ).stdout  # fmt: skip
+            capture_output=True,
+            text=True,
+            env=self.environment,
+            check=True,
+        ).stdout
         stats = json.loads(said)["stats"]
         counts = {kind: stats[f"cache_{kind}"]["counts"] for kind in ("hits", "misses")}
         return counts | {"refused": stats["not_cached"]}

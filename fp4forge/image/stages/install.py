@@ -127,11 +127,25 @@ def complete_cuda(site: Path, prefix: Path) -> None:
 def compile_bytecode(site: Path) -> None:
     """Compiles all modules with checked hashes: valid for any file time, void for edited files."""
     subprocess.run(
-        [sys.executable, "-m", "compileall", "-q", "-j", "0", "--invalidation-mode",
-         "checked-hash", "-s", str(site.parents[4]), "-p", "/", str(site)],
+        [
+            sys.executable,
+            "-m",
+            "compileall",
+            "-q",
+            "-j",
+            "0",
+            "--invalidation-mode",
+            "checked-hash",
+            "-s",
+            str(site.parents[4]),
+            "-p",
+            "/",
+            str(site),
+        ],
         # Some packages ship templates and code for other Python versions that cannot compile.
-        stdout=subprocess.DEVNULL, check=False,
-    )  # fmt: skip
+        stdout=subprocess.DEVNULL,
+        check=False,
+    )
 
 
 def startup_files(site: Path, out: Path) -> str:

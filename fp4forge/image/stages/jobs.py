@@ -161,8 +161,10 @@ def _run(arguments: list[str], environment: dict[str, str], progress: Progress) 
     process = subprocess.Popen(
         ["nice", "-n", "10", "ninja", *arguments],
         env=environment | {"NINJA_STATUS": "[%f/%t] "},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     assert process.stdout is not None
     stop = threading.Event()
     threading.Thread(target=progress.watch, args=(stop,), daemon=True).start()

@@ -32,15 +32,18 @@ def make(folder: Path, seed: int, **labels: str) -> Image:
     layout = Layout(folder / "layout")
     layer = _blob(layout, random.Random(seed).randbytes(LAYER_BYTES))
     config = {
-        "os": "linux", "architecture": "amd64", "config": {"Labels": labels},
+        "os": "linux",
+        "architecture": "amd64",
+        "config": {"Labels": labels},
         "rootfs": {"type": "layers", "diff_ids": [layer["digest"]]},
-    }  # fmt: skip
+    }
     manifest = {
-        "schemaVersion": 2, "mediaType": MANIFEST,
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
         "config": {"mediaType": "application/vnd.oci.image.config.v1+json"}
         | _blob(layout, _json(config)),
         "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar"} | layer],
-    }  # fmt: skip
+    }
     entry = {"mediaType": MANIFEST} | _blob(layout, _json(manifest))
     entry["platform"] = {"os": "linux", "architecture": "amd64"}
     index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry]}

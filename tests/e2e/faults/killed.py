@@ -12,10 +12,20 @@ import sys
 from pathlib import Path
 
 CHANGES = {
-    "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.link", "os.symlink",
-    "os.truncate", "shutil.rmtree", "subprocess.Popen", "fcntl.flock", "socket.bind",
+    "os.rename",
+    "os.remove",
+    "os.mkdir",
+    "os.rmdir",
+    "os.chmod",
+    "os.link",
+    "os.symlink",
+    "os.truncate",
+    "shutil.rmtree",
+    "subprocess.Popen",
+    "fcntl.flock",
+    "socket.bind",
     "socket.connect",
-}  # fmt: skip
+}
 
 
 def main() -> None:

@@ -110,9 +110,11 @@ class Proxy:
 
 def _kind(path: str) -> str:
     for part, kind in (
-        ("/manifests/sha256:", "digest"), ("/manifests/", "tag"), ("/blobs/uploads/", "upload"),
+        ("/manifests/sha256:", "digest"),
+        ("/manifests/", "tag"),
+        ("/blobs/uploads/", "upload"),
         ("/blobs/sha256:", "blob"),
-    ):  # fmt: skip
+    ):
         if part in path:
             return kind
     return "root"
@@ -185,20 +187,27 @@ LONELY = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [ENTRY
 # A tag is looked up: serve compose --image HOST/NAME:1.
 LOOK_UP: dict[str, Fault] = {
     **{name: Fault("GET tag", on_wire(act)) for name, act in wire.WIRE.items()},
-    **{f"status-{code}": Fault("GET tag", status(code))
-       for code in (400, 401, 403, 405, 410, 418, 429, 500, 502, 503, 504)},
-    "login-without-end": Fault("GET tag", on_wire(
-        say(401, b"{}", WWW_Authenticate='Bearer realm="http://127.0.0.1:9/",service="x"'))),
-    "login-of-no-form": Fault("GET tag", on_wire(
-        say(401, b"{}", WWW_Authenticate='Bearer realm="https://[x/",service="\x1b"'))),
-    "short-length": Fault("GET tag", on_wire(wire.raw(
-        wire.START + b"Content-Length: 5\r\n\r\n" + LONELY))),
+    **{
+        f"status-{code}": Fault("GET tag", status(code))
+        for code in (400, 401, 403, 405, 410, 418, 429, 500, 502, 503, 504)
+    },
+    "login-without-end": Fault(
+        "GET tag",
+        on_wire(say(401, b"{}", WWW_Authenticate='Bearer realm="http://127.0.0.1:9/",service="x"')),
+    ),
+    "login-of-no-form": Fault(
+        "GET tag",
+        on_wire(say(401, b"{}", WWW_Authenticate='Bearer realm="https://[x/",service="\x1b"')),
+    ),
+    "short-length": Fault(
+        "GET tag", on_wire(wire.raw(wire.START + b"Content-Length: 5\r\n\r\n" + LONELY))
+    ),
     "sizes-are-huge": Fault("GET tag", index([ENTRY | {"size": 10**400}])),
     "sizes-are-negative": Fault("GET tag", index([ENTRY | {"size": -1}])),
     "digest-is-a-path": Fault("GET tag", index([ENTRY | {"digest": "../../etc/passwd"}])),
     "entries-are-no-list": Fault("GET tag", index("none")),
     "forty-thousand-images": Fault("GET tag", index([ENTRY] * 40_000)),
-}  # fmt: skip
+}
 
 # An image is published: unbundle --to.
 PUSH: dict[str, Fault] = {
@@ -207,18 +216,23 @@ PUSH: dict[str, Fault] = {
     "look-up-empty": Fault("GET tag", status(200, b"")),
     **{f"blob-head-{code}": Fault("HEAD blob", status(code)) for code in (403, 500)},
     "blob-head-hangs": Fault("HEAD blob", on_wire(wire.then_hang())),
-    **{f"upload-post-{code}": Fault("POST upload", status(code))
-       for code in (401, 403, 404, 500, 502, 503)},
+    **{
+        f"upload-post-{code}": Fault("POST upload", status(code))
+        for code in (401, 403, 404, 500, 502, 503)
+    },
     "upload-post-429": Fault("POST upload", status(429)),
     "upload-post-hangs": Fault("POST upload", on_wire(wire.then_hang())),
     "upload-post-resets": Fault("POST upload", on_wire(reset)),
     "upload-post-steers": Fault("POST upload", status(400, STEERING)),
     "upload-post-slowly": Fault("POST upload", on_wire(wire.slowly(wire.START))),
     "upload-post-loops": Fault("POST upload", on_wire(wire.redirect("{self}"))),
-    "upload-goes-to-nobody": Fault("POST upload", on_wire(
-        say(202, b"", Location="http://127.0.0.1:9/x", Docker_Upload_UUID="x"))),
-    "upload-goes-to-a-file": Fault("POST upload", on_wire(
-        say(202, b"", Location="file:///etc/passwd", Docker_Upload_UUID="x"))),
+    "upload-goes-to-nobody": Fault(
+        "POST upload",
+        on_wire(say(202, b"", Location="http://127.0.0.1:9/x", Docker_Upload_UUID="x")),
+    ),
+    "upload-goes-to-a-file": Fault(
+        "POST upload", on_wire(say(202, b"", Location="file:///etc/passwd", Docker_Upload_UUID="x"))
+    ),
     "upload-patch-500": Fault("PATCH upload", status(500)),
     "upload-patch-hangs": Fault("PATCH upload", on_wire(wire.then_hang())),
     "upload-patch-resets": Fault("PATCH upload", on_wire(reset)),
@@ -238,8 +252,10 @@ PUSH: dict[str, Fault] = {
     "manifest-gone": Fault("GET digest", status(404)),
     "index-names-itself": Fault("GET digest", on_wire(say(200, LONELY, INDEX))),
     "manifest-read-back-bomb": Fault("GET digest", on_wire(wire.WIRE["gzip-bomb"])),
-    **{f"tag-put-{code}": Fault("PUT tag", status(code))
-       for code in (401, 403, 404, 409, 429, 500, 502, 503)},
+    **{
+        f"tag-put-{code}": Fault("PUT tag", status(code))
+        for code in (401, 403, 404, 409, 429, 500, 502, 503)
+    },
     "tag-put-resets": Fault("PUT tag", on_wire(reset)),
     "tag-put-steers": Fault("PUT tag", status(400, STEERING)),
     "tag-put-hangs": Fault("PUT tag", on_wire(wire.then_hang())),
@@ -249,7 +265,7 @@ PUSH: dict[str, Fault] = {
     "tag-moved-answer-lost": Fault("PUT tag", after_forwarding(reset)),
     "tag-moved-answer-hangs": Fault("PUT tag", after_forwarding(wire.then_hang())),
     "tag-moved-said-500": Fault("PUT tag", after_forwarding(say(500, NOT_FOUND))),
-}  # fmt: skip
+}
 
 # An image is read: bundle HOST/NAME:1.
 PULL: dict[str, Fault] = {

@@ -100,22 +100,41 @@ STREAM: dict[str, Act] = {
 HEALTH: dict[str, Act] = {
     name: wire.WIRE[name]
     for name in (
-        "hangs-before-headers", "hangs-in-body", "byte-every-half-second", "continues-for-ever",
-        "headers-without-end", "body-without-end", "chunks-without-end", "redirects-in-a-loop",
-        "resets-at-once", "says-another-protocol", "steers-in-status", "steers-in-error",
+        "hangs-before-headers",
+        "hangs-in-body",
+        "byte-every-half-second",
+        "continues-for-ever",
+        "headers-without-end",
+        "body-without-end",
+        "chunks-without-end",
+        "redirects-in-a-loop",
+        "resets-at-once",
+        "says-another-protocol",
+        "steers-in-status",
+        "steers-in-error",
     )
-}  # fmt: skip
+}
 # What /v1/models answers: an answer is asked for all the same.
 MODELS: dict[str, Act] = {
-    **{name: wire.WIRE[name] for name in (
-        "hangs-before-headers", "byte-every-half-second", "gzip-bomb", "deep-json", "not-utf-8",
-        "json-null", "steers-in-error", "body-without-end", "resets-in-body",
-    )},
+    **{
+        name: wire.WIRE[name]
+        for name in (
+            "hangs-before-headers",
+            "byte-every-half-second",
+            "gzip-bomb",
+            "deep-json",
+            "not-utf-8",
+            "json-null",
+            "steers-in-error",
+            "body-without-end",
+            "resets-in-body",
+        )
+    },
     "none": say(200, b'{"data": []}'),
     "id-is-a-number": say(200, b'{"data": [{"id": 7}]}'),
     "id-steers": say(200, json.dumps({"data": [{"id": CONTROL}]}).encode()),
     "id-is-long": say(200, json.dumps({"data": [{"id": "m" * 3_000_000}]}).encode()),
-}  # fmt: skip
+}
 # Tool calls, thinking and code; quality asks for each.
 TOOL: dict[str, Act] = {
     "arguments-are-no-json": call("get_weather", "{city: Paris"),

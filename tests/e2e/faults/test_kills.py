@@ -35,12 +35,17 @@ class Checkout:
         count = self.build / "moments"
         line = [sys.executable, "-m", "tests.e2e.faults.killed", str(at), str(count), *arguments]
         done = subprocess.run(
-            line, cwd=ROOT, capture_output=True, text=True, timeout=60,
+            line,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
             env=environment(
-                FP4FORGE_PATCHES=str(self.patches), FP4FORGE_BUILD=str(self.build),
+                FP4FORGE_PATCHES=str(self.patches),
+                FP4FORGE_BUILD=str(self.build),
                 TMPDIR=str(self.temporary),
             ),
-        )  # fmt: skip
+        )
         if done.returncode != -9:
             check(Done(done.returncode, done.stdout, done.stderr, 0))
         return done.returncode, int(count.read_text()) if not at and count.exists() else 0
@@ -137,8 +142,14 @@ def test_a_publication_killed_at_any_moment_resumes(
     edit = checkout.files()
 
     def line(where: str) -> tuple[str, ...]:
-        return ("unbundle", str(image.bundle), "-o", str(tmp_path / "sites" / where),
-                "--to", f"{proxy.address}/{repository}-{where}")  # fmt: skip
+        return (
+            "unbundle",
+            str(image.bundle),
+            "-o",
+            str(tmp_path / "sites" / where),
+            "--to",
+            f"{proxy.address}/{repository}-{where}",
+        )
 
     code, moments = checkout.run(*line("whole"))
     assert code == 0 and moments > 10

@@ -55,9 +55,14 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Image, Image]:
 
 def start(folder: Path, *line: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, *line], cwd=folder, text=True, env=environment(),
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        [sys.executable, *line],
+        cwd=folder,
+        text=True,
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def both(started: list[subprocess.Popen[str]]) -> list[Done]:
@@ -95,10 +100,12 @@ def test_builds_of_one_plan(
         for image in pair:
             seed(upstream, name, image)
         line = ("-c", PUBLISH, f"{slow.address}/{name}")
-        done = both([
-            start(folder, *line, image.digest, str(image.layout.folder), "moving")
-            for folder, image in zip(checkouts, pair, strict=True)
-        ])  # fmt: skip
+        done = both(
+            [
+                start(folder, *line, image.digest, str(image.layout.folder), "moving")
+                for folder, image in zip(checkouts, pair, strict=True)
+            ]
+        )
         assert [d.code for d in done] == [0, 0], [d.err for d in done]
         given = dict(json.loads(d.out) for d in done)
         assert len(given) == 2 and "plan" in given
@@ -115,11 +122,21 @@ def test_bundles_of_one_tag(
 ) -> None:
     for number in range(ROUNDS):
         name, site = f"race/bundle-{number}", str(tmp_path / str(number))
-        done = both([
-            start(folder, "build.py", "unbundle", str(image.bundle),
-                  "-o", f"{site}-{image.digest[7:]}", "--to", f"{slow.address}/{name}")
-            for folder, image in zip(checkouts, pair, strict=True)
-        ])  # fmt: skip
+        done = both(
+            [
+                start(
+                    folder,
+                    "build.py",
+                    "unbundle",
+                    str(image.bundle),
+                    "-o",
+                    f"{site}-{image.digest[7:]}",
+                    "--to",
+                    f"{slow.address}/{name}",
+                )
+                for folder, image in zip(checkouts, pair, strict=True)
+            ]
+        )
         assert sorted(d.code for d in done) == [0, 14], done
         (won,) = (image for d, image in zip(done, pair, strict=True) if d.code == 0)
         assert named(upstream, name, "1") == won.digest
@@ -132,11 +149,21 @@ def test_the_same_image_twice(
     image = pair[0]
 
     def run(*folders: Path) -> list[Done]:
-        return both([
-            start(folder, "build.py", "unbundle", str(image.bundle),
-                  "-o", str(tmp_path / folder.name), "--to", f"{upstream}/race/same")
-            for folder in folders
-        ])  # fmt: skip
+        return both(
+            [
+                start(
+                    folder,
+                    "build.py",
+                    "unbundle",
+                    str(image.bundle),
+                    "-o",
+                    str(tmp_path / folder.name),
+                    "--to",
+                    f"{upstream}/race/same",
+                )
+                for folder in folders
+            ]
+        )
 
     done = run(*checkouts)
     assert {d.code for d in done} <= {0, 5}, done

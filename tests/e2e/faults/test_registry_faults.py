@@ -19,9 +19,15 @@ CODES = {"disk-is-full": 13, "look-up-empty": 14}
 
 def look_up(command: Command, proxy: Proxy, repository: str) -> Done:
     return command(
-        "serve", "compose", "--model", "/models/m", "--format", "run",
-        "--image", f"{proxy.address}/{repository}:1",
-    )  # fmt: skip
+        "serve",
+        "compose",
+        "--model",
+        "/models/m",
+        "--format",
+        "run",
+        "--image",
+        f"{proxy.address}/{repository}:1",
+    )
 
 
 @pytest.mark.parametrize("fault", LOOK_UP)
@@ -55,8 +61,14 @@ def test_an_image_is_published(
     tmp_path: Path,
     fault: str,
 ) -> None:
-    line = ("unbundle", str(image.bundle), "-o", str(tmp_path / "site"),
-            "--to", f"{proxy.address}/{repository}")  # fmt: skip
+    line = (
+        "unbundle",
+        str(image.bundle),
+        "-o",
+        str(tmp_path / "site"),
+        "--to",
+        f"{proxy.address}/{repository}",
+    )
     proxy.spoil(PUSH[fault])
     done = command(*line)
     assert done.code == CODES.get(fault, 5), done.err

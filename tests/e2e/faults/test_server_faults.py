@@ -40,8 +40,18 @@ def test_an_answer(command: Command, evil: Evil, fault: str) -> None:
 @pytest.mark.parametrize("fault", STREAM)
 def test_a_stream(command: Command, evil: Evil, fault: str) -> None:
     evil.spoil(COMPLETIONS, STREAM[fault])
-    done = command("serve", "quality", "--only", "vision", "--stream", "--json", "--timeout", "1",
-                   "--url", evil.url)  # fmt: skip
+    done = command(
+        "serve",
+        "quality",
+        "--only",
+        "vision",
+        "--stream",
+        "--json",
+        "--timeout",
+        "1",
+        "--url",
+        evil.url,
+    )
     assert done.code == 20, done.err
     (verdict,) = json.loads(done.out)
     assert not verdict["passed"] and verdict["problem"]
@@ -50,9 +60,11 @@ def test_a_stream(command: Command, evil: Evil, fault: str) -> None:
 
 @pytest.mark.parametrize(
     ("asked", "fault"),
-    [*(("smoke", fault) for fault in HEALTH),
-     *(("doctor", fault) for fault in ("hangs-in-body", "body-without-end", "steers-in-status"))],
-)  # fmt: skip
+    [
+        *(("smoke", fault) for fault in HEALTH),
+        *(("doctor", fault) for fault in ("hangs-in-body", "body-without-end", "steers-in-status")),
+    ],
+)
 def test_health(command: Command, evil: Evil, asked: str, fault: str) -> None:
     evil.spoil("/health", HEALTH[fault])
     done = command("serve", asked, "--url", evil.url)
@@ -102,7 +114,8 @@ def test_an_answer_that_quotes_the_end_of_a_stream_is_read_whole(
 
 def test_every_prompt_fails_in_time_when_nothing_is_answered(command: Command, evil: Evil) -> None:
     evil.spoil(COMPLETIONS, CHAT["hangs-in-body"])
-    done = command("serve", "quality", "--url", evil.url, "--timeout", "1", "--json",
-                   "--only", "text")  # fmt: skip
+    done = command(
+        "serve", "quality", "--url", evil.url, "--timeout", "1", "--json", "--only", "text"
+    )
     assert done.code == 20
     assert {v["problem"] for v in json.loads(done.out)} == {"no end within 1 s"}

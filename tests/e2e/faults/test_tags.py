@@ -26,9 +26,12 @@ from tests.e2e.faults.registry import (
 
 NAMES = ("0.20.2-sm121-awq-0123456789ab", "0.20.2-sm121-awq-wheel", "mine")
 REFUSALS: dict[str, Callable[[Exchange], None]] = {
-    "500": status(500), "403": status(403), "resets": on_wire(wire.reset),
-    "hangs": on_wire(wire.then_hang()), "not-moved": not_stored,
-}  # fmt: skip
+    "500": status(500),
+    "403": status(403),
+    "resets": on_wire(wire.reset),
+    "hangs": on_wire(wire.then_hang()),
+    "not-moved": not_stored,
+}
 
 
 def give(proxy: Proxy, repository: str, image: Image) -> None:
@@ -152,8 +155,14 @@ def test_a_bundle_takes_no_tag_that_another_publisher_took_while_it_was_pushed(
     command: Command, proxy: Proxy, repository: str, image: Image, other: Image, tmp_path: Path
 ) -> None:
     proxy.spoil(Fault("GET tag", by_another(repository, other, "1"), first=1, last=1))
-    done = command("unbundle", str(image.bundle), "-o", str(tmp_path / "site"),
-                   "--to", f"{proxy.address}/{repository}")  # fmt: skip
+    done = command(
+        "unbundle",
+        str(image.bundle),
+        "-o",
+        str(tmp_path / "site"),
+        "--to",
+        f"{proxy.address}/{repository}",
+    )
     assert done.code == 14, done.err
     assert f":1 now names {other.digest}" in done.err
     assert named(proxy.upstream, repository, "1") == other.digest

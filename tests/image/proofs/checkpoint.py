@@ -15,36 +15,82 @@ import torch
 from nvfp4 import quantise
 
 TINY = {
-    "vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "global_head_dim": 64,
-    "num_global_key_value_heads": 1, "attention_k_eq_v": True, "sliding_window": 32,
-    "layer_types": ["sliding_attention", "full_attention"], "max_position_embeddings": 256,
-    "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 320, "num_kv_shared_layers": 0,
-    "enable_moe_block": True, "num_experts": 8, "top_k_experts": 2, "moe_intermediate_size": 48,
-    "tie_word_embeddings": True, "final_logit_softcapping": 30.0, "dtype": "bfloat16",
-}  # fmt: skip
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "global_head_dim": 64,
+    "num_global_key_value_heads": 1,
+    "attention_k_eq_v": True,
+    "sliding_window": 32,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "max_position_embeddings": 256,
+    "hidden_size_per_layer_input": 0,
+    "vocab_size_per_layer_input": 320,
+    "num_kv_shared_layers": 0,
+    "enable_moe_block": True,
+    "num_experts": 8,
+    "top_k_experts": 2,
+    "moe_intermediate_size": 48,
+    "tie_word_embeddings": True,
+    "final_logit_softcapping": 30.0,
+    "dtype": "bfloat16",
+}
 # The reference's shapes per layer (its card: 128 experts, 704 wide, hidden 2816).
 REFERENCE = TINY | {
-    "vocab_size": 4096, "hidden_size": 2816, "intermediate_size": 2112, "num_attention_heads": 16,
-    "num_key_value_heads": 8, "head_dim": 256, "global_head_dim": 512,
-    "num_global_key_value_heads": 2, "sliding_window": 1024, "max_position_embeddings": 4096,
-    "num_experts": 128, "top_k_experts": 8, "moe_intermediate_size": 704,
-}  # fmt: skip
+    "vocab_size": 4096,
+    "hidden_size": 2816,
+    "intermediate_size": 2112,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 256,
+    "global_head_dim": 512,
+    "num_global_key_value_heads": 2,
+    "sliding_window": 1024,
+    "max_position_embeddings": 4096,
+    "num_experts": 128,
+    "top_k_experts": 8,
+    "moe_intermediate_size": 704,
+}
 # Of that, what two GPUs can share on Marlin, which takes multiples of 64: not half of 2112.
 SHARED = REFERENCE | {"intermediate_size": 2048}
 # No experts: what NVFP4_AWQ is for.
 WITHOUT_EXPERTS = {
-    "enable_moe_block": False, "num_experts": None, "top_k_experts": None,
+    "enable_moe_block": False,
+    "num_experts": None,
+    "top_k_experts": None,
     "moe_intermediate_size": None,
-}  # fmt: skip
+}
 DENSE = TINY | WITHOUT_EXPERTS
 
 SPECIAL = (
-    "<pad>", "<eos>", "<bos>", "<unk>", "<|turn>", "<turn|>", "<|channel>", "<channel|>",
+    "<pad>",
+    "<eos>",
+    "<bos>",
+    "<unk>",
+    "<|turn>",
+    "<turn|>",
+    "<|channel>",
+    "<channel|>",
     "<|think|>",
-    "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", "<|tool>", "<tool|>",
-    '<|"|>', "<|image>", "<image|>", "<|image|>", "<|audio>", "<audio|>", "<|audio|>", "<|video|>",
-)  # fmt: skip
+    "<|tool_call>",
+    "<tool_call|>",
+    "<|tool_response>",
+    "<tool_response|>",
+    "<|tool>",
+    "<tool|>",
+    '<|"|>',
+    "<|image>",
+    "<image|>",
+    "<|image|>",
+    "<|audio>",
+    "<audio|>",
+    "<|audio|>",
+    "<|video|>",
+)
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|turn>{{ m['role'] }}\n"
     "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for part in m['content'] %}"
@@ -54,9 +100,13 @@ TEMPLATE = (
 )
 # Attributes of a Gemma-4 tokenizer that its processor asks for.
 NAMED = {
-    "image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>",
-    "audio_token": "<|audio|>", "boa_token": "<|audio>", "eoa_token": "<audio|>",
-}  # fmt: skip
+    "image_token": "<|image|>",
+    "boi_token": "<|image>",
+    "eoi_token": "<image|>",
+    "audio_token": "<|audio|>",
+    "boa_token": "<|audio>",
+    "eoa_token": "<audio|>",
+}
 
 
 def write_tokenizer(folder: Path, named: bool = False) -> Any:
@@ -74,10 +124,14 @@ def write_tokenizer(folder: Path, named: bool = False) -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>",
-        unk_token="<unk>", chat_template=TEMPLATE,
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        bos_token="<bos>",
+        unk_token="<unk>",
+        chat_template=TEMPLATE,
         extra_special_tokens=NAMED if named else list(SPECIAL[4:]),
-    )  # fmt: skip
+    )
     fast.save_pretrained(folder)
     return fast
 
@@ -129,11 +183,16 @@ def text_config(shapes: dict[str, Any]) -> Any:
 
 
 VISION = {
-    "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
-    "num_key_value_heads": 2, "head_dim": 24, "position_embedding_size": 64,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 24,
+    "position_embedding_size": 64,
     # vLLM's gemma4_mm.py reads it; transformers' configuration has no default for it.
     "default_output_length": 280,
-}  # fmt: skip
+}
 
 
 def multimodal_config(shapes: dict[str, Any]) -> Any:
@@ -292,13 +351,18 @@ def write(folder: Path, shapes: dict[str, Any], case: Case, weights: Tensors) ->
     kind = "Gemma4ForConditionalGeneration" if case.multimodal else "Gemma4ForCausalLM"
     config["architectures"] = [kind]
     config["quantization_config"] = {
-        "quant_method": "modelopt", "quant_algo": case.algo, "producer": producer,
-        "group_size": 16, "ignore": excluded,
-    }  # fmt: skip
+        "quant_method": "modelopt",
+        "quant_algo": case.algo,
+        "producer": producer,
+        "group_size": 16,
+        "ignore": excluded,
+    }
     quantization = {
-        "quant_algo": case.algo, "kv_cache_quant_algo": None, "group_size": 16,
+        "quant_algo": case.algo,
+        "kv_cache_quant_algo": None,
+        "group_size": 16,
         "exclude_modules": excluded,
-    }  # fmt: skip
+    }
     hf_quant = {"producer": producer, "quantization": quantization}
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     (folder / "hf_quant_config.json").write_text(json.dumps(hf_quant, indent=1))

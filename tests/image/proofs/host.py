@@ -33,8 +33,13 @@ class Originals(importlib.abc.MetaPathFinder):
 
 
 # What takes longest to import, and imports no file that a patch changes.
-_SHARED = ("torch._dynamo", "torch._inductor.compile_fx", "transformers.image_processing_utils",
-           "openai", "fastapi")  # fmt: skip
+_SHARED = (
+    "torch._dynamo",
+    "torch._inductor.compile_fx",
+    "transformers.image_processing_utils",
+    "openai",
+    "fastapi",
+)
 
 
 def share() -> None:

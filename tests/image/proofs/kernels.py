@@ -54,29 +54,46 @@ def marlin_linear(kind: str) -> tuple[float, float]:
     layer.output_size_per_partition, layer.input_size_per_partition = WIDTH, HIDDEN
     layer.params_dtype = torch.bfloat16
     for name, value in (
-        ("weight", packed), ("weight_scale", block), ("weight_global_scale", scale.cuda()),
-    ):  # fmt: skip
+        ("weight", packed),
+        ("weight_scale", block),
+        ("weight_global_scale", scale.cuda()),
+    ):
         setattr(layer, name, torch.nn.Parameter(value.cuda(), requires_grad=False))
     marlin.prepare_fp4_layer_for_marlin(layer)
     x = torch.randn(33, HIDDEN, device="cuda", dtype=torch.bfloat16)
     out = marlin.apply_fp4_marlin_linear(
-        x, layer.weight, layer.weight_scale, layer.weight_global_scale, layer.workspace,
-        WIDTH, HIDDEN,
-    )  # fmt: skip
+        x,
+        layer.weight,
+        layer.weight_scale,
+        layer.weight_global_scale,
+        layer.workspace,
+        WIDTH,
+        HIDDEN,
+    )
     return relative(out, x.float() @ dequantise(packed, block, scale).T), WEIGHT_ONLY
 
 
 def experts(kind: str) -> SimpleNamespace:
     """Quantised experts, their scale shared by gate and up, and their float32 values."""
-    made = SimpleNamespace(w13=[], w13_scale=[], w13_scale_2=[], w2=[], w2_scale=[], w2_scale_2=[],
-                           float13=[], float2=[])  # fmt: skip
+    made = SimpleNamespace(
+        w13=[],
+        w13_scale=[],
+        w13_scale_2=[],
+        w2=[],
+        w2_scale=[],
+        w2_scale_2=[],
+        float13=[],
+        float2=[],
+    )
     for _ in range(EXPERTS):
         for name, shape in (("13", (2 * WIDTH, HIDDEN)), ("2", (HIDDEN, WIDTH))):
             packed, block, scale = quantise(matrix(*shape, kind))
             for field, value in (
-                (f"w{name}", packed), (f"w{name}_scale", block), (f"w{name}_scale_2", scale.cuda()),
+                (f"w{name}", packed),
+                (f"w{name}_scale", block),
+                (f"w{name}_scale_2", scale.cuda()),
                 (f"float{name}", dequantise(packed, block, scale)),
-            ):  # fmt: skip
+            ):
                 getattr(made, field).append(value)
     for field, values in vars(made).items():
         setattr(made, field, torch.stack(values))
@@ -119,18 +136,40 @@ def marlin_moe(kind: str) -> tuple[float, float]:
     from vllm.scalar_type import scalar_types
 
     made = experts(kind)
-    layer = SimpleNamespace(num_experts=EXPERTS, hidden_size=HIDDEN, params_dtype=torch.bfloat16,
-                            intermediate_size_per_partition=WIDTH)  # fmt: skip
+    layer = SimpleNamespace(
+        num_experts=EXPERTS,
+        hidden_size=HIDDEN,
+        params_dtype=torch.bfloat16,
+        intermediate_size_per_partition=WIDTH,
+    )
     w13, s13, g13, w2, s2, g2 = marlin.prepare_nvfp4_moe_layer_for_marlin(
-        layer, made.w13, made.w13_scale, made.w13_scale_2, made.w2, made.w2_scale, made.w2_scale_2,
+        layer,
+        made.w13,
+        made.w13_scale,
+        made.w13_scale_2,
+        made.w2,
+        made.w2_scale,
+        made.w2_scale_2,
         is_act_and_mul=True,
-    )  # fmt: skip
+    )
     x, weights, ids = routed()
     out = fused_marlin_moe(
-        x, w13, w2, None, None, s13, s2, weights, ids, scalar_types.float4_e2m1f.id,
-        global_num_experts=EXPERTS, activation=gelu_tanh(), global_scale1=g13, global_scale2=g2,
+        x,
+        w13,
+        w2,
+        None,
+        None,
+        s13,
+        s2,
+        weights,
+        ids,
+        scalar_types.float4_e2m1f.id,
+        global_num_experts=EXPERTS,
+        activation=gelu_tanh(),
+        global_scale1=g13,
+        global_scale2=g2,
         workspace=layer.workspace,
-    )  # fmt: skip
+    )
     return relative(out, moe_reference(x, weights, ids, made)), WEIGHT_ONLY
 
 
@@ -190,10 +229,26 @@ def fp4_grouped_mm(kind: str) -> tuple[float, float]:
         torch.empty(37 * TOP * 2 * max(WIDTH, HIDDEN), device="cuda", dtype=x.dtype) for _ in "12"
     ]
     run_cutlass_moe_fp4(
-        out, x, one / in1, made.w13, swizzle_blockscale(made.w13_scale), made.w13_scale_2 * in1,
-        one / in2, made.w2, swizzle_blockscale(made.w2_scale), made.w2_scale_2 * in2,
-        weights, ids, gelu_tanh(), *work, 37, WIDTH, HIDDEN, EXPERTS, x.device,
-    )  # fmt: skip
+        out,
+        x,
+        one / in1,
+        made.w13,
+        swizzle_blockscale(made.w13_scale),
+        made.w13_scale_2 * in1,
+        one / in2,
+        made.w2,
+        swizzle_blockscale(made.w2_scale),
+        made.w2_scale_2 * in2,
+        weights,
+        ids,
+        gelu_tanh(),
+        *work,
+        37,
+        WIDTH,
+        HIDDEN,
+        EXPERTS,
+        x.device,
+    )
     # Inputs of both GEMMs are FP4: two quantisations of about 10 % each.
     return relative(out, want), 0.25
 
@@ -224,8 +279,16 @@ def main() -> None:
             except Exception as error:  # the error is the result
                 entry["failed"] = f"{type(error).__name__}: {error}"[:400]
         results.append(entry)
-    print(json.dumps({"device": torch.cuda.get_device_name(), "capability": f"{major}.{minor}",
-                      "torch": torch.__version__, "checks": results}))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "device": torch.cuda.get_device_name(),
+                "capability": f"{major}.{minor}",
+                "torch": torch.__version__,
+                "checks": results,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -42,18 +42,21 @@ CASES = (
     Case("moe_prefix", moe_prefix=True),
     Case("multimodal", multimodal=True),
     Case("multimodal_moe_prefix", multimodal=True, moe_prefix=True),
-    Case("nan_scales", nan_scales=(
-        ("self_attn.o_proj.weight_scale", 0x7F),
-        ("experts.3.gate_proj.weight_scale", 0xFF),
-        ("experts.5.down_proj.weight_scale", 0x7F),
-    )),
+    Case(
+        "nan_scales",
+        nan_scales=(
+            ("self_attn.o_proj.weight_scale", 0x7F),
+            ("experts.3.gate_proj.weight_scale", 0xFF),
+            ("experts.5.down_proj.weight_scale", 0x7F),
+        ),
+    ),
     Case("no_input_scale", no_input_scale=(2, 6)),
     Case("zero_input_scale", input_scale={1: 0.0}),
     Case("negative_input_scale", input_scale={4: -0.5}),
     Case("no_dense_input_scale", no_dense_input_scale="layers.1.mlp.down_proj"),
     Case("awq_dense", algo="NVFP4_AWQ", awq_dense=True, dense=True),
     Case("awq_experts", algo="NVFP4_AWQ", awq_dense=True, awq_experts=True),
-)  # fmt: skip
+)
 
 
 def checkpoint_name(name: str) -> str:
@@ -240,10 +243,13 @@ def _backends(chosen: Any) -> list[tuple[str, bool]]:
 
     found = []
     for module, name in (
-        ("fused_marlin_moe", "MarlinExperts"), ("fused_marlin_moe", "BatchedMarlinExperts"),
-        ("fused_moe", "TritonExperts"), ("fused_batched_moe", "BatchedTritonExperts"),
-        ("cutlass_moe", "CutlassExpertsFp4"), ("experts.cutlass_moe", "CutlassExpertsFp4"),
-    ):  # fmt: skip
+        ("fused_marlin_moe", "MarlinExperts"),
+        ("fused_marlin_moe", "BatchedMarlinExperts"),
+        ("fused_moe", "TritonExperts"),
+        ("fused_batched_moe", "BatchedTritonExperts"),
+        ("cutlass_moe", "CutlassExpertsFp4"),
+        ("experts.cutlass_moe", "CutlassExpertsFp4"),
+    ):
         try:
             loaded = importlib.import_module(f"vllm.model_executor.layers.fused_moe.{module}")
         except ModuleNotFoundError:
@@ -281,9 +287,8 @@ def tensor_parallel() -> dict[str, Any]:
     half = ""
     scheme = getattr(modelopt, "_PRE_QUANT_SCALE", None)
     finish = (
-        scheme.pre_process if scheme
-        else modelopt.ModelOptNvFp4LinearMethod._finish_pre_quant_scale
-    )  # fmt: skip
+        scheme.pre_process if scheme else modelopt.ModelOptNvFp4LinearMethod._finish_pre_quant_scale
+    )
     try:
         finish(layer)
     except ValueError as error:

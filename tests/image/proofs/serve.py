@@ -61,11 +61,13 @@ TOOL = {
     "function": {
         "name": "weather",
         "parameters": {
-            "type": "object", "additionalProperties": False, "required": ["city"],
+            "type": "object",
+            "additionalProperties": False,
+            "required": ["city"],
             "properties": {"city": {"type": "string", "enum": ["Paris", "Rome"]}},
         },
     },
-}  # fmt: skip
+}
 # The lines in which vLLM 0.19.1 and 0.20.2 say what they chose.
 BACKENDS = {
     "moe": r"Using '([A-Z_]+)' NvFp4 MoE backend",
@@ -109,9 +111,10 @@ class Server:
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """The JSON answer to a request."""
         request = urllib.request.Request(
-            f"http://127.0.0.1:{PORT}{path}", json.dumps(body).encode(),
+            f"http://127.0.0.1:{PORT}{path}",
+            json.dumps(body).encode(),
             {"Content-Type": "application/json"},
-        )  # fmt: skip
+        )
         with urllib.request.urlopen(request, timeout=120) as answer:  # noqa: S310 - loopback
             return json.load(answer)
 
@@ -196,8 +199,12 @@ def look(server: Server) -> dict[str, Any]:
         {"type": "image_url", "image_url": {"url": picture()}},
         {"type": "text", "text": "What is it?"},
     ]
-    body = {"model": "m", "messages": [{"role": "user", "content": parts}], "max_tokens": 16,
-            "temperature": 0}  # fmt: skip
+    body = {
+        "model": "m",
+        "messages": [{"role": "user", "content": parts}],
+        "max_tokens": 16,
+        "temperature": 0,
+    }
     first, second = (server.post("/v1/chat/completions", body) for _ in "12")
     texts = [answer["choices"][0]["message"]["content"] for answer in (first, second)]
     return {
@@ -209,10 +216,13 @@ def look(server: Server) -> dict[str, Any]:
 def call(server: Server) -> str:
     """The tool call that a request demands by name; random weights choose its arguments."""
     body = {
-        "model": "m", "messages": [{"role": "user", "content": "Weather in Rome?"}],
-        "max_tokens": 64, "temperature": 0, "tools": [TOOL],
+        "model": "m",
+        "messages": [{"role": "user", "content": "Weather in Rome?"}],
+        "max_tokens": 64,
+        "temperature": 0,
+        "tools": [TOOL],
         "tool_choice": {"type": "function", "function": {"name": "weather"}},
-    }  # fmt: skip
+    }
     message = server.post("/v1/chat/completions", body)["choices"][0]["message"]
     made = message["tool_calls"][0]["function"]
     return f"{made['name']}({made['arguments'].strip()})"
@@ -263,8 +273,11 @@ def main() -> None:
     parser.add_argument("--only", help="Names of cases, with commas.")
     parser.add_argument("--eager", action="store_true", help="No CUDA graphs anywhere.")
     parser.add_argument("--options", default="", help="More options for vllm serve.")
-    parser.add_argument("--doctor", type=Path, help="fp4forge's checkout: its doctor and smoke test"
-                        " are put to the first patched server.")  # fmt: skip
+    parser.add_argument(
+        "--doctor",
+        type=Path,
+        help="fp4forge's checkout: its doctor and smoke test are put to the first patched server.",
+    )
     parser.add_argument("--out", type=Path, default=Path(tempfile.mkdtemp()))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
