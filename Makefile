@@ -61,7 +61,7 @@ image-source: setup ## Compile vLLM 0.19.1 (components core) into an image: hour
 	  --base $(BASE) --variant $(VARIANT) --registry $(TARGET_REGISTRY) --push $(OPTIONS)
 
 test: ## Lint and unit tests, and beside them e2e against the real engine and registry
-	@$(MAKE) --no-print-directory --output-sync=line -j2 checks e2e
+	@$(MAKE) --no-print-directory -j2 checks e2e
 
 checks: lint unit
 

@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from fp4forge.cli import last
+from fp4forge.cli import defects
 from fp4forge.core.errors import DefectError, ForgeError
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES") or 200)  # CI asks for 2,000
@@ -106,5 +106,5 @@ def survives(reader: Callable[[], object]) -> None:
     except ForgeError as error:
         assert error.message
     except Exception as error:
-        if isinstance(last.expected(error), DefectError):
+        if isinstance(defects.expected(error), DefectError):
             raise

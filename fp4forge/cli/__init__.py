@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from fp4forge.cli import last, streams
+from fp4forge.cli import defects, streams
 from fp4forge.cli.options import plan_options, registry_option, reports_option
 from fp4forge.core import errors, scratch
 from fp4forge.core.text import block
@@ -29,6 +29,7 @@ COMMANDS = {
     "distribute": ("fp4forge.cli.transfer", "distribute", "Copy an image to machines over ssh."),
     "bundle": ("fp4forge.cli.transfer", "bundle", "Pack an image and its evidence into one file."),
     "unbundle": ("fp4forge.cli.transfer", "unbundle", "Check and unpack a bundle."),
+    "history": ("fp4forge.cli.transfer", "history", "Show which publish moved which tag."),
     "checkpoint": ("fp4forge.cli.checkpoint", "checkpoint", "Inspect or fetch a checkpoint."),
     "serve": ("fp4forge.cli.serve", "serve", "Configure, size and diagnose a server."),
     "matrix": ("fp4forge.cli.files", "matrix", "List everything that can be built."),
@@ -105,7 +106,7 @@ def main() -> None:
     # Background jobs inherit an ignored SIGINT; a runner that cancels sends SIGTERM.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    threading.excepthook = last.in_thread
+    threading.excepthook = defects.in_thread
     try:
         with scratch.for_process():
             code = cli.main(standalone_mode=False) or 0
@@ -122,7 +123,7 @@ def main() -> None:
         sys.stderr.write(f"interrupted: {block(said)}; running again resumes from the cache\n")
         sys.exit(errors.INTERRUPTED)
     except Exception as error:
-        fail(last.expected(error), as_json)
+        fail(defects.expected(error), as_json)
 
 
 def fail(error: errors.ForgeError, as_json: bool) -> None:

@@ -1,10 +1,11 @@
-"""Commands that bring images to machines without a registry: distribute, bundle, unbundle."""
+"""Commands about published images: distribute, bundle, unbundle, history."""
 
 from __future__ import annotations
 
 import contextlib
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -114,3 +115,45 @@ def unbundle(file: Path, folder: Path, repository: str | None, load: bool, as_js
                 step.detail = found.image
     if as_json:
         print_json({**asdict(found), "folder": str(folder)})
+
+
+@click.command()
+@click.argument("image")
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+def history(image: str, as_json: bool) -> None:
+    """Show who moved IMAGE's tags, when, and what they named before; the newest first.
+
+    IMAGE is HOST/REPOSITORY:TAG or HOST/REPOSITORY@DIGEST. The records lie in the registry,
+    beside each image. With a tag, they are followed back to the images that it named before.
+    """
+    import msgspec
+
+    from fp4forge.core.console import print_rows
+    from fp4forge.core.errors import RegistryError
+    from fp4forge.oci import reference, registry
+    from fp4forge.publish import records
+
+    found = reference.parse(image)
+    digest = found.digest
+    if not digest:
+        named = registry.resolve(found.repository, found.tag or "latest")
+        if named is None:
+            raise RegistryError(f"{image} does not exist", rule="HOST/REPOSITORY:TAG or @DIGEST")
+        digest = named[0]
+    kept = records.of(found.repository, digest, found.tag)
+    if as_json:
+        print_json([msgspec.to_builtins(record) for record in kept])
+        return
+    if not kept:
+        click.echo(f"{found.repository}@{digest} has no record")
+        return
+    print_rows((record.time, _moves(record)) for record in kept)
+
+
+def _moves(record: Any) -> str:
+    lines = [
+        f"{tag}: {move.before[:19] or 'nothing'} -> {move.after[:19] or 'nothing'}"
+        for tag, move in record.tags.items()
+        if move.before != move.after
+    ]
+    return "\n".join([f"{record.digest[:19]} {record.verdict}", *lines])

@@ -370,5 +370,5 @@ def check_version(text: str) -> str:
         UsageError: it does not have the form of one.
     """
     if not re.fullmatch(r"[0-9][0-9a-z.]*", text):
-        raise UsageError(f"--vllm {text!r} is not a version", rule="digits, letters and dots")
+        raise UsageError(f"{text!r} is not a version", rule="digits, letters and dots")
     return text

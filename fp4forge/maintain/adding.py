@@ -87,15 +87,15 @@ def draft(version: str, report: Progress) -> Draft:
     report("the package index")
     sdist, wheels, uploaded = files_of(version)
     last = uploaded + timedelta(days=_DAYS)
-    report("the source distribution")
-    tree = sources.tree_of(sdist)
-    report("CMake's rules")
-    archs = arch_rules.extract(tree, version)
     report("uv resolves its requirements")
     pins, cuda = _pins(version, last)
     size = _budget(pins, before)
+    report("the source distribution")
+    tree = sources.tree_of(sdist)
     report("the patches")
     ported = porting.port(version)
+    report("CMake's rules, for some thousand arch lists")  # last: it takes a minute
+    archs = arch_rules.extract(tree, version)
     values: dict[str, Any] = {
         "version": version,
         "uploaded": uploaded.isoformat(),

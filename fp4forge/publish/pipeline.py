@@ -227,7 +227,8 @@ def _index(outcomes: list[Outcome], moving: str, where: Destination, report: Pro
         digest = known or digest
         _check_further(repository, digest, where.tags)
         names = (immutable, moving, *where.tags)
-        tagging.give(repository, digest, names, report, fixed=immutable)
+        verdict = f"an index of verified images: {', '.join(digests)}"
+        tagging.give(repository, digest, names, report, fixed=immutable, verdict=verdict)
     return Index(f"{repository}@{digest}", digest, names, digests)
 
 
@@ -359,8 +360,13 @@ def _push(job: _Job, ledger: str) -> Made:
                     remedy="run again: that image is checked then",
                 )
             names = (immutable, *moving)
-            tagging.give(repository, digest, names, step.report, fixed=immutable)
+            verdict = runner.summary(checks) if checks else "verified before"
+            lost = tagging.give(
+                repository, digest, names, step.report, fixed=immutable, verdict=verdict
+            )
         step.detail = ", ".join(names)
+        if lost:
+            console.say(f"  no record is kept in the registry: {lost}")
         if not known:
             same = {
                 "io.fp4forge.arch": plan.arch,

@@ -17,6 +17,7 @@ from fp4forge.core.errors import ForgeError, RegistryError
 from fp4forge.core.limits import TURN_SECONDS
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import registry
+from fp4forge.publish import records
 
 
 @contextlib.contextmanager
@@ -51,9 +52,16 @@ def turn(repository: str) -> Iterator[None]:
 
 
 def give(
-    repository: str, digest: str, names: tuple[str, ...], report: Progress, fixed: str = ""
-) -> None:
+    repository: str,
+    digest: str,
+    names: tuple[str, ...],
+    report: Progress,
+    fixed: str = "",
+    verdict: str = "",
+) -> str:
     """Makes tags name a digest, in their order; at the end all of them are read once more.
+
+    A record of it is kept in the registry (``records``), whether it succeeds or not.
 
     Args:
         repository: where; the digest is there already, checked.
@@ -61,12 +69,17 @@ def give(
         names: the tags in their order.
         report: called with each name.
         fixed: the one among them that is never moved away from another image.
+        verdict: of the image's checks, for the record.
+
+    Returns:
+        Why no record is kept; empty if one is, or if no tag moved.
 
     Raises:
         TagError: the fixed one names another image.
         RegistryError: the registry refuses one, or one names something else afterwards.
         ForgeError: in each case the message has what each tag names now.
     """
+    before = _names(repository, names)
     try:
         for name in names:
             report(name)
@@ -79,7 +92,28 @@ def give(
         if isinstance(error, ForgeError):
             error.message += "\n" + state
             error.rule = error.rule or "tags are moved in this order: " + ", ".join(names)
+        with contextlib.suppress(ForgeError):
+            _record(repository, digest, f"{verdict}; then failed", before, names)
         raise
+    return _record(repository, digest, verdict, before, names)
+
+
+def _names(repository: str, names: tuple[str, ...]) -> dict[str, str]:
+    """What each tag names now; empty for nothing."""
+    found = {name: registry.manifest(repository, name) for name in names}
+    return {name: manifest.digest if manifest else "" for name, manifest in found.items()}
+
+
+def _record(
+    repository: str, digest: str, verdict: str, before: dict[str, str], names: tuple[str, ...]
+) -> str:
+    try:
+        after = _names(repository, names)
+        moves = {name: records.Move(before[name], after[name]) for name in names}
+        records.write(repository, digest, verdict, moves)
+    except ForgeError as error:
+        return error.message
+    return ""
 
 
 def _state(repository: str, names: tuple[str, ...]) -> str:

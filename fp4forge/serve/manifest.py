@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 import shlex
@@ -41,6 +43,14 @@ def _unit(value: object) -> str:
     return '"' + text.replace("%", "%%").replace("$", "$$") + '"'
 
 
+def _mount(kind: str, source: str, target: str, *flags: str) -> str:
+    """The value of ``docker run --mount``: one CSV record, so quotes and commas are quoted."""
+    record = io.StringIO()
+    fields = [f"type={kind}", f"source={source}", f"target={target}", *flags]
+    csv.writer(record, lineterminator="").writerow(fields)
+    return record.getvalue()
+
+
 def render(server: Server, kind: str) -> str:
     """The manifest's text.
 
@@ -64,12 +74,17 @@ def render(server: Server, kind: str) -> str:
         "shell": lambda v: shlex.quote(str(v)),
         "unit": _unit,
     }
+    model_dir, cache = f"{MODEL_DIR}/{server.served_name}", f"{server.name}-cache"
     return environment.get_template(FORMATS[kind]).render(
         s=server,
-        model_dir=f"{MODEL_DIR}/{server.served_name}",
+        model_dir=model_dir,
         cache_dir=CACHE_DIR,
         uid=UID,
-        cache=f"{server.name}-cache",
+        cache=cache,
+        mounts=[
+            _mount("bind", server.model, model_dir, "readonly"),
+            _mount("volume", cache, CACHE_DIR),
+        ],
         flags=list(zip_arguments(server)),
     )
 

@@ -213,11 +213,11 @@ def server(
             f"--utilization {utilization} cannot be used", rule="a share of memory, 0.1 to 0.98"
         )
     folder = str(model.absolute())
-    if re.search("[:,]", folder) or steers(folder):
+    if steers(folder):
         raise UsageError(
             f"--model {folder!r} cannot be mounted",
-            rule="no control characters, colons or commas: Docker splits mounts at them",
-            remedy="give a path without them; a symbolic link will do",
+            rule="a path without control characters",
+            remedy="give another path; a symbolic link will do",
         )
     served = served_name or model.absolute().name
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", served):
@@ -291,7 +291,8 @@ def server(
         *moe_environment,
     )
     return Server(
-        name=f"vllm-{served.lower()}"[:63].rstrip("-._"),
+        # A DNS label (RFC 1035), as Kubernetes wants for a Service; Docker takes it too.
+        name=re.sub("[^a-z0-9]+", "-", f"vllm-{served.lower()}")[:63].rstrip("-"),
         image=image,
         model=folder,
         served_name=served,

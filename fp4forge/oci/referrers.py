@@ -1,0 +1,154 @@
+"""Small documents that a registry keeps beside an image (OCI distribution specification 1.1).
+
+An artifact's manifest names the image as its ``subject``. Registries without the referrers API get
+the specification's tag schema: an index under the tag ``sha256-<digest>``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+from urllib.parse import urlsplit
+
+from msgspec import Struct
+
+from fp4forge.core import reading
+from fp4forge.core.errors import RegistryError
+from fp4forge.oci import api, registry
+
+_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+_EMPTY = "application/vnd.oci.empty.v1+json"
+_MOST = 200  # documents of one image that are listed; the oldest go first
+
+
+class _Entry(Struct, frozen=True):
+    digest: str
+    size: int = 0
+    mediaType: str = _MANIFEST
+    artifactType: str = ""
+    annotations: dict[str, str] | None = None
+
+
+class _List(Struct, frozen=True):
+    manifests: list[_Entry] = []
+
+
+def attach(repository: str, subject: str, kind: str, content: bytes, created: str) -> None:
+    """Keeps a document beside an image.
+
+    Args:
+        repository: where the image is.
+        subject: the digest of the image's index.
+        kind: the artifact's type, such as ``application/vnd.example.v1+json``.
+        content: the document.
+        created: when it was made, ISO 8601.
+
+    Raises:
+        RegistryError: the registry does not answer, or takes no artifacts.
+    """
+    image = registry.existing(repository, subject)
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": _MANIFEST,
+        "artifactType": kind,
+        "config": {"mediaType": _EMPTY, **_blob(repository, b"{}")},
+        "layers": [{"mediaType": kind, **_blob(repository, content)}],
+        "subject": {
+            "mediaType": image.data.mediaType or image.media_type,
+            "digest": subject,
+            "size": len(image.content),
+        },
+        "annotations": {"org.opencontainers.image.created": created},
+    }
+    data = json.dumps(manifest, separators=(",", ":")).encode()
+    own = "sha256:" + hashlib.sha256(data).hexdigest()
+    answer = api.ask("PUT", repository, f"manifests/{own}", {"Content-Type": _MANIFEST}, data)
+    if answer.status not in (200, 201, 202):
+        raise api.refused(repository, "keep a record", answer)
+    if answer.headers.get("oci-subject", "") != subject:
+        entry = {
+            "mediaType": _MANIFEST,
+            "artifactType": kind,
+            "digest": own,
+            "size": len(data),
+            "annotations": manifest["annotations"],
+        }
+        _append(repository, subject, entry)
+
+
+def attached(repository: str, subject: str, kind: str) -> list[bytes]:
+    """The documents of a kind that are kept beside an image, the oldest first.
+
+    Raises:
+        RegistryError: the registry does not answer, or has other bytes than its digests say.
+    """
+    found = []
+    for entry in _listed(repository, subject).manifests:
+        if entry.artifactType != kind:
+            continue
+        manifest = registry.existing(repository, entry.digest).data
+        for layer in manifest.layers or ():
+            answer = api.ask("GET", repository, f"blobs/{layer.digest}", {})
+            if answer.status != 200:
+                raise api.refused(repository, "read a record", answer)
+            if "sha256:" + hashlib.sha256(answer.content).hexdigest() != layer.digest:
+                raise RegistryError(
+                    f"{repository}: a record is not what its digest says",
+                    remedy="check the registry's storage",
+                )
+            found.append(((entry.annotations or {}).get(_CREATED, ""), answer.content))
+    return [content for _, content in sorted(found)]
+
+
+_CREATED = "org.opencontainers.image.created"
+
+
+def _tag(subject: str) -> str:
+    return subject.replace(":", "-")
+
+
+def _listed(repository: str, subject: str) -> _List:
+    where = f"what {repository} keeps beside {subject[:19]}"
+    answer = api.ask("GET", repository, f"referrers/{subject}", {"Accept": registry.INDEX})
+    if answer.status == 200:
+        return reading.json(answer.content, _List, where, RegistryError)
+    if answer.status not in (404, 405):
+        raise api.refused(repository, "read records", answer)
+    kept = registry.manifest(repository, _tag(subject))
+    return reading.json(kept.content, _List, where, RegistryError) if kept else _List()
+
+
+def _append(repository: str, subject: str, entry: dict[str, Any]) -> None:
+    kept = registry.manifest(repository, _tag(subject))
+    entries: Any = []
+    if kept:
+        where = f"{repository}:{_tag(subject)}"
+        entries = reading.json(kept.content, dict[str, Any], where, RegistryError).get("manifests")
+        if not isinstance(entries, list):
+            raise RegistryError(f"{where} is not an index")
+    index = {
+        "schemaVersion": 2,
+        "mediaType": registry.INDEX,
+        "manifests": [*entries[-_MOST + 1 :], entry],
+    }
+    content = json.dumps(index, separators=(",", ":")).encode()
+    registry.put(repository, _tag(subject), content, registry.INDEX)
+
+
+def _blob(repository: str, content: bytes) -> dict[str, Any]:
+    """Stores a blob; its digest and size."""
+    digest = "sha256:" + hashlib.sha256(content).hexdigest()
+    if api.ask("HEAD", repository, f"blobs/{digest}", {}).status != 200:
+        begun = api.ask("POST", repository, "blobs/uploads/", {}, b"")
+        place = urlsplit(begun.headers.get("location", ""))
+        _, found, upload = place.path.partition("/blobs/uploads/")
+        if begun.status != 202 or not found:
+            raise api.refused(repository, "keep a record", begun)
+        query = f"{place.query}&" if place.query else ""
+        path = f"blobs/uploads/{upload}?{query}digest={digest}"
+        headers = {"Content-Type": "application/octet-stream"}
+        answer = api.ask("PUT", repository, path, headers, content)
+        if answer.status != 201:
+            raise api.refused(repository, "keep a record", answer)
+    return {"digest": digest, "size": len(content)}

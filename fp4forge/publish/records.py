@@ -1,0 +1,70 @@
+"""A record of each publish, kept in the registry beside the image: who moved which tag, from what.
+
+A wrong move can be seen with ``build.py history`` and undone: the record has the digest before it.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from msgspec import Struct, json
+
+import fp4forge
+from fp4forge.core import reading
+from fp4forge.core.errors import RegistryError
+from fp4forge.oci import referrers
+
+KIND = "application/vnd.fp4forge.publish.v1+json"
+_FOLLOWED = 100  # earlier images of a tag
+
+
+class Move(Struct, frozen=True):
+    """What a tag named before a publish and after it; empty if it named nothing."""
+
+    before: str
+    after: str
+
+
+class Record(Struct, frozen=True):
+    """One publish; the tags are in the order in which they were moved."""
+
+    time: str  # ISO 8601, UTC
+    digest: str
+    verdict: str
+    tags: dict[str, Move]
+    by: str
+
+
+def write(repository: str, digest: str, verdict: str, tags: dict[str, Move]) -> None:
+    """Keeps the record of a publish that moved a tag.
+
+    Raises:
+        RegistryError: the registry does not take it.
+    """
+    if all(move.before == move.after for move in tags.values()):
+        return
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    record = Record(now, digest, verdict, tags, f"fp4forge {fp4forge.__version__}")
+    referrers.attach(repository, digest, KIND, json.encode(record), now)
+
+
+def of(repository: str, digest: str, tag: str = "") -> list[Record]:
+    """The records of an image, the newest first; with a tag, those of the images before it too.
+
+    Raises:
+        RegistryError: the registry does not answer, or a record is not one.
+    """
+    found: list[Record] = []
+    seen: set[str] = set()
+    ahead = [digest]
+    while ahead and len(seen) < _FOLLOWED:
+        current = ahead.pop(0)
+        seen.add(current)
+        where = f"a record of {current[:19]}"
+        for content in referrers.attached(repository, current, KIND):
+            record = reading.json(content, Record, where, RegistryError)
+            found.append(record)
+            before = record.tags[tag].before if tag in record.tags else ""
+            if before and before not in seen and before not in ahead:
+                ahead.append(before)
+    return sorted(found, key=lambda record: record.time, reverse=True)
