@@ -49,8 +49,7 @@ _PLAN = (
         " default: NVFP4 linear layers) or all.",
     ),
     click.option(
-        "--base",
-        help="Base image: ubuntu:24.04 (the default), or bootstrap, which needs no hub.",
+        "--base", help="Base image: ubuntu:24.04 (the default), or bootstrap, which needs no hub."
     ),
     click.option(
         "--platform",

@@ -79,8 +79,7 @@ class Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     bases: Annotated[
         dict[
             Annotated[
-                str,
-                Meta(pattern="^[a-z0-9][a-z0-9.:/-]*$", description="a name that --base takes"),
+                str, Meta(pattern="^[a-z0-9][a-z0-9.:/-]*$", description="a name that --base takes")
             ],
             Entry,
         ],

@@ -35,8 +35,7 @@ def one_of(names: Iterable[str], description: str) -> msgspec.Meta:
     """
     listed = list(names)
     return msgspec.Meta(
-        pattern=f"^({'|'.join(listed)})$",
-        description=f"{description}: {', '.join(listed)}",
+        pattern=f"^({'|'.join(listed)})$", description=f"{description}: {', '.join(listed)}"
     )
 
 

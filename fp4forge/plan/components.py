@@ -99,10 +99,7 @@ class Choice:
 
 # The file in which a source states its own version, and the numbers there.
 _VERSIONS = {
-    "cutlass": (
-        "include/cutlass/version.h",
-        r"(?m)^#define CUTLASS_(?:MAJOR|MINOR|PATCH)\s+(\d+)",
-    )
+    "cutlass": ("include/cutlass/version.h", r"(?m)^#define CUTLASS_(?:MAJOR|MINOR|PATCH)\s+(\d+)")
 }
 # The variable names a folder inside the repository (triton_kernels.cmake).
 _SUBFOLDER = {"triton_kernels": "/python/triton_kernels/triton_kernels"}

@@ -170,10 +170,7 @@ SITE = "/usr/local/lib/python3.13/dist-packages"
         (["--env=PYTHONHOME=/models"], "Remove --env PYTHONHOME"),
         (["--env=LD_PRELOAD=/models/x.so"], "Remove --env LD_PRELOAD"),
         ([f"--tmpfs={SITE}/vllm/entrypoints"], f"mount that ends in :{SITE}/vllm/entry"),
-        (
-            [f"--volume=/etc/hostname:{SITE}/sitecustomize.py"],
-            f":{SITE}/sitecustomize",
-        ),
+        ([f"--volume=/etc/hostname:{SITE}/sitecustomize.py"], f":{SITE}/sitecustomize"),
         ([f"--volume=/etc/hostname:{SITE}/vllm/envs.py"], f"that ends in :{SITE}/vllm/envs.py"),
     ],
 )

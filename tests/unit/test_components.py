@@ -166,10 +166,7 @@ def test_an_out_of_memory_kill_is_recognised(line: str) -> None:
 
 @pytest.mark.parametrize("where", ["engine", "checkout"])
 def test_a_second_build_says_that_it_waits(
-    where: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "STATE", tmp_path)
 

@@ -196,8 +196,8 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no room for one sequence": (
         {
-            "log": "ValueError: To serve at least one request with the models's max seq len (262144),"
-            " 9.1 GiB KV cache is needed\n"
+            "log": "ValueError: To serve at least one request with the models's max seq len"
+            " (262144), 9.1 GiB KV cache is needed\n"
         },
         "gpu-memory",
     ),

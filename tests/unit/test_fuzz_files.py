@@ -91,11 +91,7 @@ HEADER = {
         "shape": [2, 1],
         "data_offsets": [16, 18],
     },
-    "model.layers.0.q_proj.weight_scale_2": {
-        "dtype": "F32",
-        "shape": [],
-        "data_offsets": [18, 22],
-    },
+    "model.layers.0.q_proj.weight_scale_2": {"dtype": "F32", "shape": [], "data_offsets": [18, 22]},
 }
 
 
@@ -161,8 +157,8 @@ COMPOSE = {
             "runtime": "nvidia",
             "volumes": ["./x:/models/x:ro", "~nobody/y:/z", {"source": "a", "target": "/b"}],
             "deploy": {"resources": {"reservations": {"devices": [{"driver": "nvidia"}]}}},
-        },
-    },
+        }
+    }
 }
 
 

@@ -15,10 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-UV_PLATFORM = {
-    "linux/amd64": "x86_64-manylinux_2_39",
-    "linux/arm64": "aarch64-manylinux_2_39",
-}
+UV_PLATFORM = {"linux/amd64": "x86_64-manylinux_2_39", "linux/arm64": "aarch64-manylinux_2_39"}
 # e_machine (ELF specification, and the kernel's elf-em.h).
 MACHINES = {"linux/amd64": 62, "linux/arm64": 183}
 EM_CUDA = 190
