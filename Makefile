@@ -42,7 +42,7 @@ $(VENV)/.ready: requirements.txt
 	@touch $@
 
 
-.PHONY: venv setup image image-source test checks unit e2e e2e-heavy test-image test-gpu lint docs render requirements lock matrix drift audit bench clean help
+.PHONY: venv setup image image-source test checks unit e2e e2e-heavy test-image test-gpu lint docs render requirements lock matrix drift archs audit bench clean help
 
 venv: $(VENV)/.ready
 
@@ -115,6 +115,10 @@ matrix: venv ## What the build workflow builds, as JSON for its matrix (OPTIONS=
 
 drift: venv ## What the patches would need on VLLM= (newest: the newest release)
 	@$(RUN) build.py patch drift --vllm $(or $(VLLM),newest)
+
+archs: venv ## Compare releases/archs/ with what each release's CMake files compile
+	@for file in releases/archs/*.json; do \
+	  $(RUN) build.py arch extract --check --vllm $$(basename $$file .json) || exit; done
 
 audit: venv ## Known vulnerabilities of the packages that images get (asks a vulnerability service)
 	@for lock in releases/locks/*-linux-amd64-py312.txt; do echo "$$lock"; \

@@ -29,6 +29,7 @@ from benchmarks.archs import archs  # noqa: E402
 from benchmarks.cross import cross  # noqa: E402
 from benchmarks.recompile import EDITS, edited_patches, recompile, warm_cache  # noqa: E402
 from benchmarks.transfer import distribute  # noqa: E402
+from benchmarks.wheels import ledger_wheels  # noqa: E402
 from fp4forge.core import paths  # noqa: E402
 from fp4forge.core.platform import PLATFORMS  # noqa: E402
 from fp4forge.image import context as contexts  # noqa: E402
@@ -313,6 +314,7 @@ BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {
     "patch-edit": patch_edit,
     "bytecode": bytecode,
     "ledger": ledger_reading,
+    "ledger-wheels": ledger_wheels,
     "first-push": first_push,
     "distribute": distribute,
     "foreign-packages": foreign_packages,

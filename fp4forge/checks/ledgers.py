@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -63,9 +65,16 @@ def _wheel(target: str, path: Path, report: Progress) -> Ledger:
             reading.opened(path, BinaryError) as content,
             zipfile.ZipFile(content) as archive,
         ):
-            for entry in _shared_objects(archive, target):
+
+            def unpack(entry: zipfile.ZipInfo) -> None:
                 report(f"unpacking {PurePosixPath(entry.filename).name}")
-                archive.extract(entry, folder)
+                place = Path(folder, entry.filename)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(entry) as packed, place.open("wb") as file:
+                    shutil.copyfileobj(packed, file, 1 << 20)
+
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                list(pool.map(unpack, _shared_objects(archive, target)))
             return ledger.folder(target, Path(folder), CACHE, report)
     except BinaryError:
         raise

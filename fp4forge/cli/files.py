@@ -15,7 +15,7 @@ from fp4forge.core.errors import BrokenReleasesError, DriftError
 @click.option("--check", is_flag=True, help="Write nothing; fail if a lock has drifted.")
 def lock(check: bool) -> None:
     """Resolve the hashed dependency locks, one per release, strategy, platform and Python."""
-    from fp4forge.inputs.release import Failures
+    from fp4forge.inputs.failures import Failures
     from fp4forge.maintain import locking
 
     console, failures = Console(), Failures()
@@ -48,7 +48,7 @@ def render(check: bool) -> None:
     from fp4forge.cli import reference
     from fp4forge.image import render as rendering
     from fp4forge.inputs import schemas
-    from fp4forge.inputs.release import Failures
+    from fp4forge.inputs.failures import Failures
 
     if not check:
         click.echo(generate())
@@ -76,7 +76,7 @@ def generate() -> str:
     from fp4forge.cli import reference
     from fp4forge.image import render as rendering
     from fp4forge.inputs import schemas
-    from fp4forge.inputs.release import Failures
+    from fp4forge.inputs.failures import Failures
 
     failures = Failures()
     files.replace(reference.PATH, reference.text())
@@ -99,11 +99,12 @@ def matrix(releases: tuple[str, ...], runner: str | None, as_json: bool) -> None
     self-hosted machine with that GPU.
     """
     from fp4forge.inputs import release
+    from fp4forge.inputs.failures import Failures
     from fp4forge.maintain import matrix as building
 
     for name in releases:
         release.load(name)
-    failures = release.Failures()
+    failures = Failures()
     rows = [
         row
         for row in building.rows(failures)

@@ -99,7 +99,7 @@ def _files(plan: Plan) -> tuple[dict[str, bytes], list[Path]]:
         DOCKERFILES / render.name(plan),
         RELEASES / f"{plan.release}.yaml",
         RELEASES / "bases.yaml",
-        RELEASES / "archs" / f"{plan.vllm_version}.json",
+        *(RELEASES / "archs" / f"{plan.vllm_version}{end}" for end in (".json", ".cmake")),
         *(LOCKS / name for name in packages.files(plan)),
         *series.files(plan.variant),
     ]

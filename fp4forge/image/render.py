@@ -19,6 +19,7 @@ from fp4forge.core.platform import host_platform
 from fp4forge.core.text import block
 from fp4forge.inputs import patches
 from fp4forge.inputs import release as releases
+from fp4forge.inputs.failures import Failures
 from fp4forge.inputs.locks import LAYERS
 from fp4forge.inputs.patches import Series, patched_files
 from fp4forge.inputs.release import Release
@@ -147,7 +148,7 @@ def _variant(release: Release, series: Series, name: str) -> Variant:
     return Variant(name, tuple(layers), release.environment.get(name, {}))
 
 
-def _all(failures: releases.Failures) -> dict[str, str]:
+def _all(failures: Failures) -> dict[str, str]:
     """Every Dockerfile by its name, but those of broken releases."""
     found = {}
     for version in releases.names():
@@ -173,7 +174,7 @@ def html(template: str, **values: Any) -> str:
     return block(text, len(text))
 
 
-def differences(failures: releases.Failures) -> list[str]:
+def differences(failures: Failures) -> list[str]:
     """What ``dockerfiles/`` has that differs from what would be rendered, a line each.
 
     Args:
@@ -190,7 +191,7 @@ def differences(failures: releases.Failures) -> list[str]:
     return lines
 
 
-def write(failures: releases.Failures) -> int:
+def write(failures: Failures) -> int:
     """Renders everything into ``dockerfiles/``; returns the number of files.
 
     Args:
@@ -207,7 +208,7 @@ def write(failures: releases.Failures) -> int:
     return len(wanted)
 
 
-def _present(failures: releases.Failures) -> dict[str, Path]:
+def _present(failures: Failures) -> dict[str, Path]:
     """The Dockerfiles that there are by their names, but those of broken releases."""
     paths = {p.relative_to(DOCKERFILES).as_posix(): p for p in DOCKERFILES.rglob("*.Dockerfile")}
     return {name: path for name, path in paths.items() if not failures.has(name)}

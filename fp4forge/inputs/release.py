@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -13,9 +11,6 @@ from msgspec import Meta, Struct
 
 from fp4forge.core import reading
 from fp4forge.core.errors import (
-    BrokenReleasesError,
-    ForgeError,
-    PatchError,
     ReleaseError,
     UsageError,
 )
@@ -30,7 +25,8 @@ UNPATCHED = "plain"  # upstream as it is
 STRATEGIES = ("source", "wheel")
 
 Version = Annotated[
-    str, Meta(pattern=r"^[0-9]+\.[0-9][a-z0-9.]*$", description="a version", examples=["2.11.0"])
+    str,
+    Meta(pattern=r"^[0-9]+\.[0-9][a-z0-9.]*$", description="a version", examples=["2.11.0"]),
 ]
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", description="a SHA-256 in 64 hex digits")]
 Variant = Annotated[str, one_of(VARIANTS, "a variant")]
@@ -61,7 +57,11 @@ class Artefact(Struct, frozen=True, forbid_unknown_fields=True):
     """A file on the package index, pinned by its SHA-256."""
 
     file: Annotated[
-        str, Meta(pattern="^[A-Za-z0-9_.+-]+$", description="a file name on the package index")
+        str,
+        Meta(
+            pattern="^[A-Za-z0-9_.+-]+$",
+            description="a file name on the package index",
+        ),
     ]
     sha256: Sha256
 
@@ -325,43 +325,6 @@ def names() -> tuple[str, ...]:
     """Names of all releases, oldest first."""
     found = (path.stem for path in RELEASES.glob("[0-9]*.yaml"))
     return by_version(found, RELEASES.name, ReleaseError)
-
-
-class Failures:
-    """What is wrong with single releases while something is done for each of them."""
-
-    def __init__(self) -> None:
-        self.found: dict[str, ForgeError] = {}
-
-    @contextmanager
-    def of(self, name: str) -> Iterator[None]:
-        """Keeps a failure that is the release's own, its patches' or its table's."""
-        try:
-            yield
-        except (ReleaseError, PatchError, UsageError) as error:
-            self.found.setdefault(name, error)
-
-    def has(self, file: str) -> bool:
-        """Whether a file of ``dockerfiles/`` or ``locks/`` is of a broken release."""
-        return any(re.match(rf"{re.escape(name)}[-/]", file) for name in self.found)
-
-    @property
-    def lines(self) -> list[str]:
-        """A line for each broken release."""
-        return [f"release {name}: {error.message}" for name, error in self.found.items()]
-
-    def check(self) -> None:
-        """Reports the broken releases, once everything else is done.
-
-        Raises:
-            BrokenReleasesError: there are some.
-        """
-        if self.found:
-            raise BrokenReleasesError(
-                "\n".join(self.lines),
-                rule="; ".join(dict.fromkeys(e.rule for e in self.found.values() if e.rule)),
-                remedy="correct it; all other releases were done",
-            )
 
 
 def parse(text: str, where: str) -> Release:

@@ -29,12 +29,15 @@ from fp4forge.kernels import elf, groups
 from fp4forge.kernels.base import BinaryError, Progress, ToolError
 
 # Another number when what is read changes: cached results of older code are void.
-_READER = 2
+_READER = 3
 
 _SECONDS = 3600  # for one call of a tool; the largest extension takes minutes
 
 _NOTE = re.compile(rb"-arch\s+(sm_[0-9]+[af]?)\b")
-_SECTION = re.compile(r"^\s*\.section\s+\.text\.([^\s,]+)|^//-+ \.text\.(\S+) -+")
+# What counts of nvdisasm's lines: a kernel's section begins, or an instruction may be one of these.
+_LINE = re.compile(
+    r"\.section\s+\.text\.([^\s,]+)|//-+ \.text\.(\S+) -+|((?:F2FP|U?[A-Z]*MMA)\.?[A-Z0-9.]*)"
+)
 _MMA = re.compile(r"\b(?:OMMA\.[A-Z0-9.]*E2M1|UTCOMMA\b)")
 _CVT = re.compile(r"\bF2FP\.[A-Z0-9.]*E2M1")
 _FP8 = re.compile(r"\b(?:QMMA\.[A-Z0-9.]*E[45]M[32]|UTCQMMA\b)")
@@ -58,7 +61,7 @@ class Cubin:
     arch: str
     kind: str
     kernels: tuple[Kernel, ...]
-    disassembled: bool
+    disassembled: bool  # as far as groups.to_read says
 
     @property
     def target(self) -> str:
@@ -207,15 +210,17 @@ def _extract(path: Path, report: Progress) -> tuple[tuple[Cubin, ...], tuple[Ptx
         tempfile.TemporaryDirectory(prefix="fp4forge-ledger-") as name,
         ThreadPoolExecutor(3) as pool,
     ):
-        ptx = pool.submit(lambda: [_ptx(p) for p in _dump(path, "ptx", Path(name))])
+        dumped = _dump(path, Path(name))
+        ptx = tuple(_ptx(file) for file in dumped if file.suffix == ".ptx")
         # The largest first: nvdisasm's time goes with size, and the last one is waited for.
-        files = sorted(_dump(path, "elf", Path(name)), key=lambda p: -p.stat().st_size)
+        files = [file for file in dumped if file.suffix == ".cubin"]
+        files.sort(key=lambda file: -file.stat().st_size)
         cubins = {}
         read = pool.map(lambda file: _cubin(file, path.name), files)
         for number, (file, cubin) in enumerate(zip(files, read, strict=True), 1):
             cubins[file.name] = cubin
             report(f"{path.name}: cubin {number} of {len(files)}")
-        return tuple(cubins[name] for name in sorted(cubins)), tuple(ptx.result())
+        return tuple(cubins[name] for name in sorted(cubins)), ptx
 
 
 def _run(line: list[str], folder: Path, path: Path) -> subprocess.CompletedProcess[str]:
@@ -228,18 +233,17 @@ def _run(line: list[str], folder: Path, path: Path) -> subprocess.CompletedProce
         raise BinaryError(f"{path}: {name} does not end within {_SECONDS} s") from None
 
 
-def _dump(path: Path, kind: str, folder: Path) -> list[Path]:
-    """Files that cuobjdump extracts: all cubins ("elf") or all PTX ("ptx")."""
-    (folder / kind).mkdir()
-    line = [tool("cuobjdump"), f"--extract-{kind}", "all", str(path.resolve())]
-    done = _run(line, folder / kind, path)
+def _dump(path: Path, folder: Path) -> list[Path]:
+    """All cubins and PTX, which cuobjdump extracts in one pass."""
+    line = [tool("cuobjdump"), "--extract-elf", "all", "--extract-ptx", "all"]
+    done = _run([*line, str(path.resolve())], folder, path)
     said = (done.stdout + done.stderr).strip()
     if done.returncode != 0 and "does not contain device code" not in said:
         raise BinaryError(
             f"{path}: cuobjdump cannot read its device code: {said.splitlines()[-1:]}",
             rule="an intact fatbin",
         )
-    return sorted((folder / kind).iterdir())
+    return sorted(folder.iterdir())
 
 
 def _cubin(path: Path, file: str) -> Cubin:
@@ -257,25 +261,29 @@ def _cubin(path: Path, file: str) -> Cubin:
     kind = {"a": "exact", "f": "family"}.get(arch[-1], "bare")
     # FP4 instructions exist only in Blackwell's exact and family targets (ptxas refuses others).
     able = kind != "bare" and int(arch.removeprefix("sm_").rstrip("af")) >= 100
-    if not able or not groups.can_hold(file, names):
+    wanted = groups.to_read(file, names) if able else ()
+    if not wanted:
         return Cubin(arch, kind, tuple(Kernel(n) for n in names), False)
-    return Cubin(arch, kind, tuple(_count(path, names)), True)
+    return Cubin(arch, kind, tuple(_count(path, names, wanted)), True)
 
 
-def _count(path: Path, names: tuple[str, ...]) -> Iterator[Kernel]:
+def _count(path: Path, names: tuple[str, ...], wanted: tuple[str, ...]) -> Iterator[Kernel]:
     # Without data flow and by function: the same instructions in a quarter less time.
-    options = ("--print-code", "--no-dataflow", "--separate-functions")
+    options = ["--print-code", "--no-dataflow", "--separate-functions"]
+    symbols = elf.functions(path)
+    if set(wanted) < set(names) and set(wanted) <= symbols.keys():
+        options += ["--cuda-function-index", ",".join(str(symbols[name]) for name in wanted)]
     done = _run([tool("nvdisasm"), *options, str(path)], path.parent, path)
     if done.returncode != 0:
         raise BinaryError(f"{path.name}: nvdisasm: {done.stderr.strip()[:200]}")
     counts = {name: [0, 0, 0] for name in names}
     current = [0, 0, 0]
-    for line in done.stdout.splitlines():
-        if match := _SECTION.match(line):
-            current = counts.setdefault((match[1] or match[2]).strip('"'), [0, 0, 0])
-        elif "MMA" in line or "F2FP" in line:
+    for match in _LINE.finditer(done.stdout):
+        if section := match[1] or match[2]:
+            current = counts.setdefault(section.strip('"'), [0, 0, 0])
+        else:
             for place, pattern in enumerate((_MMA, _CVT, _FP8)):
-                current[place] += bool(pattern.search(line))
+                current[place] += bool(pattern.search(match[3]))
     for name, found in counts.items():
         yield Kernel(name, *found)
 

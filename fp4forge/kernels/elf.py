@@ -17,6 +17,8 @@ CUDA = 190  # EM_CUDA
 NOBITS = 8  # SHT_NOBITS: no bytes in the file
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
+_SYMBOL = struct.Struct("<IBBHQQ")
+_FUNC = 2  # STT_FUNC
 _EXTENDED = 0xFFFF  # SHN_XINDEX
 _LARGEST_NAMES = 256 << 20  # bytes; mangled names of the largest cubins take some MB
 _LARGEST_TABLE = 4_000_000  # sections
@@ -48,6 +50,29 @@ class Elf:
     def end(self) -> int:
         """Where the last section's bytes end."""
         return max((s.offset + s.size for s in self.sections if s.type != NOBITS), default=0)
+
+
+def functions(path: Path) -> dict[str, int]:
+    """Indices of a cubin's functions in its symbol table, by name (gABI 4.1, "Symbol Table").
+
+    Raises:
+        BinaryError: it is not ELF-64 in little-endian order, or is broken or cut off.
+    """
+    table = next((s for s in read(path).sections if s.name == ".symtab"), None)
+    names = next((s for s in read(path).sections if s.name == ".strtab"), None)
+    if table is None or names is None:
+        return {}
+    size = path.stat().st_size
+    if max(table.offset + table.size, names.offset + names.size) > size:
+        raise _broken(path, "truncated: its symbols are not in the file")
+    with path.open("rb") as file:
+        rows = _at(file, table.offset, table.size - table.size % _SYMBOL.size)
+        text = _at(file, names.offset, names.size)
+    return {
+        _name(text, start): index
+        for index, (start, info, *_) in enumerate(_SYMBOL.iter_unpack(rows))
+        if info & 0xF == _FUNC
+    }
 
 
 def is_elf(path: Path) -> bool:

@@ -40,7 +40,6 @@ class Gpu:
     default_platform: str | None  # None: the chip is sold with either host
     arch_list: str  # TORCH_CUDA_ARCH_LIST that serves this chip alone on CUDA 13
     max_jit_jobs: int  # parallel nvcc processes at run time: unified memory is shared with them
-    family: str  # of vLLM's kernels: the groups nvfp4_<family> and fp8_scaled_mm_<family>
     flashinfer_arch: str  # what FlashInfer compiles for it (compilation_context.py)
     flashinfer_gemm: str  # generator of the FP4 GEMM that FlashInfer looks up
     flashinfer_quantise: str  # generator of the FP4 quantiser
@@ -87,7 +86,6 @@ GPUS: dict[str, Gpu] = {
             default_platform=None,
             arch_list="10.0",
             max_jit_jobs=8,
-            family="sm10x",
             nvcc="12.8",
             flashinfer_arch="10.0a",
             flashinfer_gemm="gen_gemm_sm100_module_cutlass_fp4",
@@ -101,7 +99,6 @@ GPUS: dict[str, Gpu] = {
             default_platform=None,
             arch_list="10.0",
             max_jit_jobs=8,
-            family="sm10x",
             nvcc="12.9",
             flashinfer_arch="10.3a",
             flashinfer_gemm="gen_gemm_sm103_module_cutlass_fp4",
@@ -116,7 +113,6 @@ GPUS: dict[str, Gpu] = {
             default_platform=_ARM64,
             arch_list="11.0",
             max_jit_jobs=2,
-            family="sm10x",
             nvcc="13.0",
             flashinfer_arch="11.0a",
             flashinfer_gemm="gen_gemm_sm100_module_cutlass_fp4",
@@ -130,7 +126,6 @@ GPUS: dict[str, Gpu] = {
             default_platform=_AMD64,
             arch_list="12.0",
             max_jit_jobs=4,
-            family="sm12x",
             nvcc="12.8",
             flashinfer_arch="12.0f",
             flashinfer_gemm="gen_gemm_sm120_module_cutlass_fp4",
@@ -144,7 +139,6 @@ GPUS: dict[str, Gpu] = {
             default_platform=_ARM64,
             arch_list="12.0",
             max_jit_jobs=2,
-            family="sm12x",
             nvcc="12.9",
             flashinfer_arch="12.1a",
             flashinfer_gemm="gen_gemm_sm120_module_cutlass_fp4",

@@ -45,17 +45,23 @@ class Group:
             found = {t for t in found if _major(t) == lowest}
         return sorted(found)
 
+    def names(self, kernel: str) -> bool:
+        """Whether a kernel of this name can be the group's."""
+        return bool(re.search(self.kernel, kernel) and not re.search(self.without, kernel))
+
     def holds(self, kernel: Kernel, names: str) -> bool:
         """Whether a kernel of a cubin counts for the group; ``names`` are all of the cubin's."""
         return bool(
             (not self.needs or getattr(kernel, self.needs))
-            and re.search(self.kernel, kernel.name)
-            and not re.search(self.without, kernel.name)
+            and self.names(kernel.name)
             and re.search(self.beside, names)
         )
 
 
 _BLACKWELL = 10  # its first major
+# FlashMLA's ModelType of an FP4 cache: 4 in its legacy kernels, and 3 as the second of two types in
+# the kernels for DeepSeek V4.1 (v41fp4).
+_FLASHMLA = r"ModelType(4E|\dELS\d+_3E)"
 _GROUPED = "GroupProblemShape"
 _FLASHINFER = ("flashinfer", "flashinfer_jit_cache")
 
@@ -72,14 +78,20 @@ _TABLE = (
         beside=r"GemmUniversalIN4cute.*float_ue8m0",
         one_family=True,
     ),
-    Group("nvfp4_gemm", r"fp4/nvfp4_scaled_mm_(sm120_)?kernels", r"", "fp4_mma", without=_GROUPED),
+    Group(
+        "nvfp4_gemm",
+        r"fp4/nvfp4_scaled_mm_(sm120_)?kernels",
+        r"GemmUniversal.*float_e2m1|nvfp4_gemm",
+        "fp4_mma",
+        without=_GROUPED,
+    ),
     Group("mxfp4_grouped_gemm", r"fp4/mxfp4_blockwise_moe", r"float_ue8m0", "fp4_mma"),
-    Group("nvfp4_grouped_gemm", r"fp4/nvfp4_blockwise_moe", r"", "fp4_mma"),
+    Group("nvfp4_grouped_gemm", r"fp4/nvfp4_blockwise_moe", _GROUPED, "fp4_mma"),
     Group("mxfp4_quantise", r"fp4/mxfp4_experts_quant", r"mxfp4_cvt", "fp4_cvt"),
     Group("nvfp4_kv_cache", r"nvfp4_kv_cache_kernels", r"reshape_and_cache_nvfp4", "fp4_cvt"),
     Group("nvfp4_mla_cache", r"nvfp4_ds_mla_cache", r"nvfp4_ds_mla|upconvert_nvfp4", "fp4_cvt"),
     Group("minimax_m3_insert", r"fused_minimax_m3", r"minimax_m3_fused_ops", "fp4_cvt"),
-    Group("flashmla_fp4", r"^flashmla/.*fp4", r"ModelType", "fp4_cvt"),
+    Group("flashmla_fp4", r"^flashmla/.*fp4", _FLASHMLA, "fp4_cvt"),
     Group("qutlass_quantise", r"^qutlass/.*/fused_quantize", r"GemmQuant|GemmUniversal", "fp4_cvt"),
     # Experts get four outputs and offsets, as no other quantiser does.
     Group(
@@ -88,7 +100,12 @@ _TABLE = (
         r"cvt_fp16_to_fp4I.*S7_S7_S7_i",
         "fp4_cvt",
     ),
-    Group("nvfp4_quantise", r"fp4/(nvfp4_quant_kernels|activation_nvfp4)", r"", "fp4_cvt"),
+    Group(
+        "nvfp4_quantise",
+        r"fp4/(nvfp4_quant_kernels|activation_nvfp4)",
+        r"cvt_fp16_to_fp4|nvfp4_quant",
+        "fp4_cvt",
+    ),
     Group(
         "fp8_gemm",
         r"/scaled_mm_sm1[02]0_fp8\.",
@@ -174,21 +191,27 @@ def _name(source: str) -> str:
     return ""
 
 
-# What is in the name of a kernel that can have the instructions: type or use of its numbers, or,
-# for FlashMLA and QuTLASS's quantiser, what all kernels with FP4 have beside others without.
+# What is in the name of a kernel that can have FP4 instructions: a type or a use of its numbers.
+# Of MiniMax-M3's inserts the cache's kind and a switch decide.
 _CAN_HOLD = re.compile(
-    r"fp4|e2m1|minimax_m3_fused_ops|ModelType|GemmQuant|GemmUniversal.*float_e4m3", re.IGNORECASE
+    rf"fp4|e2m1|minimax_m3_fused_ops.*DataTypeE0ELb1|{_FLASHMLA}|GemmQuant", re.IGNORECASE
 )
 
 
-def can_hold(file: str, names: Iterable[str]) -> bool:
-    """Whether a cubin can have FP4 instructions, or FP8's of a group, by its names.
+def to_read(file: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The kernels of a cubin whose instructions are counted.
+
+    Those that can have FP4 instructions, by their names, and the first of FP8's GEMM: its wrapper
+    empties all of a cubin or none (``FP8_GUARDS``).
 
     Args:
         file: name of the file that it is in; all of FlashInfer's ``fp4_…`` modules can.
-        names: of its kernels.
+        names: of all its kernels.
     """
-    return "fp4" in file or any(_CAN_HOLD.search(name) for name in names)
+    if "fp4" in file:
+        return names
+    fp8 = [name for name in names if COMPILED["fp8_gemm"].names(name)]
+    return (*(name for name in names if _CAN_HOLD.search(name)), *fp8[:1])
 
 
 def of_kernels(path: str, kernels: tuple[Kernel, ...]) -> Iterator[str]:

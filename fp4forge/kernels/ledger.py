@@ -6,8 +6,10 @@ Verdicts are read off the binaries: FP4 by its instructions, architectures by th
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,13 +117,14 @@ def folder(target: str, root: Path, cache: Path, report: Progress) -> Ledger:
         if path.is_file() and not path.is_symlink() and re.search(r"\.(so|o|cubin)\b", path.name)
     ]
     binaries = [path for path in found if cubins.has_device_code(path)]
-    files = tuple(
-        File(
-            path.relative_to(root).as_posix(),
-            cubins.read(path, cache, _numbered(report, f"file {number} of {len(binaries)}")),
-        )
-        for number, path in enumerate(binaries, 1)
-    )
+
+    def read(number: int, path: Path) -> File:
+        said = _numbered(report, f"file {number} of {len(binaries)}")
+        return File(path.relative_to(root).as_posix(), cubins.read(path, cache, said))
+
+    # While one file is extracted, another one's cubins are disassembled.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        files = tuple(pool.map(read, range(1, len(binaries) + 1), binaries))
     if not files:
         raise BinaryError(
             f"{target} has no file with CUDA device code",

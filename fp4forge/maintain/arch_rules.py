@@ -64,16 +64,12 @@ def extract(tree: Path, version: str) -> dict[str, str]:
             or cannot be reduced without changing results. The message names file and line.
         ToolError: CMake is not installed.
     """
-    hashes: dict[str, str] = {}
-    found = cmake_script.included(tree, "CMakeLists.txt", hashes)
-    notice = _NOTICE.format(version=check_version(version))
-    notice += "".join(f"#   {digest}  {name}\n" for name, digest in hashes.items())
-    script = notice + cmake_script.text(cmake_script.reduce(found))
-    _check_reached(tree, found)
+    text = script(tree, version)
+    _check_reached(tree)
     results: dict[str, dict[str, cmake.Sources]] = {}
     with tempfile.TemporaryDirectory(prefix="fp4forge-arch-") as name:
         reduced = Path(name) / f"{version}.cmake"
-        reduced.write_text(script)
+        reduced.write_text(text)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             pairs = [
                 [
@@ -83,21 +79,36 @@ def extract(tree: Path, version: str) -> dict[str, str]:
                 for cuda in archs.CUDAS
             ]
         for cuda, (original, part) in zip(archs.CUDAS, pairs, strict=True):
-            for text, whole, less in zip(grid(cuda), original.result(), part.result(), strict=True):
+            for entries, whole, less in zip(
+                grid(cuda), original.result(), part.result(), strict=True
+            ):
                 if str(whole) != str(less):
                     raise ReleaseError(
-                        f"{tree}: the reduced script compiles {text} for CUDA {cuda} otherwise",
+                        f"{tree}: the reduced script compiles {entries} for CUDA {cuda} otherwise",
                         rule="maintain/cmake_script.py leaves out only what decides nothing",
                     )
                 if isinstance(whole, dict):
-                    results.setdefault(cuda, {})[text] = whole
+                    results.setdefault(cuda, {})[entries] = whole
     table = _table(results) | {"fp8_guards": _guards(tree)}
     if not any("nvfp4" in s for unit in table["units"] for s in unit):
         raise ReleaseError(f"{tree}/CMakeLists.txt names no NVFP4 kernels")
     return {
-        f"{version}.cmake": script,
+        f"{version}.cmake": text,
         f"{version}.json": json.dumps(table, indent=0, separators=(",", ":")) + "\n",
     }
+
+
+def script(tree: Path, version: str) -> str:
+    """What decides architectures in a tree's CMake files, with where it comes from.
+
+    Raises:
+        ReleaseError: a file is missing, or is not what CMake reads.
+    """
+    hashes: dict[str, str] = {}
+    found = cmake_script.included(tree, "CMakeLists.txt", hashes)
+    notice = _NOTICE.format(version=check_version(version))
+    notice += "".join(f"#   {digest}  {name}\n" for name, digest in hashes.items())
+    return notice + cmake_script.text(cmake_script.reduce(found))
 
 
 def write(extracted: dict[str, str]) -> list[Path]:
@@ -124,7 +135,7 @@ def check(extracted: dict[str, str]) -> None:
             )
 
 
-def _check_reached(tree: Path, found: list[cmake_script.Command]) -> None:
+def _check_reached(tree: Path) -> None:
     """Refuses sources that the evaluation never comes to: a condition that it does not know.
 
     Raises:
@@ -147,7 +158,7 @@ def _check_reached(tree: Path, found: list[cmake_script.Command]) -> None:
                         if path.is_relative_to(tree.resolve())
                         else ""
                     )
-    for command in found:
+    for command in cmake_script.included(tree, "CMakeLists.txt", {}):
         if command.name == "set_gencode_flags_for_srcs" and command.where not in reached:
             raise ReleaseError(
                 f"{command.where}: no list reaches these sources",

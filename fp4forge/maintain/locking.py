@@ -16,8 +16,9 @@ from fp4forge.core.errors import ReleaseError, ToolError
 from fp4forge.core.paths import LOCKS
 from fp4forge.core.platform import PLATFORMS
 from fp4forge.inputs import bases, release
+from fp4forge.inputs.failures import Failures
 from fp4forge.inputs.locks import TOOLS, LockName, build_file, entries
-from fp4forge.inputs.release import Failures, Release
+from fp4forge.inputs.release import Release
 
 _TOOLS_REQUIREMENTS = (
     "uv==0.13.9",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fp4forge.core.platform import PLATFORMS
-from fp4forge.inputs.release import Failures
+from fp4forge.inputs.failures import Failures
 from fp4forge.plan.support import supported
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from fp4forge.core.platform import AMD64
 from fp4forge.inputs import bases, patches, release
+from fp4forge.inputs.failures import Failures
 from fp4forge.inputs.release import STRATEGIES
 from fp4forge.kernels.gpus import TARGETS
 from fp4forge.plan.cross import TOOLCHAINS
@@ -16,7 +17,7 @@ from fp4forge.plan.request import Request
 from fp4forge.plan.resolve import resolve
 
 
-def supported(failures: release.Failures | None = None) -> list[Plan]:
+def supported(failures: Failures | None = None) -> list[Plan]:
     """The plans of everything that can be built.
 
     Args:

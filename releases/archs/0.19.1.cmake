@@ -1,4 +1,4 @@
-# What decides architectures in the CMake files of vLLM 0.19.1's sdist, as `build.py arch extract`
+# What decides architectures in the CMake files of vLLM 0.19.1's sdist; `build.py arch extract`
 # cuts it out. Copyright contributors to the vLLM project; SPDX-License-Identifier: Apache-2.0.
 # SHA-256 of the files read:
 #   f108388ea82c4db6f7be17fbd2eb9883efd1455ecf64aab88bb71eac27e142e8  CMakeLists.txt

@@ -1,4 +1,4 @@
-# What decides architectures in the CMake files of vLLM 0.20.2's sdist, as `build.py arch extract`
+# What decides architectures in the CMake files of vLLM 0.20.2's sdist; `build.py arch extract`
 # cuts it out. Copyright contributors to the vLLM project; SPDX-License-Identifier: Apache-2.0.
 # SHA-256 of the files read:
 #   8c0cdb4bc42ff343b2b6c31da62c445ada759625a5d478f8014dad8ed23eb7d6  CMakeLists.txt

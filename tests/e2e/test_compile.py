@@ -42,7 +42,7 @@ REQUEST = Request(
     aot="none",
 )
 
-# What vLLM 0.20.2's CMake makes of 12.1a for its FP4 kernels (fp4forge/cmake_rules.py).
+# What vLLM 0.20.2's CMake makes of 12.1a for its FP4 kernels (releases/archs).
 TARGET = "12.0f"
 
 Change = Callable[[dict[str, bytes]], None]

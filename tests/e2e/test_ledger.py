@@ -6,14 +6,20 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fp4forge.checks import ledgers
 from fp4forge.inputs import release
 from fp4forge.inputs.release import Artefact
+from fp4forge.kernels import ledger as kernels
+from fp4forge.kernels.cubins import DeviceCode
+from fp4forge.kernels.groups import of_kernels
 from fp4forge.maintain import sources
+from fp4forge.plan.prediction import predict
 from tests.e2e.conftest import ROOT, Completed, shell, verify_containers
 
 KERNELS = Path(__file__).parent / "kernels"
@@ -168,6 +174,35 @@ def test_published_wheels(name: str) -> None:
         )
         suffix = "a" if version == "0.19.1" else "f"
         assert omma == [(f"sm_120{suffix}", 64), (f"sm_120{suffix}", 384)]
+
+
+@pytest.mark.parametrize("version", release.names())
+@pytest.mark.parametrize("group", ["nvfp4_gemm", "nvfp4_grouped_gemm", "nvfp4_kv_cache"])
+def test_a_wheel_without_a_groups_cubins_for_sm12x(version: str, group: str) -> None:
+    """Every other kernel with FP4 instructions is still there, and hides nothing."""
+    what = release.load(version)
+    if "wheel" not in what.strategies:
+        pytest.skip("no published wheel goes into an image")
+    for platform, artefact in what.wheels.items():
+        found = ledgers.read(str(sources.fetch(artefact)), lambda _: None)
+        prediction = predict(what.wheel_arch_lists[platform], version, what.cuda)
+        wanted = kernels.expected(prediction.groups, prediction.fp8_guards)
+        assert kernels.differences(wanted, found.targets()) == []
+        spoilt = kernels.Ledger(
+            "spoilt", tuple(replace(f, code=without(f, group)) for f in found.files)
+        )
+        (line,) = kernels.differences(wanted, spoilt.targets())
+        assert line.startswith(f"{group}: ") and "12.0f" not in line.split("found")[1]
+
+
+def without(file: kernels.File, group: str) -> DeviceCode:
+    """A file's code without the cubins for SM12x that hold a group."""
+    cubins = (
+        cubin
+        for cubin in file.code.cubins
+        if cubin.target != "12.0f" or group not in set(of_kernels(file.path, cubin.kernels))
+    )
+    return replace(file.code, cubins=tuple(cubins))
 
 
 def test_an_image_is_read_without_starting_it(

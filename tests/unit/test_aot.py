@@ -54,7 +54,7 @@ def test_modules_are_compiled_anew_for_what_decides_their_objects_alone() -> Non
     ],
 )
 def test_flashinfers_kernels_do_not_count_as_vllms(path: str, groups: str) -> None:
-    kernel = Kernel("cutlass_gemm", fp4_mma=4)
+    kernel = Kernel("nvfp4_gemm", fp4_mma=4)
     code = DeviceCode("0" * 64, (Cubin("sm_121a", "exact", (kernel,), True),), ())
     found = ledger.Ledger("x", (ledger.File(path, code),)).targets()
     assert [group for group, targets in found.items() if targets] == groups.split()

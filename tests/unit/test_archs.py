@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fp4forge.inputs import arch_rules
 from fp4forge.kernels import archs
 from fp4forge.kernels.groups import of_sources
 from fp4forge.maintain import arch_rules as extracting
-from fp4forge.maintain import cmake_script, sources
+from fp4forge.maintain import sources
 from fp4forge.plan import cmake
 from fp4forge.plan.prediction import predict
 
@@ -80,11 +81,8 @@ def test_the_table_holds_what_the_script_compiles(vllm: str) -> None:
 
 @pytest.mark.parametrize("vllm", VERSIONS)
 def test_the_script_is_cut_from_the_sources(vllm: str) -> None:
-    hashes: dict[str, str] = {}
-    found = cmake_script.included(sources.source_tree(vllm), "CMakeLists.txt", hashes)
-    script = arch_rules.script(vllm).read_text()
-    assert script.endswith(cmake_script.text(cmake_script.reduce(found)))
-    assert all(f"{digest}  {name}" in script for name, digest in hashes.items())
+    script = extracting.script(sources.source_tree(vllm), vllm)
+    assert arch_rules.script(vllm).read_text() == script
 
 
 def test_every_list_of_a_plan_is_in_the_table() -> None:
@@ -99,14 +97,18 @@ def test_every_list_of_a_plan_is_in_the_table() -> None:
         assert set(lists) <= set(table)
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("10.0;12.0", 0.05), ("9.0a;10.0;12.1a", 2)])
-def test_a_list_is_explained_in_time(text: str, seconds: float) -> None:
+@pytest.mark.parametrize(
+    ("text", "clock", "seconds"),
+    # CPU time, because other work on the machine is not ours; CMake's is another process's.
+    [("10.0;12.0", time.process_time, 0.05), ("9.0a;10.0;12.1a", time.perf_counter, 2)],
+)
+def test_a_list_is_explained_in_time(text: str, clock: Callable[[], float], seconds: float) -> None:
     def took() -> float:
         arch_rules.load.cache_clear()
         predict.cache_clear()
-        start = time.perf_counter()
+        start = clock()
         predict(text, VERSIONS[-1], "13.0")
-        return time.perf_counter() - start
+        return clock() - start
 
     assert min(took() for _ in range(5)) < seconds
 
@@ -127,10 +129,8 @@ def test_a_changed_cmake_file_changes_the_prediction(tmp_path: Path) -> None:
         'FP4_SM120_ARCHS "12.0f" "${CUDA_ARCHS}"',
         'FP4_SM120_ARCHS "12.0a" "${CUDA_ARCHS}"',
     )
-    hashes: dict[str, str] = {}
     script = tmp_path / "changed.cmake"
-    found = cmake_script.included(tree, "CMakeLists.txt", hashes)
-    script.write_text(cmake_script.text(cmake_script.reduce(found)))
+    script.write_text(extracting.script(tree, "9.9"))
     (result,) = cmake.evaluate(script, "13.0", ["12.0"])
     assert isinstance(result, dict)
     prediction = archs.judge("12.0", "9.9", "13.0", of_sources(result), ())

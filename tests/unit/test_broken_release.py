@@ -14,8 +14,8 @@ import pytest
 
 from fp4forge.core.errors import BrokenReleasesError, ReleaseError
 from fp4forge.core.paths import RELEASES, ROOT
+from fp4forge.inputs.failures import Failures
 from fp4forge.inputs.locks import LockName
-from fp4forge.inputs.release import Failures
 from fp4forge.maintain import locking
 
 BROKEN, SOUND = "0.19.1", "0.20.2"

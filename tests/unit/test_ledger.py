@@ -13,7 +13,7 @@ from fp4forge.cli.ledger import file_rows
 from fp4forge.kernels import ledger
 from fp4forge.kernels.cubins import Cubin, DeviceCode, Kernel, Ptx
 from fp4forge.kernels.gpus import GPUS, serves
-from fp4forge.kernels.groups import COMPILED, can_hold, of_kernels, of_sources
+from fp4forge.kernels.groups import COMPILED, of_kernels, of_sources, to_read
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -75,7 +75,7 @@ def book(*parts: Cubin | Ptx) -> ledger.Ledger:
     return ledger.Ledger("t", (ledger.File("x.so", DeviceCode("0", cubins, ptx)),))
 
 
-GEMM = (Kernel("gemm", fp4_mma=4), Kernel("quant", fp4_cvt=2))
+GEMM = (Kernel("nvfp4_gemm", fp4_mma=4), Kernel("nvfp4_quantise", fp4_cvt=2))
 
 
 def test_exact_cubins_of_a_sibling_do_not_count() -> None:
@@ -151,6 +151,8 @@ FLASHMLA = "_ZN5sm1006decode6sparse6head6439flash_fwdINS2_6ConfigEL9ModelType2EL
     [
         ([Kernel(DENSE + NV, fp4_mma=1)], ["nvfp4_gemm"]),
         ([Kernel(DENSE + NV)], []),  # a symbol proves nothing
+        # Kernels of no group hide no other's loss.
+        ([Kernel("_ZN4vllm19new_fp4_insertE", fp4_cvt=1)], []),
         ([Kernel(GROUPED + NV, fp4_mma=1)], ["nvfp4_grouped_gemm"]),
         ([Kernel(GROUPED + MX, fp4_mma=1)], ["mxfp4_grouped_gemm"]),
         # QuTLASS has GEMMs of both types in one source, vLLM's own only NVFP4's.
@@ -168,7 +170,11 @@ FLASHMLA = "_ZN5sm1006decode6sparse6head6439flash_fwdINS2_6ConfigEL9ModelType2EL
             ["nvfp4_mla_cache"],
         ),
         (
-            [Kernel("_ZN4vllm20minimax_m3_fused_ops37fusedMiniMaxM3", fp4_cvt=1)],
+            [
+                Kernel(
+                    "_ZN4vllm20minimax_m3_fused_ops37fusedI18Fp8KVCacheDataTypeE0ELb1E", fp4_cvt=1
+                )
+            ],
             ["minimax_m3_insert"],
         ),
         ([Kernel(FLASHMLA, fp4_cvt=1)], ["flashmla_fp4"]),
@@ -180,8 +186,16 @@ FLASHMLA = "_ZN5sm1006decode6sparse6head6439flash_fwdINS2_6ConfigEL9ModelType2EL
 def test_a_kernel_counts_for_its_own_group_alone(kernels: list[Kernel], groups: list[str]) -> None:
     assert found_in("vllm/_C_stable_libtorch.abi3.so", *kernels) == groups
     instructions = any(k.fp4_mma or k.fp4_cvt or k.fp8_mma for k in kernels)
-    named = can_hold("_C_stable_libtorch.abi3.so", [k.name for k in kernels])
-    assert named or not instructions or groups == []
+    names = tuple(kernel.name for kernel in kernels)
+    assert to_read("_C_stable_libtorch.abi3.so", names) or not instructions or groups == []
+
+
+def test_which_kernels_are_disassembled() -> None:
+    fp8 = DENSE + "NS_12float_e4m3_tE"
+    names = ("plain", QUANTISE, fp8 + "1", fp8 + "2", "_ZN6marlin6MarlinILl1ELl2E")
+    assert to_read("_C.so", names) == (QUANTISE, fp8 + "1")  # one of FP8's stands for all
+    assert to_read("_C.so", ("plain",)) == ()
+    assert to_read("fp4_quantization_120f.so", ("plain",)) == ("plain",)
 
 
 def test_a_lost_gemm_is_seen_whatever_else_has_fp4() -> None:
