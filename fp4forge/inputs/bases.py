@@ -108,6 +108,11 @@ class Base(Entry, frozen=True, kw_only=True):
         return f"{self.image}@{self.digest}" if self.digest else self.image
 
 
+# Containers get a file system mounted there. Without the folder BuildKit makes one when a build first
+# runs a command, with the time of that day: the same inputs would give another layer.
+MOUNT_POINT = "dev"
+
+
 def bootstrap_line(base: Base, architecture: str, layer: Path, mirror: str) -> list[str]:
     """The command that writes a base's only layer, from packages that the base's keyring signs.
 
@@ -141,7 +146,7 @@ def bootstrap_line(base: Base, architecture: str, layer: Path, mirror: str) -> l
 
 def _recipe(base: Base) -> str:
     """Short hash of how a base is made: a changed recipe gives another base."""
-    line = bootstrap_line(base, "", Path("layer.tar"), "mirror")
+    line = [*bootstrap_line(base, "", Path("layer.tar"), "mirror"), MOUNT_POINT]
     return hashlib.sha256(" ".join(line).encode()).hexdigest()[:8]
 
 

@@ -16,7 +16,15 @@ from fp4forge.core.errors import BaseImageError, ToolError, UsageError
 from fp4forge.core.limits import COPY_SILENCE_SECONDS
 from fp4forge.core.platform import PLATFORMS
 from fp4forge.core.text import shown
-from fp4forge.inputs.bases import EPOCH, KEYRINGS, Base, bootstrap_line, names, table
+from fp4forge.inputs.bases import (
+    EPOCH,
+    KEYRINGS,
+    MOUNT_POINT,
+    Base,
+    bootstrap_line,
+    names,
+    table,
+)
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import copying, engine, process
 
@@ -108,7 +116,16 @@ def _bootstrap(base: Base, platform: str, reference: str, report: Progress) -> N
                 rule=f"Debian's mirror must be reachable, and signed by a key of {keyring.name}",
                 remedy="check the mirror in apt's sources, and the disk",
             )
+        _add_mount_point(layer)
         import_layer(layer, platform, reference)
+
+
+def _add_mount_point(layer: Path) -> None:
+    """Adds the folder that mmdebstrap leaves out together with the devices in it."""
+    folder = tarfile.TarInfo(f"./{MOUNT_POINT}/")
+    folder.type, folder.mode, folder.mtime = tarfile.DIRTYPE, 0o755, int(EPOCH)
+    with tarfile.open(layer, "a") as archive:
+        archive.addfile(folder)
 
 
 def import_layer(layer: Path, platform: str, reference: str) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import http.server
+import json
 import re
 import tarfile
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 from fp4forge.core.errors import BaseImageError, UsageError
 from fp4forge.inputs import bases
 from fp4forge.inputs.bases import Base
+from fp4forge.oci.layout import Layout
 from fp4forge.publish import bases as making
 from tests.e2e.conftest import shell
 
@@ -43,6 +46,21 @@ def test_a_base_made_here_is_the_same_image_each_time(platform: str, tmp_path: P
         shell("docker", "rmi", "--force", reference)
     assert made[0] == made[1]
     assert made[0].split()[1] == platform
+
+
+def test_a_command_on_the_base_gives_the_same_layer_each_time(tmp_path: Path) -> None:
+    """BuildKit makes a folder that a container needs and the base lacks, with the present time."""
+    reference = making.ensure(base(), PLATFORM, lambda line: None)
+    (tmp_path / "Dockerfile").write_text(f"FROM {reference}\nRUN touch --date=@0 /x\n")
+    found = []
+    for number in range(2):
+        place = tmp_path / str(number)
+        flags = ["--no-cache", "--provenance=false", f"--output=type=oci,tar=false,dest={place}"]
+        shell("docker", "buildx", "build", *flags, str(tmp_path))
+        digest = json.loads((place / "index.json").read_text())["manifests"][0]["digest"]
+        found.append([layer.digest for layer in Layout(place).document(digest).layers or []])
+        time.sleep(1)  # an archive's times are in seconds
+    assert found[0] == found[1] and len(found[0]) == 2
 
 
 @pytest.fixture
