@@ -108,8 +108,8 @@ class Base(Entry, frozen=True, kw_only=True):
         return f"{self.image}@{self.digest}" if self.digest else self.image
 
 
-# Containers get a file system mounted there. Without the folder BuildKit makes one when a build first
-# runs a command, with the time of that day: the same inputs would give another layer.
+# Containers get a file system mounted there. Without the folder BuildKit makes one in the first
+# layer on top, with the time of the build: the same inputs would give another layer.
 MOUNT_POINT = "dev"
 
 

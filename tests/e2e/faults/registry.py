@@ -216,11 +216,7 @@ PUSH: dict[str, Fault] = {
     "look-up-empty": Fault("GET tag", status(200, b"")),
     **{f"blob-head-{code}": Fault("HEAD blob", status(code)) for code in (403, 500)},
     "blob-head-hangs": Fault("HEAD blob", on_wire(wire.then_hang())),
-    **{
-        f"upload-post-{code}": Fault("POST upload", status(code))
-        for code in (401, 403, 404, 500, 502, 503)
-    },
-    "upload-post-429": Fault("POST upload", status(429)),
+    **{f"upload-post-{code}": Fault("POST upload", status(code)) for code in (401, 403, 429, 500)},
     "upload-post-hangs": Fault("POST upload", on_wire(wire.then_hang())),
     "upload-post-resets": Fault("POST upload", on_wire(reset)),
     "upload-post-steers": Fault("POST upload", status(400, STEERING)),
@@ -240,7 +236,7 @@ PUSH: dict[str, Fault] = {
     "upload-put-reset-after": Fault("PUT upload", after_forwarding(reset)),
     "upload-put-not-stored": Fault("PUT upload", not_stored),
     "disk-is-full": Fault("PUT upload", status(507, b"no space left on device")),
-    **{f"manifest-put-{code}": Fault("PUT digest", status(code)) for code in (400, 403, 413, 500)},
+    **{f"manifest-put-{code}": Fault("PUT digest", status(code)) for code in (400, 500)},
     "manifest-put-steers": Fault("PUT digest", status(400, STEERING)),
     "manifest-put-hangs": Fault("PUT digest", on_wire(wire.then_hang())),
     "manifest-put-not-stored": Fault("PUT digest", not_stored),
@@ -252,10 +248,7 @@ PUSH: dict[str, Fault] = {
     "manifest-gone": Fault("GET digest", status(404)),
     "index-names-itself": Fault("GET digest", on_wire(say(200, LONELY, INDEX))),
     "manifest-read-back-bomb": Fault("GET digest", on_wire(wire.WIRE["gzip-bomb"])),
-    **{
-        f"tag-put-{code}": Fault("PUT tag", status(code))
-        for code in (401, 403, 404, 409, 429, 500, 502, 503)
-    },
+    **{f"tag-put-{code}": Fault("PUT tag", status(code)) for code in (401, 404, 429, 500)},
     "tag-put-resets": Fault("PUT tag", on_wire(reset)),
     "tag-put-steers": Fault("PUT tag", status(400, STEERING)),
     "tag-put-hangs": Fault("PUT tag", on_wire(wire.then_hang())),

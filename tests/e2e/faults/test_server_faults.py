@@ -115,7 +115,17 @@ def test_an_answer_that_quotes_the_end_of_a_stream_is_read_whole(
 def test_every_prompt_fails_in_time_when_nothing_is_answered(command: Command, evil: Evil) -> None:
     evil.spoil(COMPLETIONS, CHAT["hangs-in-body"])
     done = command(
-        "serve", "quality", "--url", evil.url, "--timeout", "1", "--json", "--only", "text"
+        "serve",
+        "quality",
+        "--url",
+        evil.url,
+        "--timeout",
+        "1",
+        "--json",
+        "--only",
+        "tool",
+        "--only",
+        "vision",
     )
     assert done.code == 20
     assert {v["problem"] for v in json.loads(done.out)} == {"no end within 1 s"}
