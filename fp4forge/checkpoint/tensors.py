@@ -8,13 +8,12 @@ and knows no FP8 without torch; here only headers and the bytes of scales are re
 from __future__ import annotations
 
 import math
-import mmap
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from msgspec import Meta, Raw, Struct
 
@@ -79,25 +78,11 @@ class Checkpoint:
 
     folder: Path
     config: Config
-    quantisation: Quantisation  # hf_quant_config.json, else config.json's quantization_config
+    quantisation: Quantisation  # config.json's; what it leaves out, from hf_quant_config.json
+    modelopt: Quantisation | None  # hf_quant_config.json alone
     tensors: dict[str, Tensor]
     index: dict[str, str] | None  # tensor -> file, of model.safetensors.index.json
     problems: tuple[Problem, ...] = field(default=())
-
-    @contextmanager
-    def bytes(self) -> Iterator[Any]:
-        """A function from a tensor to a view of its bytes; files are mapped, not read."""
-        with ExitStack() as stack:
-            maps: dict[str, mmap.mmap] = {}
-
-            def view(tensor: Tensor) -> memoryview:
-                if tensor.file not in maps:
-                    handle = stack.enter_context((self.folder / tensor.file).open("rb"))
-                    mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-                    maps[tensor.file] = mapped
-                return memoryview(maps[tensor.file])[tensor.start : tensor.end]
-
-            yield view  # views may outlive this block: their maps close with the last of them
 
 
 class _Index(Struct, frozen=True):
@@ -131,8 +116,10 @@ def read(folder: Path) -> Checkpoint:
         )
     config = configs.read(folder)
     quantisation = config.quantisation
+    modelopt = None
     if os.path.lexists(folder / "hf_quant_config.json"):
-        quantisation = configs.read_modelopt(folder)
+        modelopt = configs.read_modelopt(folder)
+        quantisation = configs.merged(quantisation, modelopt)
     files = sorted(path.name for path in folder.glob("*.safetensors"))
     if not files:
         raise CheckpointError(
@@ -155,7 +142,7 @@ def read(folder: Path) -> Checkpoint:
     index = None
     if os.path.lexists(index_file):
         index = reading.json_file(index_file, _Index, CheckpointError).weight_map
-    return Checkpoint(folder, config, quantisation, tensors, index, tuple(problems))
+    return Checkpoint(folder, config, quantisation, modelopt, tensors, index, tuple(problems))
 
 
 class _Entry(Struct, frozen=True):
@@ -198,7 +185,24 @@ def header(path: Path) -> list[Tensor]:
             f"{name}: truncated: {size} bytes of {end}",
             remedy="fetch the file again; build.py checkpoint fetch resumes",
         )
+    _separate(name, found)
     return found
+
+
+def _separate(name: str, found: list[Tensor]) -> None:
+    """Refuses tensors that share bytes.
+
+    Raises:
+        CheckpointError: two do; the message names them.
+    """
+    placed = sorted((one for one in found if one.size), key=lambda one: one.start)
+    for one, other in pairwise(placed):
+        if other.start < one.end:
+            raise CheckpointError(
+                f"{name}: {shown(one.name, 200)} and {shown(other.name, 200)} overlap",
+                rule="each tensor of a safetensors file has bytes of its own",
+                remedy="write the file again",
+            )
 
 
 def _entries(text: bytes, name: str) -> Iterator[tuple[str, _Entry]]:

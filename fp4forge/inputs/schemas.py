@@ -10,8 +10,15 @@ import msgspec
 from fp4forge.core.paths import SCHEMAS
 from fp4forge.inputs import bases, defaults, patches, release
 from fp4forge.inputs.reader import Format
+from fp4forge.models import formats
 
-FORMATS: tuple[Format[Any], ...] = (release.FORMAT, bases.FORMAT, defaults.FORMAT, patches.FORMAT)
+FORMATS: tuple[Format[Any], ...] = (
+    release.FORMAT,
+    bases.FORMAT,
+    defaults.FORMAT,
+    patches.FORMAT,
+    formats.FORMAT,
+)
 
 
 def _texts() -> dict[str, str]:
