@@ -13,7 +13,6 @@ from fp4forge.inputs import patches as series
 from fp4forge.inputs import release as inputs
 from fp4forge.models import formats
 
-
 # No release of vLLM loads what has one of these findings.
 _NEVER = {"unknown-format", "wrong-strategy"}
 

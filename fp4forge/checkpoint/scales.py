@@ -19,13 +19,14 @@ from typing import Any
 
 from fp4forge.checkpoint.findings import Collected
 from fp4forge.checkpoint.schemes import ARRAY, BLOCKS, FLOATS, SCALAR, Parts, Scheme
-from fp4forge.checkpoint.tensors import Checkpoint, Tensor
+from fp4forge.checkpoint.tensors import ELEMENT_BYTES, Checkpoint, Tensor
 from fp4forge.core import reading
 from fp4forge.core.errors import CheckpointError
 from fp4forge.kernels.base import Progress
 
 _THREADS = 2
-_PIECE = 16 << 20  # bytes that a thread reads at once
+_PIECE = 4 << 20  # bytes that a thread reads at once
+_PAGE = 64 << 10  # holes are looked for in larger tensors alone
 _SIBLINGS = {"gate_proj": "up_proj", "w1": "w3"}
 _NAN, _SIGN = 0x7F, 0x80  # of E4M3: one NaN for each sign, no infinities; 0x00, 0x80 are zero
 
@@ -112,25 +113,37 @@ class _Files:
                 self._open[name] = self._stack.enter_context(handle).fileno()
             return self._open[name]
 
-    def hole(self, tensor: Tensor) -> bool:
-        """Whether all of it is a hole, which reads as zeros."""
-        try:
-            return os.lseek(self.number(tensor.file), tensor.start, os.SEEK_DATA) >= tensor.end
-        except OSError as error:
-            return error.errno == errno.ENXIO  # a hole up to the end of the file
+    def pieces(self, tensor: Tensor, buffer: bytearray) -> Iterator[tuple[int, Any]]:
+        """Its bytes: the size of each hole, which reads as zeros, and an array of what follows it.
 
-    def pieces(self, tensor: Tensor, buffer: bytearray) -> Iterator[Any]:
-        """Its bytes as arrays; each is valid until the next one."""
+        Each array is valid until the next one.
+        """
         import numpy as np
 
         number, at = self.number(tensor.file), tensor.start
+        one_byte = ELEMENT_BYTES.get(tensor.dtype) == 1  # a hole may end inside a longer element
+        whole = memoryview(buffer)
         while at < tensor.end:
-            view = memoryview(buffer)[: min(len(buffer), tensor.end - at)]
-            count = os.preadv(number, [view], at)
-            if count < len(view):
+            start, end = at, min(at + len(buffer), tensor.end)
+            if one_byte and end - at > _PAGE:
+                start, end = _data(number, at, tensor.end)
+                end = min(start + len(buffer), end)
+            view = whole[: end - start]
+            if os.preadv(number, [view], start) < len(view):
                 raise CheckpointError(f"{tensor.file} became shorter while it was read")
-            yield np.frombuffer(view, dtype=np.uint8)
-            at += count
+            yield start - at, np.frombuffer(view, dtype=np.uint8)
+            at = end
+
+
+def _data(number: int, start: int, end: int) -> tuple[int, int]:
+    """Where a file has its next data from a place on; both are the end if there is none."""
+    try:
+        data = os.lseek(number, start, os.SEEK_DATA)
+        return (data, min(os.lseek(number, data, os.SEEK_HOLE), end)) if data < end else (end, end)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a hole up to the end of the file
+            return end, end
+        return start, end  # this file system does not say
 
 
 class _Runner:
@@ -162,11 +175,10 @@ class _Runner:
     def _blocks(self, job: _Job, buffer: bytearray) -> list[Seen]:
         import numpy as np
 
-        if self._files.hole(job.tensor):
-            return [("zero-block-scale", job.place, job.tensor.size)]
         nan = negative = zero = 0
-        for data in self._files.pieces(job.tensor, buffer):
-            if data.max() < _NAN and data.min() > 0:
+        for hole, data in self._files.pieces(job.tensor, buffer):
+            zero += hole
+            if not len(data) or (data.max() < _NAN and data.min() > 0):
                 continue  # two passes at the speed of memory, and nearly always the answer
             magnitude = data & 0x7F
             bad = magnitude == _NAN
@@ -178,7 +190,8 @@ class _Runner:
         return [(kind, job.place, count) for kind, count in counted if count]
 
     def _scalar(self, job: _Job, buffer: bytearray) -> list[Seen]:
-        (value,) = _floats(next(self._files.pieces(job.tensor, buffer)), job.tensor.dtype)
+        _, data = next(self._files.pieces(job.tensor, buffer))
+        (value,) = _floats(data, job.tensor.dtype)
         value = float(value)
         self._scalars[job.place] = value
         if math.isnan(value):
@@ -193,10 +206,9 @@ class _Runner:
         import numpy as np
 
         bad = 0
-        if not self._files.hole(job.tensor):
-            for data in self._files.pieces(job.tensor, buffer):
-                values = _floats(data, job.tensor.dtype)
-                bad += int(np.count_nonzero(~np.isfinite(values) | (values < 0)))
+        for _, data in self._files.pieces(job.tensor, buffer):
+            values = _floats(data, job.tensor.dtype)
+            bad += int(np.count_nonzero(~np.isfinite(values) | (values < 0)))
         return [("bad-scales", job.place, bad)] if bad else []
 
 

@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
-from msgspec import Meta, Raw, Struct
+from msgspec import Meta, Raw, Struct, json
 
 from fp4forge.checkpoint import config as configs
 from fp4forge.checkpoint.config import Config, Quantisation
@@ -47,8 +47,7 @@ _LFS = b"version https://git-lfs"
 _Place = Annotated[int, Meta(ge=0, le=1 << 48)]  # a size or an offset in a file
 
 
-@dataclass(frozen=True)
-class Tensor:
+class Tensor(Struct, frozen=True, gc=False):  # a checkpoint may have 200,000
     """One tensor: dtype as safetensors names it, shape, and its bytes' place in a file."""
 
     name: str
@@ -153,6 +152,9 @@ class _Entry(Struct, frozen=True):
     data_offsets: tuple[_Place, _Place]
 
 
+_ENTRY = json.Decoder(_Entry)
+
+
 def header(path: Path) -> list[Tensor]:
     """The tensors of one safetensors file.
 
@@ -178,7 +180,8 @@ def header(path: Path) -> list[Tensor]:
         handle.seek(8)
         text = handle.read(length)
     start = 8 + length
-    found = [_tensor(path, *entry, start) for entry in _entries(text, name)]
+    file = path.name
+    found = [_tensor(file, tensor, entry, start) for tensor, entry in _entries(text, name)]
     end = max((tensor.end for tensor in found), default=start)
     if end > size:
         raise CheckpointError(
@@ -208,20 +211,22 @@ def _separate(name: str, found: list[Tensor]) -> None:
 def _entries(text: bytes, name: str) -> Iterator[tuple[str, _Entry]]:
     where = f"{name}: its header"
     for tensor, raw in reading.json(text, dict[str, Raw], where, CheckpointError).items():
-        if tensor != "__metadata__":
-            yield (
-                tensor,
-                reading.json(raw, _Entry, f"{where}, {shown(tensor, 200)}", CheckpointError),
-            )
+        if tensor == "__metadata__":
+            continue
+        try:
+            yield tensor, _ENTRY.decode(raw)
+        except (ValueError, RecursionError):  # once more, for the message
+            place = f"{where}, {shown(tensor, 200)}"
+            yield tensor, reading.json(raw, _Entry, place, CheckpointError)
 
 
-def _tensor(path: Path, name: str, entry: _Entry, start: int) -> Tensor:
-    begin, end = (start + offset for offset in entry.data_offsets)
-    found = Tensor(name, path.name, entry.dtype, entry.shape, begin, end)
+def _tensor(file: str, name: str, entry: _Entry, start: int) -> Tensor:
+    begin, end = entry.data_offsets
+    found = Tensor(name, file, entry.dtype, entry.shape, start + begin, start + end)
     wanted = math.prod(entry.shape) * ELEMENT_BYTES.get(entry.dtype, 0)
-    if begin > end or (entry.dtype in ELEMENT_BYTES and found.size != wanted):
+    if begin > end or (entry.dtype in ELEMENT_BYTES and end - begin != wanted):
         raise CheckpointError(
-            f"{shown(path.name, 200)}: {shown(name, 200)} has {found.size} bytes,"
+            f"{shown(file, 200)}: {shown(name, 200)} has {found.size} bytes,"
             f" {shown(entry.dtype, 20)} {list(entry.shape)} are {wanted}"
         )
     return found
