@@ -93,6 +93,11 @@ KINDS: dict[str, Kind] = {
     ),
     "missing-layer": Kind(ERROR, "layers have no tensors", fix=_AGAIN),
     "missing-part": Kind(ERROR, "parts of quantised layers are not there", fix=_AGAIN),
+    "unknown-part": Kind(
+        ERROR,
+        "layers have tensors of another scheme (GPTQ, AWQ, integers)",
+        fix="quantise again with one of the formats that models/formats.yaml lists",
+    ),
     "missing-expert": Kind(ERROR, "experts are not there", fix=_AGAIN),
     "expert-count": Kind(
         ERROR,

@@ -78,6 +78,8 @@ def inspect(
         report("layers")
         judged = _layers(found, modules, declaration, seen)
         _missing_layers(found, seen)
+        for name in filter(schemes.foreign, found.tensors):
+            seen.add("unknown-part", name)
         experts.check(found, modules, seen)
         contradictions.check(found, declaration, modules, judged, caches, seen)
         scales.check(found, judged, caches, seen, report)

@@ -143,6 +143,9 @@ SCHEMES = {scheme.name: scheme for scheme in _ALL}
 _ALIASES = {"FP8_BLOCK_SCALES": "FP8_PB_WO"}  # 0.33.0's modelopt.py takes both
 _KV = ("k_scale", "v_scale")
 _NAMES = frozenset(part for scheme in _ALL for part in (scheme.weight, *scheme.parts))
+_FOREIGN = frozenset(
+    ("qweight", "qzeros", "g_idx", "weight_g_idx", "weight_zero_point", "weight_shape", "absmax")
+)
 _FUSED = re.compile(r"^(.+\.experts\.\w+?_proj)_(blocks|scales|weight\w*|input_scale)$")
 _FUSED_PLAIN = re.compile(r"\.experts\.\w+_proj$")
 
@@ -178,7 +181,12 @@ def quantised(parts: Parts) -> bool:
     weight = parts.get("weight")
     if weight is None or len(parts) > 1:
         return parts.keys() != {"weight"}
-    return weight.dtype in ("U8", "I8") or weight.dtype.startswith("F8_")
+    return weight.dtype in ("U8", "I8") or weight.dtype.startswith(("F4", "F6", "F8"))
+
+
+def foreign(name: str) -> bool:
+    """Whether a tensor is a part of a scheme that is not among these: GPTQ, AWQ, bitsandbytes."""
+    return name.rpartition(".")[2] in _FOREIGN
 
 
 def seen(parts: Parts) -> Scheme | None:

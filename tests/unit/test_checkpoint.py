@@ -172,9 +172,7 @@ def test_nan_scales_are_counted(tmp_path: Path) -> None:
     assert findings(write(tmp_path, spoilt, TINY))["nan-block-scale"].count == 2
 
 
-def test_every_finding_has_a_case_and_every_patch_exists() -> None:
-    files = {"not-in-index", "index-only", "missing-file", "bad-file", "unknown-format"}
-    assert set(CASES) | files | {"gelu-tanh"} == set(KINDS)
+def test_every_patch_exists() -> None:
     known = {p.id for v in ("0.19.1", "0.20.2") for p in series.load("vllm", v).patches}
     assert {kind.patch for kind in KINDS.values() if kind.patch} <= known
 
