@@ -15,6 +15,8 @@ _SEVERITIES = (ERROR, PATCH, WARNING, NOTE)
 _PLACES = 10  # lines that a finding shows
 _EXPERT = re.compile(r"layers\.(\d{1,9})\.(?:\w+\.)*experts\.(\d{1,9})\.(\w+)$")
 
+_LAYER = re.compile(r"^((?:[^:]*\.)?layers\.)(\d{1,9})(?!\d)(.*)$", re.DOTALL)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
@@ -244,7 +246,7 @@ class Collected:
 
 
 def _brief(places: Iterable[str]) -> list[str]:
-    """Places for people: experts of one layer together, at most ten lines."""
+    """Places for people: experts of one layer together, then layers, at most ten lines."""
     grouped: dict[tuple[int, str], list[int]] = defaultdict(list)
     rest: list[str] = []
     for place in places:
@@ -253,6 +255,8 @@ def _brief(places: Iterable[str]) -> list[str]:
             grouped[int(match[1]), match[3]].append(int(match[2]))
         else:
             rest.append(place)
+    if len(rest) > _PLACES:
+        rest = _by_layer(rest)
     lines = [
         f"layer {layer} {kind} of experts {_ranges(numbers)}"
         for (layer, kind), numbers in sorted(grouped.items())
@@ -260,6 +264,16 @@ def _brief(places: Iterable[str]) -> list[str]:
     if len(lines) > _PLACES:
         lines = [*lines[: _PLACES - 1], f"and {len(lines) - _PLACES + 1} more"]
     return [shown(line, 600) for line in lines]
+
+
+def _by_layer(places: Iterable[str]) -> list[str]:
+    """Places that differ in the number of their layer alone, together."""
+    grouped: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for place in places:
+        match = _LAYER.match(place)
+        before, after = (match[1], match[3]) if match else (place, "")
+        grouped[before, after].extend([int(match[2])] if match else [])
+    return [before + _ranges(numbers) + after for (before, after), numbers in grouped.items()]
 
 
 def _ranges(numbers: list[int]) -> str:

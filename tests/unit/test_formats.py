@@ -544,6 +544,24 @@ def test_names_and_patterns_exclude_layers(tmp_path: Path) -> None:
     assert not inspect.inspect(publish(tmp_path, tensors, model(quantisation))).findings
 
 
+def test_groups_of_compressed_tensors_have_their_own_layers(tmp_path: Path) -> None:
+    quantisation = compressed()
+    weights = {"num_bits": 8, "type": "float", "strategy": "channel"}
+    group = {"targets": ["re:.*self_attn.*"], "weights": weights, "input_activations": None}
+    quantisation["config_groups"]["group_1"] = group
+    tensors = dense(channels, packed)
+    found = inspect.inspect(publish(tmp_path, tensors, model(quantisation)))
+    assert not found.findings
+    assert found.schemes == {"FP8 compressed": 8, "NVFP4 packed": 6}
+
+
+def test_layers_that_share_a_defect_are_shown_together(tmp_path: Path) -> None:
+    spoilt = without(dense(linear), ".weight_scale_2")
+    (finding,) = inspect.inspect(publish(tmp_path, spoilt, model(modelopt("NVFP4")))).findings
+    assert finding.count == 14
+    assert finding.where[0] == "model.layers.0-1.self_attn.q_proj: weight_scale_2"
+
+
 @pytest.mark.parametrize(
     ("quantisation", "more"),
     [
@@ -598,7 +616,7 @@ def test_absurd_counts_are_not_counted_through(tmp_path: Path) -> None:
     by_id = {one.id: one for one in found.findings}
     assert "experts.4-9999999" in by_id["missing-expert"].where[0]
     assert by_id["missing-layer"].count == 9_998
-    assert len(by_id["missing-layer"].where) == 10
+    assert by_id["missing-layer"].where == ("model.layers.2-9999",)
 
 
 def test_tensors_that_overlap_are_refused(tmp_path: Path) -> None:
