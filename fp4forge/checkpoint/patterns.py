@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import fnmatch
 import re
+import time
 from collections.abc import Iterable
 
 from fp4forge.core.errors import CheckpointError
 from fp4forge.core.text import shown
 
 _ENTRIES = 10_000
-_CHARACTERS = 300  # of a pattern, and of a name that one is tried on
+_CHARACTERS = 200  # of a pattern, and of a name that one is tried on
+_SECONDS = 10.0  # all patterns of a list on all names
 _REPEATS = 4  # unbounded ones in a pattern: each makes matching slower by a name's length
 _NESTED = re.compile(r"\([^()]*(?:[+*]|,\})[^()]*\)(?:[+*]|\{)")
 _EXPERT = re.compile(r"(?<=\.experts\.)\d+(?=\.)")
@@ -50,6 +52,7 @@ class Names:
         # Experts of a layer differ in their number alone, unless an entry names one.
         self._alike = not any(re.search(r"experts\S*\d", entry) for entry in listed)
         self._known: dict[str, bool] = {}
+        self._where, self._left = where, _SECONDS
 
     def __contains__(self, module: str) -> bool:
         key = _EXPERT.sub("0", module) if self._alike else module
@@ -63,8 +66,18 @@ class Names:
             return True
         if not self._regular and self._exact and self._below(module):
             return True
-        short = module[:_CHARACTERS]
-        return any(pattern.match(short) for pattern in self._patterns)
+        if not self._patterns:
+            return False
+        short, start = module[:_CHARACTERS], time.monotonic()
+        found = any(pattern.match(short) for pattern in self._patterns)
+        self._left -= time.monotonic() - start
+        if self._left < 0:
+            raise CheckpointError(
+                f"{self._where}: its patterns take too long to match",
+                rule=f"{_SECONDS:.0f} s for all layers",
+                remedy="write them simpler",
+            )
+        return found
 
     def _below(self, module: str) -> bool:
         """Whether an entry names some consecutive steps of the module's path, as ``lm_head``."""

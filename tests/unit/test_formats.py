@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fp4forge.checkpoint import inspect
+from fp4forge.checkpoint import inspect, patterns
 from fp4forge.checkpoint.findings import KINDS
 from fp4forge.core.errors import CheckpointError, ReleaseError
 from fp4forge.inputs import release as releases
@@ -608,6 +608,16 @@ def test_a_configuration_that_lies_gives_one_message(name: str, tmp_path: Path) 
     config, said = LIES[name]
     with pytest.raises(CheckpointError, match=said):
         inspect.inspect(publish(tmp_path, dense(linear), config))
+
+
+def test_patterns_have_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patterns, "_SECONDS", 0.05)
+    tensors = dense(packed)
+    for number in range(40):
+        tensors |= plain("a" * 150 + f".{number}", 4, 4)
+    quantisation = compressed() | {"ignore": ["lm_head", "re:.*a.*a.*a.*b"]}
+    with pytest.raises(CheckpointError, match="too long"):
+        inspect.inspect(publish(tmp_path, tensors, model(quantisation)))
 
 
 def test_absurd_counts_are_not_counted_through(tmp_path: Path) -> None:
