@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 from msgspec import Meta, Struct, structs
 
 from fp4forge.core import reading
 from fp4forge.core.errors import CheckpointError
 from fp4forge.core.limits import COUNT, LAYERS
+from fp4forge.models import family
 
 _Size = Annotated[int, Meta(ge=0, le=COUNT)]
 _Wide = _Size | list[_Size] | None  # some models' differ by layer
@@ -106,18 +108,45 @@ class TextConfig(Struct, frozen=True):
     num_kv_shared_layers: _Size | None = None
     attention_k_eq_v: bool | None = None
     layer_types: list[str] | None = None
+    hybrid_override_pattern: list[str] | str | None = None
+    layers_block_type: list[str] | None = None
+    no_rope_layers: list[int] | None = None
+    no_rope_layer_interval: _Size | None = None
+    full_attention_interval: _Size | None = None
     sliding_window: _Size | None = None
+    use_sliding_window: bool | None = None
+    attention_chunk_size: _Size | None = None
+    # Multi-head latent attention.
+    kv_lora_rank: _Size | None = None
+    qk_rope_head_dim: _Size | None = None
+    index_head_dim: _Size | None = None
+    # Gated delta net.
+    linear_num_value_heads: _Size | None = None
+    linear_num_key_heads: _Size | None = None
+    linear_key_head_dim: _Size | None = None
+    linear_value_head_dim: _Size | None = None
+    linear_conv_kernel_dim: _Size | None = None
+    mamba_ssm_dtype: str | None = None
+    # Mamba-2.
+    mamba_num_heads: _Size | None = None
+    mamba_head_dim: _Size | None = None
+    ssm_state_size: _Size | None = None
+    n_groups: _Size | None = None
+    conv_kernel: _Size | None = None
+    mamba_ssm_cache_dtype: str | None = None
     quantization_config: Quantisation | None = None
 
     @property
     def experts(self) -> int:
-        """Routed experts of a layer, by whichever name the model gives them; 0 without."""
+        """Experts of a layer, by whichever name the model has for them."""
         return self.num_experts or self.n_routed_experts or self.num_local_experts or 0
 
 
 class Config(TextConfig, frozen=True):
     """config.json as a whole; a multimodal model has its language model in ``text_config``."""
 
+    architectures: list[str] | None = None
+    target_hidden_size: _Size | None = None  # of an EAGLE3 drafter
     text_config: TextConfig | None = None
     compression_config: Quantisation | None = None
 
@@ -125,6 +154,24 @@ class Config(TextConfig, frozen=True):
     def text(self) -> TextConfig:
         """The language model's configuration."""
         return self.text_config or self
+
+    @property
+    def family(self) -> str:
+        """The model family's name (``models/families``); empty if none covers it."""
+        types = tuple(name for name in (self.model_type, self.text.model_type) if name)
+        return family.of(types, tuple(self.architectures or ()), msgspec.structs.asdict(self.text))
+
+    @property
+    def complete(self) -> TextConfig:
+        """The language model's configuration with the sizes that transformers would supply.
+
+        A configuration is saved without the values that are its class's defaults
+        (``PretrainedConfig.to_diff_dict``).
+        """
+        text = self.text
+        given = family.get(self.family).defaults
+        missing = {name: size for name, size in given.items() if getattr(text, name, 0) is None}
+        return msgspec.structs.replace(text, **missing) if missing else text
 
     @property
     def quantisation(self) -> Quantisation:

@@ -47,8 +47,8 @@ def render(check: bool) -> None:
     """Render dockerfiles/ (every supported plan), schemas/ and docs/cli.md."""
     from fp4forge.cli import reference
     from fp4forge.image import render as rendering
-    from fp4forge.inputs import schemas
     from fp4forge.inputs.failures import Failures
+    from fp4forge.maintain import schemas
 
     if not check:
         click.echo(generate())
@@ -75,8 +75,8 @@ def generate() -> str:
     """
     from fp4forge.cli import reference
     from fp4forge.image import render as rendering
-    from fp4forge.inputs import schemas
     from fp4forge.inputs.failures import Failures
+    from fp4forge.maintain import schemas
 
     failures = Failures()
     files.replace(reference.PATH, reference.text())

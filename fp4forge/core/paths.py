@@ -19,6 +19,7 @@ _INSTALLED = not (PACKAGE.parent / "releases").is_dir()
 # The checkout; of an installed package the folder that has the same files (pyproject.toml).
 ROOT = PACKAGE / "data" if _INSTALLED else PACKAGE.parent
 RELEASES = Path(os.environ.get("FP4FORGE_RELEASES") or ROOT / "releases")
+FAMILIES = Path(os.environ.get("FP4FORGE_FAMILIES") or ROOT / "models" / "families")
 LOCKS = RELEASES / "locks"
 TEMPLATES = ROOT / "templates"
 DOCKERFILES = ROOT / "dockerfiles"

@@ -19,7 +19,7 @@ from fp4forge.doctor import evidence as evidences
 from fp4forge.doctor.diagnosis import ERROR, NOTE, WARNING, Finding, check, line_of, read_log
 from fp4forge.doctor.evidence import Evidence
 from fp4forge.models import gemma4
-from fp4forge.serve.settings import SWITCHES
+from fp4forge.serve.switches import SWITCHES
 
 SITE = "dist-packages/vllm/"
 

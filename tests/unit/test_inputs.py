@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from fp4forge.core import limits, paths
 from fp4forge.core.errors import ForgeError, PatchError, ReleaseError
 from fp4forge.core.paths import PATCHES, RELEASES
-from fp4forge.inputs import arch_rules, bases, defaults, document, patches, release, schemas
+from fp4forge.inputs import arch_rules, bases, defaults, document, patches, release
 from fp4forge.inputs.reader import Format
+from fp4forge.maintain import schemas
 
 FILES = {
     "release": RELEASES / "0.20.2.yaml",

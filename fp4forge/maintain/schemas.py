@@ -10,13 +10,14 @@ import msgspec
 from fp4forge.core.paths import SCHEMAS
 from fp4forge.inputs import bases, defaults, patches, release
 from fp4forge.inputs.reader import Format
-from fp4forge.models import formats
+from fp4forge.models import family, formats
 
 FORMATS: tuple[Format[Any], ...] = (
     release.FORMAT,
     bases.FORMAT,
     defaults.FORMAT,
     patches.FORMAT,
+    family.FORMAT,
     formats.FORMAT,
 )
 
