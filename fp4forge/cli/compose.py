@@ -21,6 +21,7 @@ from fp4forge.core.errors import CheckpointError, UsageError
 from fp4forge.kernels import gpus as gpu
 
 if TYPE_CHECKING:
+    from fp4forge.serve.recipes import Chosen
     from fp4forge.serve.settings import Wishes
 
 
@@ -92,6 +93,13 @@ def _published(o: dict[str, Any]) -> tuple[str, str, str]:
 @click.option("--utilization", type=float, default=0.85, show_default=True)
 @click.option("--gpu", "product", help="Product, if the arch has several: rtx5090, rtxpro6000, ...")
 @split_options
+@click.option(
+    "--recipe",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A recipe of vllm-project/recipes; its flags come over those of the family.",
+)
+@click.option("--recipe-variant", default="", help="The recipe's variant; by default its NVFP4.")
+@click.option("--feature", "features", multiple=True, help="The recipe's feature, or FEATURE=MODE.")
 @click.option("--speculative", help="Speculative decoding: mtp, eagle3, dflash or ngram.")
 @click.option("--draft", type=click.Path(path_type=Path, file_okay=False), help="Drafter's folder.")
 @click.option("--offline", is_flag=True, help="The site has no hub: none is asked.")
@@ -101,7 +109,7 @@ def _published(o: dict[str, Any]) -> tuple[str, str, str]:
 def compose(as_json: bool, explain: bool, output: Path | None, kind: str, **o: Any) -> None:
     """Write a compose file (or another manifest) that serves MODEL."""
     from fp4forge.oci import reference
-    from fp4forge.serve import manifest, settings, switches
+    from fp4forge.serve import manifest, recipes, settings, switches
 
     found_tag, release, version = _published(o)
     chosen = _wishes(o, version)
@@ -119,6 +127,10 @@ def compose(as_json: bool, explain: bool, output: Path | None, kind: str, **o: A
         )
     image = manifest.by_digest(o["image"] or f"{repository}:{found_tag}")
     found = settings.server(o["model"], image, chosen)
+    if o["recipe"]:
+        found = recipes.apply(found, _recipe(o, chosen))
+    elif o["features"] or o["recipe_variant"]:
+        raise UsageError("--feature without --recipe", rule="features are a recipe's")
     if as_json:
         print_json(found.as_json())
         return
@@ -159,6 +171,15 @@ def _wishes(o: dict[str, Any], version: str) -> Wishes:
         drafter=o["draft"],
         offline=o["offline"],
     )
+
+
+def _recipe(o: dict[str, Any], chosen: Wishes) -> Chosen:
+    """The recipe's settings for the product that the options mean, if they mean one."""
+    from fp4forge.serve import recipes
+
+    products = [name for name, p in gpu.PRODUCTS.items() if p.gpu in chosen.gpus and p.recipe]
+    product = o["product"] or (products[0] if len(products) == 1 else None)
+    return recipes.choose(recipes.read(o["recipe"]), o["recipe_variant"], o["features"], product)
 
 
 def _refuse_what_does_not_fit(model: Path, chosen: Wishes, o: dict[str, Any]) -> None:

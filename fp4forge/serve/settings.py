@@ -17,6 +17,7 @@ from typing import Any
 from fp4forge.checkpoint import config as configs
 from fp4forge.core.errors import UsageError
 from fp4forge.core.text import steers
+from fp4forge.inputs import switches
 from fp4forge.kernels.gpus import PRODUCTS
 from fp4forge.models import family
 from fp4forge.serve import speculation
@@ -313,12 +314,14 @@ def _split(split: Split, config: configs.Config) -> list[Setting]:
 def _parsers(known: family.Family, version: str) -> list[Setting]:
     out = []
     tool, reasoning = known.tool_parser, known.reasoning_parser
-    if tool and tool.holds(version):
+    known_to = switches.load(version)
+    if tool and tool.holds(version) and (not known_to or tool.name in known_to.tool_parsers):
         out += [
             Setting("--enable-auto-tool-choice", "", "the model may call tools"),
             Setting("--tool-call-parser", tool.name, tool.why),
         ]
-    if reasoning and reasoning.holds(version):
+    names = known_to.reasoning_parsers if known_to else None
+    if reasoning and reasoning.holds(version) and (names is None or reasoning.name in names):
         out.append(Setting("--reasoning-parser", reasoning.name, reasoning.why))
     return out
 
