@@ -184,7 +184,9 @@ def server(model: Path, image: str, wishes: Wishes) -> Server:
         Setting("--enable-chunked-prefill", "", "long prompts come in pieces between decodes"),
         Setting("--enable-prefix-caching", "", "a shared beginning of prompts is computed once"),
         *_parsers(known, wishes.version),
-        *speculation.flags(model, config, wishes.speculative, wishes.drafter, wishes.version),
+        *speculation.flags(
+            config, model, wishes.speculative, wishes.drafter, wishes.version, wishes.gpus
+        ),
         Setting("--host", "0.0.0.0", "inside the container"),  # noqa: S104
         Setting("--port", str(PORT), "inside the container; the health check asks there"),
     ]
