@@ -77,8 +77,9 @@ e2e-heavy: setup ## End-to-end tests that compile for minutes
 	@REGISTRY=$(TARGET_REGISTRY) $(RUN) -m pytest tests/e2e -v --durations=25 -m heavy
 
 test-image: REPORTS := $(or $(REPORTS),reports)
-test-image: setup ## Run the image tests against IMAGE= (ARCH= RELEASE= ... say what it must be; GPU=1)
+test-image: setup ## Run the image tests against IMAGE= (ARCH= RELEASE= ... what it must be; GPU=1; ENGINE=cpu)
 	@$(RUN) build.py verify $(IMAGE) $(WHAT) $(OPTIONS)
+	@$(if $(ENGINE),ENGINE_IMAGE=$(IMAGE) $(RUN) -m pytest tests/e2e/engine -v -rs)
 
 test-gpu: ## On a GPU: kernels and served checkpoints, without Docker (GPU_PYTHON=; docs/gpu.md)
 	@$(GPU_PYTHON) -m pytest tests/gpu -v -rs

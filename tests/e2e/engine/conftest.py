@@ -1,8 +1,9 @@
-"""A published image that serves on this CPU: ``make test-image ENGINE=cpu IMAGE=...``, or e2e's own."""
+"""An image that serves on this CPU: IMAGE of ``make test-image ENGINE=cpu``, or e2e's own."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,10 @@ Start = Callable[..., Server]
 @pytest.fixture(scope="session")
 def image(request: pytest.FixtureRequest) -> str:
     """The image under test, in the engine."""
-    given = request.config.getoption("--image")
+    given = os.environ.get("ENGINE_IMAGE")
     if given:
         shell("docker", "pull", "--quiet", given)
-        return str(given)
+        return given
     published: dict[str, Any] = request.getfixturevalue("published")
     return str(published["image"])
 
@@ -35,9 +36,7 @@ def cpu(image: str, tmp_path_factory: pytest.TempPathFactory) -> Cpu:
     )
     version = labels["org.opencontainers.image.version"]
     if version not in engine.PINS:
-        pytest.skip(
-            f"NOT RUN: no CPU build of vLLM {version} is pinned (tests/e2e/engine/pins.yaml)"
-        )
+        pytest.skip(f"NOT RUN: engine/pins.yaml has no CPU build of vLLM {version}")
     shell("docker", "network", "create", "--internal", engine.NETWORK, check=False)
     return Cpu.of(image, version, tmp_path_factory.mktemp("cpu"))
 

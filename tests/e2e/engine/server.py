@@ -1,7 +1,7 @@
 """A published image serving on this CPU.
 
-Mounted over it: the three extensions of the same version's CPU build, and a version that says so. Its
-Python files are the image's own, and so are its patches.
+Mounted over it: the three extensions of the same version's CPU build, and a version that says so.
+Its Python files are the image's own, and so are its patches.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def server(start: Start, models: Path, tmp_path_factory: pytest.TempPathFactory)
     key.chmod(0o644)
     key.parent.chmod(0o755)
     return start(
-        models / "nvfp4-0",
+        models / "nvfp4",
         *GEMMA,
         '--structured-outputs-config={"enable_in_reasoning": true}',
         mounts={key: "/run/secrets/api_key"},
@@ -96,9 +96,10 @@ def test_a_batch(server: Server) -> None:
     assert len(found["choices"]) == 2
 
 
-@pytest.mark.parametrize(
-    "choice", ["required", {"type": "function", "function": {"name": "weather"}}]
-)
+NAMED = {"type": "function", "function": {"name": "weather"}}
+
+
+@pytest.mark.parametrize("choice", ["required", NAMED])
 def test_a_tool_is_called(server: Server, choice: Any) -> None:
     body = BASE | {"max_tokens": 256, "tools": [TOOL], "tool_choice": choice}
     found = ask(server, CHAT, body)["choices"][0]
@@ -121,7 +122,7 @@ def test_an_answer_has_the_schemas_form(server: Server) -> None:
 
 def test_log_probabilities_are_the_references(server: Server, models: Path) -> None:
     """Against transformers with the dequantised weights."""
-    reference = json.loads((models / "nvfp4-0/logprobs.json").read_text())
+    reference = json.loads((models / "nvfp4/logprobs.json").read_text())
     body = {"model": "m", "prompt": reference["prompt"], "max_tokens": 1, "prompt_logprobs": 3}
     entries = ask(server, "/v1/completions", body)["choices"][0]["prompt_logprobs"][1:]
 
@@ -160,12 +161,9 @@ def test_a_cancelled_request_frees_its_place(server: Server) -> None:
         answer.readline()
 
     def running() -> float:
-        lines = ask(server, "/metrics").splitlines()
-        return sum(
-            float(line.split()[-1])
-            for line in lines
-            if line.startswith("vllm:num_requests_running")
-        )
+        lines: list[str] = ask(server, "/metrics").splitlines()
+        mine = [line for line in lines if line.startswith("vllm:num_requests_running")]
+        return sum(float(line.split()[-1]) for line in mine)
 
     begin = time.monotonic()
     while running():
@@ -184,10 +182,8 @@ def test_sigterm_under_load_ends_cleanly(server: Server) -> None:
     begin = time.monotonic()
     subprocess.run(["docker", "stop", "--time=60", server.container], check=True)
     assert time.monotonic() - begin < 45
-    form = "{{.State.ExitCode}} {{.State.OOMKilled}}"
-    assert (
-        shell("docker", "inspect", "--format", form, server.container).stdout.strip() == "0 false"
-    )
+    line = ["docker", "inspect", "--format", "{{.State.ExitCode}} {{.State.OOMKilled}}"]
+    assert shell(*line, server.container).stdout.strip() == "0 false"
 
 
 def test_a_damaged_checkpoint_is_refused(start: Start, models: Path) -> None:

@@ -1,7 +1,7 @@
 """A plugin of vLLM that lets NVFP4 experts run on a CPU, for tests.
 
-vLLM's own emulation dequantises weights and rounds activations as it does on a GPU. Its last step is
-Triton's grouped GEMM, which a CPU lacks: a loop of matrix products takes its place.
+vLLM's own emulation dequantises weights and rounds activations as it does on a GPU. Its last step
+is Triton's grouped GEMM, which a CPU lacks: a loop of matrix products takes its place.
 """
 
 from __future__ import annotations
