@@ -101,6 +101,12 @@ class ServingError(ForgeError):
     exit_code = 20
 
 
+class UnclearError(ForgeError):
+    """The evidence shows neither a healthy server nor the cause of a fault."""
+
+    exit_code = 26
+
+
 class TransferError(ForgeError):
     """The image did not reach a target machine."""
 

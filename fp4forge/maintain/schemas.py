@@ -10,7 +10,7 @@ import msgspec
 from fp4forge.core.paths import SCHEMAS
 from fp4forge.inputs import bases, defaults, patches, release
 from fp4forge.inputs.reader import Format
-from fp4forge.models import family
+from fp4forge.models import family, faults
 
 FORMATS: tuple[Format[Any], ...] = (
     release.FORMAT,
@@ -18,6 +18,7 @@ FORMATS: tuple[Format[Any], ...] = (
     defaults.FORMAT,
     patches.FORMAT,
     family.FORMAT,
+    faults.FORMAT,
 )
 
 

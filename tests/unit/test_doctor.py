@@ -140,11 +140,18 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "card 6: EAGLE mounted": (
         {"mounts": [Mount("/x/eagle_patched.py", f"{SITE}/v1/spec_decode/eagle.py")]},
+        "patch-mount",
+    ),
+    "card 6: EAGLE3 asked for": (
+        {
+            "log": "Resolved architecture: Gemma4ForConditionalGeneration\n"
+            "speculative_config=SpeculativeConfig(method='eagle3', model='/d')\n"
+        },
         "speculative",
     ),
     "card 6: seen in the log": (
         {"log": "AttributeError: 'Gemma4Config' object has no attribute 'image_token_index'\n"},
-        "speculative",
+        "eagle3-image-token",
     ),
     "checklist: UNEXPECTED tensors": (
         {"log": GOOD_LOG + line("vision.head.weight | UNEXPECTED | not used", "WARNING")},
@@ -173,7 +180,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         {"log": "RuntimeError: No compiled nvfp4 mm kernel for SM 121\n"},
         "kernels",
     ),
-    "no GPU asked for": ({"gpu_requested": False}, "no-gpu"),
+    "no GPU asked for": ({"gpu_requested": False, "log": None}, "no-gpu"),
     "no headroom in unified memory": (
         {
             "command": [
@@ -211,11 +218,15 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
                 "marlin",
                 "--tensor-parallel-size",
                 "2",
-            ]
+            ],
+            "log": None,
         },
         "expert-split",
     ),
-    "the model's folder is not mounted": ({"mounts": [Mount("/x", "/other")]}, "model-mount"),
+    "the model's folder is not mounted": (
+        {"mounts": [Mount("/x", "/other")], "log": None},
+        "model-mount",
+    ),
     "an expert name twice prefixed": (
         {"log": "KeyError: 'layers.0.moe.moe.experts.0.w13_weight'\n"},
         "moe-prefix",
@@ -271,7 +282,7 @@ def test_every_check_has_a_case() -> None:
 def test_an_empty_model_folder(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    found = healthy(tmp_path, mounts=[Mount(str(empty), "/models/model")])
+    found = healthy(tmp_path, mounts=[Mount(str(empty), "/models/model")], log=None)
     finding = next(f for f in doctor.examine(found) if f.id == "model-mount")
     assert "is empty" in finding.evidence
 
