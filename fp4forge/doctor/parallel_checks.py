@@ -13,7 +13,7 @@ from fp4forge.doctor.inspected import visible
 
 STALL_SECONDS = 120  # without a line that shows work
 _NCCL = re.compile(r"vLLM is using nccl|NCCL INFO|NCCL version|Init COMPLETE|backend=nccl")
-_DOWNLOAD = re.compile(r"[Dd]ownload|Fetching \d+ files|snapshot|Time spent downloading")
+_DOWNLOAD = re.compile(r"(?i:download)|Fetching \d+ files|snapshot")
 _IDLE = re.compile(r"generation throughput: 0\.0 tokens/s, Running: [1-9]")
 
 

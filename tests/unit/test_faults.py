@@ -8,6 +8,7 @@ import pytest
 from packaging.version import Version
 
 from fp4forge.core.errors import ReleaseError
+from fp4forge.core.paths import FAULTS as FAULTS_FILE
 from fp4forge.doctor import facts, fault_checks
 from fp4forge.doctor.evidence import Evidence, Gpu
 from fp4forge.models import family, faults
@@ -102,7 +103,7 @@ def test_versions_come_from_the_log() -> None:
     ],
 )
 def test_a_broken_table_is_one_message(old: str, new: str, said: str) -> None:
-    text = faults.FAULTS.read_text()
+    text = FAULTS_FILE.read_text()
     lines = text.splitlines()
     where = [n for n, line in enumerate(lines) if line.strip().startswith(old)][:1]
     for number in where:
