@@ -23,7 +23,9 @@ TEXT = """# What the doctor says
 
 `build.py serve doctor` on the cases of `tests/unit/data/doctor`: public reports of 2025 and 2026,
 written anew and small, and siblings of them with other models, GPUs and releases. None of them ran
-on the hardware that it names. A test compares this page; `python -m tests.doctor_cases` writes it.
+on the hardware that it names. The rules were written with these cases at hand: the table shows what
+must stay right, not how other inputs fare. A test compares this page; `python -m
+tests.doctor_cases` writes it.
 
 - **ill** (exit code 20): each finding has its evidence, cause and fix.
 - **unclear** (exit code 26): something is wrong, or the evidence ends; the first exception or the
@@ -49,6 +51,7 @@ class Outcome:
 
 
 def expected(name: str) -> dict[str, Any]:
+    """What a case must get."""
     return dict(yaml.safe_load((DATA / name / "expected.yaml").read_text()))
 
 
