@@ -302,7 +302,6 @@ COPY --link --from=patched /out/vllm-model_executor-layers-quantization /
 COPY --link --from=patched /out/vllm-model_executor-models /
 COPY --link --from=patched /out/vllm-transformers_utils /
 COPY --link --from=patched /out/vllm-v1-attention-backends /
-ENV VLLM_TEST_FORCE_FP8_MARLIN=1
 
 FROM packages AS variant-plain
 

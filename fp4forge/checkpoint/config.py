@@ -32,6 +32,8 @@ class TextConfig(Struct, frozen=True):
     hidden_activation: str | None = None
     num_hidden_layers: Annotated[int, Meta(ge=0, le=LAYERS)] | None = None
     num_experts: _Size | None = None
+    n_routed_experts: _Size | None = None
+    num_local_experts: _Size | None = None
     top_k_experts: _Size | None = None
     num_experts_per_tok: _Size | None = None
     hidden_size: _Size | None = None
@@ -53,6 +55,7 @@ class TextConfig(Struct, frozen=True):
     no_rope_layer_interval: _Size | None = None
     full_attention_interval: _Size | None = None
     sliding_window: _Size | None = None
+    use_sliding_window: bool | None = None
     attention_chunk_size: _Size | None = None
     # Multi-head latent attention.
     kv_lora_rank: _Size | None = None
@@ -73,11 +76,17 @@ class TextConfig(Struct, frozen=True):
     conv_kernel: _Size | None = None
     mamba_ssm_cache_dtype: str | None = None
 
+    @property
+    def experts(self) -> int:
+        """Experts of a layer, by whichever name the model has for them."""
+        return self.num_experts or self.n_routed_experts or self.num_local_experts or 0
+
 
 class Config(TextConfig, frozen=True):
     """config.json as a whole; a multimodal model has its language model in ``text_config``."""
 
     architectures: list[str] | None = None
+    target_hidden_size: _Size | None = None  # of an EAGLE3 drafter
     text_config: TextConfig | None = None
     quantization_config: Quantisation | None = None
 
@@ -91,6 +100,18 @@ class Config(TextConfig, frozen=True):
         """The model family's name (``models/families``); empty if none covers it."""
         types = tuple(name for name in (self.model_type, self.text.model_type) if name)
         return family.of(types, tuple(self.architectures or ()), msgspec.structs.asdict(self.text))
+
+    @property
+    def complete(self) -> TextConfig:
+        """The language model's configuration with the sizes that transformers would supply.
+
+        A configuration is saved without the values that are its class's defaults
+        (``PretrainedConfig.to_diff_dict``).
+        """
+        text = self.text
+        given = family.get(self.family).defaults
+        missing = {name: size for name, size in given.items() if getattr(text, name, 0) is None}
+        return msgspec.structs.replace(text, **missing) if missing else text
 
     @property
     def quantisation(self) -> Quantisation:

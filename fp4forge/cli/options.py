@@ -98,3 +98,39 @@ def resolve_registry(given: str | None) -> str | None:
     from fp4forge.core import reading
 
     return reading.text(started, UsageError, 300).strip()
+
+
+model_option = click.option(
+    "--model", type=click.Path(path_type=Path), required=True, help="The checkpoint's folder."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+
+
+def split_options(function: Function) -> Function:
+    """Options that divide a model over GPUs."""
+    for option in (
+        click.option("--expert-parallel", is_flag=True, help="Whole experts to each GPU."),
+        click.option(
+            "--pipeline-parallel",
+            type=click.IntRange(1, 64),
+            default=1,
+            show_default=True,
+            help="Stages of layers.",
+        ),
+        click.option(
+            "--tensor-parallel",
+            type=click.IntRange(1, 64),
+            default=1,
+            show_default=True,
+            help="GPUs that share each layer.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def split_of(o: dict[str, Any]) -> Any:
+    """The split that the options of ``split_options`` mean."""
+    from fp4forge.serve.split import Split
+
+    return Split(o["tensor_parallel"], o["pipeline_parallel"], o["expert_parallel"])

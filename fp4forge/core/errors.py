@@ -101,6 +101,12 @@ class ServingError(ForgeError):
     exit_code = 20
 
 
+class FitError(ForgeError):
+    """A model does not fit the GPUs that are to serve it."""
+
+    exit_code = 25
+
+
 class UnclearError(ForgeError):
     """The evidence shows neither a healthy server nor the cause of a fault."""
 

@@ -30,7 +30,7 @@ from fp4forge.doctor.variables import UNKNOWN
 from fp4forge.kernels.gpus import GPUS
 from fp4forge.models import family
 from fp4forge.models.family import Setting
-from fp4forge.serve.settings import SWITCHES
+from fp4forge.serve.switches import SWITCHES
 
 _LOADED = r"Loading weights took|Loading safetensors|Application startup complete"
 # What makes a missing parser a 400 (vllm/entrypoints/openai/chat_completion/serving.py).
@@ -78,7 +78,8 @@ def needed(found: Evidence) -> Iterator[Setting]:
     for setting in known.settings if version else ():
         on = not setting.gpus or bool(names & set(setting.gpus))
         experts = not setting.experts or _experts(found)
-        if setting.holds(version) and on and experts:
+        fp4 = not setting.quantised or _quantised(found)
+        if setting.holds(version) and on and experts and fp4:
             yield setting
 
 
@@ -86,7 +87,17 @@ def _experts(found: Evidence) -> bool:
     """Whether the model has experts, by its configuration or by the log."""
     known = facts.config(found)
     logged = bool(read_log(found.parsed.text).moe)
-    return logged or bool(known and (known.text.num_experts or known.text.moe_intermediate_size))
+    return logged or bool(known and (known.text.experts or known.text.moe_intermediate_size))
+
+
+def _quantised(found: Evidence) -> bool:
+    """Whether the weights are quantised, by flag, checkpoint or log."""
+    known, log = facts.config(found), read_log(found.parsed.text)
+    declared = known and known.quantisation.quant_method
+    apart = any(
+        reading.is_file(folder / "hf_quant_config.json") for folder, _ in facts.folders(found)
+    )
+    return bool(facts.setting(found, "quantization") or declared or apart or log.moe or log.linear)
 
 
 @check
@@ -128,7 +139,9 @@ def _moe(found: Evidence, setting: Setting) -> Iterator[Finding]:
         evidence = f"{setting.flag} {given}" if given else f"{setting.flag} is not set"
     if evidence:
         fix = f"{setting.flag} {setting.value}"
-        yield Finding("moe-backend", ERROR, evidence, setting.why, fix, setting.source)
+        # A need that a later release ends is a fault of this one; any other is a preference.
+        severity = ERROR if setting.until else WARNING
+        yield Finding("moe-backend", severity, evidence, setting.why, fix, setting.source)
 
 
 def _forced(found: Evidence) -> bool:
@@ -141,7 +154,7 @@ def _forced(found: Evidence) -> bool:
 def flashinfer_moe(found: Evidence) -> Iterator[Finding]:
     """FlashInfer's experts forced for a family that needs others."""
     name = "VLLM_USE_FLASHINFER_MOE_FP4"
-    other = next((s for s in needed(found) if s.flag == "--moe-backend"), None)
+    other = next((s for s in needed(found) if s.flag == "--moe-backend" and s.until), None)
     if found.environment.get(name) == "1" and other and SWITCHES[name].known(found.version):
         yield Finding("flashinfer-moe", ERROR, f"{name}=1", other.why, "remove it", other.source)
 

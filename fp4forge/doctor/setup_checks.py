@@ -10,7 +10,7 @@ from fp4forge.doctor import facts
 from fp4forge.doctor.diagnosis import ERROR, NOTE, WARNING, Finding, check, failed_line
 from fp4forge.doctor.evidence import Evidence
 from fp4forge.models import family
-from fp4forge.serve.settings import SWITCHES
+from fp4forge.serve.switches import SWITCHES
 
 _PACKAGES = re.compile(r"(?:dist|site)-packages/(vllm/.*)")
 

@@ -23,6 +23,7 @@ class Product:
     memory_mib: int
     bandwidth: int
     unified: bool = False  # the host's programs live in the same memory
+    per_machine: int = 8  # GPUs that one machine has at most
 
     @property
     def memory_bytes(self) -> int:
@@ -158,12 +159,12 @@ TARGETS: dict[str, Target] = {
 PRODUCTS: dict[str, Product] = {
     product.name: product
     for product in (
-        Product("gb10", "DGX Spark (GB10)", "sm121", 122_500, 273, unified=True),
-        Product("thor", "Jetson AGX Thor", "sm110", 125_772, 273, unified=True),
+        Product("gb10", "DGX Spark (GB10)", "sm121", 122_500, 273, unified=True, per_machine=1),
+        Product("thor", "Jetson AGX Thor", "sm110", 125_772, 273, unified=True, per_machine=1),
         Product("rtx5090", "RTX 5090", "sm120", 32_607, 1792),
         Product("rtxpro6000", "RTX PRO 6000 Blackwell", "sm120", 97_887, 1792),
         Product("b200", "B200", "sm100", 183_359, 8000),
-        Product("gb200", "GB200", "sm100", 189_471, 8000),
+        Product("gb200", "GB200", "sm100", 189_471, 8000, per_machine=4),
     )
 }
 

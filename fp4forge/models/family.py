@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 from msgspec import Meta, Struct
 from packaging.version import Version
 
@@ -19,7 +20,7 @@ from fp4forge.core.paths import FAMILIES
 from fp4forge.inputs.reader import Broken, Format, one_of
 from fp4forge.kernels.gpus import GPUS
 
-STATES = ("full", "sliding", "chunked", "latent", "gated-delta-net", "mamba2", "kda", "none")
+STATES = ("full", "sliding", "chunked", "latent", "gated-delta-net", "mamba2", "none")
 PROOFS = ("cpu", "hopper", "blackwell", "upstream")
 SPECULATIVE = ("mtp", "eagle3", "dflash", "ngram")
 
@@ -91,12 +92,20 @@ class Quirk(Statement, frozen=True, kw_only=True, forbid_unknown_fields=True):
     fix: str = ""
 
 
+# What Hugging Face's configurations call the kinds.
+_KINDS = {
+    "full_attention": "full",
+    "sliding_attention": "sliding",
+    "chunked_attention": "chunked",
+}
+
+
 class Layers(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the configuration says what kind each layer is, and how each kind keeps state."""
 
     kinds: Annotated[
         dict[str, State], Meta(description="entries of the configuration's list, and their state")
-    ] = {}
+    ] = msgspec.field(default_factory=lambda: dict(_KINDS))
     field: Annotated[_Name, Meta(description="a list or text with an entry for each layer")] = (
         "layer_types"
     )
@@ -128,6 +137,10 @@ class Family(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         str, Meta(description="regular expression of the names that its checkpoints usually have")
     ] = ""
     layers: Layers = Layers()
+    defaults: Annotated[
+        dict[str, int],
+        Meta(description="sizes that transformers supplies if config.json does not have them"),
+    ] = {}
     activation: Annotated[str, Meta(description="of the experts or the MLP, as vLLM names it")] = ""
     tool_parser: Parser | None = None
     reasoning_parser: Parser | None = None
@@ -148,18 +161,9 @@ class Family(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 FORMAT = Format(Family, "family", ReleaseError)
 # What is said of a model that no file covers: nothing.
-UNKNOWN = Family(
-    title="unknown",
-    model_types=(),
-    layers=Layers(
-        kinds={
-            "full_attention": "full",
-            "attention": "full",
-            "sliding_attention": "sliding",
-            "chunked_attention": "chunked",
-        }
-    ),
-)
+UNKNOWN = Family(title="unknown", model_types=())
+# Tensors of multimodal parts, of a family whose file does not say.
+MODULES = "(vision|visual|image|audio|multi_modal_projector|mm_projector)"
 
 
 @cache

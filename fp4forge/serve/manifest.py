@@ -15,13 +15,20 @@ from fp4forge.core.paths import TEMPLATES
 from fp4forge.core.text import shown
 from fp4forge.image.render import UID
 from fp4forge.oci import process
-from fp4forge.serve.settings import CACHE_DIR, MODEL_DIR, Server
+from fp4forge.serve.settings import CACHE_DIR, KEY_FILE, MODEL_DIR, Server
+from fp4forge.serve.speculation import DRAFT_DIR
 
 FORMATS = {
     "compose": "compose.yaml.j2",
     "run": "run.sh.j2",
     "systemd": "vllm.service.j2",
     "k8s": "k8s.yaml.j2",
+}
+# What a read-only root leaves to write to: PyTorch and Triton load what they compiled in /tmp.
+TMPFS = {
+    "/tmp": "exec,mode=1777",
+    "/run": "mode=755",
+    "/home/vllm": f"exec,uid={UID},gid={UID},mode=700",
 }
 _DIGEST = re.compile(r"[^\s@]+@sha256:[0-9a-f]{64}")
 _REFERENCE = re.compile(r"[a-z0-9][a-zA-Z0-9._:/-]*(@sha256:[0-9a-f]{64})?")
@@ -51,6 +58,12 @@ def _mount(kind: str, source: str, target: str, *flags: str) -> str:
     return record.getvalue()
 
 
+def _published(server: Server) -> str:
+    """Address and port on the host; IPv6 addresses in brackets."""
+    address = f"[{server.listen}]" if ":" in server.listen else server.listen
+    return f"{address}:{server.port}"
+
+
 def render(server: Server, kind: str) -> str:
     """The manifest's text.
 
@@ -75,16 +88,22 @@ def render(server: Server, kind: str) -> str:
         "unit": _unit,
     }
     model_dir, cache = f"{MODEL_DIR}/{server.served_name}", f"{server.name}-cache"
+    binds = [(server.model, model_dir)]
+    binds += [(server.drafter, DRAFT_DIR)] if server.drafter else []
+    binds += [(server.key_file, KEY_FILE)] if server.key_file and kind != "compose" else []
     return environment.get_template(FORMATS[kind]).render(
         s=server,
         model_dir=model_dir,
         cache_dir=CACHE_DIR,
         uid=UID,
         cache=cache,
+        binds=binds,
         mounts=[
-            _mount("bind", server.model, model_dir, "readonly"),
+            *(_mount("bind", source, target, "readonly") for source, target in binds),
             _mount("volume", cache, CACHE_DIR),
         ],
+        tmpfs=TMPFS,
+        published=_published(server),
         flags=list(zip_arguments(server)),
     )
 

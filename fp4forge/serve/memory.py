@@ -8,69 +8,22 @@ log's concurrency to the second digit.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from fp4forge.checkpoint import config as configs
-from fp4forge.checkpoint.tensors import Checkpoint
-from fp4forge.core.errors import CheckpointError
-from fp4forge.core.text import shown
 from fp4forge.kernels.gpus import Product
+from fp4forge.serve.model import Model
+from fp4forge.serve.state import Layers
 
 GIB = 2**30
 BLOCK_TOKENS = 16  # CacheConfig.block_size on CUDA
-KV_BYTES = {"fp8_e4m3": 1, "fp8": 1, "auto": 2, "bfloat16": 2}
-# Estimates, from the H200 run of docs/gpu.md (1.65 GiB beside weights and cache, 0.22 of it
-# graphs): CUDA context, cuBLAS and Triton workspaces; a graph pool for each layer's 51 sizes.
+# A state in use, and one kept for prefix caching (MambaSpec.max_memory_usage_bytes, "align").
+STATES_PER_SEQUENCE = 2
+# Estimates, from the H200 run of docs/gpu.md (1.65 GiB beside weights and cache; its log estimates
+# 0.22 GiB for the graphs of two layers at 51 sizes): CUDA context, cuBLAS and Triton workspaces;
+# the graphs of one layer at one size, a quarter above that log.
 CONTEXT_BYTES = int(0.7 * GIB)
-GRAPH_BYTES_PER_LAYER = int(0.07 * GIB)
-
-
-@dataclass(frozen=True)
-class Layers:
-    """Attention layers of one kind: how many, KV bytes per token of one, window (None: all)."""
-
-    count: int
-    token_bytes: int
-    window: int | None
-
-
-@dataclass(frozen=True)
-class Model:
-    """What memory and bandwidth depend on; sizes in bytes."""
-
-    weights: int
-    experts: int  # bytes of all experts' tensors
-    embeddings: int
-    tied: bool  # the embeddings are the output projection too, read whole for each token
-    vision: int
-    num_experts: int
-    top_k: int
-    hidden: int
-    expert_width: int
-    vocabulary: int
-    max_context: int
-    attention: tuple[Layers, ...]
-
-    @property
-    def layers(self) -> int:
-        """Attention layers."""
-        return sum(kind.count for kind in self.attention)
-
-    def read_per_token(self, batch: int = 1) -> int:
-        """Bytes of weights read in one decode step, KV cache not counted.
-
-        Args:
-            batch: sequences decoded together; each picks top_k experts, evenly spread.
-        """
-        dense = self.weights - self.experts - self.vision
-        dense -= 0 if self.tied else self.embeddings
-        if not self.num_experts:
-            return dense + self.experts
-        share = 1 - (1 - self.top_k / self.num_experts) ** batch
-        return dense + int(self.experts * share)
+GRAPH_BYTES = int(0.22 * GIB / 2 / 51 * 1.25)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,86 +48,8 @@ class Fit:
 
     @property
     def tokens_reported(self) -> int:
-        """``GPU KV cache size`` as vLLM 0.19.1 logs it."""
+        """``GPU KV cache size`` as vLLM 0.19.1 logs it; fixed states have no share in it."""
         return self.blocks // self.groups * BLOCK_TOKENS
-
-
-def describe(found: Checkpoint, kv_dtype: str = "fp8_e4m3") -> Model:
-    """A model's figures from its tensors and configuration.
-
-    Args:
-        found: the checkpoint, headers read.
-        kv_dtype: vLLM's --kv-cache-dtype.
-
-    Raises:
-        CheckpointError: the configuration lacks what vLLM needs of it.
-    """
-    config, folder = found.config.text, found.folder
-    heads = _need(folder, "num_attention_heads", config.num_attention_heads)
-    hidden = _need(folder, "hidden_size", config.hidden_size)
-    layers = _need(folder, "num_hidden_layers", config.num_hidden_layers)
-    width = config.head_dim or _need(folder, "head_dim", hidden // heads)
-    kv_heads = config.num_key_value_heads or heads
-    kinds = config.layer_types or ["full_attention"] * layers
-    element = KV_BYTES[kv_dtype]
-    # gemma4.py: full layers have a head size and, where keys are values, a head count of their
-    # own; the last num_kv_shared_layers keep no cache.
-    own = layers - (config.num_kv_shared_layers or 0)
-    if own <= 0 or len(kinds) < layers:
-        raise CheckpointError(
-            f"{shown(folder, 300)}/config.json: {layers} layers, {len(kinds)} layer_types and"
-            f" {config.num_kv_shared_layers or 0} num_kv_shared_layers do not go together",
-            rule="every layer has a type, and one at least has a KV cache",
-        )
-    wide = config.global_head_dim or width
-    few = (config.num_global_key_value_heads if config.attention_k_eq_v else None) or kv_heads
-    full = sum(kind == "full_attention" for kind in kinds[:own])
-    attention = [Layers(full, 2 * few * wide * element, None)]
-    if own > full:
-        window = _need(folder, "sliding_window", config.sliding_window)
-        attention.append(Layers(own - full, 2 * kv_heads * width * element, window))
-    sizes = _sizes(found)
-    return Model(
-        weights=sum(tensor.size for tensor in found.tensors.values()),
-        experts=sizes["experts"],
-        embeddings=sizes["embeddings"],
-        tied=not any(name.endswith("lm_head.weight") for name in found.tensors),
-        vision=sizes["vision"],
-        num_experts=config.num_experts or 0,
-        top_k=config.top_k_experts or config.num_experts_per_tok or 0,
-        hidden=hidden,
-        expert_width=configs.width(config.moe_intermediate_size)
-        or configs.width(config.intermediate_size),
-        vocabulary=_need(folder, "vocab_size", config.vocab_size),
-        max_context=config.max_position_embeddings or 0,
-        attention=tuple(kind for kind in attention if kind.count),
-    )
-
-
-def _need(folder: Path, name: str, value: int | None) -> int:
-    """A size that memory depends on.
-
-    Raises:
-        CheckpointError: it is missing or 0.
-    """
-    if not value:
-        raise CheckpointError(
-            f"{shown(folder, 300)}/config.json: {name} is missing or 0",
-            rule="memory depends on layers, heads, head sizes, window and vocabulary",
-        )
-    return value
-
-
-def _sizes(found: Checkpoint) -> dict[str, int]:
-    sizes = dict.fromkeys(("experts", "embeddings", "vision"), 0)
-    for name, tensor in found.tensors.items():
-        if re.search(r"\.experts\.", name):
-            sizes["experts"] += tensor.size
-        elif re.search(r"(vision_tower|embed_vision|multi_modal_projector)", name):
-            sizes["vision"] += tensor.size
-        elif name.endswith("embed_tokens.weight"):
-            sizes["embeddings"] += tensor.size
-    return sizes
 
 
 def groups(model: Model) -> tuple[int, int, list[tuple[Layers, int]]]:
@@ -182,23 +57,42 @@ def groups(model: Model) -> tuple[int, int, list[tuple[Layers, int]]]:
 
     Returns:
         Layers of a group, bytes of one layer's page, and each group's kind with the tokens of
-        its block (``_get_kv_cache_groups_uniform_page_size``, ``unify_kv_cache_spec_page_size``).
+        its block (``_get_kv_cache_groups_uniform_page_size``, ``unify_kv_cache_spec_page_size``;
+        a block of a fixed state holds one state).
     """
-    page = max(kind.token_bytes for kind in model.attention) * BLOCK_TOKENS
+    page = _page(model.attention)
     counts = [kind.count for kind in model.attention]
     size = max(counts) if max(counts) < min(counts) * 1.5 else min(counts)
     out = []
     for kind in model.attention:
-        out += [(kind, page // kind.token_bytes)] * -(-kind.count // size)
+        tokens = page // kind.token_bytes if kind.token_bytes else 0
+        out += [(kind, tokens)] * -(-kind.count // size)
     return size, page, out
+
+
+def _page(attention: tuple[Layers, ...]) -> int:
+    """Bytes of a layer's page, which every kind of layer gets.
+
+    Blocks of attention grow until one holds a fixed state (``_align_hybrid_block_size`` in
+    vllm/platforms/interface.py of 0.20.2).
+    """
+    token = max(kind.token_bytes for kind in attention)
+    state = max(kind.state_bytes for kind in attention)
+    if not token:
+        return state
+    return token * BLOCK_TOKENS * max(-(-state // (token * BLOCK_TOKENS)), 1)
 
 
 def blocks_per_sequence(model: Model, context: int, batched_tokens: int) -> int:
     """Blocks that vLLM reserves for one sequence of a context length (its admission bound)."""
     total = 0
     for kind, tokens in groups(model)[2]:
-        if kind.window is None:
+        if not tokens:
+            total += STATES_PER_SEQUENCE
+        elif kind.window is None:
             total += -(-context // tokens)
+        elif kind.kind == "chunked":
+            total += -(-min(kind.window + batched_tokens, context) // tokens)
         else:  # the window's tokens, and a chunk of the prompt on its way in
             total += -(-min(kind.window - 1 + batched_tokens, context) // tokens) + 1
     return total
@@ -209,6 +103,17 @@ def kv_bytes_per_token(model: Model) -> tuple[int, int]:
     beyond = sum(kind.count * kind.token_bytes for kind in model.attention if not kind.window)
     within = sum(kind.count * kind.token_bytes for kind in model.attention)
     return within, beyond
+
+
+def state_bytes_per_sequence(model: Model) -> int:
+    """Bytes of the fixed states of one sequence, whatever its length."""
+    return sum(kind.count * kind.state_bytes for kind in model.attention)
+
+
+def graph_sizes(sequences: int) -> int:
+    """Batch sizes that CUDA graphs are captured for (VllmConfig._set_cudagraph_sizes)."""
+    most = min(2 * sequences, 512)
+    return sum(size <= most for size in (1, 2, 4, *range(8, 256, 8), *range(256, 513, 16)))
 
 
 def default_batched_tokens(product: Product) -> int:
@@ -222,7 +127,7 @@ def fit(
     """Memory left for the KV cache, in blocks.
 
     Args:
-        model: from ``describe``.
+        model: from ``model.describe``, or one GPU's part of it (``split.shard``).
         product: the GPU.
         utilization: --gpu-memory-utilization.
         sequences: --max-num-seqs: their logits and graphs take memory.
@@ -233,7 +138,7 @@ def fit(
     experts = batched_tokens * max(model.top_k, 1) * (3 * model.expert_width + model.hidden) * 2
     logits = sequences * model.vocabulary * 4 * 2
     activations = max(experts, logits) + batched_tokens * model.hidden * 2 * 6
-    graphs = GRAPH_BYTES_PER_LAYER * model.layers
+    graphs = GRAPH_BYTES * model.num_layers * graph_sizes(sequences)
     usable = int(product.memory_bytes * utilization)
     cache = max(usable - model.weights - activations - graphs - CONTEXT_BYTES, 0)
     size, page, all_groups = groups(model)
@@ -271,7 +176,7 @@ def context_for(model: Model, found: Fit, sequences: int, batched_tokens: int) -
 def decode_rate(model: Model, product: Product, batch: int, context: int) -> float:
     """Tokens per second of one sequence that memory bandwidth allows at most."""
     cache = sum(
-        kind.count * kind.token_bytes * min(context, kind.window or context)
+        kind.count * (kind.token_bytes * min(context, kind.window or context) + kind.state_bytes)
         for kind in model.attention
     )
     return product.bandwidth * 1e9 / (model.read_per_token(batch) + batch * cache)

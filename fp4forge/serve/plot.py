@@ -7,7 +7,7 @@ from pathlib import Path
 from fp4forge.core.errors import UsageError
 from fp4forge.kernels.gpus import Product
 from fp4forge.serve import memory
-from fp4forge.serve.memory import Model
+from fp4forge.serve.model import Model
 
 SUFFIXES = (".svg", ".png", ".pdf")
 

@@ -6,24 +6,35 @@ which switch is in SWITCHES; tests hold it against vLLM's own envs.py and arg_ut
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from packaging.version import Version
-
 from fp4forge.checkpoint import config as configs
-from fp4forge.core import reading
 from fp4forge.core.errors import UsageError
 from fp4forge.core.text import steers
-from fp4forge.models import gemma4
+from fp4forge.kernels.gpus import PRODUCTS
+from fp4forge.models import family
+from fp4forge.serve import speculation
+from fp4forge.serve.setting import Setting
+from fp4forge.serve.split import ONE, Split
+from fp4forge.serve.switches import LEFT_OUT
 
 PORT = 8000
 MODEL_DIR = "/models"
 CACHE_DIR = "/home/vllm/.cache"
+KEY_FILE = "/run/secrets/api_key"
+KEY_VARIABLE = "VLLM_API_KEY_FILE"  # read by the image's entrypoint
 SHM_GB = 8
+PIDS = 16384  # processes and threads: vLLM's, and those of compilers at the first start
+HOST_GB = 64  # beside a GPU of its own memory; on unified memory what the product has
+START_MINUTES = 10
+LOOPBACK = "127.0.0.1"
+LOOPBACKS = (LOOPBACK, "::1")
 
 
 @dataclass(frozen=True)
@@ -49,88 +60,6 @@ WORKLOADS = {
 }
 
 
-@dataclass(frozen=True)
-class Switch:
-    """A switch that releases gained and lost: first version with it, first without."""
-
-    name: str
-    since: str
-    gone: str | None
-    successor: str
-    note: str
-
-    def known(self, version: str) -> bool:
-        """Whether that vLLM release reads it."""
-        there = Version(version) >= Version(self.since)
-        return there and (self.gone is None or Version(version) < Version(self.gone))
-
-
-# Seen in vllm/envs.py and vllm/engine/arg_utils.py of 0.19.1, 0.20.2, 0.21.0, 0.22.1, 0.27.1 and
-# 0.33.0; a switch that went between two of them is called gone in the later one.
-SWITCHES = {
-    s.name: s
-    for s in (
-        Switch(
-            "VLLM_TEST_FORCE_FP8_MARLIN",
-            "0.11",
-            "0.33.0",
-            "--moe-backend marlin",
-            "forces Marlin for MoE and FP8 layers, not for NVFP4 linear layers",
-        ),
-        Switch(
-            "VLLM_NVFP4_GEMM_BACKEND",
-            "0.12",
-            "0.27.1",
-            "--linear-backend",
-            "chooses the NVFP4 linear kernel; marlin gives up native FP4",
-        ),
-        Switch(
-            "VLLM_USE_FLASHINFER_MOE_FP4",
-            "0.11",
-            "0.27.1",
-            "--moe-backend",
-            "FlashInfer's MoE refuses Gemma-4's activation: vLLM raises",
-        ),
-        Switch(
-            "VLLM_FLASHINFER_MOE_BACKEND",
-            "0.11",
-            "0.27.1",
-            "--moe-backend",
-            "no effect without VLLM_USE_FLASHINFER_MOE_FP4",
-        ),
-        Switch("VLLM_MARLIN_USE_ATOMIC_ADD", "0.9", None, "", "no effect on this model"),
-        Switch(
-            "VLLM_ALLOW_LONG_MAX_MODEL_LEN",
-            "0.5",
-            None,
-            "",
-            "only lets --max-model-len exceed the model's own 262,144",
-        ),
-        Switch("--moe-backend", "0.19.0", None, "", "chooses the MoE kernel"),
-        Switch("--linear-backend", "0.22.1", None, "", "chooses the linear kernel"),
-    )
-}
-
-# The card's settings that are not written, and why.
-LEFT_OUT = {
-    "VLLM_MARLIN_USE_ATOMIC_ADD=1": SWITCHES["VLLM_MARLIN_USE_ATOMIC_ADD"].note,
-    "VLLM_ALLOW_LONG_MAX_MODEL_LEN=1": SWITCHES["VLLM_ALLOW_LONG_MAX_MODEL_LEN"].note,
-    "TORCH_MATMUL_PRECISION=high": "no release of vLLM or torch reads it",
-    "NVIDIA_FORWARD_COMPAT=1": "the image brings no forward-compatibility driver libraries",
-    "--trust-remote-code": "Gemma-4 is vLLM's own code; the flag lets a checkpoint run its own",
-    "patch mounts": "the patches are in the image; it refuses files mounted over them",
-}
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One flag or variable, its value (empty: none) and its reason."""
-
-    name: str
-    value: str
-    why: str
-
-
 @dataclass(frozen=True, kw_only=True)
 class Server:
     """Everything a manifest needs."""
@@ -138,14 +67,22 @@ class Server:
     name: str
     image: str
     model: str
+    drafter: str
     served_name: str
+    family: str
+    gpus: int
+    listen: str
     port: int
+    key_file: str
     version: str
     workload: Workload
     flags: tuple[Setting, ...]
     environment: tuple[Setting, ...]
+    notes: tuple[str, ...]
     start_minutes: int
     shm_gb: int
+    memory_gb: int
+    pids: int
 
     @property
     def arguments(self) -> list[str]:
@@ -162,92 +99,65 @@ class Server:
         return asdict(self) | {"arguments": self.arguments, "left_out": LEFT_OUT}
 
 
-def marlin_moe(version: str) -> tuple[tuple[Setting, ...], tuple[Setting, ...]]:
-    """Flags and environment that make MoE layers use Marlin in that release."""
-    why = gemma4.MOE_WHY
-    if SWITCHES["--moe-backend"].known(version):
-        return (Setting("--moe-backend", gemma4.MOE_BACKEND, why),), ()
-    if SWITCHES["VLLM_TEST_FORCE_FP8_MARLIN"].known(version):
-        return (), (Setting("VLLM_TEST_FORCE_FP8_MARLIN", "1", why),)
-    raise UsageError(
-        f"vLLM {version} has no switch known here that chooses the MoE kernel",
-        rule="fp4forge/serve/settings.py, SWITCHES",
-    )
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What a server is to be, beside its model.
+
+    Attributes:
+        workload: one of WORKLOADS.
+        version: vLLM's version in the image.
+        gpus: the chips that it may run on (``kernels.gpus.GPUS``); none: any.
+        split: how the model is divided over GPUs.
+        utilization: --gpu-memory-utilization, 0.1 to 0.98.
+        listen: the host's address that the port is published on.
+        port: on the host.
+        key_file: file on the host with the API's key.
+        served_name: name in the API; None: the folder's.
+        speculative: a mode of ``models.family.SPECULATIVE``, or None.
+        drafter: the drafter's folder on the host.
+        offline: whether the server may ask a hub.
+    """
+
+    workload: str = "interactive"
+    version: str
+    gpus: tuple[str, ...] = ()
+    split: Split = ONE
+    utilization: float = 0.85
+    listen: str = LOOPBACK
+    port: int = PORT
+    key_file: Path | None = None
+    served_name: str | None = None
+    speculative: str | None = None
+    drafter: Path | None = None
+    offline: bool = False
 
 
-def server(
-    model: Path,
-    workload: str,
-    version: str,
-    image: str,
-    *,
-    utilization: float = 0.85,
-    port: int = PORT,
-    served_name: str | None = None,
-    quantised: bool | None = None,
-    max_context: int | None = None,
-) -> Server:
+def server(model: Path, image: str, wishes: Wishes) -> Server:
     """The settings of a server.
 
     Args:
         model: the checkpoint's folder on the host that serves.
-        workload: one of WORKLOADS.
-        version: vLLM's version in the image.
         image: reference, by digest if it was resolved.
-        utilization: --gpu-memory-utilization, 0-1.
-        port: on the host.
-        served_name: name in the API; by default the folder's.
-        quantised: whether the checkpoint is ModelOpt's; None: read from its configuration.
-        max_context: the model's own limit in tokens, if known.
+        wishes: what it is to be.
 
     Raises:
         UsageError: a value that cannot be used, with the rule.
         CheckpointError: the folder's config.json cannot be read.
     """
-    if workload not in WORKLOADS:
-        raise UsageError(
-            f"--workload {workload!r} is not known", rule="one of " + ", ".join(WORKLOADS)
-        )
-    if not 0.1 <= utilization <= 0.98:
-        raise UsageError(
-            f"--utilization {utilization} cannot be used", rule="a share of memory, 0.1 to 0.98"
-        )
-    folder = str(model.absolute())
-    if steers(folder):
-        raise UsageError(
-            f"--model {folder!r} cannot be mounted",
-            rule="a path without control characters",
-            remedy="give another path; a symbolic link will do",
-        )
-    served = served_name or model.absolute().name
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", served):
-        raise UsageError(
-            f"the served name {served!r} cannot be used",
-            rule="letters, digits, '.', '_' and '-', at most 128",
-            remedy="give --name",
-        )
-    config = configs.read(model) if os.path.lexists(model) else configs.Config()
-    if quantised is None:
-        quantised = config.quantisation.quant_method == "modelopt" or reading.is_file(
-            model / "hf_quant_config.json"
-        )
-    chosen = WORKLOADS[workload]
-    limit = max_context or config.text.max_position_embeddings
+    chosen = workload(wishes)
+    folder, served = _mounted(model, "--model"), _served(model, wishes)
+    read = os.path.lexists(model)
+    config = configs.read(model) if read else configs.Config()
+    name = config.family
+    known = family.get(name)
+    limit = config.text.max_position_embeddings
     length = min(chosen.max_model_len, limit) if limit else chosen.max_model_len
-    moe_flags, moe_environment = marlin_moe(version)
     flags = [Setting("--served-model-name", served, "the model's name in the API")]
-    if quantised:
-        flags.append(
-            Setting(
-                "--quantization",
-                "modelopt",
-                "ModelOpt's NVFP4; compressed-tensors looks for other tensor names",
-            )
-        )
+    flags += _quantisation(model, config)
+    flags += _family(known, config, wishes, "flag")
     flags += [
-        *moe_flags,
         Setting("--kv-cache-dtype", "fp8_e4m3", "twice the tokens of BF16; the format by name"),
-        Setting("--tensor-parallel-size", "1", "the model fits one GPU"),
+        *_split(wishes.split, config),
         Setting("--max-model-len", str(length), f"workload {chosen.name}: {chosen.card}"),
         Setting("--max-num-seqs", str(chosen.max_num_seqs), f"workload {chosen.name}"),
     ]
@@ -262,22 +172,149 @@ def server(
     flags += [
         Setting(
             "--gpu-memory-utilization",
-            f"{utilization:g}",
+            f"{wishes.utilization:g}",
             "the rest is the host's: on unified memory the host's programs live in it",
         ),
         Setting("--enable-chunked-prefill", "", "long prompts come in pieces between decodes"),
         Setting("--enable-prefix-caching", "", "a shared beginning of prompts is computed once"),
-        Setting("--enable-auto-tool-choice", "", "the model may call tools"),
-        Setting("--tool-call-parser", gemma4.TOOL_CALL_PARSER, gemma4.TOOL_CALL_WHY),
-        Setting(
-            "--reasoning-parser",
-            gemma4.REASONING_PARSER,
-            "thinking goes to its own field of the answer",
-        ),
+        *_parsers(known, wishes.version),
+        *speculation.flags(model, config, wishes.speculative, wishes.drafter, wishes.version),
         Setting("--host", "0.0.0.0", "inside the container"),  # noqa: S104
         Setting("--port", str(PORT), "inside the container; the health check asks there"),
     ]
-    environment = (
+    return Server(
+        # A DNS label (RFC 1035), as Kubernetes wants for a Service; Docker takes it too.
+        name=re.sub("[^a-z0-9]+", "-", f"vllm-{served.lower()}")[:63].rstrip("-"),
+        image=image,
+        model=folder,
+        drafter=_mounted(wishes.drafter, "--draft") if wishes.drafter else "",
+        served_name=served,
+        family=name,
+        gpus=wishes.split.gpus,
+        listen=_address(wishes.listen),
+        port=wishes.port,
+        key_file=_mounted(wishes.key_file, "--api-key-file") if wishes.key_file else "",
+        version=wishes.version,
+        workload=chosen,
+        flags=tuple(flags),
+        environment=(*_environment(wishes), *_family(known, config, wishes, "variable")),
+        notes=tuple(_notes(known, name, wishes, read)),
+        start_minutes=START_MINUTES,
+        shm_gb=SHM_GB,
+        memory_gb=_memory(wishes.gpus),
+        pids=PIDS,
+    )
+
+
+def workload(wishes: Wishes) -> Workload:
+    """The workload that is wished for.
+
+    Raises:
+        UsageError: there is none of that name, or --utilization cannot be used.
+    """
+    if wishes.workload not in WORKLOADS:
+        raise UsageError(
+            f"--workload {wishes.workload!r} is not known", rule="one of " + ", ".join(WORKLOADS)
+        )
+    if not 0.1 <= wishes.utilization <= 0.98:
+        raise UsageError(
+            f"--utilization {wishes.utilization} cannot be used",
+            rule="a share of memory, 0.1 to 0.98",
+        )
+    return WORKLOADS[wishes.workload]
+
+
+def _mounted(path: Path, flag: str) -> str:
+    """A path of the host as it is mounted."""
+    absolute = str(path.absolute())
+    if steers(absolute):
+        raise UsageError(
+            f"{flag} {absolute!r} cannot be mounted",
+            rule="a path without control characters",
+            remedy="give another path; a symbolic link will do",
+        )
+    return absolute
+
+
+def _served(model: Path, wishes: Wishes) -> str:
+    served = wishes.served_name or model.absolute().name
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", served):
+        raise UsageError(
+            f"the served name {served!r} cannot be used",
+            rule="letters, digits, '.', '_' and '-', at most 128",
+            remedy="give --name",
+        )
+    return served
+
+
+def _address(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise UsageError(
+            f"--listen {text!r} is not an address",
+            rule="an address of this host: 127.0.0.1, 0.0.0.0 for all of them, or one of its own",
+        ) from None
+
+
+def _quantisation(model: Path, config: configs.Config) -> list[Setting]:
+    """The flag of uniform ModelOpt NVFP4; vLLM reads other formats from the configuration."""
+    declared = config.quantisation
+    if os.path.lexists(model / "hf_quant_config.json"):
+        declared = configs.read_modelopt(model)
+    elif declared.quant_method != "modelopt":
+        return []
+    if declared.quant_algo not in (None, "NVFP4", "NVFP4_AWQ"):
+        return []
+    why = "ModelOpt's NVFP4; compressed-tensors looks for other tensor names"
+    return [Setting("--quantization", "modelopt", why)]
+
+
+def _family(
+    known: family.Family, config: configs.Config, wishes: Wishes, kind: str
+) -> list[Setting]:
+    """The flags or variables that a family needs in that release, on these GPUs."""
+    quantised = config.quantization_config is not None
+    return [
+        Setting(getattr(setting, kind), setting.value, setting.why)
+        for setting in known.settings
+        if getattr(setting, kind)
+        and setting.holds(wishes.version)
+        and (config.text.experts or not setting.experts)
+        and (quantised or not setting.quantised)
+        and (not setting.gpus or not wishes.gpus or set(setting.gpus) & set(wishes.gpus))
+    ]
+
+
+def _split(split: Split, config: configs.Config) -> list[Setting]:
+    if split == ONE:
+        return [Setting("--tensor-parallel-size", "1", "the model is on one GPU")]
+    ways = str(split.tensor)
+    out = [Setting("--tensor-parallel-size", ways, f"heads and widths are cut {ways} ways")]
+    if split.pipeline > 1:
+        stages = str(split.pipeline)
+        out.append(Setting("--pipeline-parallel-size", stages, f"layers in {stages} stages"))
+    if split.experts and config.text.experts:
+        why = f"each GPU gets whole experts of {config.text.experts}"
+        out.append(Setting("--enable-expert-parallel", "", why))
+    return out
+
+
+def _parsers(known: family.Family, version: str) -> list[Setting]:
+    out = []
+    tool, reasoning = known.tool_parser, known.reasoning_parser
+    if tool and tool.holds(version):
+        out += [
+            Setting("--enable-auto-tool-choice", "", "the model may call tools"),
+            Setting("--tool-call-parser", tool.name, tool.why),
+        ]
+    if reasoning and reasoning.holds(version):
+        out.append(Setting("--reasoning-parser", reasoning.name, reasoning.why))
+    return out
+
+
+def _environment(wishes: Wishes) -> list[Setting]:
+    out = [
         Setting(
             "PYTORCH_CUDA_ALLOC_CONF",
             "expandable_segments:True",
@@ -288,19 +325,40 @@ def server(
             f"{CACHE_DIR}/triton",
             "kernels compiled once are found after a restart, in the cache volume",
         ),
-        *moe_environment,
-    )
-    return Server(
-        # A DNS label (RFC 1035), as Kubernetes wants for a Service; Docker takes it too.
-        name=re.sub("[^a-z0-9]+", "-", f"vllm-{served.lower()}")[:63].rstrip("-"),
-        image=image,
-        model=folder,
-        served_name=served,
-        port=port,
-        version=version,
-        workload=chosen,
-        flags=tuple(flags),
-        environment=environment,
-        start_minutes=10,
-        shm_gb=SHM_GB,
-    )
+    ]
+    if wishes.key_file:
+        why = "the API's key; the entrypoint reads the file, so that no list of settings has it"
+        out.append(Setting(KEY_VARIABLE, KEY_FILE, why))
+    if wishes.offline:
+        out.append(Setting("HF_HUB_OFFLINE", "1", "this site has no hub: nothing is asked of one"))
+    return out
+
+
+def _memory(gpus: tuple[str, ...]) -> int:
+    """GiB of host memory that the container may use."""
+    unified = [p.memory_mib // 1024 for p in PRODUCTS.values() if p.gpu in gpus and p.unified]
+    return max([HOST_GB, *unified])
+
+
+def _notes(known: family.Family, name: str, wishes: Wishes, read: bool) -> Iterator[str]:
+    """What a reader of the manifest should know."""
+    if not read:
+        yield "the model's folder is not on this machine: its family and its size were not checked"
+    elif not name:
+        yield (
+            "no file of models/families covers this model: it is served with neutral flags, without"
+            " parsers for tool calls and reasoning"
+        )
+    elif not known.tool_parser:
+        parsers = next((q.fix for q in known.quirks if q.id == "parsers-by-checkpoint"), "")
+        yield f"no parsers are written for {known.title}" + (
+            f": choose by {parsers}" * bool(parsers)
+        )
+    for quirk in known.quirks:
+        if quirk.until and quirk.holds(wishes.version):
+            yield f"vLLM {wishes.version}: {quirk.text}" + (f"; {quirk.fix}" if quirk.fix else "")
+    if wishes.listen not in LOOPBACKS and not wishes.key_file:
+        yield (
+            f"anyone who reaches {wishes.listen}:{wishes.port} can use the model; with"
+            " --api-key-file FILE it asks for a key"
+        )

@@ -41,7 +41,11 @@ GOOD_LOG = (
 
 def healthy(tmp_path: Path, **changes: Any) -> Evidence:
     folder = write(tmp_path / "model", gemma4(TINY), TINY)
-    server = settings.server(folder, "interactive", "0.20.2", "registry/x@sha256:" + "a" * 64)
+    server = settings.server(
+        folder,
+        "registry/x@sha256:" + "a" * 64,
+        settings.Wishes(workload="interactive", version="0.20.2"),
+    )
     found = Evidence(
         image=server.image,
         labels=dict(LABELS),
@@ -384,7 +388,11 @@ def test_the_cards_own_compose_file(tmp_path: Path) -> None:
 
 def test_our_own_compose_file_is_healthy(tmp_path: Path) -> None:
     folder = write(tmp_path / "model", gemma4(TINY), TINY)
-    server = settings.server(folder, "balanced", "0.20.2", "registry/x@sha256:" + "a" * 64)
+    server = settings.server(
+        folder,
+        "registry/x@sha256:" + "a" * 64,
+        settings.Wishes(workload="balanced", version="0.20.2"),
+    )
     file = tmp_path / "compose.yaml"
     file.write_text(manifest.render(server, "compose"))
     assert ids(described.from_compose(file)) == {}

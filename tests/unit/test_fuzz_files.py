@@ -28,6 +28,7 @@ from fp4forge.kernels import cubins, elf, gpus
 from fp4forge.oci import acquire
 from fp4forge.publish import bundle
 from fp4forge.serve import memory
+from fp4forge.serve.model import describe
 from tests.fuzz import VALUES, documents, fuzz, spoilt_bytes, survives
 
 Make = Callable[[], Path]
@@ -52,7 +53,7 @@ def new(tmp_path_factory: pytest.TempPathFactory) -> Make:
 def look(folder: Path) -> None:
     found = tensors.read(folder)
     survives(lambda: inspect.inspect(folder))
-    model = memory.describe(found)
+    model = describe(found)
     memory.kv_bytes_per_token(model)
     fitted = memory.fit(model, gpus.product("gb10"), 0.85, 4, 8192)
     memory.sequences_for(model, fitted, 65536, 8192)

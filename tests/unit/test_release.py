@@ -28,7 +28,7 @@ def test_every_release_is_valid() -> None:
         ("arch_list: 10.0;12.0;12.1", "arch_list: '12.0; rm -rf /'", "arch_list"),
         ("arch_list: 10.0;12.0;12.1", 'arch_list: "12.0\\nRUN evil"', "control character"),
         ("58809377798c5335", "5880937779", "sha256"),
-        ('"1"', '"1 && curl evil"', "VLLM_TEST_FORCE_FP8_MARLIN"),
+        ("awq: {}", "awq: {VLLM_X: '1 && curl evil'}", "VLLM_X"),
         ("      - ninja\n", "      - ninja; touch /x\n", "requirements"),
         ("release: 0.20.2", "release: 0.20.3", "file's name"),
         ("glob: torch/bin/p*", "glob: torch/bin/$(id)", "glob"),

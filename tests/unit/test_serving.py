@@ -17,11 +17,12 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from fp4forge.checkpoint import tensors
 from fp4forge.cli.serve import serve as command
 from fp4forge.core.errors import CheckpointError, UsageError
 from fp4forge.kernels.gpus import PRODUCTS, product
-from fp4forge.serve import client, manifest, memory, quality, sandbox, settings
+from fp4forge.serve import client, manifest, memory, quality, sandbox, settings, switches
+from fp4forge.serve.model import Model, read
+from fp4forge.serve.state import Layers
 from tests.checkpoints import REFERENCE, TINY, gemma4, write
 
 IMAGE = "127.0.0.1:5000/fp4forge/vllm@sha256:" + "a" * 64
@@ -32,6 +33,10 @@ def model(folder: Path, name: str = "model") -> Path:
     return write(folder / name, gemma4(TINY), TINY | {"max_position_embeddings": 262144})
 
 
+def server(folder: Path, **wishes: Any) -> settings.Server:
+    return settings.server(folder, IMAGE, settings.Wishes(**({"version": "0.20.2"} | wishes)))
+
+
 def test_the_cards_rows_exactly(tmp_path: Path) -> None:
     rows = {
         "interactive": ("65536", "4"),
@@ -40,7 +45,7 @@ def test_the_cards_rows_exactly(tmp_path: Path) -> None:
         "long-context": ("262144", "1"),
     }
     for workload, row in rows.items():
-        found = settings.server(model(tmp_path), workload, "0.20.2", IMAGE)
+        found = server(model(tmp_path), workload=workload)
         flags = {f.name: f.value for f in found.flags}
         assert (flags["--max-model-len"], flags["--max-num-seqs"]) == row
         assert flags["--quantization"] == "modelopt"
@@ -51,18 +56,38 @@ def test_the_cards_rows_exactly(tmp_path: Path) -> None:
 
 def test_context_is_never_more_than_the_model_has(tmp_path: Path) -> None:
     folder = write(tmp_path / "m", gemma4(TINY), TINY)
-    flags = {f.name: f.value for f in settings.server(folder, "balanced", "0.20.2", IMAGE).flags}
+    flags = {f.name: f.value for f in server(folder, workload="balanced").flags}
     assert flags["--max-model-len"] == "256"
 
 
-def test_a_removed_switch_is_never_written() -> None:
+def test_a_removed_switch_is_never_written(tmp_path: Path) -> None:
     for version in ("0.18.1", "0.19.1", "0.20.2", "0.27.1", "0.33.0"):
-        flags, environment = settings.marlin_moe(version)
-        for setting in (*flags, *environment):
-            assert settings.SWITCHES[setting.name].known(version)
-    assert settings.marlin_moe("0.18.1")[1][0].name == "VLLM_TEST_FORCE_FP8_MARLIN"
-    assert not settings.SWITCHES["VLLM_TEST_FORCE_FP8_MARLIN"].known("0.33.0")
-    assert not settings.SWITCHES["VLLM_NVFP4_GEMM_BACKEND"].known("0.27.1")
+        found = server(model(tmp_path, version), version=version)
+        for setting in (*found.flags, *found.environment):
+            if setting.name in switches.SWITCHES:
+                assert switches.SWITCHES[setting.name].known(version)
+    assert not switches.SWITCHES["VLLM_TEST_FORCE_FP8_MARLIN"].known("0.33.0")
+    assert not switches.SWITCHES["VLLM_NVFP4_GEMM_BACKEND"].known("0.27.1")
+
+
+@pytest.mark.parametrize(
+    ("version", "gpus", "forced"),
+    [
+        ("0.18.1", ("sm121",), "VLLM_TEST_FORCE_FP8_MARLIN"),
+        ("0.19.1", ("sm121",), "--moe-backend"),
+        ("0.20.2", ("sm100",), "--moe-backend"),
+        ("0.33.0", ("sm121",), "--moe-backend"),
+        ("0.33.0", ("sm100",), None),  # FlashInfer takes GELU there, ahead of Marlin
+    ],
+)
+def test_marlin_is_forced_where_gemma_4_needs_it(
+    version: str, gpus: tuple[str, ...], forced: str | None, tmp_path: Path
+) -> None:
+    found = server(model(tmp_path), version=version, gpus=gpus)
+    names = {s.name for s in (*found.flags, *found.environment)}
+    assert names & {"VLLM_TEST_FORCE_FP8_MARLIN", "--moe-backend"} == (
+        {forced} if forced else set()
+    )
 
 
 def service(text: str) -> dict[str, Any]:
@@ -71,7 +96,7 @@ def service(text: str) -> dict[str, Any]:
 
 
 def test_the_compose_file(tmp_path: Path) -> None:
-    found = settings.server(model(tmp_path), "interactive", "0.20.2", IMAGE)
+    found = server(model(tmp_path), workload="interactive")
     text = manifest.render(found, "compose")
     vllm = service(text)
     assert vllm["image"] == IMAGE
@@ -90,9 +115,7 @@ def test_the_compose_file(tmp_path: Path) -> None:
 
 
 def test_every_format_gives_the_server_the_same_words(tmp_path: Path) -> None:
-    found = settings.server(
-        model(tmp_path, "it's $HOME 100%"), "balanced", "0.20.2", IMAGE, served_name="m"
-    )
+    found = server(model(tmp_path, "it's $HOME 100%"), workload="balanced", served_name="m")
     vllm = service(manifest.render(found, "compose"))
     assert vllm["command"] == found.arguments
     assert vllm["volumes"][0]["source"].replace("$$", "$") == found.model
@@ -116,7 +139,7 @@ def test_every_format_gives_the_server_the_same_words(tmp_path: Path) -> None:
 def test_a_path_with_quotes_and_commas_is_mounted_as_it_is(tmp_path: Path) -> None:
     """Docker reads --mount as a CSV record (docker/cli, opts/mount.go)."""
     folder = model(tmp_path, 'it\'s "new", a:b')
-    found = settings.server(folder, "balanced", "0.20.2", IMAGE, served_name="m")
+    found = server(folder, workload="balanced", served_name="m")
     script = manifest.render(found, "run").split("exec ")[1].replace("\\\n", " ")
     words = shlex.split(script.replace('"${arguments[@]}"', ""))
     (fields,) = csv.reader([words[words.index("--mount") + 1]])
@@ -127,7 +150,7 @@ def test_a_path_with_quotes_and_commas_is_mounted_as_it_is(tmp_path: Path) -> No
 @pytest.mark.parametrize("served", ["Gemma_4.26B", "a-", "9", "x" * 128, "a" * 57 + "._b"])
 def test_kubernetes_takes_the_names_of_every_model(served: str, tmp_path: Path) -> None:
     """A Service's name is a label of RFC 1035."""
-    found = settings.server(model(tmp_path), "balanced", "0.20.2", IMAGE, served_name=served)
+    found = server(model(tmp_path), workload="balanced", served_name=served)
     objects = list(yaml.safe_load_all(manifest.render(found, "k8s")))
     names = {entry["kind"]: entry["metadata"]["name"] for entry in objects}
     for name in (names["Service"], names["Deployment"]):
@@ -147,7 +170,7 @@ def test_kubernetes_takes_the_names_of_every_model(served: str, tmp_path: Path) 
 def test_what_cannot_be_used_is_refused(changes: dict[str, Any], error: type[Exception]) -> None:
     given: dict[str, Any] = {"model": Path("/models/m"), "workload": "balanced"} | changes
     with pytest.raises(error):
-        settings.server(given.pop("model"), given.pop("workload"), "0.20.2", IMAGE, **given)
+        server(given.pop("model"), **given)
 
 
 def test_an_image_reference_with_syntax_in_it() -> None:
@@ -167,19 +190,17 @@ def test_the_cache_is_what_a_real_server_made_of_it() -> None:
     """The H200 run: two of the reference's layers, 2,048 tokens, 8,192 batched."""
     name = "vllm-0.20.2-h200/compiled.log"
     available = logged(name, r"Available KV cache memory: ([\d.]+) GiB") * 2**30
-    two = memory.Model(
-        0,
-        0,
-        0,
-        True,
-        0,
-        128,
-        8,
-        2816,
-        704,
-        4096,
-        4096,
-        (memory.Layers(1, 2 * 2 * 512, None), memory.Layers(1, 2 * 8 * 256, 1024)),
+    two = Model(
+        weights=0,
+        hidden=2816,
+        expert_width=704,
+        vocabulary=4096,
+        max_context=4096,
+        num_layers=2,
+        attention=(
+            Layers(1, 2 * 2 * 512, None),
+            Layers(1, 2 * 8 * 256, 1024, kind="sliding"),
+        ),
     )
     size, page, groups = memory.groups(two)
     assert [tokens for _, tokens in groups] == [32, 16]
@@ -189,13 +210,13 @@ def test_the_cache_is_what_a_real_server_made_of_it() -> None:
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> memory.Model:
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """The card's model in its real shapes; sparse files."""
     folder = write(tmp_path_factory.mktemp("reference"), gemma4(REFERENCE, 0), REFERENCE, shards=4)
-    return memory.describe(tensors.read(folder))
+    return read(folder)
 
 
-def test_the_reference_on_the_spark(reference: memory.Model) -> None:
+def test_the_reference_on_the_spark(reference: Model) -> None:
     assert memory.is_reference(reference)
     assert reference.weights == pytest.approx(16.4e9, rel=0.1)  # the vision tower is not in it
     found = memory.fit(reference, product("gb10"), 0.85, 4, 8192)
@@ -209,7 +230,7 @@ def test_the_reference_on_the_spark(reference: memory.Model) -> None:
     assert 2.8e9 < reference.read_per_token() < 3.6e9
 
 
-def test_more_context_never_holds_more_sequences(reference: memory.Model) -> None:
+def test_more_context_never_holds_more_sequences(reference: Model) -> None:
     for name in PRODUCTS:
         found = memory.fit(reference, product(name), 0.85, 16, 8192)
         counts = [memory.sequences_for(reference, found, c, 8192) for c in (2048, 8192, 65536)]
@@ -223,7 +244,7 @@ def test_more_context_never_holds_more_sequences(reference: memory.Model) -> Non
                 assert more < sequences or context == 0
 
 
-def test_what_does_not_fit_says_so(reference: memory.Model) -> None:
+def test_what_does_not_fit_says_so(reference: Model) -> None:
     small = memory.fit(reference, product("rtx5090"), 0.4, 4, 2048)
     assert not small.fits
     assert memory.context_for(reference, small, 1, 2048) == 0
@@ -233,7 +254,7 @@ def test_a_configuration_without_layers(tmp_path: Path) -> None:
     folder = write(tmp_path, gemma4(TINY), TINY)
     (folder / "config.json").write_text("{}")
     with pytest.raises(CheckpointError):
-        memory.describe(tensors.read(folder))
+        read(folder)
 
 
 RIGHT = "is_prime = lambda n: n > 1 and all(n % i for i in range(2, int(n**0.5) + 1))"

@@ -44,7 +44,6 @@ _SHARED = (
 
 def share() -> None:
     """Imports, and sets up, what several runs of a process can share; each forks after it."""
-    os.environ.pop("VLLM_TEST_FORCE_FP8_MARLIN", None)  # the image's default; a CPU has no Marlin
     os.environ |= {
         "VLLM_USE_NVFP4_CT_EMULATIONS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",

@@ -1,0 +1,185 @@
+"""The command that writes a manifest: flags by the model's family, the release and the GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fp4forge.cli.options import (
+    json_option,
+    model_option,
+    registry_option,
+    resolve_registry,
+    split_of,
+    split_options,
+)
+from fp4forge.core import files, reading
+from fp4forge.core.console import print_json, print_rows
+from fp4forge.core.errors import UsageError
+from fp4forge.kernels import gpus as gpu
+
+if TYPE_CHECKING:
+    from fp4forge.serve.settings import Wishes
+
+
+def _published(o: dict[str, Any]) -> tuple[str, str]:
+    """The moving tag of the image that the options name, and its vLLM version."""
+    from fp4forge.inputs import bases, defaults, release
+    from fp4forge.plan import tags
+    from fp4forge.plan.request import Request, decide
+
+    usual = defaults.table().image
+    chosen = decide(
+        Request(
+            arch=o["arch"],
+            release=o["release"],
+            variant=o["variant"] or usual.variant,
+            strategy=o["strategy"] or usual.strategy,
+            base=o["base"] or usual.base,
+            platform=o["platform"],
+        )
+    )
+    tag = tags.moving(
+        chosen.release,
+        o["arch"],
+        chosen.variant,
+        chosen.strategy,
+        bases.load(chosen.base).slug,
+        chosen.platform,
+    )
+    return tag, release.load(chosen.release).vllm_version
+
+
+@click.command()
+@model_option
+@click.option("--arch", default="sm121", show_default=True, help="GPU of the image.")
+@click.option(
+    "--workload",
+    default="interactive",
+    show_default=True,
+    help="interactive, balanced, throughput or long-context.",
+)
+@click.option("--release", help="Release of the image; by default the newest that has a wheel.")
+@click.option("--variant", help="awq (all patches; the default) or plain.")
+@click.option("--from", "strategy", help="How the image was built: wheel (the default) or source.")
+@click.option("--base", help="Base of the image; by default that of make image.")
+@click.option("--platform", help="Platform of the image; by default the GPU's.")
+@click.option("--image", help="Image; by default the release's moving tag in --registry.")
+@registry_option
+@click.option("--repo", default="fp4forge/vllm", show_default=True)
+@click.option(
+    "--format",
+    "kind",
+    default="compose",
+    show_default=True,
+    type=click.Choice(["compose", "run", "systemd", "k8s"]),
+)
+@click.option("--name", help="The model's name in the API; by default the folder's.")
+@click.option(
+    "--listen",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address of this host that the port is published on; 0.0.0.0 for all.",
+)
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
+@click.option(
+    "--api-key-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File with the key that the API asks for.",
+)
+@click.option("--utilization", type=float, default=0.85, show_default=True)
+@click.option("--gpu", "product", help="Product, if the arch has several: rtx5090, rtxpro6000, ...")
+@split_options
+@click.option("--speculative", help="Speculative decoding: mtp, eagle3, dflash or ngram.")
+@click.option("--draft", type=click.Path(path_type=Path, file_okay=False), help="Drafter's folder.")
+@click.option("--offline", is_flag=True, help="The site has no hub: none is asked.")
+@click.option("--explain", is_flag=True, help="Print every setting and its reason.")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False))
+@json_option
+def compose(as_json: bool, explain: bool, output: Path | None, kind: str, **o: Any) -> None:
+    """Write a compose file (or another manifest) that serves MODEL."""
+    from fp4forge.oci import reference
+    from fp4forge.serve import manifest, settings, switches
+
+    found_tag, version = _published(o)
+    chosen = _wishes(o, version)
+    _refuse_what_does_not_fit(o["model"], chosen, o)
+    registry = None if o["image"] else resolve_registry(o["registry"])
+    repository = reference.repository(registry, o["repo"])
+    if not o["image"] and not registry:
+        raise UsageError(
+            "which image? neither --image nor --registry is given",
+            rule="the manifest names the image by digest",
+            remedy=f"--registry HOST:PORT looks up {o['repo']}:{found_tag} there",
+        )
+    image = manifest.by_digest(o["image"] or f"{repository}:{found_tag}")
+    found = settings.server(o["model"], image, chosen)
+    if as_json:
+        print_json(found.as_json())
+        return
+    for note in found.notes:
+        click.echo(f"note: {note}", err=True)
+    if explain:
+        print_rows(
+            [(f"{s.name} {s.value}".strip(), s.why) for s in (*found.flags, *found.environment)]
+        )
+        print_rows([(f"not written: {name}", why) for name, why in switches.LEFT_OUT.items()])
+        return
+    text = manifest.render(found, kind)
+    if kind == "compose":
+        checked = manifest.validate(text)
+        note = f"{checked} config has read it" if checked else "no docker compose here to check it"
+        click.echo(f"compose: {note}", err=True)
+    if output:
+        files.replace(output, text, 0o755 if kind == "run" else 0o644)
+    else:
+        click.echo(text, nl=False)
+
+
+def _wishes(o: dict[str, Any], version: str) -> Wishes:
+    from fp4forge.serve.settings import Wishes
+
+    chips = (gpu.product(o["product"]).gpu,) if o["product"] else ()
+    return Wishes(
+        workload=o["workload"],
+        version=version,
+        gpus=chips or tuple(chip.name for chip in gpu.target(o["arch"]).gpus),
+        split=split_of(o),
+        utilization=o["utilization"],
+        listen=o["listen"],
+        port=o["port"],
+        key_file=o["api_key_file"],
+        served_name=o["name"],
+        speculative=o["speculative"],
+        drafter=o["draft"],
+        offline=o["offline"],
+    )
+
+
+def _refuse_what_does_not_fit(model: Path, chosen: Wishes, o: dict[str, Any]) -> None:
+    """Ends the command if no product that the options mean holds the model."""
+    from fp4forge.serve import model as models
+    from fp4forge.serve import placing, settings
+
+    if not reading.is_folder(model) or not any(model.glob("*.safetensors")):
+        return  # it is on the host that serves; the manifest says that it was not checked
+    workload = settings.workload(chosen)
+    described = models.read(model)
+    products = [
+        product
+        for product in gpu.PRODUCTS.values()
+        if product.name == o["product"] or (not o["product"] and product.gpu in chosen.gpus)
+    ]
+    placing.check(
+        described,
+        products,
+        placing.Wanted(
+            context=min(workload.max_model_len, described.max_context or workload.max_model_len),
+            sequences=1,
+            utilization=chosen.utilization,
+            batched_tokens=workload.max_num_batched_tokens,
+        ),
+        chosen.split,
+    )

@@ -1,0 +1,144 @@
+"""What memory and bandwidth depend on of a model: sizes of its tensors and its layers' state."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fp4forge.checkpoint import config as configs
+from fp4forge.checkpoint.tensors import Checkpoint, Tensor
+from fp4forge.models import family
+from fp4forge.serve.state import Layers, layers, need
+
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+_EXPERT = re.compile(r"\.experts\.")
+_EMBEDDING = re.compile(r"(embed_tokens|\bembeddings|word_embeddings|wte)\.weight$")
+_OUTPUT = re.compile(r"(?:^|\.)lm_head\.")
+# Whole on each GPU of a tensor-parallel group: norms, routers, and MLA's projections into the
+# latent (ReplicatedLinear in vllm/model_executor/models).
+_REPLICATED = re.compile(
+    r"(norm|router|\.gate\.|q_a_proj|kv_a_proj|fused_qkv_a|shared_expert_gate|indexer)"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What memory and bandwidth depend on; sizes in bytes."""
+
+    weights: int
+    experts: int = 0  # bytes of all experts' tensors
+    embeddings: int = 0
+    output: int = 0  # the output projection; 0 if the embeddings are it
+    multimodal: int = 0
+    drafter: int = 0  # layers for multi-token prediction, loaded only for speculative decoding
+    replicated: int = 0  # whole on each GPU of a tensor-parallel group
+    num_experts: int = 0
+    top_k: int = 0
+    hidden: int
+    expert_width: int
+    heads: int = 0
+    vocabulary: int
+    max_context: int
+    num_layers: int
+    attention: tuple[Layers, ...]
+    family: str = ""
+
+    @property
+    def tied(self) -> bool:
+        """Whether the embeddings are the output projection too, read whole for each token."""
+        return not self.output
+
+    @property
+    def layers(self) -> int:
+        """Layers that keep a state."""
+        return sum(kind.count for kind in self.attention)
+
+    def read_per_token(self, batch: int = 1) -> int:
+        """Bytes of weights read in one decode step, KV cache not counted.
+
+        Args:
+            batch: sequences decoded together; each picks top_k experts, evenly spread.
+        """
+        dense = self.weights - self.experts - self.multimodal - self.drafter
+        dense -= 0 if self.tied else self.embeddings
+        if not self.num_experts:
+            return dense + self.experts
+        share = 1 - (1 - self.top_k / self.num_experts) ** batch
+        return dense + int(self.experts * share)
+
+    def with_cache(self, attention: tuple[Layers, ...]) -> Model:
+        """The same model whose layers keep something else."""
+        return replace(self, attention=attention)
+
+
+def describe(found: Checkpoint, kv_dtype: str = "fp8_e4m3") -> Model:
+    """A model's figures from its tensors and configuration.
+
+    Args:
+        found: the checkpoint, headers read.
+        kv_dtype: vLLM's --kv-cache-dtype.
+
+    Raises:
+        CheckpointError: the configuration lacks what vLLM needs of it.
+    """
+    config, folder = found.config.complete, found.folder
+    number = need(folder, "num_hidden_layers", config.num_hidden_layers)
+    name = found.config.family
+    sizes = _sizes(found.tensors, family.get(name).modules, number)
+    return Model(
+        weights=sum(tensor.size for tensor in found.tensors.values()),
+        experts=sizes["experts"],
+        embeddings=sizes["embeddings"],
+        output=sizes["output"],
+        multimodal=sizes["multimodal"],
+        drafter=sizes["drafter"],
+        replicated=sizes["replicated"],
+        num_experts=config.experts,
+        top_k=config.top_k_experts or config.num_experts_per_tok or 0,
+        hidden=need(folder, "hidden_size", config.hidden_size),
+        expert_width=configs.width(config.moe_intermediate_size)
+        or configs.width(config.intermediate_size),
+        heads=config.num_attention_heads or 0,
+        vocabulary=need(folder, "vocab_size", config.vocab_size),
+        max_context=config.max_position_embeddings or 0,
+        num_layers=number,
+        attention=layers(found.config, folder, kv_dtype),
+        family=name,
+    )
+
+
+def read(folder: Path, kv_dtype: str = "fp8_e4m3") -> Model:
+    """``describe`` of a folder.
+
+    Raises:
+        CheckpointError: it is not a checkpoint, or its configuration lacks what vLLM needs.
+    """
+    from fp4forge.checkpoint import tensors
+
+    return describe(tensors.read(folder), kv_dtype)
+
+
+def _sizes(tensors: dict[str, Tensor], modules: str, layers: int) -> dict[str, int]:
+    """Bytes by the part of the model that a tensor is of."""
+    multimodal = re.compile(modules or family.MODULES)
+    parts = ("experts", "embeddings", "output", "multimodal", "drafter", "replicated", "rest")
+    sizes = dict.fromkeys(parts, 0)
+    for name, tensor in tensors.items():
+        sizes[_part(name, multimodal, layers)] += tensor.size
+    return sizes
+
+
+def _part(name: str, multimodal: re.Pattern[str], layers: int) -> str:
+    layer = _LAYER.search(name)
+    if multimodal.search(name):
+        return "multimodal"
+    if name.startswith(("mtp.", "model.mtp.")) or (layer and int(layer[1]) >= layers):
+        return "drafter"
+    if _EXPERT.search(name):
+        return "experts"
+    if _EMBEDDING.search(name):
+        return "embeddings"
+    if _OUTPUT.search(name):
+        return "output"
+    return "replicated" if _REPLICATED.search(name) else "rest"

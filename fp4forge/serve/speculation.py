@@ -1,0 +1,112 @@
+"""Speculative decoding: the drafter inspected, known traps refused with their source."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from fp4forge.checkpoint import config as configs
+from fp4forge.checkpoint.config import Config
+from fp4forge.core.errors import UsageError
+from fp4forge.core.text import shown
+from fp4forge.models import family
+from fp4forge.models.family import Speculation
+from fp4forge.serve.setting import Setting
+
+FLAG = "--speculative-config"
+DRAFT_DIR = "/draft"
+_NEEDS_DRAFTER = ("eagle3", "dflash")
+_NGRAM_LOOKUP = {"prompt_lookup_max": 4, "prompt_lookup_min": 2}
+
+
+def flags(
+    model: Path, config: Config, mode: str | None, drafter: Path | None, version: str
+) -> list[Setting]:
+    """The flag of a speculative mode.
+
+    Args:
+        model: the target's folder, named in messages.
+        config: the target's configuration.
+        mode: one of ``models.family.SPECULATIVE``; None: no speculation.
+        drafter: folder of the drafter, for the modes that need one.
+        version: vLLM's.
+
+    Raises:
+        UsageError: the mode does not work for this family in that release, or the drafter does not
+            belong to the target.
+        CheckpointError: the drafter's config.json cannot be read.
+    """
+    if mode is None:
+        if drafter is not None:
+            raise UsageError(
+                "--draft without --speculative",
+                rule="a drafter belongs to a speculative mode",
+                remedy="add --speculative " + " or ".join(_NEEDS_DRAFTER),
+            )
+        return []
+    if mode not in family.SPECULATIVE:
+        rule = "one of " + ", ".join(family.SPECULATIVE)
+        raise UsageError(f"--speculative {mode!r} is not known", rule=rule)
+    said = _said(config, mode, version)
+    chosen: dict[str, object] = {"method": said.method or mode}
+    if (mode in _NEEDS_DRAFTER) != (drafter is not None):
+        raise UsageError(
+            f"--speculative {mode} " + ("needs" if drafter is None else "takes no") + " --draft",
+            rule=f"{' and '.join(_NEEDS_DRAFTER)} have a drafter of their own",
+            remedy="give the drafter's folder" if drafter is None else "leave it out",
+        )
+    experts = config.text.experts
+    if drafter is not None:
+        draft = configs.read(drafter)
+        _check(config, draft, model, drafter)
+        chosen["model"] = DRAFT_DIR
+        experts = draft.text.experts
+    chosen["num_speculative_tokens"] = said.tokens
+    if mode == "ngram":
+        chosen |= _NGRAM_LOOKUP
+    elif experts:
+        # Without it the drafter's experts take the target's --moe-backend, which may be one for
+        # NVFP4 alone (SpeculativeConfig.moe_backend, vllm/config/speculative.py since 0.19.1).
+        chosen["moe_backend"] = "auto"
+    return [Setting(FLAG, json.dumps(chosen), said.why)]
+
+
+def _said(config: Config, mode: str, version: str) -> Speculation:
+    name = config.family
+    known = family.get(name)
+    for said in known.speculative:
+        if said.mode == mode and said.holds(version):
+            if said.works:
+                return said
+            raise UsageError(
+                f"--speculative {mode}: {said.why}",
+                rule=f"{known.title} with vLLM {version} ({said.source})",
+                remedy="leave it out, or use another mode",
+            )
+    able = [said.mode for said in known.speculative if said.works and said.holds(version)]
+    raise UsageError(
+        f"--speculative {mode} is not known to work for "
+        + (known.title if name else "this model")
+        + f" with vLLM {version}",
+        rule="known to work: " + (", ".join(able) or "none"),
+        remedy=f"add a statement with its source to models/families/{name or 'NAME'}.yaml",
+    )
+
+
+def _check(config: Config, draft: Config, model: Path, drafter: Path) -> None:
+    """A drafter's sizes against its target's."""
+    for what, ours, theirs in (
+        ("vocab_size", config.text.vocab_size, draft.text.vocab_size),
+        (
+            "hidden_size",
+            config.text.hidden_size,
+            draft.target_hidden_size or draft.text.hidden_size,
+        ),
+    ):
+        if ours and theirs and ours != theirs:
+            raise UsageError(
+                f"--draft {shown(drafter, 200)} is for another model: its {what} is {theirs:,},"
+                f" that of {shown(model.name, 100)} {ours:,}",
+                rule="a drafter reads its target's hidden states and writes its tokens",
+                remedy="take the drafter that was trained for this model",
+            )

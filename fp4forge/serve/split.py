@@ -1,0 +1,132 @@
+"""A model over several GPUs: which splits its widths allow, and what each GPU holds of it.
+
+Tensor parallelism cuts heads and widths (vllm/model_executor/layers/linear.py), pipeline
+parallelism cuts the list of layers, expert parallelism gives each GPU whole experts
+(vllm/model_executor/layers/fused_moe/layer.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from fp4forge.kernels.gpus import Product
+from fp4forge.serve.model import Model
+
+# Marlin multiplies by multiples of 64 (csrc/moe/marlin_moe_wna16/ops.cu of 0.19.1, 0.20.2 and
+# 0.33.0); native FP4 GEMMs want 32 (nvfp4_scaled_mm_kernels.cu), which 64 contains.
+_WIDTH = 64
+WAYS = (1, 2, 4, 8, 16)
+
+
+@dataclass(frozen=True)
+class Split:
+    """How many ways each kind of parallelism divides the model."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    experts: bool = False  # whole experts to each GPU of the tensor-parallel group
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of one copy of the model."""
+        return self.tensor * self.pipeline
+
+    @property
+    def text(self) -> str:
+        """As people write it: TP 2, PP 2, EP."""
+        parts = [f"TP {self.tensor}"] if self.tensor > 1 else []
+        parts += [f"PP {self.pipeline}"] if self.pipeline > 1 else []
+        parts += ["EP"] if self.experts else []
+        return ", ".join(parts) or "one GPU"
+
+    @property
+    def flags(self) -> str:
+        """As the command line takes it."""
+        parts = [f"--tensor-parallel {self.tensor}"] if self.tensor > 1 else []
+        parts += [f"--pipeline-parallel {self.pipeline}"] if self.pipeline > 1 else []
+        parts += ["--expert-parallel"] if self.experts else []
+        return " ".join(parts)
+
+
+ONE = Split()
+
+
+def problems(model: Model, split: Split) -> list[str]:
+    """Why the model's widths do not allow a split; empty if they do."""
+    ways, found = split.tensor, []
+    if model.heads % ways:
+        found.append(f"{model.heads} attention heads cannot be divided by {ways}")
+    for kind in model.attention:
+        heads = kind.kv_heads
+        if kind.token_bytes and heads > 1 and heads % ways and ways % heads:
+            found.append(f"{heads} KV heads do not go over {ways} GPUs")
+    if (
+        model.num_experts
+        and not split.experts
+        and ways > 1
+        and model.expert_width % (ways * _WIDTH)
+    ):
+        found.append(
+            f"experts {model.expert_width:,} wide cannot be cut {ways} ways: kernels want"
+            f" multiples of {_WIDTH}"
+        )
+    if split.experts and model.num_experts < ways:
+        found.append(f"{model.num_experts} experts are fewer than {ways} GPUs")
+    if split.pipeline > model.num_layers:
+        found.append(f"{model.num_layers} layers are fewer than {split.pipeline} stages")
+    return list(dict.fromkeys(found))
+
+
+def shard(model: Model, split: Split) -> Model:
+    """What the fullest GPU holds: an upper bound.
+
+    Args:
+        split: one that ``problems`` has nothing against.
+
+    Returns:
+        A model whose sizes are one GPU's. The multimodal part and what is replicated count whole.
+    """
+    if split == ONE:
+        return model
+    ways, stages = split.tensor, split.pipeline
+    whole = model.multimodal + model.replicated
+    ends = model.embeddings + model.output
+    rest = model.weights - model.experts - whole - ends
+    per_stage = -(-model.num_layers // stages) / model.num_layers
+    experts = int(model.experts * per_stage) // ways
+    held_ends = ends // ways if stages == 1 else max(model.embeddings, model.output) // ways
+    held_whole = model.multimodal + int(model.replicated * per_stage)
+    return replace(
+        model,
+        weights=experts + held_ends + held_whole + int(rest * per_stage) // ways,
+        experts=experts,
+        embeddings=model.embeddings // ways,
+        output=model.output // ways,
+        replicated=int(model.replicated * per_stage),
+        drafter=model.drafter // ways,
+        vocabulary=-(-model.vocabulary // ways),
+        expert_width=model.expert_width if split.experts else -(-model.expert_width // ways),
+        num_layers=-(-model.num_layers // stages),
+        attention=tuple(
+            replace(kind.divided(ways), count=-(-kind.count // stages)) for kind in model.attention
+        ),
+    )
+
+
+def choices(model: Model, most: int) -> Iterator[Split]:
+    """Splits that the model's widths allow, fewest GPUs first, tensor parallelism first."""
+    for gpus in WAYS:
+        if gpus > most:
+            return
+        pairs = [(gpus // stages, stages) for stages in WAYS if gpus % stages == 0]
+        for tensor, pipeline in pairs:
+            for experts in (False, True) if model.num_experts and tensor > 1 else (False,):
+                split = Split(tensor, pipeline, experts)
+                if not problems(model, split):
+                    yield split
+
+
+def machines(product: Product, split: Split) -> int:
+    """Machines that so many GPUs are in: a unified one has a single GPU."""
+    return -(-split.gpus // product.per_machine)

@@ -1,0 +1,193 @@
+"""What each layer of a model keeps of a sequence: bytes a token, or a fixed state.
+
+The kinds are vLLM's (vllm/v1/kv_cache_interface.py of 0.20.2 and 0.33.0): FullAttentionSpec,
+SlidingWindowSpec, ChunkedLocalAttentionSpec, MLAAttentionSpec and MambaSpec; the shapes of fixed
+states are in vllm/model_executor/layers/mamba/mamba_utils.py (MambaStateShapeCalculator).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fp4forge.checkpoint.config import Config, TextConfig
+from fp4forge.core.errors import CheckpointError
+from fp4forge.core.text import shown
+from fp4forge.models import family
+
+KV_BYTES = {"fp8_e4m3": 1, "fp8": 1, "auto": 2, "bfloat16": 2}
+_ELEMENT = {"float32": 4, "float16": 2, "bfloat16": 2, "auto": 2}
+_CONV_BYTES = 2  # the convolution's state has the model's dtype, BF16
+_SSM_DEFAULT = {"mamba2": "float32", "gated-delta-net": "auto"}
+# The indexer's key: FP8, and an F32 scale for each 128 (deepseek_v2.py, DeepseekV32IndexerCache).
+_INDEX_BLOCK = 128
+# fp8_ds_mla: 512 FP8 latents, 16 bytes of scales, 64 BF16 rotary values (mla_attention.py).
+_SPARSE_LATENT_BYTES = 656
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Layers of one kind.
+
+    Attributes:
+        count: how many.
+        token_bytes: KV bytes of one token of one of them; 0 for a fixed state.
+        window: tokens that one keeps; None: all.
+        state_bytes: fixed bytes of a sequence in one of them.
+        kv_heads: heads that tensor parallelism can divide its cache by; 1 is copied to each GPU.
+        kind: one of ``models.family.STATES``.
+    """
+
+    count: int
+    token_bytes: int
+    window: int | None
+    state_bytes: int = 0
+    kv_heads: int = 1
+    kind: str = "full"
+
+    def divided(self, ways: int) -> Layers:
+        """What one of several GPUs of a tensor-parallel group keeps."""
+        heads = min(ways, self.kv_heads)
+        return Layers(
+            self.count,
+            -(-self.token_bytes // heads),
+            self.window,
+            -(-self.state_bytes // ways),
+            max(self.kv_heads // ways, 1),
+            self.kind,
+        )
+
+
+def layers(config: Config, folder: Path, kv_dtype: str) -> tuple[Layers, ...]:
+    """A model's layers by kind.
+
+    Args:
+        config: its configuration.
+        folder: named in messages.
+        kv_dtype: vLLM's --kv-cache-dtype.
+
+    Raises:
+        CheckpointError: the configuration lacks what memory depends on.
+    """
+    text = config.complete
+    number = need(folder, "num_hidden_layers", text.num_hidden_layers)
+    kinds = _kinds(text, config.family, number, folder)
+    # gemma4.py: the last num_kv_shared_layers keep no cache of their own.
+    own = number - (text.num_kv_shared_layers or 0)
+    if own <= 0 or len(kinds) < number:
+        raise CheckpointError(
+            f"{shown(folder, 300)}/config.json: {number} layers, {len(kinds)} layer_types and"
+            f" {text.num_kv_shared_layers or 0} num_kv_shared_layers do not go together",
+            rule="every layer has a type, and one at least has a KV cache",
+        )
+    counted = Counter(kind for kind in kinds[:own] if kind != "none")
+    if not counted:
+        raise CheckpointError(
+            f"{shown(folder, 300)}/config.json: no layer keeps a state",
+            rule="a language model has layers with attention or a recurrent state",
+        )
+    return tuple(_one(text, kind, count, folder, kv_dtype) for kind, count in counted.items())
+
+
+def _kinds(text: TextConfig, name: str, number: int, folder: Path) -> list[str]:
+    """The state of every layer, in order."""
+    known = family.get(name).layers
+    if text.kv_lora_rank and not name:
+        return ["latent"] * number
+    listed: Iterable[str] | None = text.layers_block_type
+    if listed is None:
+        listed = getattr(text, known.field, None)
+    if listed:
+        return [_state(entry, known, folder) for entry in listed]
+    if text.no_rope_layers:  # llama4.py: 0 marks a layer without rotary embeddings, full attention
+        return [known.between if rope else "full" for rope in text.no_rope_layers]
+    every = (getattr(text, known.interval, None) if known.interval else None) or known.every
+    if every:
+        return ["full" if (n + 1) % every == 0 else known.between for n in range(number)]
+    slides = text.sliding_window and text.use_sliding_window is not False
+    if known.otherwise == "sliding" and not slides:
+        return ["full"] * number
+    return [known.otherwise] * number
+
+
+def _state(entry: str, known: family.Layers, folder: Path) -> str:
+    if entry not in known.kinds:
+        raise CheckpointError(
+            f"{shown(folder, 300)}/config.json: the layer kind {shown(entry, 60)!r} is not known",
+            rule="known of this model: " + ", ".join(known.kinds or ("none",)),
+            remedy="add the kind to the model's file in models/families",
+        )
+    return known.kinds[entry]
+
+
+def _one(text: TextConfig, kind: str, count: int, folder: Path, kv_dtype: str) -> Layers:
+    element = KV_BYTES[kv_dtype]
+    if kind == "latent":
+        latent = need(folder, "kv_lora_rank", text.kv_lora_rank)
+        latent += need(folder, "qk_rope_head_dim", text.qk_rope_head_dim)
+        size = latent * element
+        if text.index_head_dim:
+            size = _SPARSE_LATENT_BYTES if element == 1 else size
+            size += text.index_head_dim + -(-text.index_head_dim // _INDEX_BLOCK) * 4
+        return Layers(count, size, None, kind=kind)
+    if kind in _SSM_DEFAULT:
+        return Layers(count, 0, None, _fixed(text, kind, folder), kind=kind)
+    heads = need(folder, "num_attention_heads", text.num_attention_heads)
+    width = text.head_dim or need(
+        folder, "head_dim", need(folder, "hidden_size", text.hidden_size) // heads
+    )
+    kv_heads = text.num_key_value_heads or heads
+    if kind == "full":
+        # gemma4.py: full layers have a head size and, if keys are values, a head count of their
+        # own.
+        width = text.global_head_dim or width
+        few = text.num_global_key_value_heads if text.attention_k_eq_v else None
+        kv_heads = few or kv_heads
+        return Layers(count, 2 * kv_heads * width * element, None, kv_heads=kv_heads)
+    name = "sliding_window" if kind == "sliding" else "attention_chunk_size"
+    window = need(folder, name, getattr(text, name))
+    size = 2 * kv_heads * width * element
+    return Layers(count, size, window, kv_heads=kv_heads, kind=kind)
+
+
+def _fixed(text: TextConfig, kind: str, folder: Path) -> int:
+    """Bytes of the convolution's state and of the recurrent state of one sequence."""
+    if kind == "mamba2":
+        heads = need(folder, "mamba_num_heads", text.mamba_num_heads)
+        width = need(folder, "mamba_head_dim", text.mamba_head_dim)
+        state = need(folder, "ssm_state_size", text.ssm_state_size)
+        kernel = need(folder, "conv_kernel", text.conv_kernel)
+        channels = heads * width + 2 * (text.n_groups or 1) * state
+        recurrent, dtype = heads * width * state, text.mamba_ssm_cache_dtype
+    else:
+        heads = need(folder, "linear_num_value_heads", text.linear_num_value_heads)
+        key_heads = need(folder, "linear_num_key_heads", text.linear_num_key_heads)
+        keys = need(folder, "linear_key_head_dim", text.linear_key_head_dim)
+        values = need(folder, "linear_value_head_dim", text.linear_value_head_dim)
+        kernel = need(folder, "linear_conv_kernel_dim", text.linear_conv_kernel_dim)
+        channels = 2 * keys * key_heads + values * heads
+        recurrent, dtype = heads * values * keys, text.mamba_ssm_dtype
+    element = _ELEMENT.get(dtype or _SSM_DEFAULT[kind])
+    if element is None:
+        raise CheckpointError(
+            f"{shown(folder, 300)}/config.json: the state's dtype {shown(dtype or '', 40)!r} is not"
+            " known",
+            rule="one of " + ", ".join(_ELEMENT),
+        )
+    return channels * (kernel - 1) * _CONV_BYTES + recurrent * element
+
+
+def need(folder: Path, name: str, value: int | None) -> int:
+    """A size that memory depends on.
+
+    Raises:
+        CheckpointError: it is missing or 0.
+    """
+    if not value:
+        raise CheckpointError(
+            f"{shown(folder, 300)}/config.json: {name} is missing or 0",
+            rule="memory depends on layers, heads, head sizes, window and vocabulary",
+        )
+    return value
