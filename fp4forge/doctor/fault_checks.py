@@ -51,7 +51,9 @@ def _refuted(fault: Fault, found: Evidence, version: str) -> bool:
     certain = bool(fault.signature)
     if fault.concerns(version) is False:
         return True
-    if fault.concerns(version) is None and not certain and (fault.first_bad or fault.fixed_in):
+    unsure = fault.concerns(version) is None
+    # A fault that came with a release is one of known releases only.
+    if unsure and (fault.first_bad or (fault.fixed_in and not certain)):
         return True
     if fault.unless and re.search(fault.unless, found.parsed.text):
         return True

@@ -18,9 +18,8 @@ from fp4forge.doctor.evidence import Evidence, Given
 
 _MEMBERS = ("log.txt", "inspect.json", "compose.yaml", "nvidia-smi.txt", "versions.json")
 _KEPT = ("127.0.0.1", "0.0.0.0")  # noqa: S104
-_ADDRESS = re.compile(
-    r"(?<![\w.=])(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![\w.]*[0-9.]\w)(?=[^\w.]|\.?$|\.\s)", re.M
-)
+# Four numbers after "==" are the version of a package.
+_ADDRESS = re.compile(r"(?<![\w.])(?<!==)(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![\w]|\.[0-9])")
 _IPV6 = re.compile(
     r"(?<![\w:])(?:[0-9a-f]{1,4}:){3,7}[0-9a-f]{0,4}(?:::[0-9a-f:]*)?(?![\w:])", re.I
 )
@@ -42,6 +41,33 @@ def clean(text: str) -> str:
     text = _ADDRESS.sub(lambda m: m[0] if m[0] in _KEPT else "<address>", text)
     text = _IPV6.sub("<address>", text)
     return _UUID.sub("GPU-<id>", text)
+
+
+_SECRET = re.compile(r"(?i)token(?!s|iz)|secret|passw|credential|api[_-]?key|authorization")
+
+
+def structured(content: str, where: str) -> str:
+    """JSON or YAML as JSON, each of its texts without secrets; other text as ``clean`` leaves it."""
+    try:
+        value = reading.yaml(content, where, UsageError)
+    except UsageError:
+        return clean(content)
+    return as_json(_cleaned(value)) if isinstance(value, dict | list) else clean(content)
+
+
+def _cleaned(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            clean(str(key)): "..." if _SECRET.search(str(key)) else _cleaned(entry)
+            for key, entry in value.items()
+        }
+    if isinstance(value, list):
+        before = ["", *(str(entry) for entry in value[:-1])]
+        return [
+            "..." if name.startswith("--") and _SECRET.search(name) else _cleaned(entry)
+            for name, entry in zip(before, value, strict=True)
+        ]
+    return clean(value) if isinstance(value, str) else value
 
 
 def write(path: Path, handed: gather.Handed, found: Evidence) -> None:
@@ -70,7 +96,8 @@ def write(path: Path, handed: gather.Handed, found: Evidence) -> None:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
         for name, text in parts.items():
-            content = clean(text).encode(errors="replace")
+            kept = clean(text) if name.endswith(".txt") else structured(text, name)
+            content = kept.encode(errors="replace")
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
