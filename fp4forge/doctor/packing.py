@@ -47,7 +47,7 @@ _SECRET = re.compile(r"(?i)token(?!s|iz)|secret|passw|credential|api[_-]?key|aut
 
 
 def structured(content: str, where: str) -> str:
-    """JSON or YAML as JSON, each of its texts without secrets; other text as ``clean`` leaves it."""
+    """JSON or YAML as JSON, its texts without secrets; other text as ``clean`` leaves it."""
     try:
         value = reading.yaml(content, where, UsageError)
     except UsageError:
