@@ -84,7 +84,7 @@ def linear_backend(found: Evidence) -> Iterator[Finding]:
     """Marlin for linear layers, on a GPU with native FP4."""
     backend = read_log(found.parsed.text).linear
     weak = any(g.capability and float(g.capability) < 10 for g in found.gpus)
-    native = bool(found.gpus and not weak) or not _unsupported(found)
+    native = bool(found.gpus) and not weak
     chosen = _forced(found)
     if not weak and (chosen or ("marlin" in backend.lower() and native)):
         yield Finding(

@@ -40,7 +40,7 @@ _RAISED = re.compile(
 _WRAPPERS = re.compile(
     r"See root cause above|Engine core initialization failed|EngineDeadError|"
     r"WorkerProc (?:initialization|hit an exception)|EngineCore encountered|SystemExit|"
-    r"KeyboardInterrupt|CancelledError|Engine core proc|Traceback \(most recent"
+    r"KeyboardInterrupt|CancelledError|CalledProcessError|Engine core proc|Traceback \(most recent"
 )
 _PLACE = re.compile(r'\s*File "([^"]{1,300})", line ([0-9]{1,7}), in (\S{1,100})')
 

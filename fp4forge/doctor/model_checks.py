@@ -32,7 +32,9 @@ from fp4forge.models import family
 from fp4forge.models.family import Setting
 from fp4forge.serve.switches import SWITCHES
 
-_LOADED = r"Loading weights took|Loading safetensors|Application startup complete"
+_LOADED = (
+    r"Resolved architecture: |Loading weights took|Loading safetensors|Application startup complete"
+)
 # What makes a missing parser a 400 (vllm/entrypoints/openai/chat_completion/serving.py).
 _TOOLS = r"tool choice requires --enable-auto-tool-choice|tool.choice.*--tool-call-parser to be set"
 

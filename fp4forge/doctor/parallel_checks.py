@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from fp4forge.checkpoint import config as configs
+from fp4forge.core.text import shown
 from fp4forge.doctor import facts, logs
-from fp4forge.doctor.diagnosis import ERROR, WARNING, Finding, check, failed_line, line_of
+from fp4forge.doctor.diagnosis import (
+    ERROR,
+    NOTE,
+    WARNING,
+    Finding,
+    check,
+    failed_line,
+    line_of,
+)
 from fp4forge.doctor.evidence import Evidence
 from fp4forge.doctor.inspected import visible
 
+_IF = "if no line follows for minutes"
 STALL_SECONDS = 120  # without a line that shows work
 _NCCL = re.compile(r"vLLM is using nccl|NCCL INFO|NCCL version|Init COMPLETE|backend=nccl")
 _DOWNLOAD = re.compile(r"(?i:download)|Fetching \d+ files|snapshot")
@@ -127,6 +138,9 @@ def stalled(found: Evidence) -> Iterator[Finding]:
     seconds, alive = logs.silence(log), logs.alive(log)
     waits = len(re.findall(r"No available shared memory broadcast block found", log.text))
     if seconds < STALL_SECONDS and not (waits >= 2 and alive >= 0):
+        if _several(found) and _nccl_last(log, alive):
+            hang = _hang(found, log.excerpt(alive))
+            yield replace(hang, id="nccl-start", severity=NOTE, cause=f"{_IF}: {hang.cause}")
         return
     if logs.root(log):
         return
@@ -197,12 +211,15 @@ def _idle(found: Evidence, log: logs.Log) -> Iterator[Finding]:
             idle.append(line)
         elif "throughput" in line.text:
             break
-    if len(idle) >= 3:
+    waits = sum(1 for line in log.lines[logs.alive(log) + 1 :] if line.text.strip())
+    if len(idle) >= 3 or waits >= 2:
         yield Finding(
             "stall",
             ERROR,
-            idle[0].text[:300],
-            "requests run and get no token: the engine hangs",
+            shown(idle[0].text, 300)
+            if len(idle) >= 3
+            else log.excerpt(len(log.lines) - 1) or log.excerpt(logs.alive(log) + 1),
+            "requests run and get no token, or processes wait for each other: the engine hangs",
             "py-spy dump --pid of the engine shows where it is",
         )
 
