@@ -140,3 +140,64 @@ def write(
         index |= dict.fromkeys(part, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     return folder
+
+
+def packed(name: str, rows: int, columns: int, activations: bool = True) -> Tensors:
+    """One NVFP4 layer as compressed-tensors writes it; global scales have one element."""
+    out: Tensors = {
+        f"{name}.weight_packed": ("U8", (rows, columns // 2), None),
+        f"{name}.weight_scale": (
+            "F8_E4M3",
+            (rows, columns // 16),
+            bytes([0x38]) * (rows * columns // 16),
+        ),
+        f"{name}.weight_global_scale": ("F32", (1,), _ONE),
+    }
+    if activations:
+        out[f"{name}.input_global_scale"] = ("F32", (1,), _ONE)
+    return out
+
+
+def weights_only(name: str, rows: int, columns: int) -> Tensors:
+    """One layer of ModelOpt's W4A16_NVFP4."""
+    out = linear(name, rows, columns)
+    del out[f"{name}.input_scale"]
+    return out
+
+
+def fp8(name: str, rows: int, columns: int) -> Tensors:
+    """One FP8 layer with one scale for the weights and one for the activations."""
+    return {
+        f"{name}.weight": ("F8_E4M3", (rows, columns), None),
+        f"{name}.weight_scale": ("F32", (), _ONE),
+        f"{name}.input_scale": ("F32", (), _ONE),
+    }
+
+
+def scaled(name: str, rows: int, columns: int, scale: str, *shape: int) -> Tensors:
+    """One FP8 layer with an array of scales."""
+    return {
+        f"{name}.weight": ("F8_E4M3", (rows, columns), None),
+        f"{name}.{scale}": ("F32", shape, _ONE * math.prod(shape)),
+    }
+
+
+def plain(name: str, *shape: int) -> Tensors:
+    """One layer in BF16."""
+    return {f"{name}.weight": ("BF16", shape, None)}
+
+
+def publish(
+    folder: Path,
+    tensors: Tensors,
+    config: dict[str, Any],
+    modelopt: dict[str, Any] | None = None,
+) -> Path:
+    """A checkpoint's folder with one file and its configuration as given."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    if modelopt is not None:
+        text = json.dumps({"quantization": modelopt})
+        (folder / "hf_quant_config.json").write_text(text)
+    write_file(folder / "model.safetensors", tensors)
+    return folder

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
 from fp4forge.core import reading
 from fp4forge.core.errors import CheckpointError
@@ -17,11 +17,70 @@ _Size = Annotated[int, Meta(ge=0, le=COUNT)]
 _Wide = _Size | list[_Size] | None  # some models' differ by layer
 
 
+class LayerScheme(Struct, frozen=True):
+    """One layer of ModelOpt's quantized_layers."""
+
+    quant_algo: str
+    group_size: _Size | None = None
+
+
+class Arguments(Struct, frozen=True):
+    """How compressed-tensors quantises weights, activations or the KV cache."""
+
+    num_bits: _Size | None = None
+    type: str | None = None
+    strategy: str | None = None
+    group_size: Annotated[int, Meta(ge=-1, le=COUNT)] | None = None
+    symmetric: bool | None = None
+
+
+class Group(Struct, frozen=True):
+    """The layers of a compressed-tensors scheme: names, ``re:`` patterns or classes."""
+
+    targets: list[str] | None = None
+    weights: Arguments | None = None
+    input_activations: Arguments | None = None
+
+
 class Quantisation(Struct, frozen=True):
-    """How weights were quantised, as ModelOpt and compressed-tensors declare it."""
+    """How weights were quantised, as ModelOpt, compressed-tensors and others declare it."""
 
     quant_algo: str | None = None
     quant_method: str | None = None
+    quantized_layers: dict[str, LayerScheme] | None = None
+    exclude_modules: list[str] | None = None
+    ignore: list[str] | None = None
+    ignored_layers: list[str] | None = None
+    modules_to_not_convert: list[str] | None = None
+    config_groups: dict[str, Group] | None = None
+    kv_cache_quant_algo: str | None = None
+    kv_cache_scheme: Arguments | None = None
+    weight_block_size: list[_Size] | None = None
+    quantization: Quantisation | None = None  # ModelOpt's older exports nest it
+
+    @property
+    def algo(self) -> str:
+        """ModelOpt's algorithm in capitals; some exports write it small."""
+        return (self.quant_algo or "").upper()
+
+    @property
+    def method(self) -> str:
+        """Who reads the declaration; empty if it does not say."""
+        return (self.quant_method or "").lower().replace("_tensors", "-tensors")
+
+    @property
+    def excluded(self) -> list[str] | None:
+        """What is not quantised, by the key that vLLM's reader of this format takes."""
+        lists = (self.ignore, self.exclude_modules, self.ignored_layers)
+        return next((one for one in (*lists, self.modules_to_not_convert) if one is not None), None)
+
+    @property
+    def kv_cache(self) -> str:
+        """FP8, NVFP4 or nothing."""
+        if self.kv_cache_quant_algo:
+            return self.kv_cache_quant_algo.upper()
+        scheme = self.kv_cache_scheme
+        return "FP8" if scheme and (scheme.num_bits, scheme.type) == (8, "float") else ""
 
 
 class TextConfig(Struct, frozen=True):
@@ -75,6 +134,7 @@ class TextConfig(Struct, frozen=True):
     n_groups: _Size | None = None
     conv_kernel: _Size | None = None
     mamba_ssm_cache_dtype: str | None = None
+    quantization_config: Quantisation | None = None
 
     @property
     def experts(self) -> int:
@@ -88,7 +148,7 @@ class Config(TextConfig, frozen=True):
     architectures: list[str] | None = None
     target_hidden_size: _Size | None = None  # of an EAGLE3 drafter
     text_config: TextConfig | None = None
-    quantization_config: Quantisation | None = None
+    compression_config: Quantisation | None = None
 
     @property
     def text(self) -> TextConfig:
@@ -115,8 +175,10 @@ class Config(TextConfig, frozen=True):
 
     @property
     def quantisation(self) -> Quantisation:
-        """What config.json declares."""
-        return self.quantization_config or Quantisation()
+        """What config.json declares: as vLLM looks for it, there or with the language model."""
+        found = self.quantization_config or self.text.quantization_config
+        found = found or self.compression_config or Quantisation()
+        return found.quantization or found
 
     @property
     def tied(self) -> bool:
@@ -148,6 +210,21 @@ def read_modelopt(folder: Path) -> Quantisation:
     """
     path = folder / "hf_quant_config.json"
     return reading.json_file(path, _ModelOpt, CheckpointError).quantization or Quantisation()
+
+
+def merged(first: Quantisation, second: Quantisation) -> Quantisation:
+    """A declaration as vLLM reads it: config.json's, or hf_quant_config.json's if it has none.
+
+    Of MIXED_PRECISION, vLLM takes the layers from either; see get_quant_config in
+    vllm/model_executor/model_loader/weight_utils.py.
+    """
+    if first.method and not first.method.startswith("modelopt"):
+        return first
+    if not first.quant_algo and not first.config_groups:
+        return structs.replace(second, quant_method=first.quant_method or "modelopt")
+    if first.algo == "MIXED_PRECISION" and first.quantized_layers is None:
+        return structs.replace(second, quant_method=first.quant_method, quant_algo=first.quant_algo)
+    return first
 
 
 def width(value: int | list[int] | None) -> int:

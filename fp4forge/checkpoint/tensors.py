@@ -8,15 +8,14 @@ and knows no FP8 without torch; here only headers and the bytes of scales are re
 from __future__ import annotations
 
 import math
-import mmap
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from msgspec import Meta, Raw, Struct
+from msgspec import Meta, Raw, Struct, json
 
 from fp4forge.checkpoint import config as configs
 from fp4forge.checkpoint.config import Config, Quantisation
@@ -48,8 +47,7 @@ _LFS = b"version https://git-lfs"
 _Place = Annotated[int, Meta(ge=0, le=1 << 48)]  # a size or an offset in a file
 
 
-@dataclass(frozen=True)
-class Tensor:
+class Tensor(Struct, frozen=True, gc=False):  # a checkpoint may have 200,000
     """One tensor: dtype as safetensors names it, shape, and its bytes' place in a file."""
 
     name: str
@@ -79,25 +77,11 @@ class Checkpoint:
 
     folder: Path
     config: Config
-    quantisation: Quantisation  # hf_quant_config.json, else config.json's quantization_config
+    quantisation: Quantisation  # config.json's; what it leaves out, from hf_quant_config.json
+    modelopt: Quantisation | None  # hf_quant_config.json alone
     tensors: dict[str, Tensor]
     index: dict[str, str] | None  # tensor -> file, of model.safetensors.index.json
     problems: tuple[Problem, ...] = field(default=())
-
-    @contextmanager
-    def bytes(self) -> Iterator[Any]:
-        """A function from a tensor to a view of its bytes; files are mapped, not read."""
-        with ExitStack() as stack:
-            maps: dict[str, mmap.mmap] = {}
-
-            def view(tensor: Tensor) -> memoryview:
-                if tensor.file not in maps:
-                    handle = stack.enter_context((self.folder / tensor.file).open("rb"))
-                    mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-                    maps[tensor.file] = mapped
-                return memoryview(maps[tensor.file])[tensor.start : tensor.end]
-
-            yield view  # views may outlive this block: their maps close with the last of them
 
 
 class _Index(Struct, frozen=True):
@@ -131,8 +115,10 @@ def read(folder: Path) -> Checkpoint:
         )
     config = configs.read(folder)
     quantisation = config.quantisation
+    modelopt = None
     if os.path.lexists(folder / "hf_quant_config.json"):
-        quantisation = configs.read_modelopt(folder)
+        modelopt = configs.read_modelopt(folder)
+        quantisation = configs.merged(quantisation, modelopt)
     files = sorted(path.name for path in folder.glob("*.safetensors"))
     if not files:
         raise CheckpointError(
@@ -155,7 +141,7 @@ def read(folder: Path) -> Checkpoint:
     index = None
     if os.path.lexists(index_file):
         index = reading.json_file(index_file, _Index, CheckpointError).weight_map
-    return Checkpoint(folder, config, quantisation, tensors, index, tuple(problems))
+    return Checkpoint(folder, config, quantisation, modelopt, tensors, index, tuple(problems))
 
 
 class _Entry(Struct, frozen=True):
@@ -164,6 +150,9 @@ class _Entry(Struct, frozen=True):
     dtype: str
     shape: Annotated[tuple[_Place, ...], Meta(max_length=DIMENSIONS)]
     data_offsets: tuple[_Place, _Place]
+
+
+_ENTRY = json.Decoder(_Entry)
 
 
 def header(path: Path) -> list[Tensor]:
@@ -191,33 +180,53 @@ def header(path: Path) -> list[Tensor]:
         handle.seek(8)
         text = handle.read(length)
     start = 8 + length
-    found = [_tensor(path, *entry, start) for entry in _entries(text, name)]
+    file = path.name
+    found = [_tensor(file, tensor, entry, start) for tensor, entry in _entries(text, name)]
     end = max((tensor.end for tensor in found), default=start)
     if end > size:
         raise CheckpointError(
             f"{name}: truncated: {size} bytes of {end}",
             remedy="fetch the file again; build.py checkpoint fetch resumes",
         )
+    _separate(name, found)
     return found
+
+
+def _separate(name: str, found: list[Tensor]) -> None:
+    """Refuses tensors that share bytes.
+
+    Raises:
+        CheckpointError: two do; the message names them.
+    """
+    placed = sorted((one for one in found if one.size), key=lambda one: one.start)
+    for one, other in pairwise(placed):
+        if other.start < one.end:
+            raise CheckpointError(
+                f"{name}: {shown(one.name, 200)} and {shown(other.name, 200)} overlap",
+                rule="each tensor of a safetensors file has bytes of its own",
+                remedy="write the file again",
+            )
 
 
 def _entries(text: bytes, name: str) -> Iterator[tuple[str, _Entry]]:
     where = f"{name}: its header"
     for tensor, raw in reading.json(text, dict[str, Raw], where, CheckpointError).items():
-        if tensor != "__metadata__":
-            yield (
-                tensor,
-                reading.json(raw, _Entry, f"{where}, {shown(tensor, 200)}", CheckpointError),
-            )
+        if tensor == "__metadata__":
+            continue
+        try:
+            yield tensor, _ENTRY.decode(raw)
+        except (ValueError, RecursionError):  # once more, for the message
+            place = f"{where}, {shown(tensor, 200)}"
+            yield tensor, reading.json(raw, _Entry, place, CheckpointError)
 
 
-def _tensor(path: Path, name: str, entry: _Entry, start: int) -> Tensor:
-    begin, end = (start + offset for offset in entry.data_offsets)
-    found = Tensor(name, path.name, entry.dtype, entry.shape, begin, end)
+def _tensor(file: str, name: str, entry: _Entry, start: int) -> Tensor:
+    begin, end = entry.data_offsets
+    found = Tensor(name, file, entry.dtype, entry.shape, start + begin, start + end)
     wanted = math.prod(entry.shape) * ELEMENT_BYTES.get(entry.dtype, 0)
-    if begin > end or (entry.dtype in ELEMENT_BYTES and found.size != wanted):
+    if begin > end or (entry.dtype in ELEMENT_BYTES and end - begin != wanted):
         raise CheckpointError(
-            f"{shown(path.name, 200)}: {shown(name, 200)} has {found.size} bytes,"
+            f"{shown(file, 200)}: {shown(name, 200)} has {found.size} bytes,"
             f" {shown(entry.dtype, 20)} {list(entry.shape)} are {wanted}"
         )
     return found

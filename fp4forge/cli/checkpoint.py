@@ -19,14 +19,15 @@ def checkpoint() -> None:
 
 @checkpoint.command()
 @click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--release", help="Release to serve it with; by default the newest.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
-def inspect(folder: Path, as_json: bool) -> None:
+def inspect(folder: Path, release: str | None, as_json: bool) -> None:
     """Report whether the checkpoint in FOLDER can be served, with which flags and patches."""
     from fp4forge.checkpoint import inspect as inspecting
 
     console = Console()
     with console.step("inspect") as step:
-        found = inspecting.inspect(folder, step.report)
+        found = inspecting.inspect(folder, step.report, release)
         step.detail = f"{found.quantised_modules} quantised modules"
     if as_json:
         print_json(asdict(found))

@@ -25,6 +25,7 @@ LOCKS = RELEASES / "locks"
 TEMPLATES = ROOT / "templates"
 DOCKERFILES = ROOT / "dockerfiles"
 SCHEMAS = ROOT / "schemas"
+MODELS = ROOT / "models"
 PATCHES = Path(os.environ.get("FP4FORGE_PATCHES") or ROOT / "patches")
 KERNELS = PACKAGE / "kernels"
 IMAGE_FILES = PACKAGE / "image"

@@ -83,6 +83,25 @@ CONFIG = {
         "num_global_key_value_heads": 1,
     },
 }
+DECLARED = {
+    "quant_method": "modelopt",
+    "quant_algo": "MIXED_PRECISION",
+    "quantized_layers": {"model.layers.0.q_proj": {"quant_algo": "NVFP4", "group_size": 16}},
+    "ignore": ["lm_head", "*layers.1*"],
+    "kv_cache_scheme": {"num_bits": 8, "type": "float"},
+    "weight_block_size": [128, 128],
+}
+COMPRESSED = {
+    "quant_method": "compressed-tensors",
+    "config_groups": {
+        "group_0": {
+            "targets": ["Linear", "re:.*q_proj"],
+            "weights": {"num_bits": 4, "type": "float", "strategy": "tensor_group"},
+            "input_activations": None,
+        }
+    },
+    "ignore": ["re:.*lm_head$"],
+}
 INDEX = {"metadata": {"total_size": 1}, "weight_map": {"a.weight": "model.safetensors"}}
 HEADER = {
     "__metadata__": {"format": "pt"},
@@ -94,6 +113,18 @@ HEADER = {
     },
     "model.layers.0.q_proj.weight_scale_2": {"dtype": "F32", "shape": [], "data_offsets": [18, 22]},
 }
+
+
+@fuzz
+@given(data=st.data(), header=documents(HEADER))
+def test_declarations(new: Make, data: st.DataObject, header: bytes) -> None:
+    folder = new()
+    spoilt = data.draw(documents(data.draw(st.sampled_from([DECLARED, COMPRESSED]))))
+    config = json.dumps({**CONFIG, "quantization_config": "HERE"}).encode()
+    (folder / "config.json").write_bytes(config.replace(b'"HERE"', spoilt))
+    whole = data.draw(st.sampled_from([json.dumps(HEADER).encode(), header]))
+    (folder / "model.safetensors").write_bytes(safetensors(whole))
+    survives(lambda: inspect.inspect(folder))
 
 
 def safetensors(header: bytes) -> bytes:

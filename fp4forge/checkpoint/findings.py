@@ -1,0 +1,287 @@
+"""What an inspection can find: every finding's severity, meaning, patch and fix in one table."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from fp4forge.core.text import shown
+
+ERROR, PATCH, WARNING, NOTE = "error", "patch", "warning", "note"
+_SEVERITIES = (ERROR, PATCH, WARNING, NOTE)
+_PLACES = 10  # lines that a finding shows
+_EXPERT = re.compile(r"layers\.(\d{1,9})\.(?:\w+\.)*experts\.(\d{1,9})\.(\w+)$")
+
+_LAYER = re.compile(r"^((?:[^:]*\.)?layers\.)(\d{1,9})(?!\d)(.*)$", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing seen: severity, where and how often, what it means, the patch or fix it needs."""
+
+    id: str
+    severity: str
+    text: str
+    count: int = 0
+    where: tuple[str, ...] = ()
+    patch: str = ""
+    fix: str = ""
+
+
+class Kind(NamedTuple):
+    """What a finding means. Patches are named as in patches/vllm/*/series.yaml."""
+
+    severity: str
+    text: str
+    patch: str = ""
+    fix: str = ""
+
+
+_AGAIN = "export the checkpoint again, whole"
+
+KINDS: dict[str, Kind] = {
+    "unknown-format": Kind(
+        ERROR,
+        "quantised in a way that these images were not made for",
+        fix="models/formats.yaml lists the formats that are known",
+    ),
+    "needs-newer-vllm": Kind(
+        ERROR,
+        "this release's vLLM does not load the checkpoint",
+        fix="use an image of a release that does",
+    ),
+    "wrong-strategy": Kind(
+        ERROR,
+        "4-bit weights without the strategy tensor_group: vLLM finds no scheme for them",
+        fix="quantise again with scheme NVFP4",
+    ),
+    "not-declared": Kind(
+        ERROR,
+        "tensors are quantised, and the configuration does not say so: vLLM loads them as BF16",
+        fix="restore quantization_config in config.json, or export again",
+    ),
+    "excluded-quantised": Kind(
+        ERROR,
+        "tensors are quantised, and the configuration excludes them: vLLM loads them as BF16",
+        fix="remove the entry from ignore or exclude_modules, or export again",
+    ),
+    "declared-missing": Kind(
+        ERROR,
+        "the configuration names quantised layers, and their tensors are not there",
+        fix=_AGAIN,
+    ),
+    "declared-plain": Kind(
+        ERROR,
+        "the configuration names quantised layers, and their weights are not quantised",
+        fix="export again, or remove the entries from quantized_layers",
+    ),
+    "maybe-plain": Kind(
+        WARNING,
+        "layers are not quantised, and no list excludes them: vLLM may build them quantised",
+        fix="name them in ignore (exclude_modules in hf_quant_config.json)",
+    ),
+    "other-scheme": Kind(
+        ERROR,
+        "tensors have another scheme than the configuration declares",
+        fix="export again, or correct the declaration",
+    ),
+    "declarations-differ": Kind(
+        WARNING,
+        "hf_quant_config.json and config.json disagree; vLLM reads config.json",
+        fix="keep the declaration that the tensors have",
+    ),
+    "missing-layer": Kind(ERROR, "layers have no tensors", fix=_AGAIN),
+    "missing-part": Kind(ERROR, "parts of quantised layers are not there", fix=_AGAIN),
+    "unknown-part": Kind(
+        ERROR,
+        "layers have tensors of another scheme (GPTQ, AWQ, integers)",
+        fix="quantise again with one of the formats that models/formats.yaml lists",
+    ),
+    "missing-expert": Kind(ERROR, "experts are not there", fix=_AGAIN),
+    "expert-count": Kind(
+        ERROR,
+        "there are more or other experts than config.json says",
+        fix="correct the number of experts in config.json, or export again",
+    ),
+    "wrong-shape": Kind(
+        ERROR,
+        "parts do not have the layout of their scheme",
+        fix="NVFP4 has weight [out, in/2], a scale for each 16 weights [out, in/16], two scalars;"
+        " docs/serving.md lists the others",
+    ),
+    "no-input-scale": Kind(
+        ERROR,
+        "no input_scale: vLLM leaves memory's garbage there and serves it",
+        "modelopt-expert-input-scales",
+        "the patch refuses such a checkpoint; calibrate until every expert saw a token, or give"
+        " it the largest input_scale of its siblings",
+    ),
+    "no-input-global-scale": Kind(
+        ERROR,
+        "no input_global_scale: vLLM leaves memory's garbage there and serves it",
+        fix="calibrate again, or quantise with scheme NVFP4A16, whose activations stay BF16",
+    ),
+    "nan-block-scale": Kind(
+        PATCH,
+        "block scales are NaN (ModelOpt's overflow before 0.44)",
+        "modelopt-nan-block-scales",
+        "the patch zeroes and counts them",
+    ),
+    "nan-group-scale": Kind(
+        ERROR, "group scales are NaN", fix="quantise again: no patch covers this format"
+    ),
+    "negative-block-scale": Kind(
+        ERROR,
+        "block scales are negative",
+        fix="scales of NVFP4 are magnitudes: export again",
+    ),
+    "zero-block-scale": Kind(NOTE, "block scales are zero: their 16 weights are zero"),
+    "bad-scalar-nan": Kind(ERROR, "scalars are NaN", fix="calibrate and export again"),
+    "bad-scalar-infinite": Kind(ERROR, "scalars are infinite", fix="calibrate and export again"),
+    "bad-scalar-negative": Kind(ERROR, "scalars are negative", fix="calibrate and export again"),
+    "bad-scalar-zero": Kind(ERROR, "scalars are zero", fix="calibrate and export again"),
+    "bad-scales": Kind(
+        ERROR, "scales are NaN, infinite or negative", fix="calibrate and export again"
+    ),
+    "gate-up-mismatch": Kind(
+        WARNING,
+        "gate and up projection have different global scales: vLLM keeps one of them",
+        fix="export with fused scales (an expert that saw no token has a scale of its own)",
+    ),
+    "kv-scale-lost": Kind(
+        ERROR,
+        "attention has a v_scale and no k_scale: vLLM stops at an assertion",
+        fix="export the scales of the KV cache again",
+    ),
+    "kv-no-scales": Kind(
+        NOTE, "the KV cache is declared as FP8 without scales: vLLM takes 1.0 for all of them"
+    ),
+    "kv-undeclared": Kind(
+        NOTE,
+        "there are scales of the KV cache, and none is declared: --kv-cache-dtype fp8 uses them",
+    ),
+    "experts-plain": Kind(
+        ERROR,
+        "experts are not quantised although the configuration says so",
+        fix="export again with the experts quantised, or exclude them",
+    ),
+    "experts-not-quantised": Kind(
+        ERROR,
+        "experts are not quantised although the configuration says so",
+        fix="ModelOpt before 0.45 does not see Gemma-4's fused experts: register Gemma4TextExperts",
+    ),
+    "vision-quantised": Kind(
+        ERROR,
+        "the vision path is quantised; vLLM's has no place for its scales",
+        fix="exclude *vision_tower* and *embed_vision* when quantising",
+    ),
+    "router-quantised": Kind(
+        ERROR, "routers are quantised", fix="routers stay in BF16: exclude them"
+    ),
+    "moe-prefix": Kind(
+        PATCH, "expert names already carry .moe.: KeyError in stock vLLM", "gemma4-moe-prefix"
+    ),
+    "awq-dense": Kind(
+        PATCH, "dense layers carry pre_quant_scale (NVFP4_AWQ)", "modelopt-nvfp4-awq"
+    ),
+    "awq-experts": Kind(
+        ERROR,
+        "experts carry pre_quant_scale: no MoE kernel of vLLM applies it",
+        fix="quantise experts with NVFP4_DEFAULT_CFG (max), AWQ only for dense layers",
+    ),
+    "gelu-tanh": Kind(
+        PATCH,
+        "the experts' activation is tanh-GELU; stock vLLM runs erf-GELU",
+        "gemma4-gelu-tanh",
+    ),
+    "tied-twice": Kind(NOTE, "tie_word_embeddings is set and lm_head.weight is there as well"),
+    "not-in-index": Kind(
+        WARNING,
+        "tensors are in files but not in the index: vLLM skips such files",
+        fix="write the index again",
+    ),
+    "index-only": Kind(
+        ERROR, "the index names tensors that no file has", fix="fetch the files again"
+    ),
+    "missing-file": Kind(
+        ERROR,
+        "files of the index are not there",
+        fix="build.py checkpoint fetch resumes a download",
+    ),
+    "bad-file": Kind(ERROR, "files cannot be read", fix="fetch them again"),
+}
+
+
+@dataclass
+class Collected:
+    """Findings of one kind at many places."""
+
+    places: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def add(self, kind: str, place: str, count: int = 1) -> None:
+        """Adds one place, where something was seen a number of times."""
+        self.places[kind].append(place)
+        self.counts[kind] += count
+
+    def findings(self) -> tuple[Finding, ...]:
+        """All findings, errors first."""
+        found = [
+            Finding(
+                id=id_,
+                severity=kind.severity,
+                text=kind.text,
+                count=self.counts[id_],
+                where=tuple(_brief(self.places[id_])),
+                patch=kind.patch,
+                fix=kind.fix,
+            )
+            for id_, kind in KINDS.items()
+            if id_ in self.places
+        ]
+        return tuple(sorted(found, key=lambda one: _SEVERITIES.index(one.severity)))
+
+
+def _brief(places: Iterable[str]) -> list[str]:
+    """Places for people: experts of one layer together, then layers, at most ten lines."""
+    grouped: dict[tuple[int, str], list[int]] = defaultdict(list)
+    rest: list[str] = []
+    for place in places:
+        match = _EXPERT.search(place)
+        if match:
+            grouped[int(match[1]), match[3]].append(int(match[2]))
+        else:
+            rest.append(place)
+    if len(rest) > _PLACES:
+        rest = _by_layer(rest)
+    lines = [
+        f"layer {layer} {kind} of experts {_ranges(numbers)}"
+        for (layer, kind), numbers in sorted(grouped.items())
+    ] + rest
+    if len(lines) > _PLACES:
+        lines = [*lines[: _PLACES - 1], f"and {len(lines) - _PLACES + 1} more"]
+    return [shown(line, 600) for line in lines]
+
+
+def _by_layer(places: Iterable[str]) -> list[str]:
+    """Places that differ in the number of their layer alone, together."""
+    grouped: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for place in places:
+        match = _LAYER.match(place)
+        before, after = (match[1], match[3]) if match else (place, "")
+        grouped[before, after].extend([int(match[2])] if match else [])
+    return [before + _ranges(numbers) + after for (before, after), numbers in grouped.items()]
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Numbers as people write them: 0-3, 7."""
+    out: list[list[int]] = []
+    for number in sorted(numbers):
+        if out and number == out[-1][1] + 1:
+            out[-1][1] = number
+        else:
+            out.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in out)
