@@ -56,6 +56,7 @@ def doctor(as_json: bool, bundle: Path | None, **given: Any) -> None:
     Exit code 0 if the server is healthy, 20 if it is ill (each finding has its cause), 26 if the
     evidence shows neither.
     """
+    from fp4forge.core.text import shown
     from fp4forge.doctor import examine as doctors
     from fp4forge.doctor import gather, packing, report
 
@@ -71,7 +72,7 @@ def doctor(as_json: bool, bundle: Path | None, **given: Any) -> None:
         found = gather.evidence(handed)
         if bundle:
             packing.write(bundle, handed, found)
-            click.echo(f"bundle: {bundle}", err=True)
+            click.echo(f"bundle: {shown(bundle, 300)}", err=True)
     findings = doctors.examine(found)
     verdict = doctors.judge(found, findings)
     if as_json:

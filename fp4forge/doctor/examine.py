@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fp4forge.doctor import (
+    checkpoint_checks,
     fault_checks,
     gpu_checks,
     memory_checks,
@@ -16,6 +17,7 @@ from fp4forge.doctor.diagnosis import CHECKS, ERROR, NOTE, WARNING, Finding
 from fp4forge.doctor.evidence import Evidence
 
 __all__ = [
+    "checkpoint_checks",
     "examine",
     "fault_checks",
     "gpu_checks",

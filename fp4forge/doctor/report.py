@@ -42,7 +42,7 @@ def rows(found: Evidence, findings: list[Finding], verdict: Verdict) -> list[tup
 def gave(entry: Given) -> str:
     """What a piece of evidence contributed, or what could be read instead."""
     if entry.gave:
-        return "; ".join(entry.gave)
+        return shown("; ".join(entry.gave), 2000)
     return "nothing could be read from it" + (f"; readable is {entry.form}" if entry.form else "")
 
 

@@ -431,3 +431,31 @@ def test_offline_by_the_command_line(tmp_path: Path) -> None:
     assert {"exited", "killed"} <= {f["id"] for f in data["findings"]}
     assert data["log"]["moe"] == "MARLIN"
     assert CliRunner().invoke(command, []).exit_code == 1
+
+
+def test_a_format_that_this_vllm_does_not_load(tmp_path: Path) -> None:
+    folder = write(tmp_path / "new", gemma4(TINY), TINY)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "modelopt", "quant_algo": "W4A16_NVFP4"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "W4A16_NVFP4"}}')
+    changes: dict[str, Any] = {
+        "mounts": [Mount(str(folder), "/models/model")],
+        "log": None,
+    }
+    found = {f.id: f for f in doctor.examine(healthy(tmp_path, **changes))}
+    assert "0.24.0 does" in found["checkpoint-format"].cause
+    changes["log"] = GOOD_LOG
+    assert "checkpoint-format" not in ids(healthy(tmp_path, **changes))
+
+
+def test_a_checkpoint_with_a_part_missing(tmp_path: Path) -> None:
+    tensors = gemma4(TINY)
+    tensors = {name: value for name, value in tensors.items() if "weight_scale_2" not in name}
+    folder = write(tmp_path / "cut", tensors, TINY)
+    changes: dict[str, Any] = {
+        "mounts": [Mount(str(folder), "/models/model")],
+        "log": None,
+    }
+    found = {f.id: f for f in doctor.examine(healthy(tmp_path, **changes))}
+    assert "missing-part" in found["checkpoint"].evidence
