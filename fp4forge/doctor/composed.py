@@ -74,7 +74,7 @@ def from_text(text: str, where: str, folder: Path) -> Evidence:
     usable = [s for s in services.values() if isinstance(s, dict) and s.get("image")]
     if not usable:
         raise UsageError(f"{where}: no service has an image", rule="a compose file")
-    chosen = next((s for s in usable if "vllm" in str(s)), usable[0])
+    chosen = min(usable, key=_rank)  # the first of the best
     known = variables.environment(folder)
     service = reading.shaped(variables.resolve(chosen, known), _Service, where, UsageError)
     given = variables_of(service, folder)
@@ -95,6 +95,12 @@ def from_text(text: str, where: str, folder: Path) -> Evidence:
         gpu_requested=requested,
         gpu_count=count,
     )
+
+
+def _rank(service: dict[str, Any]) -> int:
+    """0 for a service that serves a model by image or command, 1 if it only mentions vLLM."""
+    runs = f"{service.get('image')} {service.get('command')} {service.get('entrypoint')}"
+    return 0 if "vllm" in runs else 1 if "vllm" in str(service) else 2
 
 
 def variables_of(service: _Service, folder: Path) -> dict[str, str]:

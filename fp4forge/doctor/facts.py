@@ -36,6 +36,7 @@ class Split:
     pipeline: int
     nodes: int
     ray: bool
+    data: int = 1  # copies of the model on each machine
 
     @property
     def world(self) -> int:
@@ -150,6 +151,7 @@ def split(found: Evidence) -> Split:
         _count(setting(found, "pipeline-parallel-size")),
         _count(setting(found, "nnodes")),
         setting(found, "distributed-executor-backend") == "ray",
+        _count(setting(found, "data-parallel-size-local") or setting(found, "data-parallel-size")),
     )
 
 

@@ -101,9 +101,9 @@ def from_inspect(data: object, where: str = "docker inspect", here: bool = False
     Raises:
         UsageError: it is something else.
     """
-    found = reading.shaped(
-        data[0] if isinstance(data, list) and data else data, Inspected, where, UsageError
-    )
+    if isinstance(data, list) and data:
+        data = next((one for one in data if "vllm" in str(one)[:100_000].lower()), data[0])
+    found = reading.shaped(data, Inspected, where, UsageError)
     config, host = found.Config or _Container(), found.HostConfig or _Host()
     state = found.State or _State()
     image = found.ImageName or config.Image or ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,6 +15,8 @@ from functools import lru_cache
 
 from fp4forge.core.text import shown
 
+_ALIKE = 200  # lines of one kind that are kept
+_NO_DIGITS = str.maketrans("", "", "0123456789")
 READY = re.compile(r"Application startup complete|Uvicorn running on ")
 START = re.compile(r"vLLM API server version ")
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r$")
@@ -30,6 +33,9 @@ _LOGGER = re.compile(
     r"(DEBUG|INFO|WARNING|ERROR|CRITICAL) ([01][0-9])-([0-3][0-9])"
     r" ([0-2][0-9]:[0-5][0-9]:[0-5][0-9])"
     r"(?:\.[0-9]{1,6})? \[([^\]]{1,200})\] ?"
+)
+_REQUEST = re.compile(
+    r"(.{0,120}?(?:Received request|Request) \S{1,200}(?=[: ]))(?:.*prompt: .*|: .*)$"
 )
 _SERVER = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL): +")
 _RAISED = re.compile(
@@ -84,7 +90,7 @@ class Log:
 @lru_cache(maxsize=8)
 def parse(text: str) -> Log:
     """The lines of a log; of several starts, only the last one counts once it was ready."""
-    raw = [_ESCAPES.sub("", line) for line in text.split("\n")]
+    raw = [_ESCAPES.sub("", line) for line in _thinned(text.split("\n"))]
     prefixed = sum(1 for line in raw if _SERVICE.match(line) and "| UNEXPECTED" not in line)
     service = prefixed >= max(2, 0.8 * sum(1 for line in raw if line.strip()))
     lines = tuple(_line(line, service) for line in raw)
@@ -92,6 +98,24 @@ def parse(text: str) -> Log:
     if len(starts) > 1 and any(READY.search(line.text) for line in lines[starts[-1] :]):
         lines = lines[starts[-1] :]
     return Log(lines, "\n".join(line.text for line in lines))
+
+
+def _thinned(raw: list[str]) -> list[str]:
+    """Lines without what a server repeats for days.
+
+    Of lines that differ in numbers alone the first ones are kept, and so is the end of the log.
+    """
+    seen: Counter[str] = Counter()
+    end = len(raw) - _ALIKE
+    kept: list[str] = []
+    for number, line in enumerate(raw):
+        if number >= end:
+            return kept + raw[number:]
+        key = line[:200].translate(_NO_DIGITS)[:120]
+        seen[key] += 1
+        if seen[key] <= _ALIKE or not key:
+            kept.append(line)
+    return kept
 
 
 def last(log: Log, pattern: re.Pattern[str]) -> int:
@@ -120,6 +144,8 @@ def _line(raw: str, service: bool) -> Line:
         text = _UNIT.sub("", text, count=1)
     while match := _PROCESS.match(text):
         text = text[match.end() :]
+    if asked := _REQUEST.match(text):
+        return Line(asked[1], "INFO", seconds)  # the rest is a client's text
     if match := _LOGGER.match(text):
         clock = _seconds(f"2000-{match[2]}-{match[3]}", match[4])
         return Line(text[match.end() :], match[1], clock if clock >= 0 else seconds, match[5])
@@ -142,6 +168,7 @@ def _unpacked(raw: str) -> str:
     return message.rstrip("\n") or raw
 
 
+@lru_cache(maxsize=1 << 16)
 def _seconds(day: str, clock: str, form: str = "%Y-%m-%d") -> float:
     try:
         found = datetime.strptime(f"{day} {clock}", f"{form} %H:%M:%S")

@@ -185,7 +185,8 @@ def _mode(found: Evidence) -> str:
     text = found.flag("--speculative-config") or ""
     match = re.search(r"['\"]?method['\"]?\s*[:=]\s*['\"](\w{1,40})", text)
     match = match or re.search(r"SpeculativeConfig\(method='(\w{1,40})'", found.parsed.text)
-    name = match[1].lower() if match else ""
+    dotted = found.flag("--speculative-config.method")
+    name = (match[1] if match else dotted or "").lower()
     if not name and "eagle3" in (text + (found.flag("--speculative-model") or "")).lower():
         return "eagle3"
     return "mtp" if name.endswith("mtp") else name

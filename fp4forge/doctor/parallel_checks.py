@@ -40,6 +40,7 @@ def too_few_gpus(found: Evidence) -> Iterator[Finding]:
     split = facts.split(found)
     here = _available(found)
     a_node = split.world // split.nodes if split.nodes > 1 else split.world
+    a_node *= split.data if split.nodes == 1 else 1
     short = here is not None and a_node > here and not split.ray
     if not line and (not short or found.ready):
         return
@@ -50,7 +51,9 @@ def too_few_gpus(found: Evidence) -> Iterator[Finding]:
         ERROR,
         line or f"the flags divide the model over {a_node} GPUs a machine{have}",
         f"--tensor-parallel-size {split.tensor} times --pipeline-parallel-size {split.pipeline}"
-        f" needs {split.world} GPUs on {split.nodes} machine{'s'[: split.nodes > 1]}{have}"
+        + (f", {split.data} copies," if split.data > 1 else "")
+        + f" needs {split.world * split.data} GPUs on {split.nodes}"
+        + f" machine{'s'[: split.nodes > 1]}{have}"
         + ("; a DGX Spark has one GPU" if spark else ""),
         "with more machines: --nnodes N --node-rank 0 (1 ...) --master-addr ADDRESS on each, and"
         " --headless on all but the first, or --distributed-executor-backend ray; with one: lower"

@@ -56,6 +56,8 @@ def gpus(text: str) -> list[Gpu]:
         return _xml(text)
     if "Product Name" in text:
         return _query(text)
+    if listed := re.findall(r"(?m)^GPU [0-9]{1,3}: (.{1,80}?) \(UUID:", text):  # nvidia-smi -L
+        return [_made(name, "", 0) for name in listed]
     return _table(text) if _DRIVER.search(text) else _csv(text)
 
 

@@ -16,7 +16,8 @@ _BAD = re.compile(
 )
 # A client's mistake is no fault of the server.
 _CLIENT = re.compile(
-    r"code=4[0-9][0-9]|BadRequestError|NotFoundError|maximum context length"
+    r"code=4[0-9][0-9]|Error in preprocessing prompt|BadRequestError|NotFoundError"
+    r"|maximum context length"
     r"|RequestValidationError|VLLMValidationError|ClientDisconnect|HTTPException"
 )
 
