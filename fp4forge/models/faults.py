@@ -79,7 +79,7 @@ class Fault(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             try:
                 re.compile(getattr(self, field))
             except re.error as error:
-                raise Broken(field, f"is no pattern: {error}", "Python's re") from None
+                raise Broken(field, f"is not a pattern: {error}", "Python's re") from None
         if not (self.signature or self.first_bad or self.fixed_in or self.flags):
             raise Broken("signature", "is empty", "a signature, a range of versions, or flags")
 

@@ -98,7 +98,7 @@ def test_versions_come_from_the_log() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("signature: ", "signature: '('", "is no pattern"),
+        ("signature: ", "signature: '('", "is not a pattern"),
         ("- id: ", "- id: moe-prefix", "twice"),
     ],
 )
