@@ -116,9 +116,10 @@ matrix: venv ## What the build workflow builds, as JSON for its matrix (OPTIONS=
 drift: venv ## What the patches would need on VLLM= (newest: the newest release)
 	@$(RUN) build.py patch drift --vllm $(or $(VLLM),newest)
 
-archs: venv ## Compare releases/archs/ with what each release's CMake files compile
-	@for file in releases/archs/*.json; do \
-	  $(RUN) build.py arch extract --check --vllm $$(basename $$file .json) || exit; done
+archs: venv ## Compare releases/archs/ and switches/ with the sources of each release
+	@for file in releases/archs/*.json; do version=$$(basename $$file .json); \
+	  $(RUN) build.py arch extract --check --vllm $$version || exit; \
+	  $(RUN) build.py release switches --check $$version || exit; done
 
 audit: venv ## Known vulnerabilities of the packages that images get (asks a vulnerability service)
 	@for lock in releases/locks/*-linux-amd64-py312.txt; do echo "$$lock"; \

@@ -55,13 +55,20 @@ def expected(name: str) -> dict[str, Any]:
     return dict(yaml.safe_load((DATA / name / "expected.yaml").read_text()))
 
 
-def outcome(name: str, folder: Path) -> Outcome:
-    """Runs a case on a copy in a folder, where ``@CASE@`` becomes that folder."""
+def outcome(name: str, folder: Path, change: tuple[str, str] = ("", "")) -> Outcome:
+    """Runs a case on a copy in a folder, where ``@CASE@`` becomes that folder.
+
+    Args:
+        name: of the case.
+        folder: where the copy goes.
+        change: text that is replaced in every file, and what replaces it.
+    """
     place = folder / name
     shutil.copytree(DATA / name, place)
     for path in place.rglob("*"):
         if path.is_file():
-            path.write_text(path.read_text().replace("@CASE@", str(place)))
+            text = path.read_text().replace("@CASE@", str(place))
+            path.write_text(text.replace(*change) if change[0] else text)
     files = {
         "logs": "server.log",
         "inspection": "inspect.json",

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from fp4forge.core.text import shown
 from fp4forge.doctor import evidence as evidences
 from fp4forge.doctor import facts
 from fp4forge.doctor.diagnosis import ERROR, NOTE, WARNING, Finding, check, failed_line
 from fp4forge.doctor.evidence import Evidence
+from fp4forge.doctor.variables import UNKNOWN
+from fp4forge.inputs import switches
 from fp4forge.models import family
 from fp4forge.serve.switches import SWITCHES
 
@@ -100,6 +103,42 @@ def removed_switches(found: Evidence) -> Iterator[Finding]:
                 f"{name} is set; vLLM {found.version} does not read it",
                 f"known from {switch.since}" + (f" until {switch.gone}" if switch.gone else ""),
                 f"use {switch.successor}" if switch.successor else "remove it",
+            )
+
+
+@check
+def unknown_switches(found: Evidence) -> Iterator[Finding]:
+    """Flags and parsers that this release's command line does not take."""
+    known = switches.load(found.version) if found.version else None
+    if known is None or found.ready or not found.serves:
+        return
+    # Another build of the same version may know more.
+    severity = ERROR if "io.fp4forge.release" in found.labels else WARNING
+    names = {word.split("=")[0] for word in found.command if re.match("--[a-z]", word)}
+    for name in sorted(names - set(SWITCHES) - {"--help", "--model"}):
+        if not known.flag(name):
+            yield Finding(
+                "unknown-flag",
+                severity,
+                shown(name, 100),
+                f"vLLM {found.version} does not take this flag and ends",
+                "remove it, or use a release that has it",
+                f"releases/switches/{found.version}.json",
+            )
+    for flag, parsers in (
+        ("--tool-call-parser", known.tool_parsers),
+        ("--reasoning-parser", known.reasoning_parsers),
+    ):
+        chosen = found.flag(flag)
+        plugin = found.flag("--tool-parser-plugin") or found.flag("--reasoning-parser-plugin")
+        if chosen and UNKNOWN not in chosen and chosen not in parsers and not plugin:
+            yield Finding(
+                "unknown-parser",
+                severity,
+                f"{flag} {shown(chosen, 100)}",
+                f"vLLM {found.version} has no such parser",
+                f"one of {', '.join(parsers)}",
+                f"releases/switches/{found.version}.json",
             )
 
 

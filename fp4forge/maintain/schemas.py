@@ -11,6 +11,7 @@ from fp4forge.core.paths import SCHEMAS
 from fp4forge.inputs import bases, defaults, patches, release
 from fp4forge.inputs.reader import Format
 from fp4forge.models import family, faults, formats
+from fp4forge.serve import recipes
 
 FORMATS: tuple[Format[Any], ...] = (
     release.FORMAT,
@@ -19,6 +20,7 @@ FORMATS: tuple[Format[Any], ...] = (
     patches.FORMAT,
     family.FORMAT,
     faults.FORMAT,
+    recipes.FORMAT,
     formats.FORMAT,
 )
 

@@ -22,6 +22,7 @@ from fp4forge.kernels.gpus import GPUS
 
 STATES = ("full", "sliding", "chunked", "latent", "gated-delta-net", "mamba2", "none")
 PROOFS = ("cpu", "hopper", "blackwell", "upstream")
+DRAFTERS = ("separate", "checkpoint", "none")
 SPECULATIVE = ("mtp", "eagle3", "dflash", "ngram")
 
 _Name = Annotated[str, Meta(pattern="^[A-Za-z0-9_.*-]+$")]
@@ -76,10 +77,15 @@ class Setting(Statement, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Speculation(Statement, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A speculative mode: whether it works, and from where its drafter comes."""
+    """A speculative mode: whether it works, and where its drafter comes from."""
 
     mode: Annotated[str, one_of(SPECULATIVE, "a speculative mode")]
     works: bool
+    drafter: Annotated[str, one_of(DRAFTERS, "where the drafter is")] = "separate"
+    moe_backends: Annotated[
+        dict[Annotated[str, one_of(GPUS, "GPUs that fp4forge knows")], str],
+        Meta(description="the drafter's --moe-backend by GPU, if auto is wrong there"),
+    ] = {}
     method: Annotated[str, Meta(description="vLLM's name of it; empty: the mode's")] = ""
     tokens: Annotated[int, Meta(ge=1, le=32, description="drafted tokens a step")] = 3
 
