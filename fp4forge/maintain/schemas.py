@@ -10,7 +10,7 @@ import msgspec
 from fp4forge.core.paths import SCHEMAS
 from fp4forge.inputs import bases, defaults, patches, release
 from fp4forge.inputs.reader import Format
-from fp4forge.models import family, formats
+from fp4forge.models import family, faults, formats
 from fp4forge.serve import recipes
 
 FORMATS: tuple[Format[Any], ...] = (
@@ -19,6 +19,7 @@ FORMATS: tuple[Format[Any], ...] = (
     defaults.FORMAT,
     patches.FORMAT,
     family.FORMAT,
+    faults.FORMAT,
     recipes.FORMAT,
     formats.FORMAT,
 )

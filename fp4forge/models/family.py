@@ -6,6 +6,7 @@ with neutral flags, and told so.
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -138,6 +139,9 @@ class Family(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     match: Annotated[
         dict[str, int], Meta(description="sizes of the configuration that only this family has")
     ] = {}
+    names: Annotated[
+        str, Meta(description="regular expression of the names that its checkpoints usually have")
+    ] = ""
     layers: Layers = Layers()
     defaults: Annotated[
         dict[str, int],
@@ -203,6 +207,39 @@ def of(model_types: tuple[str, ...], architectures: tuple[str, ...], sizes: dict
         if all(sizes.get(field) == value for field, value in family.match.items()):
             return name
     return ""
+
+
+def by_architecture(architecture: str) -> str:
+    """The name of the family that a class of vLLM's serves; empty if none, or several, do.
+
+    vLLM names its classes after ``model_type``: Qwen3MoeForCausalLM serves qwen3_moe.
+    """
+    stem = _bare(re.sub(r"For(Causal|Conditional|Token|Image|Sequence)\w*$", "", architecture))
+    fitting = [
+        name
+        for name, family in table().items()
+        if architecture in family.architectures
+        or (
+            not family.architectures
+            and not family.match
+            and stem in {_bare(kind) for kind in family.model_types}
+        )
+    ]
+    return fitting[0] if len(fitting) == 1 else ""
+
+
+def by_name(model: str) -> str:
+    """The name of the family that a checkpoint's name hints at; empty if none, or several, do."""
+    found = [
+        name
+        for name, family in table().items()
+        if family.names and re.search(family.names, model, re.I)
+    ]
+    return found[0] if len(found) == 1 else ""
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def get(name: str) -> Family:

@@ -86,23 +86,28 @@ def unreachable(url: str, timeout: float = 5.0) -> str:
     return "" if done.status in (200, 404) else f"HTTP {done.status}"
 
 
-def _ask(method: str, url: str, path: str, seconds: float, body: Any = None) -> http.Answer:
+def _ask(
+    method: str, url: str, path: str, seconds: float, body: Any = None, key: str = ""
+) -> http.Answer:
+    headers = {"Content-Type": "application/json"} if body else {}
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
     # Not redirected: the question would go to a server that nobody named.
     return http.ask(
         method,
         url.rstrip("/") + path,
         http.Limits(seconds, SERVER_BYTES),
-        headers={"Content-Type": "application/json"} if body else {},
+        headers=headers,
         body=json.dumps(body).encode() if body else None,
         until=b"\n" + _DONE.encode(),  # in a JSON string no line begins with it
         proxies="127.0.0.1" not in url and "localhost" not in url,
     )
 
 
-def models(url: str) -> list[str]:
+def models(url: str, key: str = "") -> list[str]:
     """Names of the models that the server lists; empty if it lists none."""
     try:
-        done = _ask("GET", url, "/v1/models", SERVER_SECONDS)
+        done = _ask("GET", url, "/v1/models", SERVER_SECONDS, key=key)
         found = reading.json(done.content, _Models, f"{url}/v1/models", ServingError)
     except (http.NoAnswer, ServingError):
         return []
@@ -116,6 +121,7 @@ def chat(
     model: str = "",
     stream: bool = False,
     timeout: float = TIMEOUT,
+    key: str = "",
     **options: Any,
 ) -> Answer:
     """One chat completion at temperature 0.
@@ -126,10 +132,11 @@ def chat(
         model: by default the first that the server names.
         stream: read server-sent events, as chat programs do.
         timeout: seconds for the whole answer.
+        key: of the server's API; empty if it wants none.
         options: more of the request's body.
     """
     body = {
-        "model": model or (models(url) or ["default"])[0],
+        "model": model or (models(url, key) or ["default"])[0],
         "messages": messages,
         "temperature": 0,
         "max_tokens": 512,
@@ -138,7 +145,7 @@ def chat(
     }
     start = time.monotonic()
     try:
-        done = _ask("POST", url, "/v1/chat/completions", timeout, body)
+        done = _ask("POST", url, "/v1/chat/completions", timeout, body, key)
     except http.NoAnswer as error:
         return Answer(problem=str(error))
     if done.status != 200:
@@ -209,7 +216,19 @@ def _utf8(content: bytes) -> str:
     return content.decode(errors="replace")
 
 
-def paris(url: str) -> Answer:
-    """The reference card's probe: France's capital by raw chat."""
-    answer = chat(url, [{"role": "user", "content": PARIS}], max_tokens=64, timeout=60)
+def paris(url: str, key: str = "") -> Answer:
+    """The reference card's probe: France's capital by raw chat.
+
+    A thinking model may end inside its reasoning: it is asked again with more tokens, then with
+    thinking off.
+    """
+    question = [{"role": "user", "content": PARIS}]
+    answer = chat(url, question, max_tokens=64, timeout=60, key=key)
+    for more in (
+        {"max_tokens": 1024},
+        {"max_tokens": 256, "chat_template_kwargs": {"enable_thinking": False}},
+    ):
+        if answer.problem or answer.finish != "length" or "paris" in answer.text.lower():
+            break
+        answer = chat(url, question, timeout=TIMEOUT, key=key, **more)
     return replace(answer, ok=answer.ok and "paris" in answer.text.lower())
