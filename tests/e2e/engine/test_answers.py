@@ -127,12 +127,13 @@ def test_log_probabilities_are_the_references(server: Server, models: Path) -> N
     entries = ask(server, "/v1/completions", body)["choices"][0]["prompt_logprobs"][1:]
 
     def relative(rows: list[list[float]]) -> float:
-        found = [
+        found: list[float] = [
             abs(token["logprob"] - row[int(number)])
             for row, entry in zip(rows, entries, strict=False)
             for number, token in entry.items()
         ]
-        return statistics.mean(found) / statistics.mean(statistics.pstdev(row) for row in rows)
+        spread = statistics.mean(statistics.pstdev(row) for row in rows)
+        return float(statistics.mean(found) / spread)
 
     assert relative(reference["same"]) < TOLERANCE < relative(reference["other"]) / 2
 
