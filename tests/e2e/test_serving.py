@@ -33,6 +33,8 @@ def compose(model: Path, *more: str) -> Completed:
         "compose",
         "--model",
         str(model),
+        "--release",
+        "0.20.2",
         "--arch",
         "blackwell",
         "--registry",
