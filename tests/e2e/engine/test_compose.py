@@ -20,6 +20,7 @@ from tests.e2e.engine.server import SETTINGS, Cpu
 # What a CPU cannot take of the manifest.
 CUDA_ONLY = ("--kv-cache-dtype", "--gpu-memory-utilization", "--moe-backend")
 KEY = "key-of-the-composed-server"
+LOGIN = {"OPENAI_API_KEY": KEY}
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +118,23 @@ def test_the_doctor_finds_it_alive(composed: str) -> None:
     errors = {entry["id"] for entry in said["findings"] if entry["severity"] == "error"}
     # Test-only mounts, and a CPU: true of this server, and of no other.
     assert errors <= {"patch-mounts", "no-gpu", "gpu-missing", "not-blackwell"}, errors
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_its_nonsense_is_told(composed: str, stream: bool) -> None:
+    line = [sys.executable, "build.py", "serve", "quality", "--url", composed, "--only", "text"]
+    done = shell(*line, "--json", *(["--stream"] if stream else []), check=False, **LOGIN)
+    assert done.returncode == 20, done.stderr
+    verdicts = {v["name"]: v for v in json.loads(done.stdout)}
+    assert len(verdicts) == 6
+    # Random weights cannot know Paris; that they answer at all is the protocol's doing.
+    assert "paris" in verdicts["capital"]["problem"], verdicts["capital"]
+    assert not any("HTTP" in v["problem"] for v in verdicts.values()), verdicts
+
+
+def test_the_doctor_hears_nonsense_and_asks_for_the_key(composed: str) -> None:
+    line = [sys.executable, "build.py", "serve", "doctor", "--url", composed, "--json"]
+    heard = json.loads(shell(*line, check=False, **LOGIN).stdout)["findings"]
+    assert {f["id"] for f in heard} & {"gibberish", "wrong-answer", "empty-answer", "thinking"}
+    keyless = json.loads(shell(*line, check=False).stdout)["findings"]
+    assert "OPENAI_API_KEY" in json.dumps(keyless)
