@@ -13,7 +13,7 @@ from fp4forge.checkpoint.config import Config
 from fp4forge.core.errors import CheckpointError, FitError, ReleaseError, UsageError
 from fp4forge.kernels.gpus import PRODUCTS, product
 from fp4forge.models import family
-from fp4forge.serve import memory, placing, settings, split, state
+from fp4forge.serve import lora, manifest, memory, placing, settings, split, state
 from fp4forge.serve.model import Model
 from fp4forge.serve.split import Split
 
@@ -297,3 +297,51 @@ def test_a_broken_family_names_its_line(tmp_path: Path) -> None:
     with pytest.raises(ReleaseError) as caught:
         family.load(file)
     assert "odd.yaml" in caught.value.message and "otherwise" in caught.value.message
+
+
+def adapter(folder: Path, **content: Any) -> Path:
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"r": 16, "peft_type": "LORA"} | content)
+    )
+    return folder
+
+
+def test_adapters(tmp_path: Path) -> None:
+    quantised = CONFIGS["minimax-m2"] | {"quantization_config": {"quant_method": "modelopt"}}
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/config.json").write_text(json.dumps(quantised))
+    given = {"law": adapter(tmp_path / "a"), "code": adapter(tmp_path / "b", r=40)}
+    wishes = settings.Wishes(version="0.20.2", adapters=given)
+    found = settings.server(tmp_path / "m", IMAGE, wishes)
+    flags = {flag.name: flag.value for flag in found.flags}
+    assert flags["--max-lora-rank"] == "64"
+    assert flags["--moe-backend"] == "marlin"
+    assert found.arguments.count("--moe-backend") == 1
+    text = manifest.render(found, "compose")
+    assert f'"{tmp_path}/b", target: "/lora/code", read_only: true' in text
+    words = found.arguments[found.arguments.index("--lora-modules") + 1 :]
+    assert words[:2] == ["law=/lora/law", "code=/lora/code"]
+
+
+@pytest.mark.parametrize(
+    ("content", "split_", "says"),
+    [
+        ({"r": 9999}, split.ONE, "r"),
+        ({"peft_type": "IA3"}, split.ONE, "IA3"),
+        ({}, Split(2, experts=True), "--expert-parallel"),
+    ],
+)
+def test_adapters_that_cannot_be_served(
+    content: dict[str, Any], split_: Split, says: str, tmp_path: Path
+) -> None:
+    given = {"x": adapter(tmp_path / "a", **content)}
+    with pytest.raises((UsageError, CheckpointError)) as caught:
+        server(tmp_path / "m", "minimax-m2", adapters=given, split=split_)
+    assert says in caught.value.message
+
+
+@pytest.mark.parametrize("words", [("law",), ("a b=/x",), ("law=/x", "law=/y"), ("=/x",)])
+def test_names_of_adapters(words: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError):
+        lora.parse(words)
