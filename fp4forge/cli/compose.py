@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fp4forge.serve.settings import Wishes
 
 
-def _published(o: dict[str, Any]) -> tuple[str, str]:
+def published(o: dict[str, Any]) -> tuple[str, str]:
     """The moving tag of the image that the options name, and its vLLM version."""
     from fp4forge.inputs import bases, defaults, release
     from fp4forge.plan import tags
@@ -103,7 +103,7 @@ def compose(as_json: bool, explain: bool, output: Path | None, kind: str, **o: A
     from fp4forge.oci import reference
     from fp4forge.serve import manifest, settings, switches
 
-    found_tag, version = _published(o)
+    found_tag, version = published(o)
     chosen = _wishes(o, version)
     _refuse_what_does_not_fit(o["model"], chosen, o)
     registry = None if o["image"] else resolve_registry(o["registry"])
