@@ -271,9 +271,8 @@ def answers(name: str, capability: tuple[int, int], request: dict[str, Any]) -> 
                     continue
                 asked = layers.questions(config, cache)
                 if asked.problem:
-                    problems.append(
-                        f"KV cache {cache}: not all layers could be made: " + asked.problem
-                    )
+                    what = "not all layers could be made" if asked.config else "refused"
+                    problems.append(f"KV cache {cache}: {what}: {asked.problem}")
                 with set_current_vllm_config(asked.config or VllmConfig()):
                     if len(decisions) == 1:
                         decisions += [experts(one) for one in asked.experts]

@@ -36,7 +36,7 @@ class OnMeta(TorchFunctionMode):  # type: ignore[misc] # torch is not here
 
 
 class Stream:
-    """A stream or event on which nothing runs."""
+    """A stream, event or driver on which nothing runs."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
@@ -66,11 +66,12 @@ def gpu(capability: tuple[int, int]) -> Any:
     Call it once in a process, and before vLLM is imported any further: modules ask the platform
     when they are imported.
     """
+    _torch(capability)
+    _triton(capability)
     import vllm.platforms
     from vllm.platforms import cuda
     from vllm.platforms.interface import DeviceCapability
 
-    _torch(capability)
     answers = {
         "get_device_capability": DeviceCapability(*capability),
         "get_device_name": "stand-in",
@@ -109,3 +110,24 @@ def _torch(capability: tuple[int, int]) -> None:
         setattr(torch.cuda, name, lambda *args, value=value, **kwargs: value)
     for name in ("Stream", "Event"):
         setattr(torch.cuda, name, Stream)
+
+
+def _triton(capability: tuple[int, int]) -> None:
+    """Triton's driver for that GPU; vLLM does without Triton if none is active."""
+    try:
+        from triton import runtime
+        from triton.backends import backends
+        from triton.backends.compiler import GPUTarget
+    except ImportError:
+        return
+    target = GPUTarget("cuda", capability[0] * 10 + capability[1], 32)  # threads of a warp
+
+    class Driver(Stream):
+        def get_current_target(self) -> Any:
+            return target
+
+        def get_current_device(self) -> int:
+            return 0
+
+    backends["nvidia"].driver.is_active = staticmethod(lambda: True)
+    runtime.driver.set_active(Driver())
