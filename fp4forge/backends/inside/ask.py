@@ -62,7 +62,7 @@ def _decide(select: Callable[[], str], options: list[Option], **what: str) -> De
                 found[field] = select()
         except Exception as error:  # vLLM's refusal is an answer
             found[field] = ""
-            found["refused"] = _words(error)
+            found["refused"] = _words(error).partition(" Reasons: ")[0]  # the options have them
     return found
 
 
@@ -274,8 +274,8 @@ def answers(name: str, capability: tuple[int, int], request: dict[str, Any]) -> 
                     what = "not all layers could be made" if asked.config else "refused"
                     problems.append(f"KV cache {cache}: {what}: {asked.problem}")
                 with set_current_vllm_config(asked.config or VllmConfig()):
-                    if len(decisions) == 1:
-                        decisions += [experts(one) for one in asked.experts]
+                    of_experts = [experts(one) for one in asked.experts]
+                    decisions += [one for one in of_experts if one not in decisions]
                     decisions += [attention(platform, one, cache) for one in asked.attention]
             found.append(_answer(name, capability, model, decisions, problems))
     return found
