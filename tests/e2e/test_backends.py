@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import pytest
@@ -71,6 +72,6 @@ def test_the_kept_answers_are_those_of_the_image(
 def test_an_image_without_vllm_says_so() -> None:
     image = shell("docker", "images", "-q", "fp4forge.local/bootstrap").stdout.split()[0]
     arguments = ("--gpu", "sm121", "--family", "gemma4", "--image", image, "--json")
-    done = shell("./build.py", "backends", *arguments, check=False)
+    done = shell(sys.executable, "build.py", "backends", *arguments, check=False)
     told = json.loads(done.stdout)
     assert done.returncode != 0 and "cannot be asked" in told["message"]
