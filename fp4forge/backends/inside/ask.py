@@ -264,20 +264,22 @@ def answers(name: str, capability: tuple[int, int], request: dict[str, Any]) -> 
         found = []
         for model, config in request["models"].items():
             say(note=f"{name}: {model}")
-            decisions, problems = [first], []
+            decisions: list[Decision] = [first]
+            problems: dict[str, list[str]] = {}  # KV caches by what is wrong
             for cache in request["caches"]:
                 if cache not in _cache_types():
-                    problems.append(f"this release has no KV cache of type {cache}")
+                    problems.setdefault("not a type of this release", []).append(cache)
                     continue
                 asked = layers.questions(config, cache)
                 if asked.problem:
                     what = "not all layers could be made" if asked.config else "refused"
-                    problems.append(f"KV cache {cache}: {what}: {asked.problem}")
+                    problems.setdefault(f"{what}: {asked.problem}", []).append(cache)
                 with set_current_vllm_config(asked.config or VllmConfig()):
                     of_experts = [experts(one) for one in asked.experts]
                     decisions += [one for one in of_experts if one not in decisions]
                     decisions += [attention(platform, one, cache) for one in asked.attention]
-            found.append(_answer(name, capability, model, decisions, problems))
+            told = [f"KV cache {', '.join(caches)}: {what}" for what, caches in problems.items()]
+            found.append(_answer(name, capability, model, decisions, told))
     return found
 
 
