@@ -77,8 +77,9 @@ e2e-heavy: setup ## End-to-end tests that compile for minutes
 	@REGISTRY=$(TARGET_REGISTRY) $(RUN) -m pytest tests/e2e -v --durations=25 -m heavy
 
 test-image: REPORTS := $(or $(REPORTS),reports)
-test-image: setup ## Run the image tests against IMAGE= (ARCH= RELEASE= ... say what it must be; GPU=1)
+test-image: setup ## Run the image tests against IMAGE= (ARCH= RELEASE= ... what it must be; GPU=1; ENGINE=cpu)
 	@$(RUN) build.py verify $(IMAGE) $(WHAT) $(OPTIONS)
+	@$(if $(ENGINE),ENGINE_IMAGE=$(IMAGE) $(RUN) -m pytest tests/e2e/engine -v -rs)
 
 test-gpu: ## On a GPU: kernels and served checkpoints, without Docker (GPU_PYTHON=; docs/gpu.md)
 	@$(GPU_PYTHON) -m pytest tests/gpu -v -rs
@@ -116,9 +117,10 @@ matrix: venv ## What the build workflow builds, as JSON for its matrix (OPTIONS=
 drift: venv ## What the patches would need on VLLM= (newest: the newest release)
 	@$(RUN) build.py patch drift --vllm $(or $(VLLM),newest)
 
-archs: venv ## Compare releases/archs/ with what each release's CMake files compile
-	@for file in releases/archs/*.json; do \
-	  $(RUN) build.py arch extract --check --vllm $$(basename $$file .json) || exit; done
+archs: venv ## Compare releases/archs/ and switches/ with the sources of each release
+	@for file in releases/archs/*.json; do version=$$(basename $$file .json); \
+	  $(RUN) build.py arch extract --check --vllm $$version || exit; \
+	  $(RUN) build.py release switches --check $$version || exit; done
 
 audit: venv ## Known vulnerabilities of the packages that images get (asks a vulnerability service)
 	@for lock in releases/locks/*-linux-amd64-py312.txt; do echo "$$lock"; \

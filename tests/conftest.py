@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 # What the tests of a folder need; pyproject.toml describes the markers.
 _NEEDS = {"e2e": ("engine",), "gpu": ("gpu",)}
 # Fixtures that build or use the published image: minutes, when nothing is cached.
-_IMAGE = {"published", "edited", "inside", "built_upon", "examined"}
+_IMAGE = {"published", "edited", "inside", "built_upon", "examined", "cpu"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

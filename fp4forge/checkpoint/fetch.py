@@ -49,8 +49,16 @@ def fetch(repository: str, folder: Path, revision: str, report: Progress) -> str
         report(f"{repository} at {commit[:12]}: {size / 1e9:.1f} GB")
         snapshot_download(repository, revision=commit, local_dir=folder, ignore_patterns=IGNORED)
     except Exception as error:  # besides its own, it lets its HTTP library's errors through
+        said = shown(error, 200) or type(error).__name__
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            raise CheckpointError(
+                f"{repository}: {said}",
+                rule="the hub's certificate must be one that this machine trusts",
+                remedy="behind a proxy with its own certificate: SSL_CERT_FILE=/path/ca.pem;"
+                " running again does not help",
+            ) from None
         raise CheckpointError(
-            f"{repository}: {shown(error, 200) or type(error).__name__}",
+            f"{repository}: {said}",
             rule="HF_ENDPOINT names the hub, HF_TOKEN opens gated repositories",
             remedy="running again resumes where it stopped",
         ) from None

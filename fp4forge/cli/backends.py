@@ -125,7 +125,7 @@ def _image(o: dict[str, Any]) -> tuple[str, str]:
     wanted = set(o["gpus"])
     fitting = (t for t in chips.TARGETS.values() if wanted <= {gpu.name for gpu in t.gpus})
     target = min(fitting, key=lambda t: len(t.gpus), default=chips.TARGETS["blackwell"])
-    tag, _ = published({"strategy": None, "base": None, **o, "arch": o["arch"] or target.name})
+    tag, *_ = published({"strategy": None, "base": None, **o, "arch": o["arch"] or target.name})
     platform = o["platform"] or target.default_platform or host_platform()
     return f"{reference.repository(registry, o['repo'])}:{tag}", platform
 

@@ -16,16 +16,17 @@ from fp4forge.cli.options import (
     split_options,
 )
 from fp4forge.core import files, reading
-from fp4forge.core.console import print_json, print_rows
-from fp4forge.core.errors import UsageError
+from fp4forge.core.console import Console, print_json, print_rows
+from fp4forge.core.errors import CheckpointError, UsageError
 from fp4forge.kernels import gpus as gpu
 
 if TYPE_CHECKING:
+    from fp4forge.serve.recipes import Chosen
     from fp4forge.serve.settings import Wishes
 
 
-def published(o: dict[str, Any]) -> tuple[str, str]:
-    """The moving tag of the image that the options name, and its vLLM version."""
+def published(o: dict[str, Any]) -> tuple[str, str, str]:
+    """The moving tag of the image that the options name, its release, and its vLLM version."""
     from fp4forge.inputs import bases, defaults, release
     from fp4forge.plan import tags
     from fp4forge.plan.request import Request, decide
@@ -49,7 +50,7 @@ def published(o: dict[str, Any]) -> tuple[str, str]:
         bases.load(chosen.base).slug,
         chosen.platform,
     )
-    return tag, release.load(chosen.release).vllm_version
+    return tag, chosen.release, release.load(chosen.release).vllm_version
 
 
 @click.command()
@@ -92,6 +93,13 @@ def published(o: dict[str, Any]) -> tuple[str, str]:
 @click.option("--utilization", type=float, default=0.85, show_default=True)
 @click.option("--gpu", "product", help="Product, if the arch has several: rtx5090, rtxpro6000, ...")
 @split_options
+@click.option(
+    "--recipe",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A recipe of vllm-project/recipes; its flags come over those of the family.",
+)
+@click.option("--recipe-variant", default="", help="The recipe's variant; by default its NVFP4.")
+@click.option("--feature", "features", multiple=True, help="The recipe's feature, or FEATURE=MODE.")
 @click.option("--speculative", help="Speculative decoding: mtp, eagle3, dflash or ngram.")
 @click.option("--draft", type=click.Path(path_type=Path, file_okay=False), help="Drafter's folder.")
 @click.option("--offline", is_flag=True, help="The site has no hub: none is asked.")
@@ -101,11 +109,14 @@ def published(o: dict[str, Any]) -> tuple[str, str]:
 def compose(as_json: bool, explain: bool, output: Path | None, kind: str, **o: Any) -> None:
     """Write a compose file (or another manifest) that serves MODEL."""
     from fp4forge.oci import reference
-    from fp4forge.serve import manifest, settings, switches
+    from fp4forge.serve import manifest, recipes, settings, switches
 
-    found_tag, version = published(o)
+    found_tag, release, version = published(o)
     chosen = _wishes(o, version)
-    _refuse_what_does_not_fit(o["model"], chosen, o)
+    if reading.is_folder(o["model"]) and any(o["model"].glob("*.safetensors")):
+        # Otherwise it is on the host that serves, and the manifest says that it was not checked.
+        _refuse_what_does_not_fit(o["model"], chosen, o)
+        chosen = _inspected(o["model"], chosen, release, bool(o["image"]))
     registry = None if o["image"] else resolve_registry(o["registry"])
     repository = reference.repository(registry, o["repo"])
     if not o["image"] and not registry:
@@ -116,6 +127,10 @@ def compose(as_json: bool, explain: bool, output: Path | None, kind: str, **o: A
         )
     image = manifest.by_digest(o["image"] or f"{repository}:{found_tag}")
     found = settings.server(o["model"], image, chosen)
+    if o["recipe"]:
+        found = recipes.apply(found, _recipe(o, chosen))
+    elif o["features"] or o["recipe_variant"]:
+        raise UsageError("--feature without --recipe", rule="features are a recipe's")
     if as_json:
         print_json(found.as_json())
         return
@@ -158,13 +173,20 @@ def _wishes(o: dict[str, Any], version: str) -> Wishes:
     )
 
 
+def _recipe(o: dict[str, Any], chosen: Wishes) -> Chosen:
+    """The recipe's settings for the product that the options mean, if they mean one."""
+    from fp4forge.serve import recipes
+
+    products = [name for name, p in gpu.PRODUCTS.items() if p.gpu in chosen.gpus and p.recipe]
+    product = o["product"] or (products[0] if len(products) == 1 else None)
+    return recipes.choose(recipes.read(o["recipe"]), o["recipe_variant"], o["features"], product)
+
+
 def _refuse_what_does_not_fit(model: Path, chosen: Wishes, o: dict[str, Any]) -> None:
     """Ends the command if no product that the options mean holds the model."""
     from fp4forge.serve import model as models
     from fp4forge.serve import placing, settings
 
-    if not reading.is_folder(model) or not any(model.glob("*.safetensors")):
-        return  # it is on the host that serves; the manifest says that it was not checked
     workload = settings.workload(chosen)
     described = models.read(model)
     products = [
@@ -183,3 +205,42 @@ def _refuse_what_does_not_fit(model: Path, chosen: Wishes, o: dict[str, Any]) ->
         ),
         chosen.split,
     )
+
+
+def _inspected(model: Path, chosen: Wishes, release: str, own_image: bool) -> Wishes:
+    """The wishes with what an inspection of the checkpoint adds.
+
+    Raises:
+        CheckpointError: this release's vLLM does not load the checkpoint. Of another image than
+            this project's only a remark is made: its vLLM may be patched.
+    """
+    from dataclasses import replace
+
+    from fp4forge.checkpoint import inspect as inspecting
+
+    console = Console()
+    with console.step("inspect") as step:
+        found = inspecting.inspect(model, step.report, release)
+        step.detail = found.format
+    errors = [f for f in found.findings if f.severity == inspecting.ERROR]
+    older = [f for f in errors if f.id == "needs-newer-vllm"]
+    if older and not own_image:
+        raise CheckpointError(
+            f"release {release} does not load {model.name} ({found.format})",
+            rule=inspecting.verdict(found),
+            remedy=f"--release {found.releases[-1]}"
+            if found.releases
+            else "no release of this project loads it yet",
+        )
+    remarks = []
+    if older:
+        remarks.append(
+            f"vLLM {chosen.version} does not load this checkpoint: {found.format} loads"
+            f" from {found.since or 'no release known here'} on"
+        )
+    wrong = sorted({f.id for f in errors} - {"needs-newer-vllm"})
+    if wrong:
+        remarks.append(f"checkpoint inspect finds errors: {', '.join(wrong)}")
+    if found.patches:
+        remarks.append("the checkpoint needs the awq image's patches: " + ", ".join(found.patches))
+    return replace(chosen, quantisation=found.flag, remarks=tuple(remarks))

@@ -59,6 +59,24 @@ def add(version: str, dry_run: bool, as_json: bool) -> None:
         click.echo(f"can be built: {built}; build.py --release {version} --from wheel --arch sm121")
 
 
+@release.command()
+@click.argument("version")
+@click.option("--check", is_flag=True, help="Write nothing; exit code 15 if the file would change.")
+def switches(version: str, check: bool) -> None:
+    """Read from the sources which flags, variables and parsers vLLM VERSION knows."""
+    from fp4forge.inputs.release import check_version
+    from fp4forge.maintain import sources
+    from fp4forge.maintain import switches as reading
+
+    check_version(version)
+    console = Console()
+    with console.step("switches") as step:
+        found = reading.extract(sources.source_tree(version))
+        reading.write(version, found, check)
+        counted = ", ".join(f"{len(names)} {kind}" for kind, names in found.items())
+        step.detail = f"releases/switches/{version}.json: {counted.replace('_', ' ')}"
+
+
 @release.command("list")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def list_(as_json: bool) -> None:

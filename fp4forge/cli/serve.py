@@ -15,7 +15,12 @@ from fp4forge.core.console import Console, print_json, print_rows
 from fp4forge.core.errors import ServingError, UsageError
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
-_URL = click.option("--url", required=True, help="The server's root, such as http://127.0.0.1:8000")
+_URL = click.option(
+    "--url",
+    required=True,
+    help="The server's root, such as http://127.0.0.1:8000; OPENAI_API_KEY is its key, if it"
+    " wants one.",
+)
 
 
 @click.group()
@@ -33,69 +38,56 @@ serve.add_command(fit)
     "--inspect",
     "inspection",
     type=click.Path(path_type=Path, exists=True),
-    help="Saved JSON of docker inspect.",
+    help="Saved JSON of docker inspect or podman inspect, or kubectl describe pod.",
 )
 @click.option("--compose", "compose_file", type=click.Path(path_type=Path, exists=True))
-@click.option("--url", help="A live server.")
+@click.option("--url", help="A live server; OPENAI_API_KEY is its key, if it wants one.")
 @click.option("--logs", type=click.Path(path_type=Path, exists=True), help="A saved log.")
 @click.option(
     "--nvidia-smi",
     "smi",
     type=click.Path(path_type=Path, exists=True),
-    help="Saved CSV of name,compute_cap,driver_version,memory.total.",
+    help="What nvidia-smi printed: its table, -q, -x, or CSV.",
+)
+@click.option(
+    "--bundle",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A bundle to read; with other evidence, the bundle to write from it.",
 )
 @_JSON
-def doctor(as_json: bool, **given: Any) -> None:
-    """Find what is wrong with a server, from its container, compose file, log or URL."""
-    from fp4forge.doctor import described, diagnosis, evidence
-    from fp4forge.doctor import examine as doctors
+def doctor(as_json: bool, bundle: Path | None, **given: Any) -> None:
+    """Find what is wrong with a server, from its container, compose file, log or URL.
 
-    container, inspection, compose_file = (
-        given[name] for name in ("container", "inspection", "compose_file")
-    )
-    url, logs, smi = given["url"], given["logs"], given["smi"]
-    if not (container or inspection or compose_file or url or logs):
+    Exit code 0 if the server is healthy, 20 if it is ill (each finding has its cause), 26 if the
+    evidence shows neither.
+    """
+    from fp4forge.core.text import shown
+    from fp4forge.doctor import examine as doctors
+    from fp4forge.doctor import gather, packing, report
+
+    handed = gather.Handed(**given)
+    if not bundle and not handed.anything:
         raise UsageError(
             "what to examine? nothing is given",
-            rule="--container, --inspect, --compose, --url or --logs",
+            rule="--container, --inspect, --compose, --url, --logs or --bundle",
         )
-    if container:
-        found = described.container(container)
-    elif inspection:
-        found = described.read_inspect(inspection)
-    elif compose_file:
-        found = described.from_compose(compose_file)
+    if bundle and not handed.anything and not handed.smi:
+        found = packing.read(bundle)
     else:
-        found = evidence.Evidence()
-    if logs:
-        found.log = evidence.read_log(logs)
-        found.sources.append(f"log {logs}")
-    if url:
-        found.url = url
-        found.sources.append(url)
-    if smi:
-        found.gpus = evidence.gpus(evidence.read_log(smi))
-    elif container or url:
-        evidence.host(found)
+        found = gather.evidence(handed)
+        if bundle:
+            packing.write(bundle, handed, found)
+            click.echo(f"bundle: {shown(bundle, 300)}", err=True)
     findings = doctors.examine(found)
+    verdict = doctors.judge(found, findings)
     if as_json:
-        facts = asdict(diagnosis.read_log(found.log or ""))
-        print_json(
-            {"examined": found.sources, "log": facts, "findings": [asdict(f) for f in findings]}
-        )
+        print_json(report.data(found, findings, verdict))
     else:
-        print_rows(
-            [
-                (f"{f.severity}: {f.id}", f"{f.evidence}\ncause: {f.cause}\nfix: {f.fix}")
-                for f in findings
-            ]
-            or [("healthy", "nothing wrong was found in " + ", ".join(found.sources))]
-        )
-    errors = [f.id for f in findings if f.severity == diagnosis.ERROR]
-    if errors and as_json:
-        sys.exit(ServingError.exit_code)
-    if errors:
-        raise ServingError(f"wrong: {', '.join(errors)}", remedy="each finding has its fix")
+        print_rows(report.rows(found, findings, verdict))
+    if failure := report.failure(findings, verdict):
+        if as_json:
+            sys.exit(failure.exit_code)
+        raise failure
 
 
 @serve.command()

@@ -107,6 +107,12 @@ class FitError(ForgeError):
     exit_code = 25
 
 
+class UnclearError(ForgeError):
+    """The evidence shows neither a healthy server nor the cause of a fault."""
+
+    exit_code = 26
+
+
 class TransferError(ForgeError):
     """The image did not reach a target machine."""
 

@@ -20,6 +20,7 @@ _INSTALLED = not (PACKAGE.parent / "releases").is_dir()
 ROOT = PACKAGE / "data" if _INSTALLED else PACKAGE.parent
 RELEASES = Path(os.environ.get("FP4FORGE_RELEASES") or ROOT / "releases")
 FAMILIES = Path(os.environ.get("FP4FORGE_FAMILIES") or ROOT / "models" / "families")
+FAULTS = ROOT / "models" / "faults.yaml"
 LOCKS = RELEASES / "locks"
 TEMPLATES = ROOT / "templates"
 DOCKERFILES = ROOT / "dockerfiles"

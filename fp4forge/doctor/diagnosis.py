@@ -10,17 +10,20 @@ from fp4forge.core.text import shown
 from fp4forge.doctor.evidence import Evidence
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
+# They say that something is wrong, not what: alone they leave the cause unclear.
+SYMPTOMS = ("exited", "unhealthy", "restarts", "stall")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong: what was seen, why it happens, what to do."""
+    """One thing that is wrong: what was seen, why it happens, what to do, and who says so."""
 
     id: str
     severity: str
     evidence: str
     cause: str
     fix: str
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,26 @@ def check(function: Check) -> Check:
 
 def line_of(found: Evidence, pattern: str) -> str:
     """The first log line that matches, without its prefix; empty if none does."""
-    log = found.log or ""
-    match = re.search(pattern, log)
-    if not match:
-        return ""
-    start = log.rfind("\n", 0, match.start()) + 1
-    line = log[start:].partition("\n")[0]
-    return shown(re.sub(r"^(\(\w+ pid=\d+\) )?(\w+ [\d-]+ [\d:]+ \[\S+\] )?", "", line), 300)
+    match = re.search(pattern, found.parsed.text)
+    return line_at(found, match.start()) if match else ""
+
+
+def line_at(found: Evidence, place: int) -> str:
+    """The log line at a place of its text, fit to show."""
+    log = found.parsed.text
+    start = log.rfind("\n", 0, place) + 1
+    return shown(log[start:].partition("\n")[0], 300)
+
+
+def failed_line(found: Evidence, pattern: str) -> str:
+    """As ``line_of``, if the server was not ready afterwards: a server that starts refutes it."""
+    log = found.parsed.text
+    for match in re.finditer(pattern, log):
+        if not _ready_after(found, match.start()):
+            return line_at(found, match.start())
+    return ""
+
+
+def _ready_after(found: Evidence, place: int) -> bool:
+    ready = found.parsed.ready
+    return ready >= 0 and found.parsed.text.count("\n", 0, place) < ready

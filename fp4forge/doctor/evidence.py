@@ -1,4 +1,4 @@
-"""What the doctor looks at, and what logs, nvidia-smi and this host show."""
+"""What the doctor looks at, and what this host shows."""
 
 from __future__ import annotations
 
@@ -12,11 +12,19 @@ from pathlib import Path
 from fp4forge.core import reading
 from fp4forge.core.errors import UsageError
 from fp4forge.core.limits import LOG_BYTES, LOG_LINE_CHARACTERS
+from fp4forge.doctor import command as commands
+from fp4forge.doctor import logs
+from fp4forge.doctor.smi import Gpu, gpus
 from fp4forge.oci import acquire
+
+__all__ = ["Evidence", "Given", "Gpu", "Mount", "as_log", "digest", "gpus", "host", "read_log"]
 
 PATCH_RECORD = "/opt/fp4forge/patches.json"
 LEDGER = "/opt/fp4forge/ledger.json"
 _VERSION = re.compile(r"[0-9]{1,4}\.[0-9]{1,4}\.[0-9]{1,4}")
+_SAID = re.compile(
+    rf"(?:LLM engine \(v|vLLM API server version |vLLM [Vv]ersion:? |vllm==)({_VERSION.pattern})"
+)
 
 
 @dataclass(frozen=True)
@@ -26,16 +34,16 @@ class Mount:
     source: str
     target: str
     kind: str = "bind"
+    here: bool = True  # whether the place on the host is one of this machine, for certain
 
 
 @dataclass(frozen=True)
-class Gpu:
-    """One GPU as nvidia-smi sees it; capability such as 12.1, memory in MiB (0: unknown)."""
+class Given:
+    """One thing that was handed over, what it contributed, and the form that can be read."""
 
     name: str
-    capability: str
-    driver: str
-    memory_mib: int = 0
+    gave: tuple[str, ...] = ()
+    form: str = ""
 
 
 @dataclass
@@ -54,35 +62,49 @@ class Evidence:
     shm_bytes: int | None = None
     ipc: str = ""
     gpu_requested: bool | None = None
+    gpu_count: int | None = None  # that the container asks for; None: all, or unknown
     published: list[str] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)  # of Kubernetes
     log: str | None = None
     url: str = ""
+    answered: bool = False  # the live server gave a good answer
     address: str = ""  # where the container's server is published on this host
     gpus: list[Gpu] = field(default_factory=list)
     record: acquire.Patches | None = None  # patches.json of the image
     ledger: acquire.Ledger | None = None  # ledger.json of the image
     memory_total: int | None = None  # of the host, bytes
     memory_free: int | None = None
-    sources: list[str] = field(default_factory=list)
+    inputs: list[Given] = field(default_factory=list)
 
     @property
     def version(self) -> str:
-        """vLLM's version: from the image's labels, else from its log."""
+        """vLLM's version: from the image's labels, else from its log or the image's tag."""
         label = self.labels.get("org.opencontainers.image.version", "")
         if _VERSION.fullmatch(label) and "io.fp4forge.release" in self.labels:
             return label
-        found = re.search(rf"(?:LLM engine \(v|version )({_VERSION.pattern})", self.log or "")
-        return found[1] if found else ""
+        if found := _SAID.search(self.parsed.text):
+            return found[1]
+        tag = re.search(rf"vllm[\w/.-]*:v?({_VERSION.pattern})(?![\w.])", self.image)
+        return tag[1] if tag else ""
+
+    @property
+    def parsed(self) -> logs.Log:
+        """The log, by lines."""
+        return logs.parse(self.log or "")
+
+    @property
+    def ready(self) -> bool:
+        """Whether the log says that the server was ready."""
+        return self.parsed.ready >= 0
 
     def flag(self, name: str) -> str | None:
         """A flag's value on the server's command line; empty for a bare flag, None if absent."""
-        for number, word in enumerate(self.command):
-            if word == name:
-                following = self.command[number + 1 : number + 2]
-                return following[0] if following and not following[0].startswith("--") else ""
-            if word.startswith(name + "="):
-                return word.split("=", 1)[1]
-        return None
+        return commands.flag(self.command, name)
+
+    @property
+    def serves(self) -> bool:
+        """Whether the whole command line is known: a flag that it lacks is not set."""
+        return commands.serves(self.command) and self.flag("--config") is None
 
 
 def read_log(path: Path) -> str:
@@ -96,7 +118,11 @@ def read_log(path: Path) -> str:
 
 def as_log(content: bytes) -> str:
     """A log's text; of absurd lines, over which a pattern would need hours, the beginning."""
-    lines = content.decode(errors="replace").split("\n")
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):  # PowerShell's > writes UTF-16
+        text = content.decode("utf-16", errors="replace")
+    else:
+        text = content.decode("utf-8-sig", errors="replace")
+    lines = text.split("\n")
     return "\n".join(line[:LOG_LINE_CHARACTERS] for line in lines)
 
 
@@ -114,21 +140,6 @@ def host(out: Evidence) -> None:
         except (OSError, subprocess.TimeoutExpired):
             return
         out.gpus = gpus(done.stdout.decode(errors="replace"))
-
-
-def gpus(text: str) -> list[Gpu]:
-    """GPUs from nvidia-smi's CSV of name, compute_cap, driver_version, memory.total."""
-    out = []
-    for row in text.splitlines():
-        parts = [part.strip() for part in row.split(",")]
-        if (
-            len(parts) >= 3
-            and re.fullmatch(r"[0-9]{1,3}\.[0-9]{1,3}", parts[1])
-            and re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})*", parts[2])
-        ):
-            known = len(parts) > 3 and re.fullmatch(r"[0-9]{1,9}", parts[3])  # GB10: [N/A]
-            out.append(Gpu(parts[0], parts[1], parts[2], int(parts[3]) if known else 0))
-    return out
 
 
 def digest(path: str) -> str | None:

@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
-from fp4forge.doctor import run_checks, setup_checks
+from fp4forge.doctor import (
+    checkpoint_checks,
+    fault_checks,
+    gpu_checks,
+    memory_checks,
+    model_checks,
+    parallel_checks,
+    run_checks,
+    setup_checks,
+    verdict,
+)
 from fp4forge.doctor.diagnosis import CHECKS, ERROR, NOTE, WARNING, Finding
 from fp4forge.doctor.evidence import Evidence
 
-__all__ = ["examine", "run_checks", "setup_checks"]
+__all__ = [
+    "checkpoint_checks",
+    "examine",
+    "fault_checks",
+    "gpu_checks",
+    "judge",
+    "memory_checks",
+    "model_checks",
+    "parallel_checks",
+    "run_checks",
+    "setup_checks",
+]
+
+judge = verdict.judge
 
 
 def examine(found: Evidence) -> list[Finding]:

@@ -44,13 +44,17 @@ class Document:
         return self.lines.get(place, 0)
 
 
-def compose(text: str) -> Document:
+def compose(text: str, blocks: bool = False) -> Document:
     """The document in a text.
+
+    Args:
+        text: YAML.
+        blocks: whether a value may have several lines; its type says which.
 
     Raises:
         Malformed: the text is not YAML, or uses more of YAML than input files may.
     """
-    composer = _Composer()
+    composer = _Composer(blocks)
     try:
         loader = yaml.CSafeLoader(text)
         while loader.check_event():
@@ -75,7 +79,8 @@ class _Open:
 
 
 class _Composer:
-    def __init__(self) -> None:
+    def __init__(self, blocks: bool) -> None:
+        self.blocks = blocks
         self.document = Document()
         self.open: list[_Open] = []
         self.count = 0
@@ -89,7 +94,7 @@ class _Composer:
             case yaml.DocumentStartEvent() if self.document.lines:
                 raise Malformed("starts a second document", line, rule="a file has one document")
             case yaml.ScalarEvent():
-                value = _scalar(event, loader, line)
+                value = _scalar(event, loader, line, self.blocks)
                 self._add(value, 1, line)
                 if event.anchor:
                     self.anchors[event.anchor] = value, 1
@@ -147,9 +152,9 @@ class _Composer:
         return key
 
 
-def _scalar(event: Any, loader: Any, line: int) -> Any:
+def _scalar(event: Any, loader: Any, line: int, blocks: bool) -> Any:
     text: str = event.value
-    if not text.isprintable():
+    if not (text.replace("\n", "") if blocks else text).isprintable():
         remedy = "start a block of text with >-, which joins its lines" if "\n" in text else ""
         raise Malformed(
             f"has a control character: {shortened(text)}",

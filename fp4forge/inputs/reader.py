@@ -64,6 +64,7 @@ class Format(Generic[T]):
     struct: type[T]
     name: str
     failure: type[ForgeError]
+    blocks: bool = False  # whether values may have several lines
 
     def read(self, path: Path, where: str) -> T:
         """The value of a file; ``where`` names it in messages."""
@@ -76,7 +77,7 @@ class Format(Generic[T]):
             failure: of this format. The message names the file, the line and the field.
         """
         try:
-            read = document.compose(text)
+            read = document.compose(text, self.blocks)
         except Malformed as error:
             raise self._failure(where, error.line, f" {error}", error.rule, error.remedy) from None
         try:

@@ -24,6 +24,7 @@ class Product:
     bandwidth: int
     unified: bool = False  # the host's programs live in the same memory
     per_machine: int = 8  # GPUs that one machine has at most
+    recipe: str = ""  # what vllm-project/recipes calls it (taxonomy.yaml)
 
     @property
     def memory_bytes(self) -> int:
@@ -159,12 +160,23 @@ TARGETS: dict[str, Target] = {
 PRODUCTS: dict[str, Product] = {
     product.name: product
     for product in (
-        Product("gb10", "DGX Spark (GB10)", "sm121", 122_500, 273, unified=True, per_machine=1),
+        Product(
+            "gb10",
+            "DGX Spark (GB10)",
+            "sm121",
+            122_500,
+            273,
+            unified=True,
+            per_machine=1,
+            recipe="dgx_spark_gb10",
+        ),
         Product("thor", "Jetson AGX Thor", "sm110", 125_772, 273, unified=True, per_machine=1),
-        Product("rtx5090", "RTX 5090", "sm120", 32_607, 1792),
-        Product("rtxpro6000", "RTX PRO 6000 Blackwell", "sm120", 97_887, 1792),
-        Product("b200", "B200", "sm100", 183_359, 8000),
-        Product("gb200", "GB200", "sm100", 189_471, 8000, per_machine=4),
+        Product("rtx5090", "RTX 5090", "sm120", 32_607, 1792, recipe="rtx_5090"),
+        Product(
+            "rtxpro6000", "RTX PRO 6000 Blackwell", "sm120", 97_887, 1792, recipe="rtx_pro_6000"
+        ),
+        Product("b200", "B200", "sm100", 183_359, 8000, recipe="b200"),
+        Product("gb200", "GB200", "sm100", 189_471, 8000, per_machine=4, recipe="gb200"),
     )
 }
 

@@ -25,7 +25,7 @@ from fp4forge.inputs.locks import LockName, entries
 from fp4forge.inputs.release import Artefact, LeaveOut, Release
 from fp4forge.kernels.base import Progress
 from fp4forge.kernels.ledger import Ledger, differences, expected
-from fp4forge.maintain import arch_rules, externals, index, locking, porting, sources
+from fp4forge.maintain import arch_rules, externals, index, locking, porting, sources, switches
 from fp4forge.maintain.porting import Port
 from fp4forge.plan import prediction
 
@@ -59,6 +59,7 @@ class Draft:
     version: str
     text: str  # of releases/<version>.yaml
     archs: dict[str, str]  # files under releases/archs
+    switches: dict[str, list[str]]
     patches: Port
     report: Report
 
@@ -96,6 +97,7 @@ def draft(version: str, report: Progress) -> Draft:
     ported = porting.port(version)
     report("CMake's rules, for some thousand arch lists")  # last: it takes a minute
     archs = arch_rules.extract(tree, version)
+    known = switches.extract(tree)
     values: dict[str, Any] = {
         "version": version,
         "uploaded": uploaded.isoformat(),
@@ -137,7 +139,7 @@ def draft(version: str, report: Progress) -> Draft:
     notes.person.append(
         f"releases/{version}.yaml: unpacked_gb is an estimate until an image is built"
     )
-    return Draft(version, text, archs, ported, notes)
+    return Draft(version, text, archs, known, ported, notes)
 
 
 def write(made: Draft, report: Progress) -> Report:
@@ -151,6 +153,8 @@ def write(made: Draft, report: Progress) -> Report:
     for name, text in made.archs.items():
         files.replace(RELEASES / "archs" / name, text)
         notes.written.append(f"releases/archs/{name}")
+    switches.write(made.version, made.switches)
+    notes.written.append(f"releases/switches/{made.version}.json")
     porting.write(made.patches)
     notes.written += [f"patches/vllm/{made.version}/{name}" for name in made.patches.files]
     files.replace(RELEASES / f"{made.version}.yaml", made.text)

@@ -6,7 +6,7 @@ import shutil
 
 from fp4forge.core.errors import UsageError
 from fp4forge.core.paths import DOCKERFILES, LOCKS, PATCHES, RELEASES, ROOT
-from fp4forge.inputs import bases, defaults, locks, patches, release
+from fp4forge.inputs import bases, defaults, locks, patches, release, switches
 from fp4forge.inputs.locks import LockName
 from fp4forge.inputs.release import Release
 from fp4forge.models import backends
@@ -104,6 +104,7 @@ def remove(name: str) -> list[str]:
         RELEASES / f"{name}.yaml",
         *(RELEASES / "archs").glob(f"{version}.*"),
         RELEASES / "backends" / f"{version}.json",
+        switches.FOLDER / f"{version}.json",
         *LOCKS.glob(f"{name}-*.txt"),
         PATCHES / "vllm" / version,
         DOCKERFILES / name,

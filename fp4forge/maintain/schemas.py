@@ -10,7 +10,8 @@ import msgspec
 from fp4forge.core.paths import SCHEMAS
 from fp4forge.inputs import bases, defaults, patches, release
 from fp4forge.inputs.reader import Format
-from fp4forge.models import family, formats
+from fp4forge.models import family, faults, formats
+from fp4forge.serve import recipes
 
 FORMATS: tuple[Format[Any], ...] = (
     release.FORMAT,
@@ -18,6 +19,8 @@ FORMATS: tuple[Format[Any], ...] = (
     defaults.FORMAT,
     patches.FORMAT,
     family.FORMAT,
+    faults.FORMAT,
+    recipes.FORMAT,
     formats.FORMAT,
 )
 

@@ -6,6 +6,7 @@ with neutral flags, and told so.
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +22,7 @@ from fp4forge.kernels.gpus import GPUS
 
 STATES = ("full", "sliding", "chunked", "latent", "gated-delta-net", "mamba2", "none")
 PROOFS = ("cpu", "hopper", "blackwell", "upstream")
+DRAFTERS = ("separate", "checkpoint", "none")
 SPECULATIVE = ("mtp", "eagle3", "dflash", "ngram")
 
 _Name = Annotated[str, Meta(pattern="^[A-Za-z0-9_.*-]+$")]
@@ -75,10 +77,15 @@ class Setting(Statement, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Speculation(Statement, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A speculative mode: whether it works, and from where its drafter comes."""
+    """A speculative mode: whether it works, and where its drafter comes from."""
 
     mode: Annotated[str, one_of(SPECULATIVE, "a speculative mode")]
     works: bool
+    drafter: Annotated[str, one_of(DRAFTERS, "where the drafter is")] = "separate"
+    moe_backends: Annotated[
+        dict[Annotated[str, one_of(GPUS, "GPUs that fp4forge knows")], str],
+        Meta(description="the drafter's --moe-backend by GPU, if auto is wrong there"),
+    ] = {}
     method: Annotated[str, Meta(description="vLLM's name of it; empty: the mode's")] = ""
     tokens: Annotated[int, Meta(ge=1, le=32, description="drafted tokens a step")] = 3
 
@@ -132,6 +139,9 @@ class Family(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     match: Annotated[
         dict[str, int], Meta(description="sizes of the configuration that only this family has")
     ] = {}
+    names: Annotated[
+        str, Meta(description="regular expression of the names that its checkpoints usually have")
+    ] = ""
     layers: Layers = Layers()
     defaults: Annotated[
         dict[str, int],
@@ -197,6 +207,39 @@ def of(model_types: tuple[str, ...], architectures: tuple[str, ...], sizes: dict
         if all(sizes.get(field) == value for field, value in family.match.items()):
             return name
     return ""
+
+
+def by_architecture(architecture: str) -> str:
+    """The name of the family that a class of vLLM's serves; empty if none, or several, do.
+
+    vLLM names its classes after ``model_type``: Qwen3MoeForCausalLM serves qwen3_moe.
+    """
+    stem = _bare(re.sub(r"For(Causal|Conditional|Token|Image|Sequence)\w*$", "", architecture))
+    fitting = [
+        name
+        for name, family in table().items()
+        if architecture in family.architectures
+        or (
+            not family.architectures
+            and not family.match
+            and stem in {_bare(kind) for kind in family.model_types}
+        )
+    ]
+    return fitting[0] if len(fitting) == 1 else ""
+
+
+def by_name(model: str) -> str:
+    """The name of the family that a checkpoint's name hints at; empty if none, or several, do."""
+    found = [
+        name
+        for name, family in table().items()
+        if family.names and re.search(family.names, model, re.I)
+    ]
+    return found[0] if len(found) == 1 else ""
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def get(name: str) -> Family:

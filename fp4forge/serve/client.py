@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -87,12 +88,17 @@ def unreachable(url: str, timeout: float = 5.0) -> str:
 
 
 def _ask(method: str, url: str, path: str, seconds: float, body: Any = None) -> http.Answer:
+    headers = {"Content-Type": "application/json"} if body else {}
+    # As vLLM's and OpenAI's own clients take it.
+    key = os.environ.get("OPENAI_API_KEY") or os.environ.get("VLLM_API_KEY")
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
     # Not redirected: the question would go to a server that nobody named.
     return http.ask(
         method,
         url.rstrip("/") + path,
         http.Limits(seconds, SERVER_BYTES),
-        headers={"Content-Type": "application/json"} if body else {},
+        headers=headers,
         body=json.dumps(body).encode() if body else None,
         until=b"\n" + _DONE.encode(),  # in a JSON string no line begins with it
         proxies="127.0.0.1" not in url and "localhost" not in url,
@@ -210,6 +216,18 @@ def _utf8(content: bytes) -> str:
 
 
 def paris(url: str) -> Answer:
-    """The reference card's probe: France's capital by raw chat."""
-    answer = chat(url, [{"role": "user", "content": PARIS}], max_tokens=64, timeout=60)
+    """The reference card's probe: France's capital by raw chat.
+
+    A thinking model may end inside its reasoning: it is asked again with more tokens, then with
+    thinking off.
+    """
+    question = [{"role": "user", "content": PARIS}]
+    answer = chat(url, question, max_tokens=64, timeout=60)
+    for more in (
+        {"max_tokens": 1024},
+        {"max_tokens": 256, "chat_template_kwargs": {"enable_thinking": False}},
+    ):
+        if answer.problem or answer.finish != "length" or "paris" in answer.text.lower():
+            break
+        answer = chat(url, question, timeout=TIMEOUT, **more)
     return replace(answer, ok=answer.ok and "paris" in answer.text.lower())

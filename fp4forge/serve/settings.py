@@ -17,6 +17,7 @@ from typing import Any
 from fp4forge.checkpoint import config as configs
 from fp4forge.core.errors import UsageError
 from fp4forge.core.text import steers
+from fp4forge.inputs import switches
 from fp4forge.kernels.gpus import PRODUCTS
 from fp4forge.models import family
 from fp4forge.serve import speculation
@@ -115,7 +116,10 @@ class Wishes:
         served_name: name in the API; None: the folder's.
         speculative: a mode of ``models.family.SPECULATIVE``, or None.
         drafter: the drafter's folder on the host.
-        offline: whether the server may ask a hub.
+        offline: whether the server is kept from asking a hub.
+        quantisation: vLLM's option for the checkpoint's format, as an inspection found it; None:
+            what config.json declares decides.
+        remarks: what the inspection found that a reader of the manifest should know.
     """
 
     workload: str = "interactive"
@@ -130,6 +134,8 @@ class Wishes:
     speculative: str | None = None
     drafter: Path | None = None
     offline: bool = False
+    quantisation: str | None = None
+    remarks: tuple[str, ...] = ()
 
 
 def server(model: Path, image: str, wishes: Wishes) -> Server:
@@ -153,7 +159,7 @@ def server(model: Path, image: str, wishes: Wishes) -> Server:
     limit = config.text.max_position_embeddings
     length = min(chosen.max_model_len, limit) if limit else chosen.max_model_len
     flags = [Setting("--served-model-name", served, "the model's name in the API")]
-    flags += _quantisation(model, config)
+    flags += _quantisation(model, config, wishes.quantisation)
     flags += _family(known, config, wishes, "flag")
     flags += [
         Setting("--kv-cache-dtype", "fp8_e4m3", "twice the tokens of BF16; the format by name"),
@@ -178,7 +184,9 @@ def server(model: Path, image: str, wishes: Wishes) -> Server:
         Setting("--enable-chunked-prefill", "", "long prompts come in pieces between decodes"),
         Setting("--enable-prefix-caching", "", "a shared beginning of prompts is computed once"),
         *_parsers(known, wishes.version),
-        *speculation.flags(model, config, wishes.speculative, wishes.drafter, wishes.version),
+        *speculation.flags(
+            config, model, wishes.speculative, wishes.drafter, wishes.version, wishes.gpus
+        ),
         Setting("--host", "0.0.0.0", "inside the container"),  # noqa: S104
         Setting("--port", str(PORT), "inside the container; the health check asks there"),
     ]
@@ -257,8 +265,13 @@ def _address(text: str) -> str:
         ) from None
 
 
-def _quantisation(model: Path, config: configs.Config) -> list[Setting]:
-    """The flag of uniform ModelOpt NVFP4; vLLM reads other formats from the configuration."""
+def _quantisation(model: Path, config: configs.Config, found: str | None) -> list[Setting]:
+    """The flag of the checkpoint's format; uniform ModelOpt NVFP4 is seen without an inspection."""
+    if found is not None:
+        name, _, value = found.partition(" ")
+        return (
+            [Setting(name, value, "the checkpoint's format, as it was inspected")] if name else []
+        )
     declared = config.quantisation
     if os.path.lexists(model / "hf_quant_config.json"):
         declared = configs.read_modelopt(model)
@@ -303,12 +316,14 @@ def _split(split: Split, config: configs.Config) -> list[Setting]:
 def _parsers(known: family.Family, version: str) -> list[Setting]:
     out = []
     tool, reasoning = known.tool_parser, known.reasoning_parser
-    if tool and tool.holds(version):
+    known_to = switches.load(version)
+    if tool and tool.holds(version) and (not known_to or tool.name in known_to.tool_parsers):
         out += [
             Setting("--enable-auto-tool-choice", "", "the model may call tools"),
             Setting("--tool-call-parser", tool.name, tool.why),
         ]
-    if reasoning and reasoning.holds(version):
+    names = known_to.reasoning_parsers if known_to else None
+    if reasoning and reasoning.holds(version) and (names is None or reasoning.name in names):
         out.append(Setting("--reasoning-parser", reasoning.name, reasoning.why))
     return out
 
@@ -354,6 +369,7 @@ def _notes(known: family.Family, name: str, wishes: Wishes, read: bool) -> Itera
         yield f"no parsers are written for {known.title}" + (
             f": choose by {parsers}" * bool(parsers)
         )
+    yield from wishes.remarks
     for quirk in known.quirks:
         if quirk.until and quirk.holds(wishes.version):
             yield f"vLLM {wishes.version}: {quirk.text}" + (f"; {quirk.fix}" if quirk.fix else "")

@@ -15,21 +15,31 @@ from fp4forge.serve.setting import Setting
 
 FLAG = "--speculative-config"
 DRAFT_DIR = "/draft"
-_NEEDS_DRAFTER = ("eagle3", "dflash")
+_PLACES = {
+    "separate": "a checkpoint of its own",
+    "checkpoint": "in the model's own checkpoint",
+    "none": "no model",
+}
 _NGRAM_LOOKUP = {"prompt_lookup_max": 4, "prompt_lookup_min": 2}
 
 
 def flags(
-    model: Path, config: Config, mode: str | None, drafter: Path | None, version: str
+    config: Config,
+    model: Path,
+    mode: str | None,
+    drafter: Path | None,
+    version: str,
+    gpus: tuple[str, ...],
 ) -> list[Setting]:
     """The flag of a speculative mode.
 
     Args:
-        model: the target's folder, named in messages.
         config: the target's configuration.
+        model: the target's folder, named in messages.
         mode: one of ``models.family.SPECULATIVE``; None: no speculation.
         drafter: folder of the drafter, for the modes that need one.
         version: vLLM's.
+        gpus: the chips that the server may run on.
 
     Raises:
         UsageError: the mode does not work for this family in that release, or the drafter does not
@@ -41,7 +51,7 @@ def flags(
             raise UsageError(
                 "--draft without --speculative",
                 rule="a drafter belongs to a speculative mode",
-                remedy="add --speculative " + " or ".join(_NEEDS_DRAFTER),
+                remedy="add --speculative MODE",
             )
         return []
     if mode not in family.SPECULATIVE:
@@ -49,11 +59,12 @@ def flags(
         raise UsageError(f"--speculative {mode!r} is not known", rule=rule)
     said = _said(config, mode, version)
     chosen: dict[str, object] = {"method": said.method or mode}
-    if (mode in _NEEDS_DRAFTER) != (drafter is not None):
+    needs = said.drafter == "separate"
+    if needs != (drafter is not None):
         raise UsageError(
-            f"--speculative {mode} " + ("needs" if drafter is None else "takes no") + " --draft",
-            rule=f"{' and '.join(_NEEDS_DRAFTER)} have a drafter of their own",
-            remedy="give the drafter's folder" if drafter is None else "leave it out",
+            f"--speculative {mode} " + ("needs" if needs else "takes no") + " --draft",
+            rule=f"for {family.get(config.family).title} its drafter is " + _PLACES[said.drafter],
+            remedy="give the drafter's folder" if needs else "leave it out",
         )
     experts = config.text.experts
     if drafter is not None:
@@ -67,7 +78,8 @@ def flags(
     elif experts:
         # Without it the drafter's experts take the target's --moe-backend, which may be one for
         # NVFP4 alone (SpeculativeConfig.moe_backend, vllm/config/speculative.py since 0.19.1).
-        chosen["moe_backend"] = "auto"
+        special = {said.moe_backends[gpu] for gpu in gpus if gpu in said.moe_backends}
+        chosen["moe_backend"] = special.pop() if special else "auto"
     return [Setting(FLAG, json.dumps(chosen), said.why)]
 
 

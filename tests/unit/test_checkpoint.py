@@ -372,3 +372,20 @@ def test_a_repository_that_is_not_there(hub: type[Hub], tmp_path: Path) -> None:
 
     with pytest.raises(UsageError):
         fetch("not a name; rm -rf", tmp_path / "out", "main", lambda _: None)
+
+
+def test_a_certificate_that_is_not_trusted_has_its_own_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    from fp4forge.checkpoint.fetch import fetch
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate in chain")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", refuse)
+    with pytest.raises(CheckpointError) as caught:
+        fetch("a/b", tmp_path / "out", "main", lambda _: None)
+    assert "SSL_CERT_FILE" in caught.value.remedy

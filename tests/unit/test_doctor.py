@@ -144,11 +144,18 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "card 6: EAGLE mounted": (
         {"mounts": [Mount("/x/eagle_patched.py", f"{SITE}/v1/spec_decode/eagle.py")]},
+        "patch-mount",
+    ),
+    "card 6: EAGLE3 asked for": (
+        {
+            "log": "Resolved architecture: Gemma4ForConditionalGeneration\n"
+            "speculative_config=SpeculativeConfig(method='eagle3', model='/d')\n"
+        },
         "speculative",
     ),
     "card 6: seen in the log": (
         {"log": "AttributeError: 'Gemma4Config' object has no attribute 'image_token_index'\n"},
-        "speculative",
+        "eagle3-image-token",
     ),
     "checklist: UNEXPECTED tensors": (
         {"log": GOOD_LOG + line("vision.head.weight | UNEXPECTED | not used", "WARNING")},
@@ -177,7 +184,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         {"log": "RuntimeError: No compiled nvfp4 mm kernel for SM 121\n"},
         "kernels",
     ),
-    "no GPU asked for": ({"gpu_requested": False}, "no-gpu"),
+    "no GPU asked for": ({"gpu_requested": False, "log": None}, "no-gpu"),
     "no headroom in unified memory": (
         {
             "command": [
@@ -215,11 +222,15 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
                 "marlin",
                 "--tensor-parallel-size",
                 "2",
-            ]
+            ],
+            "log": None,
         },
         "expert-split",
     ),
-    "the model's folder is not mounted": ({"mounts": [Mount("/x", "/other")]}, "model-mount"),
+    "the model's folder is not mounted": (
+        {"mounts": [Mount("/x", "/other")], "log": None},
+        "model-mount",
+    ),
     "an expert name twice prefixed": (
         {"log": "KeyError: 'layers.0.moe.moe.experts.0.w13_weight'\n"},
         "moe-prefix",
@@ -275,7 +286,7 @@ def test_every_check_has_a_case() -> None:
 def test_an_empty_model_folder(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    found = healthy(tmp_path, mounts=[Mount(str(empty), "/models/model")])
+    found = healthy(tmp_path, mounts=[Mount(str(empty), "/models/model")], log=None)
     finding = next(f for f in doctor.examine(found) if f.id == "model-mount")
     assert "is empty" in finding.evidence
 
@@ -420,3 +431,31 @@ def test_offline_by_the_command_line(tmp_path: Path) -> None:
     assert {"exited", "killed"} <= {f["id"] for f in data["findings"]}
     assert data["log"]["moe"] == "MARLIN"
     assert CliRunner().invoke(command, []).exit_code == 1
+
+
+def test_a_format_that_this_vllm_does_not_load(tmp_path: Path) -> None:
+    folder = write(tmp_path / "new", gemma4(TINY), TINY)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "modelopt", "quant_algo": "W4A16_NVFP4"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "W4A16_NVFP4"}}')
+    changes: dict[str, Any] = {
+        "mounts": [Mount(str(folder), "/models/model")],
+        "log": None,
+    }
+    found = {f.id: f for f in doctor.examine(healthy(tmp_path, **changes))}
+    assert "0.24.0 does" in found["checkpoint-format"].cause
+    changes["log"] = GOOD_LOG
+    assert "checkpoint-format" not in ids(healthy(tmp_path, **changes))
+
+
+def test_a_checkpoint_with_a_part_missing(tmp_path: Path) -> None:
+    tensors = gemma4(TINY)
+    tensors = {name: value for name, value in tensors.items() if "weight_scale_2" not in name}
+    folder = write(tmp_path / "cut", tensors, TINY)
+    changes: dict[str, Any] = {
+        "mounts": [Mount(str(folder), "/models/model")],
+        "log": None,
+    }
+    found = {f.id: f for f in doctor.examine(healthy(tmp_path, **changes))}
+    assert "missing-part" in found["checkpoint"].evidence

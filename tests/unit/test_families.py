@@ -262,6 +262,9 @@ def test_speculation(tmp_path: Path) -> None:
     own = server(tmp_path / "q", "qwen3.6-35b-a3b", speculative="mtp")
     given = json.loads(next(f.value for f in own.flags if f.name == "--speculative-config"))
     assert given["moe_backend"] == "auto"  # the drafter's experts are not the target's
+    spark = server(tmp_path / "s", "qwen3.6-35b-a3b", speculative="mtp", gpus=("sm121",))
+    given = json.loads(next(f.value for f in spark.flags if f.name == "--speculative-config"))
+    assert given["moe_backend"] == "triton"  # auto's CUTLASS is not built for SM12x
 
 
 @pytest.mark.parametrize(
@@ -271,6 +274,7 @@ def test_speculation(tmp_path: Path) -> None:
         ("minimax-m2", {"speculative": "mtp"}, "not known to work"),
         ("llama-3.3-70b", {"speculative": "eagle3"}, "--draft"),
         ("qwen3.6-27b", {"speculative": "medusa"}, "medusa"),
+        ("qwen3.6-27b", {"speculative": "mtp", "drafter": Path("/d")}, "takes no --draft"),
         ("qwen3-30b-a3b", {"drafter": Path("/d")}, "--speculative"),
     ],
 )

@@ -21,7 +21,7 @@ from fp4forge.checkpoint import inspect, tensors
 from fp4forge.checks import credentials, ledgers
 from fp4forge.core import paths, reading
 from fp4forge.core.errors import UsageError
-from fp4forge.doctor import described, evidence
+from fp4forge.doctor import described, evidence, gather, kubernetes, packing, smi
 from fp4forge.doctor import examine as doctor
 from fp4forge.doctor.evidence import Evidence
 from fp4forge.kernels import cubins, elf, gpus
@@ -196,7 +196,8 @@ COMPOSE = {
 
 def diagnose(found: Evidence) -> None:
     found.url = ""
-    doctor.examine(found)
+    doctor.judge(found, doctor.examine(found))
+    gather.log_facts(found)
 
 
 @fuzz
@@ -275,6 +276,67 @@ def test_logs_and_nvidia_smi(parts: list[str], rest: bytes) -> None:
     content = "\n".join(parts).encode(errors="surrogatepass") + rest
     text = evidence.as_log(content)
     survives(lambda: diagnose(Evidence(log=text, gpus=evidence.gpus(text), command=parts)))
+
+
+SMI = (Path(__file__).parent / "data/doctor/smi-table/smi.txt").read_bytes()
+SEEDS = [
+    path.read_bytes()
+    for path in sorted((Path(__file__).parent / "data/doctor").rglob("*"))
+    if path.name in ("server.log", "smi.txt", "inspect.json", "compose.yaml")
+]
+
+
+@fuzz
+@given(data=st.data())
+def test_spoilt_cases(new: Make, data: st.DataObject) -> None:
+    content = data.draw(st.sampled_from(SEEDS).flatmap(spoilt_bytes))
+    file = new() / "file"
+    file.write_bytes(content)
+    text = evidence.as_log(content)
+    survives(lambda: diagnose(Evidence(log=text, gpus=smi.gpus(text))))
+    survives(lambda: diagnose(described.read_inspect(file)))
+    survives(lambda: diagnose(described.from_compose(file)))
+    survives(lambda: packing.clean(text))
+
+
+POD = {
+    "kind": "Pod",
+    "spec": {
+        "containers": [
+            {
+                "name": "v",
+                "image": "vllm/vllm-openai:v0.20.2",
+                "args": ["--model=org/m"],
+                "env": [{"name": "A", "value": "b"}],
+                "resources": {"limits": {"nvidia.com/gpu": "2"}},
+            }
+        ]
+    },
+    "status": {
+        "containerStatuses": [
+            {"name": "v", "state": {"waiting": {}}, "lastState": {"terminated": {"exitCode": 1}}}
+        ]
+    },
+}
+
+
+@fuzz
+@given(content=documents(POD), data=st.data())
+def test_pods_and_doctors_bundles(new: Make, content: bytes, data: st.DataObject) -> None:
+    folder = new()
+    (folder / "pod.json").write_bytes(content)
+    survives(lambda: diagnose(described.read_inspect(folder / "pod.json")))
+    parts = {"log.txt": b"KeyError: 1", "inspect.json": content, "nvidia-smi.txt": SMI}
+    packed = tar(parts)
+    (folder / "x.tar").write_bytes(data.draw(st.just(packed) | spoilt_bytes(packed, 2000)))
+    survives(lambda: diagnose(packing.read(folder / "x.tar")))
+
+
+@fuzz
+@given(text=st.text(max_size=80))
+def test_descriptions_of_pods(text: str) -> None:
+    whole = f"Name: a\nContainers:\n  vllm:\n    Image: {text}\n    Args:\n      {text}\n{text}"
+    survives(lambda: diagnose(kubernetes.from_description(whole)))
 
 
 @fuzz

@@ -76,6 +76,8 @@ BAD: dict[str, tuple[str | bytes, str]] = {
 @pytest.mark.parametrize("bad", BAD)
 def test_a_bad_file_gives_one_clear_error(kind: str, bad: str, tmp_path: Path) -> None:
     content, says = BAD[bad]
+    if FORMATS[kind].blocks and says == "control character":
+        says = "not a field"  # its values may have several lines
     file = tmp_path / "file.yaml"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     start = time.monotonic()

@@ -129,15 +129,17 @@ class Server:
                 self.process.wait()
 
 
-def reference_logprobs(shapes: dict[str, Any], source: Tensors, prompt: list[int]) -> torch.Tensor:
+def reference_logprobs(
+    shapes: dict[str, Any], source: Tensors, prompt: list[int], device: str = "cuda"
+) -> torch.Tensor:
     """Float32 log-probabilities [tokens, vocabulary] by transformers' own Gemma-4."""
     from checkpoint import text_config
     from transformers.models.gemma4.modeling_gemma4 import Gemma4ForCausalLM
 
     config = text_config(shapes)
     config.dtype = torch.float32
-    model = Gemma4ForCausalLM(config).cuda().float().eval()
-    plain = dequantised({name: tensor.cuda() for name, tensor in source.items()})
+    model = Gemma4ForCausalLM(config).to(device).float().eval()
+    plain = dequantised({name: tensor.to(device) for name, tensor in source.items()})
     state = model.state_dict()
     with torch.no_grad():
         for name, tensor in state.items():
@@ -152,7 +154,7 @@ def reference_logprobs(shapes: dict[str, Any], source: Tensors, prompt: list[int
                     tensor[e].copy_(plain[f"{base}{e}.down_proj.weight"])
             elif name in plain:
                 tensor.copy_(plain[name])
-        logits = model(torch.tensor([prompt], device="cuda")).logits[0].float()
+        logits = model(torch.tensor([prompt], device=device)).logits[0].float()
     return logits.log_softmax(-1).cpu()
 
 

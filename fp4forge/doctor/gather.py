@@ -1,0 +1,97 @@
+"""Reads everything that was handed to the doctor, and keeps what each piece contributed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fp4forge.core.text import shown
+from fp4forge.doctor import composed, described, facts, inspected, logs, smi
+from fp4forge.doctor import evidence as _evidence
+from fp4forge.doctor.evidence import Evidence, Given
+
+LOG_FORM = "what the server printed: docker logs, docker compose logs, kubectl logs or journalctl"
+# What a description may leave to another one, in the order of these fields.
+_DESCRIBED = ("image", "labels", "environment", "command", "mounts", "status", "exit_code", "ipc")
+
+
+@dataclass(frozen=True)
+class Handed:
+    """What the command line names."""
+
+    container: str | None = None
+    inspection: Path | None = None
+    compose_file: Path | None = None
+    url: str | None = None
+    logs: Path | None = None
+    smi: Path | None = None
+
+    @property
+    def anything(self) -> bool:
+        """Whether there is something beside nvidia-smi's output."""
+        return any((self.container, self.inspection, self.compose_file, self.url, self.logs))
+
+
+def evidence(handed: Handed) -> Evidence:
+    """All the evidence together.
+
+    Raises:
+        ForgeError: a file cannot be read, or is something else.
+    """
+    found = _described(handed)
+    if handed.logs:
+        found.log = _evidence.read_log(handed.logs)
+        found.inputs.append(Given(f"log {handed.logs}", log_facts(found), LOG_FORM))
+    if handed.url:
+        found.url = handed.url
+        found.inputs.append(Given(handed.url, ("health, and an answer",)))
+    if handed.smi:
+        found.gpus = smi.gpus(_evidence.read_log(handed.smi))
+        names = tuple(f"{g.name}, driver {g.driver or 'unknown'}" for g in found.gpus)
+        found.inputs.append(Given(f"nvidia-smi {handed.smi}", names, smi.FORM))
+    elif handed.container or handed.url:
+        _evidence.host(found)
+    return found
+
+
+def _described(handed: Handed) -> Evidence:
+    if handed.container:
+        return described.container(handed.container)
+    if handed.inspection:
+        found = described.read_inspect(handed.inspection)
+        name, form = f"inspect {handed.inspection}", inspected.FORM
+        found.inputs.append(Given(name, inspected.summary(found), form))
+        if handed.compose_file:
+            _complete(found, described.from_compose(handed.compose_file), handed.compose_file)
+        return found
+    if handed.compose_file:
+        found = described.from_compose(handed.compose_file)
+        name = f"compose file {handed.compose_file}"
+        found.inputs.append(Given(name, inspected.summary(found), composed.FORM))
+        return found
+    return Evidence()
+
+
+def _complete(found: Evidence, other: Evidence, path: Path) -> None:
+    """Fills what the running container's description lacks from its compose file."""
+    for name in _DESCRIBED:
+        if not getattr(found, name):
+            setattr(found, name, getattr(other, name))
+    form = composed.FORM
+    found.inputs.append(Given(f"compose file {path}", inspected.summary(other), form))
+
+
+def log_facts(found: Evidence) -> tuple[str, ...]:
+    """What a log contributed; nothing if no line of it is a server's."""
+    log = found.parsed
+    known = sum(1 for line in log.lines if line.level or line.seconds >= 0)
+    raised = logs.root(log)
+    versions = facts.versions(found)
+    said = [
+        f"{known} lines of a server" if known else "",
+        "a ready line" if log.ready >= 0 else "",
+        f"an exception: {shown(raised.text, 80)}" if raised else "",
+        f"vLLM {versions['vllm']}" if "vllm" in versions else "",
+        f"family {facts.family_name(found)}" if facts.family_name(found) else "",
+    ]
+    return tuple(entry for entry in said if entry)

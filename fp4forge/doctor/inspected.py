@@ -1,0 +1,195 @@
+"""What ``docker inspect`` and ``podman inspect`` print, as evidence."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from msgspec import Struct
+
+from fp4forge.core import reading
+from fp4forge.core.errors import UsageError
+from fp4forge.doctor import command as commands
+from fp4forge.doctor.evidence import Evidence, Mount
+
+_PORT = re.compile(r"[0-9]{1,5}")
+_NVIDIA = re.compile(r"nvidia\.com/gpu|/dev/nvidia")
+FORM = "JSON of docker inspect or podman inspect, or kubectl describe pod"
+
+
+class _Container(Struct, frozen=True):
+    """``Config`` of docker inspect; these types follow GET /containers/ID/json of the engine."""
+
+    Image: str | None = None
+    Labels: dict[str, str] | None = None
+    Env: list[str] | None = None
+    Entrypoint: list[str] | str | None = None
+    Cmd: list[str] | str | None = None
+    CreateCommand: list[str] | None = None  # podman's
+
+
+class _Port(Struct, frozen=True):
+    HostPort: str | None = None
+
+
+_Ports = dict[str, list[_Port] | None]
+
+
+class _Request(Struct, frozen=True):
+    """A device request; Count -1 asks for all."""
+
+    Driver: str | None = None
+    Count: int | None = None
+    DeviceIDs: list[str] | None = None
+
+
+class _Device(Struct, frozen=True):
+    PathOnHost: str | None = None
+
+
+class _Host(Struct, frozen=True):
+    ShmSize: int | None = None
+    IpcMode: str | None = None
+    NetworkMode: str | None = None
+    Runtime: str | None = None
+    DeviceRequests: list[_Request] | None = None
+    Devices: list[_Device] | None = None
+    PortBindings: _Ports | None = None
+
+
+class _Health(Struct, frozen=True):
+    Status: str | None = None
+
+
+class _State(Struct, frozen=True):
+    Status: str | None = None
+    ExitCode: int | None = None
+    OOMKilled: bool | None = None
+    Health: _Health | None = None
+    Healthcheck: _Health | None = None  # podman's name of it
+
+
+class _Mounted(Struct, frozen=True):
+    Source: str | None = None
+    Destination: str | None = None
+    Type: str | None = None
+
+
+class _Network(Struct, frozen=True):
+    Ports: _Ports | None = None
+
+
+class Inspected(Struct, frozen=True):
+    """One object of docker inspect; podman adds ImageName and OCIRuntime."""
+
+    Config: _Container | None
+    HostConfig: _Host | None = None
+    State: _State | None = None
+    Mounts: list[_Mounted] | None = None
+    NetworkSettings: _Network | None = None
+    ImageName: str | None = None
+
+
+def from_inspect(data: object, where: str = "docker inspect", here: bool = False) -> Evidence:
+    """From docker inspect's JSON as a value.
+
+    Args:
+        data: the value.
+        where: names it in messages.
+        here: whether the container is one of this machine, so its mounts are too.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if isinstance(data, list) and data:
+        data = next((one for one in data if "vllm" in str(one)[:100_000].lower()), data[0])
+    found = reading.shaped(data, Inspected, where, UsageError)
+    config, host = found.Config or _Container(), found.HostConfig or _Host()
+    state = found.State or _State()
+    image = found.ImageName or config.Image or ""
+    entrypoint = _listed(config.Entrypoint)
+    given = commands.words([*entrypoint, *_listed(config.Cmd)])
+    requested, count = _requested(config, host)
+    out = Evidence(
+        image=image,
+        labels=config.Labels or {},
+        environment=dict(entry.split("=", 1) for entry in config.Env or () if "=" in entry),
+        command=commands.served(image, given, bool(entrypoint)),
+        mounts=[_mount(entry, here) for entry in found.Mounts or ()],
+        status=(state.Status or "").lower(),
+        exit_code=state.ExitCode,
+        out_of_memory=bool(state.OOMKilled),
+        health=(state.Health or state.Healthcheck or _Health()).Status or "",
+        shm_bytes=host.ShmSize,
+        ipc=host.IpcMode or "",
+        gpu_requested=requested,
+        gpu_count=count,
+        published=_host_ports(host.PortBindings),
+    )
+    _address(out, found, host)
+    return out
+
+
+def _mount(entry: _Mounted, here: bool) -> Mount:
+    kind = entry.Type or "bind"
+    return Mount(entry.Source or "", entry.Destination or "", kind, here)
+
+
+def _requested(config: _Container, host: _Host) -> tuple[bool | None, int | None]:
+    """Whether the container asks for a GPU, and for how many; None is all, or unknown."""
+    if requests := host.DeviceRequests:
+        ids = [name for entry in requests for name in entry.DeviceIDs or ()]
+        if any("=" in name or name == "all" for name in ids):  # CDI: nvidia.com/gpu=0
+            ids = [] if any(name.endswith("all") for name in ids) else ids
+        counts = [entry.Count or 0 for entry in requests]
+        return True, len(ids) or (None if any(n <= 0 for n in counts) else sum(counts))
+    devices = " ".join(entry.PathOnHost or "" for entry in host.Devices or ())
+    if _NVIDIA.search(devices + " " + " ".join(config.CreateCommand or ())):
+        return True, None
+    if host.Runtime == "nvidia":
+        visible = dict(entry.split("=", 1) for entry in config.Env or () if "=" in entry)
+        return True, _visible(visible.get("NVIDIA_VISIBLE_DEVICES", "all"))
+    return False, None
+
+
+def _visible(text: str) -> int | None:
+    """How many GPUs NVIDIA_VISIBLE_DEVICES or CUDA_VISIBLE_DEVICES names; None: all."""
+    if not text or text in ("all", "void", "none") or not re.fullmatch(r"[\w,-]{1,300}", text):
+        return None
+    return len(text.split(","))
+
+
+def visible(found: Evidence) -> int | None:
+    """How many GPUs the environment leaves to the server; None: all."""
+    return _visible(found.environment.get("CUDA_VISIBLE_DEVICES", ""))
+
+
+def _address(out: Evidence, found: Inspected, host: _Host) -> None:
+    """Where the server is published on this host."""
+    addresses = _host_ports((found.NetworkSettings or _Network()).Ports)
+    if addresses and _PORT.fullmatch(addresses[0]):
+        out.address = f"http://127.0.0.1:{addresses[0]}"
+    elif out.ipc and host.NetworkMode == "host":
+        port = out.flag("--port") or ""
+        out.address = f"http://127.0.0.1:{port if _PORT.fullmatch(port) else 8000}"
+
+
+def _listed(words: list[str] | str | None) -> list[str]:
+    return commands.split(words) if isinstance(words, str) else words or []
+
+
+def _host_ports(ports: _Ports | None) -> list[str]:
+    return [entry.HostPort or "" for entries in (ports or {}).values() for entry in entries or ()]
+
+
+def summary(found: Evidence) -> tuple[str, ...]:
+    """What a description contributed, in a few words."""
+    facts: list[Any] = [
+        found.image and f"image {found.image}",
+        found.command and f"{len(found.command)} words of command",
+        found.mounts and f"{len(found.mounts)} mounts",
+        found.environment and f"{len(found.environment)} variables",
+        found.status and f"state {found.status}",
+        found.events and f"{len(found.events)} events",
+    ]
+    return tuple(str(fact) for fact in facts if fact)

@@ -1,0 +1,44 @@
+"""What a release of vLLM understands: ``releases/switches/VERSION.json``."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from msgspec import Struct
+
+from fp4forge.core import reading
+from fp4forge.core.errors import ReleaseError
+from fp4forge.core.paths import RELEASES
+
+FOLDER = RELEASES / "switches"
+
+
+class Switches(Struct, frozen=True, forbid_unknown_fields=True):
+    """Names that a release knows, as ``maintain.switches`` found them in its sources."""
+
+    flags: list[str]
+    environment: list[str]
+    tool_parsers: list[str]
+    reasoning_parsers: list[str]
+
+    def flag(self, name: str) -> bool:
+        """Whether ``vllm serve`` takes a flag, by any of its spellings.
+
+        vLLM takes ``_`` for ``-``, ``--no-`` before a switch, and ``--config.field`` for JSON
+        (FlexibleArgumentParser).
+        """
+        plain = name.replace("_", "-").split(".")[0]
+        return {plain, plain.replace("--no-", "--", 1)} & set(self.flags) != set()
+
+
+@cache
+def load(version: str) -> Switches | None:
+    """The switches of a release; None if none were extracted for it.
+
+    Raises:
+        ReleaseError: the file is not what ``release switches`` writes.
+    """
+    path = FOLDER / f"{version}.json"
+    if not path.is_file():
+        return None
+    return reading.json_file(path, Switches, ReleaseError)

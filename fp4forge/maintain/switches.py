@@ -1,0 +1,99 @@
+"""Reads from vLLM's sources which flags, variables and parsers a release knows."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from fp4forge.core import files
+from fp4forge.core.errors import DriftError, ReleaseError
+from fp4forge.inputs.switches import FOLDER
+
+# The registries that vLLM fills from a dictionary of names, by the file that has it.
+_PARSERS = {
+    "tool_parsers": ("vllm/tool_parsers/__init__.py", "_TOOL_PARSERS_TO_REGISTER"),
+    "reasoning_parsers": ("vllm/reasoning/__init__.py", "_REASONING_PARSERS_TO_REGISTER"),
+}
+
+
+def extract(tree: Path) -> dict[str, list[str]]:
+    """What a source tree's release knows, sorted.
+
+    Raises:
+        ReleaseError: a file is missing, or does not have what it is read for.
+    """
+    found = {"flags": sorted(set(_flags(tree)))}
+    variables = _keys(tree, "vllm/envs.py", "environment_variables")
+    found["environment"] = sorted(set(variables))
+    for kind, (file, name) in _PARSERS.items():
+        found[kind] = sorted(set(_keys(tree, file, name)))
+    return found
+
+
+def _flags(tree: Path) -> Iterator[str]:
+    """Flags of the engine, and of the server: its dataclass's fields are flags too."""
+    frontends = sorted(tree.glob("vllm/entrypoints/*/cli_args.py"))
+    if not frontends:
+        raise ReleaseError(
+            "vllm/entrypoints has no cli_args.py",
+            rule="the server's flags are read from its dataclass",
+            remedy="see where the release has FrontendArgs, and correct maintain/switches.py",
+        )
+    for path in (tree / "vllm/engine/arg_utils.py", *frontends):
+        for node in ast.walk(_parsed(path, tree)):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument":
+                for argument in node.args:
+                    if isinstance(argument, ast.Constant) and str(argument.value).startswith("-"):
+                        yield str(argument.value)
+            if isinstance(node, ast.ClassDef) and node.name.endswith("FrontendArgs"):
+                for field in node.body:
+                    if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                        yield "--" + field.target.id.replace("_", "-")
+
+
+def _keys(tree: Path, file: str, name: str) -> list[str]:
+    """Keys of a dictionary that a module assigns to a name.
+
+    Raises:
+        ReleaseError: it has no such dictionary.
+    """
+    for node in ast.walk(_parsed(tree / file, tree)):
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        value = getattr(node, "value", None)
+        if isinstance(target, ast.Name) and target.id == name and isinstance(value, ast.Dict):
+            return [str(key.value) for key in value.keys if isinstance(key, ast.Constant)]
+    raise ReleaseError(
+        f"{file} has no dictionary {name}",
+        rule="the names that a release knows are read from it",
+        remedy="see where the release has it now, and correct maintain/switches.py",
+    )
+
+
+def _parsed(path: Path, tree: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_text())
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ReleaseError(
+            f"{path.relative_to(tree)} cannot be read: {error}", rule="it is vLLM's source"
+        ) from None
+
+
+def write(version: str, found: dict[str, list[str]], check: bool = False) -> Path:
+    """Writes ``releases/switches/VERSION.json``, or compares it.
+
+    Raises:
+        DriftError: with ``check``, the file differs.
+    """
+    path, text = FOLDER / f"{version}.json", json.dumps(found, indent=1) + "\n"
+    if check and (not path.is_file() or path.read_text() != text):
+        raise DriftError(
+            f"releases/switches/{version}.json is not what the sources say",
+            rule="build.py release switches wrote it",
+            remedy=f"build.py release switches {version}, and read the difference",
+        )
+    if not check:
+        path.parent.mkdir(exist_ok=True)
+        files.replace(path, text)
+    return path

@@ -1,0 +1,286 @@
+"""Recipes of vllm-project/recipes (``models/ORG/REPOSITORY.yaml``) as flags of a server.
+
+The form is that repository's "Recipe YAML schema". A recipe's flags come in layers: the model's,
+the variant's, those of the hardware, then each feature's. If a flag comes twice,
+the last counts.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+from packaging.version import InvalidVersion, Version
+
+from fp4forge.core.errors import UsageError
+from fp4forge.core.text import shown
+from fp4forge.inputs import switches
+from fp4forge.inputs.reader import Format
+from fp4forge.kernels.gpus import PRODUCTS
+from fp4forge.serve.setting import Setting
+from fp4forge.serve.settings import Server
+
+_Line = Annotated[str, Meta(pattern=r"^[^\n]*\Z", description="text of one line")]
+_Words = tuple[_Line, ...]
+_Variables = dict[Annotated[str, Meta(pattern=r"^[A-Z][A-Z0-9_]*\Z")], _Line]
+
+
+class _Override(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a hardware changes of a variant or a feature."""
+
+    extra_args: _Words = ()
+    extra_env: _Variables = {}
+    args: _Words | None = None
+    env: _Variables | None = None
+    docker_image: str = ""
+    docker_serve_command: str = ""
+    install: Any = None
+    tp: int | None = None
+
+
+class _Mode(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One of several ways of a feature."""
+
+    args: _Words = ()
+    env: _Variables = {}
+    label: str = ""
+    description: str = ""
+    variants: _Words = ()
+    hardware: Any = None
+    hardware_overrides: dict[str, _Override] = {}
+
+
+class _Feature(_Mode, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What can be switched on."""
+
+    modes: dict[str, _Mode] = {}
+    default_mode: str = ""
+    strategies: _Words = ()
+    disables_features: _Words = ()
+
+
+class _Variant(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A checkpoint of the model."""
+
+    model_id: str = ""
+    precision: str = ""
+    label: str = ""
+    description: str = ""
+    vram_minimum_gb: float = 0
+    min_vllm_version: str = ""
+    supported_hardware: _Words = ()
+    extra_args: _Words = ()
+    extra_env: _Variables = {}
+    hardware_overrides: dict[str, _Override] = {}
+
+
+class _Model(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The model itself."""
+
+    model_id: str
+    min_vllm_version: str = ""
+    architecture: str = ""
+    parameter_count: str = ""
+    active_parameters: str = ""
+    context_length: int = 0
+    base_args: _Words = ()
+    base_env: _Variables = {}
+    docker_image: str = ""
+
+
+class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A recipe's file; what this project does not read of it may be anything."""
+
+    model: _Model
+    variants: dict[str, _Variant]
+    features: dict[str, _Feature] = {}
+    opt_in_features: _Words = ()
+    meta: Any = None
+    dependencies: Any = None
+    compatible_strategies: Any = None
+    strategy_overrides: Any = None
+    hardware_overrides: dict[str, _Override] = {}
+    kv_cache_strategy_hardware: Any = None
+    guide: str = ""
+
+
+FORMAT = Format(Recipe, "recipe", UsageError, blocks=True)
+# Flags of a recipe that the manifest decides itself.
+_OURS = ("--host", "--port", "--served-model-name", "--model", "--trust-remote-code")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A recipe's settings for one variant, hardware and set of features."""
+
+    model: str
+    flags: tuple[Setting, ...]
+    environment: tuple[Setting, ...]
+    asks_for: str  # the recipe's min_vllm_version
+    notes: tuple[str, ...]
+
+
+def read(path: Path) -> Recipe:
+    """A recipe's file.
+
+    Raises:
+        UsageError: it cannot be read, or is not a recipe; the message names the line.
+    """
+    return FORMAT.read(path, shown(path, 200))
+
+
+def choose(recipe: Recipe, variant: str, features: tuple[str, ...], product: str | None) -> Chosen:
+    """What a recipe says for a variant, with features switched on, on a product.
+
+    Args:
+        variant: a key of its variants; empty: the first whose precision is nvfp4, else the first.
+        features: keys of its features, or FEATURE=MODE, beside those that are on by default.
+        product: one of ``kernels.gpus.PRODUCTS``; None: no hardware.
+
+    Raises:
+        UsageError: the recipe has no such variant, feature or mode, or they do not go together.
+    """
+    name = variant or _usual(recipe)
+    if name not in recipe.variants:
+        raise _unknown("variant", name, recipe.variants)
+    hardware = PRODUCTS[product].recipe if product else ""
+    found = recipe.variants[name]
+    words, variables, notes = list(recipe.model.base_args), dict(recipe.model.base_env), []
+    words += found.extra_args
+    variables |= found.extra_env
+    if hardware and found.supported_hardware and hardware not in found.supported_hardware:
+        notes.append(f"the recipe does not list {hardware} for its variant {name}")
+    if hardware and isinstance(recipe.meta, dict):
+        said = dict(recipe.meta.get("hardware") or {}).get(hardware, "nothing")
+        notes.append(f"the recipe says {shown(said, 40)} of {hardware}")
+    for overrides in (recipe.hardware_overrides, found.hardware_overrides):
+        if special := overrides.get(hardware):
+            words += special.extra_args
+            variables |= special.extra_env
+            if special.docker_image:
+                image = shown(special.docker_image, 200)
+                notes.append(f"the recipe would run the image {image}; this is another")
+    for mode in _features(recipe, features, name):
+        special = mode.hardware_overrides.get(hardware, _Override())
+        words += mode.args if special.args is None else special.args
+        variables |= mode.env if special.env is None else special.env
+    why = f"the recipe, variant {name}" + (f" on {hardware}" if hardware else "")
+    return Chosen(
+        model=found.model_id or recipe.model.model_id,
+        flags=tuple(_pairs(words, why)),
+        environment=tuple(Setting(key, value, why) for key, value in variables.items()),
+        asks_for=found.min_vllm_version or recipe.model.min_vllm_version,
+        notes=tuple(notes),
+    )
+
+
+def _usual(recipe: Recipe) -> str:
+    if not recipe.variants:
+        raise UsageError("the recipe has no variants", rule="a recipe has one at least")
+    quantised = [name for name, v in recipe.variants.items() if v.precision == "nvfp4"]
+    return (quantised or list(recipe.variants))[0]
+
+
+def _unknown(what: str, name: str, known: Any) -> UsageError:
+    return UsageError(
+        f"the recipe has no {what} {shown(name, 60)!r}", rule="one of " + ", ".join(known)
+    )
+
+
+def _features(recipe: Recipe, asked: tuple[str, ...], variant: str) -> list[_Mode]:
+    """The features that are on, each as one of its modes."""
+    modes = dict(part.partition("=")[::2] for part in asked)
+    for name in modes:
+        if name not in recipe.features:
+            raise _unknown("feature", name, recipe.features)
+    out: list[_Mode] = []
+    for name, feature in recipe.features.items():
+        if name not in modes and name in recipe.opt_in_features:
+            continue
+        if not feature.modes:
+            if modes.get(name):
+                raise UsageError(
+                    f"the recipe's feature {name} has no modes", rule=f"--feature {name}"
+                )
+            out.append(feature)
+            continue
+        mode = modes.get(name) or feature.default_mode or next(iter(feature.modes))
+        if mode not in feature.modes:
+            raise _unknown(f"mode of {name}", mode, feature.modes)
+        chosen = feature.modes[mode]
+        if chosen.variants and variant not in chosen.variants:
+            raise UsageError(
+                f"the recipe's mode {mode} of {name} is not for variant {variant}",
+                rule="it is for " + ", ".join(chosen.variants),
+            )
+        out.append(chosen)
+    return out
+
+
+def _pairs(words: list[str], why: str) -> list[Setting]:
+    """Flags with their values; the last of a flag counts.
+
+    Raises:
+        UsageError: a value stands before any flag.
+    """
+    found: dict[str, Setting] = {}
+    name = ""
+    for word in words:
+        if re.match(r"--?[a-zA-Z]", word):
+            name, _, value = word.partition("=")
+            found.pop(name, None)
+            found[name] = Setting(name, value, why)
+        elif not name:
+            raise UsageError(
+                f"the recipe's arguments begin with {shown(word, 60)!r}", rule="a flag comes first"
+            )
+        else:
+            before = found[name].value
+            found[name] = replace(found[name], value=f"{before} {word}".strip())
+    return list(found.values())
+
+
+def apply(server: Server, chosen: Chosen) -> Server:
+    """A server with a recipe's settings over its own.
+
+    Flags and variables that the image's release does not know are left out, with a note.
+    """
+    known = switches.load(server.version)
+    notes = list(chosen.notes)
+    if _older(server.version, chosen.asks_for):
+        notes.append(f"the recipe asks for vLLM {chosen.asks_for}; this image has {server.version}")
+    flags = {flag.name: flag for flag in server.flags}
+    for flag in chosen.flags:
+        if flag.name in _OURS:
+            notes.append(f"{flag.name} of the recipe is left out: the manifest decides it")
+        elif known and not known.flag(flag.name):
+            notes.append(f"{flag.name} of the recipe is left out: vLLM {server.version} lacks it")
+        elif flag.name == "--chat-template" and not flag.value.startswith("/"):
+            notes.append(f"--chat-template {flag.value} is left out: the image does not have it")
+        else:
+            flags[flag.name] = flag
+    environment = {variable.name: variable for variable in server.environment}
+    for variable in chosen.environment:
+        ours = variable.name.startswith("VLLM_")
+        if known and ours and variable.name not in known.environment:
+            notes.append(
+                f"{variable.name} of the recipe is left out: vLLM {server.version} lacks it"
+            )
+        else:
+            environment[variable.name] = variable
+    return replace(
+        server,
+        flags=tuple(flags.values()),
+        environment=tuple(environment.values()),
+        notes=(*server.notes, *notes),
+    )
+
+
+def _older(version: str, wanted: str) -> bool:
+    try:
+        return Version(version) < Version(wanted)
+    except InvalidVersion:
+        return False

@@ -1,0 +1,163 @@
+"""Recipes in the form of vllm-project/recipes, as manifests of this project's images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fp4forge.core.errors import ReleaseError, UsageError
+from fp4forge.inputs import release, switches
+from fp4forge.maintain import switches as extracting
+from fp4forge.models import family
+from fp4forge.serve import recipes, settings
+from tests.checkpoints import TINY, gemma4, write
+
+FILE = Path(__file__).parent / "data/recipe.yaml"
+IMAGE = "127.0.0.1:5000/fp4forge/vllm@sha256:" + "a" * 64
+
+
+def applied(
+    folder: Path, *features: str, variant: str = "", product: str | None = "gb10"
+) -> settings.Server:
+    model = write(folder / "m", gemma4(TINY), TINY)
+    server = settings.server(model, IMAGE, settings.Wishes(version="0.20.2", gpus=("sm121",)))
+    return recipes.apply(server, recipes.choose(recipes.read(FILE), variant, features, product))
+
+
+def test_flags_come_in_layers_and_the_last_counts(tmp_path: Path) -> None:
+    found = {flag.name: flag.value for flag in applied(tmp_path).flags}
+    assert found["--max-num-seqs"] == "8"  # the hardware's, over the model's and the workload's
+    assert found["--gpu-memory-utilization"] == "0.8"
+    assert found["--kv-cache-dtype"] == "fp8"
+    assert found["--tool-call-parser"] == "hermes"
+    assert found["--moe-backend"] == "marlin"  # the family's, of which the recipe says nothing
+    assert "--language-model-only" not in found
+
+
+def test_what_this_image_cannot_do_is_left_out_and_said(tmp_path: Path) -> None:
+    server = applied(tmp_path)
+    names = {s.name for s in (*server.flags, *server.environment)}
+    left_out = {"--no-such-flag", "--chat-template", "--trust-remote-code", "VLLM_NO_SUCH_VARIABLE"}
+    assert not names & left_out
+    said = "\n".join(server.notes)
+    assert all(name in said for name in left_out)
+    assert "asks for vLLM 0.25.0" in said
+    assert "example/nightly:20260704" in said
+    assert "verified of dgx_spark_gb10" in said
+
+
+def test_features_and_their_modes(tmp_path: Path) -> None:
+    def speculative(*features: str, **where: Any) -> str:
+        flags = applied(tmp_path, *features, **where).flags
+        return next((f.value for f in flags if f.name == "--speculative-config"), "")
+
+    assert speculative() == ""
+    assert '"moe_backend":"triton"' in speculative("spec_decoding")
+    assert "triton" not in speculative("spec_decoding", product="rtx5090")
+    assert "eagle3" in speculative("spec_decoding=eagle3", variant="default", product=None)
+    names = {flag.name for flag in applied(tmp_path, "text_only").flags}
+    assert "--language-model-only" in names
+
+
+@pytest.mark.parametrize(
+    ("features", "variant", "says"),
+    [
+        (("thinking",), "", "no feature"),
+        (("text_only=mtp",), "", "no modes"),
+        (("spec_decoding=medusa",), "", "medusa"),
+        (("spec_decoding=eagle3",), "nvfp4", "not for variant"),
+        ((), "int4", "no variant"),
+    ],
+)
+def test_what_the_recipe_does_not_have(
+    features: tuple[str, ...], variant: str, says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        applied(tmp_path, *features, variant=variant)
+    assert says in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("  base_args:", "  bsae_args:", "bsae_args"),
+        ("vram_minimum_gb: 16", "vram_minimum_gb: much", "vram_minimum_gb"),
+        ("opt_in_features: [", "opt_in_features: {", "line"),
+        ('["--max-num-seqs", "16"', '["16"', "begin with '16'"),
+        ("VLLM_LOGGING_LEVEL: INFO", "'A; rm -rf /': INFO", "base_env"),
+    ],
+)
+def test_a_broken_recipe_gets_one_message(old: str, new: str, says: str, tmp_path: Path) -> None:
+    text = FILE.read_text()
+    assert old in text
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(UsageError) as caught:
+        recipes.choose(recipes.read(path), "", (), None)
+    assert says in caught.value.message + str(caught.value.rule)
+
+
+@pytest.mark.parametrize("name", release.names())
+def test_every_release_has_its_switches_and_the_families_parsers(name: str) -> None:
+    version = release.load(name).vllm_version
+    known = switches.load(version)
+    assert known
+    assert known.flag("--max_model_len") and known.flag("--no-enable-prefix-caching")
+    assert known.flag("--speculative-config.method") and not known.flag("--no-such-flag")
+    for family_name, one in family.table().items():
+        for parser, names in (
+            (one.tool_parser, known.tool_parsers),
+            (one.reasoning_parser, known.reasoning_parsers),
+        ):
+            assert not parser or not parser.holds(version) or parser.name in names, family_name
+    for switch in settings_switches():
+        names = known.flags if switch.name.startswith("--") else known.environment
+        assert switch.known(version) == (switch.name in names), switch.name
+
+
+def settings_switches() -> Any:
+    from fp4forge.serve.switches import SWITCHES
+
+    return SWITCHES.values()
+
+
+def tree(folder: Path, **changes: str) -> Path:
+    files = {
+        "vllm/engine/arg_utils.py": 'p.add_argument("--model", "-m")\ngroup.add_argument(name)\n',
+        "vllm/entrypoints/openai/cli_args.py": "class FrontendArgs:\n    api_key: str = ''\n",
+        "vllm/envs.py": 'environment_variables: dict = {"VLLM_A": lambda: 1}\n',
+        "vllm/tool_parsers/__init__.py": '_TOOL_PARSERS_TO_REGISTER = {"hermes": ("a", "b")}\n',
+        "vllm/reasoning/__init__.py": '_REASONING_PARSERS_TO_REGISTER = {"qwen3": ("a", "b")}\n',
+    }
+    for name, text in (files | changes).items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def test_switches_are_read_from_the_sources(tmp_path: Path) -> None:
+    assert extracting.extract(tree(tmp_path)) == {
+        "flags": ["--api-key", "--model", "-m"],
+        "environment": ["VLLM_A"],
+        "tool_parsers": ["hermes"],
+        "reasoning_parsers": ["qwen3"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("vllm/envs.py", "environment_variables = make()\n"),
+        ("vllm/tool_parsers/__init__.py", "PARSERS = {}\n"),
+        ("vllm/engine/arg_utils.py", "def (:\n"),
+    ],
+)
+def test_a_source_that_is_built_another_way_is_an_error(
+    file: str, text: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ReleaseError) as caught:
+        extracting.extract(tree(tmp_path, **{file: text}))
+    assert file in caught.value.message
