@@ -12,7 +12,7 @@ from typing import Any
 from msgspec import Struct, structs
 
 from fp4forge.core import reading
-from fp4forge.core.errors import EngineError, ToolError
+from fp4forge.core.errors import EngineError, RegistryError, ToolError
 from fp4forge.core.limits import BACKENDS_SILENCE_SECONDS
 from fp4forge.core.text import shown
 from fp4forge.kernels.base import Progress
@@ -63,7 +63,14 @@ def ask(
         ToolError: its vLLM cannot be asked; the message has the last lines of the program.
     """
     client = engine.connect()
-    engine.have(client, image, platform, report)
+    try:
+        engine.have(client, image, platform, report)
+    except RegistryError as error:
+        raise RegistryError(
+            error.message,
+            rule="the release's own vLLM is asked, in its image",
+            remedy="--image names another one; --kept shows the answers in releases/backends",
+        ) from None
     request = {
         "gpus": gpus,
         "models": {model.name: model.config for model in models},

@@ -21,6 +21,7 @@ from fp4forge.cli import backends as command
 from fp4forge.core.errors import (
     CheckpointError,
     ForgeError,
+    RegistryError,
     ReleaseError,
     ToolError,
     UsageError,
@@ -270,6 +271,17 @@ def test_an_image_is_asked_in_a_container_without_a_command(
     )
     assert found == (ANSWER,)
     assert sent[0][:2] == ("c0ffee", "/tmp")
+
+
+def test_an_image_that_is_not_there_has_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def have(*given: Any) -> str:
+        raise RegistryError("an-image cannot be pulled: not found", remedy="docker login")
+
+    monkeypatch.setattr(engine, "connect", lambda: None)
+    monkeypatch.setattr(engine, "have", have)
+    with pytest.raises(RegistryError, match="an-image cannot be pulled") as caught:
+        ask.ask("an-image", "linux/amd64", {}, (), print)
+    assert "--kept" in caught.value.remedy
 
 
 def run(*arguments: str) -> str:
