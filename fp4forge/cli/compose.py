@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fp4forge.serve.settings import Wishes
 
 
-def _published(o: dict[str, Any]) -> tuple[str, str, str]:
+def published(o: dict[str, Any]) -> tuple[str, str, str]:
     """The moving tag of the image that the options name, its release, and its vLLM version."""
     from fp4forge.inputs import bases, defaults, release
     from fp4forge.plan import tags
@@ -112,7 +112,7 @@ def compose(as_json: bool, explain: bool, output: Path | None, kind: str, **o: A
     from fp4forge.oci import reference
     from fp4forge.serve import manifest, recipes, settings, switches
 
-    found_tag, release, version = _published(o)
+    found_tag, release, version = published(o)
     chosen = _wishes(o, version)
     if reading.is_folder(o["model"]) and any(o["model"].glob("*.safetensors")):
         # Otherwise it is on the host that serves, and the manifest says that it was not checked.

@@ -53,6 +53,7 @@ UNPACKED_RATIO = 100  # unpacked bytes for each packed one; device code has abou
 # Programs that this one runs.
 PROGRAM_SECONDS = 120  # docker and its plugins, asked for a fact
 LOAD_SECONDS = 3600  # docker load of a whole image
+BACKENDS_SILENCE_SECONDS = 300
 
 # What is shown of foreign text.
 SHOWN_CHARACTERS = 4000

@@ -11,13 +11,14 @@ import pytest
 
 from fp4forge.checkpoint.config import Config
 from fp4forge.core.errors import CheckpointError, FitError, ReleaseError, UsageError
+from fp4forge.core.paths import MODELS
 from fp4forge.kernels.gpus import PRODUCTS, product
 from fp4forge.models import family
 from fp4forge.serve import lora, manifest, memory, placing, settings, split, state
 from fp4forge.serve.model import Model
 from fp4forge.serve.split import Split
 
-CONFIGS: dict[str, Any] = json.loads((Path(__file__).parent / "data/configs.json").read_text())
+CONFIGS: dict[str, Any] = json.loads((MODELS / "configs.json").read_text())
 IMAGE = "127.0.0.1:5000/fp4forge/vllm@sha256:" + "a" * 64
 
 
