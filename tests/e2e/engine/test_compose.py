@@ -127,8 +127,8 @@ def test_its_nonsense_is_told(composed: str, stream: bool) -> None:
     assert done.returncode == 20, done.stderr
     verdicts = {v["name"]: v for v in json.loads(done.stdout)}
     assert len(verdicts) == 6
-    # Random weights cannot know Paris; that they answer at all is the protocol's doing.
-    assert "paris" in verdicts["capital"]["problem"], verdicts["capital"]
+    # Random weights cannot know Paris, and may say nothing but special tokens.
+    assert any(word in verdicts["capital"]["problem"] for word in ("paris", "empty"))
     assert not any("HTTP" in v["problem"] for v in verdicts.values()), verdicts
 
 
