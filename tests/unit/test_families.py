@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,21 @@ def test_graphs_follow_the_sequences() -> None:
     one, many = (memory.fit(model, product("rtx5090"), 0.85, n, 2048).graphs for n in (1, 256))
     assert 0.08 < one / 2**30 < 0.5
     assert many > 20 * one
+
+
+# Measured by others: tokens a second of one sequence, with the bytes that their model reads a token.
+MEASURED = {
+    "NVIDIA/dgx-spark-playbooks PR #91": ("llama-3.3-70b", "gb10", 40_610_000_000, 6.72),
+    "the reference card": ("gemma-4-26b-a4b", "gb10", 3_230_000_000, 51.0),
+}
+
+
+@pytest.mark.parametrize("source", MEASURED)
+def test_our_bound_is_above_what_was_measured(source: str) -> None:
+    name, gpu, read, measured = MEASURED[source]
+    model = replace(whole(name, read), experts=0, num_experts=0)
+    bound = memory.decode_rate(model, product(gpu), 1, 1)
+    assert measured <= bound < 2 * measured
 
 
 @pytest.mark.parametrize(
