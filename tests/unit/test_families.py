@@ -157,7 +157,7 @@ def test_graphs_follow_the_sequences() -> None:
     assert many > 20 * one
 
 
-# Measured by others: tokens a second of one sequence, with the bytes that their model reads a token.
+# Measured by others: tokens a second of one sequence, with the bytes that the model reads for each.
 MEASURED = {
     "NVIDIA/dgx-spark-playbooks PR #91": ("llama-3.3-70b", "gb10", 40_610_000_000, 6.72),
     "the reference card": ("gemma-4-26b-a4b", "gb10", 3_230_000_000, 51.0),
