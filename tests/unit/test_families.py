@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from fp4forge.checkpoint.config import Config
+from fp4forge.core import paths
 from fp4forge.core.errors import CheckpointError, FitError, ReleaseError, UsageError
 from fp4forge.core.paths import MODELS
 from fp4forge.kernels.gpus import PRODUCTS, product
@@ -147,6 +148,32 @@ def test_a_fixed_state_takes_blocks_of_its_own() -> None:
     assert memory.blocks_per_sequence(model, 65536, 2048) == 42 + 3 * memory.STATES_PER_SEQUENCE
     # noonghunna/club-3090: 65,536 tokens served on an RTX 5090 at 0.85 with 3.93 GiB of cache.
     assert int(3.93 * 2**30) // (size * page) >= 42 + 6
+
+
+LOGGED: dict[str, Any] = json.loads(
+    (paths.ROOT / "docs/evidence/families/h100-h200.json").read_text()
+)["models"]
+
+
+@pytest.mark.parametrize("name", [name for name in LOGGED if "logged" in LOGGED[name]])
+def test_the_cache_is_what_vllm_logged_on_a_gpu(name: str) -> None:
+    """Small models of four kinds, 4,096 tokens a sequence; the logs round GiB to two digits."""
+    found, logged = LOGGED[name], LOGGED[name]["logged"]
+    config = msgspec.convert(found["config"], Config)
+    kinds = state.layers(config, Path(name), "fp8_e4m3")
+    number = config.text.num_hidden_layers or 0
+    sizes = {"weights": 0, "hidden": 1, "expert_width": 1, "vocabulary": 1, "max_context": 8192}
+    model = Model(attention=kinds, num_layers=number, **sizes)
+    size, page, groups = memory.groups(model)
+    blocks = memory.blocks_per_sequence(model, 4096, 8192)
+    if not found["prefix_caching"]:  # one state of each sequence instead of two
+        blocks -= sum(not tokens for _, tokens in groups)
+    concurrency = int(logged["available_gib"] * 2**30) // (size * page) / blocks
+    assert concurrency == pytest.approx(logged["concurrency"], rel=2e-4)
+    if "block_tokens" in logged:
+        assert max(tokens for _, tokens in groups) == logged["block_tokens"]
+    graphs = memory.fit(model, product("b200"), 0.5, 16, 8192).graphs / 2**30
+    assert logged["graphs_gib"] < graphs < 3 * logged["graphs_estimated_gib"]
 
 
 def test_graphs_follow_the_sequences() -> None:

@@ -34,7 +34,7 @@ def quick() -> Iterator[None]:
     """Fails a test that waits for much longer than the limits that it sets."""
     start = time.monotonic()
     yield
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30  # a busy machine; without the limits it is for ever
 
 
 def serve(answer: Serve) -> str:
