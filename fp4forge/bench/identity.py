@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 from msgspec import Struct
 
@@ -112,6 +113,35 @@ def container(name: str) -> Container:
     line = ("docker", "container", "inspect", "--", name)
     found = _inspect(line, _Container, f"container {shown(name, 100)}")
     return Container(found.Image, flags(found.Args or ()), _load_seconds(name, found.State))
+
+
+def serving(url: str) -> str:
+    """The one container of this machine that publishes a loopback URL's port; empty if none."""
+    parts = urlsplit(url)
+    if parts.hostname not in ("127.0.0.1", "localhost") or shutil.which("docker") is None:
+        return ""
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    line = ["docker", "ps", f"--filter=publish={port}", "--format={{.Names}}"]
+    found = process.run(line, kind=EngineError).stdout.split()
+    return found[0] if len(found) == 1 else ""
+
+
+def client_version(found: Image) -> str:
+    """vLLM's version in an image: its label, or what its vllm prints.
+
+    Raises:
+        UsageError: it has no vllm.
+    """
+    if found.version:
+        return found.version
+    line = ["docker", "run", "--rm", "--network=none", "--pull=never", found.reference, "--version"]
+    done = process.run(line, kind=EngineError)
+    if done.returncode != 0 or not done.stdout.strip():
+        raise UsageError(
+            f"--image {shown(found.reference, 200)} has no vLLM: {shown(done.stderr, 200)}",
+            rule="the load generator is the image's own vllm bench serve",
+        )
+    return shown(done.stdout.strip().splitlines()[-1], 40)
 
 
 def flags(arguments: Sequence[str]) -> tuple[str, ...]:

@@ -19,6 +19,8 @@ from fp4forge.core.limits import BENCH_BYTES
 from fp4forge.core.text import shown
 
 EMPTY_FROM = 8  # tokens asked for, from which on an answer has to have text
+# Of the time to the first token: more than this between server and client is noted.
+LATE_SECONDS, LATE_SHARE = 0.01, 0.1
 SHOWN = 3  # requests that a problem names
 
 
@@ -84,7 +86,7 @@ def judge(raw: Raw, load: Load, server: Server, *, thinking: bool = False) -> Tr
         failed=load.requests - len(good),
         server=server,
         problems=tuple(problems),
-        notes=tuple(_notes(raw, load)),
+        notes=tuple(_notes(raw, load, server)),
     )
 
 
@@ -135,11 +137,19 @@ def _strangers(server: Server, load: Load) -> Iterator[str]:
         )
 
 
-def _notes(raw: Raw, load: Load) -> Iterator[str]:
+def _notes(raw: Raw, load: Load, server: Server) -> Iterator[str]:
     if load.eos == "stop":
         early = [n for n in raw.output_lens if n < load.output]
         if early:
             yield f"{len(early)} of {load.requests} answers ended by themselves"
+
+    mean = sum(raw.ttfts) / len(raw.ttfts)
+    late = mean - (mean if server.ttft is None else server.ttft)
+    if late > max(LATE_SECONDS, LATE_SHARE * mean):
+        yield (
+            f"the client saw the first tokens {late * 1000:.0f} ms after the server had them, of"
+            f" {mean * 1000:.0f} ms: the client or the network is too slow"
+        )
 
 
 def _named(what: str, which: list[int], why: str = "") -> str:
