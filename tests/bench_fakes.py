@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,10 @@ def raw(prompt: int, output: int, requests: int, **changes: Any) -> dict[str, An
     return found | changes
 
 
+def _event(**content: Any) -> bytes:
+    return b"data: " + json.dumps(content).encode() + b"\n\n"
+
+
 class Fake:
     """What the server does and has been asked."""
 
@@ -67,6 +72,27 @@ class Fake:
         self.alive = True
         self.counts: list[str] = []
         self.status: dict[str, int] = {}
+        self.fault = ""  # of a stream: cut, empty, short
+
+    def stream(self, body: Any) -> Iterator[bytes]:
+        """A chat as vLLM streams it, with known times: the role, each token, the usage."""
+        asked = body["max_completion_tokens"]
+        text = "" if self.fault == "empty" else " word"
+        number = asked - 1 if self.fault == "short" else asked
+        time.sleep(TTFT)
+        yield _event(choices=[{"index": 0, "delta": {"role": "assistant", "content": ""}}])
+        for place in range(number):
+            time.sleep(ITL if place else 0)
+            if self.fault == "cut" and place > number // 2:
+                return
+            reason = "length" if place == number - 1 else None
+            yield _event(
+                choices=[{"index": 0, "delta": {"content": text}, "finish_reason": reason}]
+            )
+        prompt = tokens(body["messages"][0]["content"][0]["text"])
+        yield _event(choices=[], usage={"prompt_tokens": prompt, "completion_tokens": number})
+        yield b"data: [DONE]\n\n"
+        self.finished += 1
 
     def answer(self, path: str, body: Any) -> tuple[int, Any]:
         """Status and content for a request."""
@@ -103,6 +129,13 @@ def serving(fake: Fake) -> Iterator[str]:
 
         def _send(self, body: Any) -> None:
             status, content = fake.answer(self.path, body)
+            if status == 200 and body and body.get("stream"):
+                self.send_response(200)
+                self.send_header("Content-Type", "text/event-stream")
+                self.end_headers()  # no length: the stream ends with the connection
+                for chunk in fake.stream(body):
+                    self.wfile.write(chunk)
+                return
             data = (content if isinstance(content, str) else json.dumps(content)).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))

@@ -15,6 +15,7 @@ from fp4forge.bench.prompts import Writer
 from fp4forge.bench.result import Identity, Request, Result, Server, Trial
 from fp4forge.bench.suite import Load, Named
 from fp4forge.core.errors import BenchError, UsageError
+from fp4forge.core.paths import BENCHMARKS
 from tests.bench_fakes import ITL, TTFT, raw, tokens
 
 SUITES = suite.names()
@@ -53,7 +54,7 @@ def test_every_row_of_the_card_has_its_point() -> None:
 
 
 def test_the_hash_is_of_values_alone(tmp_path: Path) -> None:
-    text = (suite.BENCHMARKS / "suites/quick.yaml").read_text()
+    text = (BENCHMARKS / "suites/quick.yaml").read_text()
     (tmp_path / "quick.yaml").write_text("# another comment\n" + text)
     assert suite.load(str(tmp_path / "quick.yaml")).hash == suite.load("quick").hash
     (tmp_path / "quick.yaml").write_text(text.replace("output: 100", "output: 101"))
@@ -72,7 +73,7 @@ BAD_SUITES = {
 @pytest.mark.parametrize("name", BAD_SUITES)
 def test_bad_suites_are_one_message(name: str, tmp_path: Path) -> None:
     old, new, said = BAD_SUITES[name]
-    text = (suite.BENCHMARKS / "suites/quick.yaml").read_text()
+    text = (BENCHMARKS / "suites/quick.yaml").read_text()
     assert old in text
     (tmp_path / "bad.yaml").write_text(text.replace(old, new, 1))
     with pytest.raises(BenchError) as caught:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from fp4forge.bench import opening, running
+from fp4forge.bench import identity, running
 from fp4forge.bench import result as results
 from fp4forge.cli.bench import bench
 from fp4forge.core.errors import BenchError, EngineError, RegressionError, ServingError, UsageError
@@ -57,7 +57,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{bench_fakes.install(folder)}:{os.environ['PATH']}")
-    monkeypatch.setattr(opening.identity, "gpus", lambda: ())
+    monkeypatch.setattr(identity, "gpus", lambda: ())
     return folder
 
 
@@ -130,7 +130,7 @@ def test_a_killed_run_resumes(run: Run, programs: Path, monkeypatch: pytest.Monk
     assert run().exit_code != 0
     monkeypatch.undo()
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
-    monkeypatch.setattr(opening.identity, "gpus", lambda: ())
+    monkeypatch.setattr(identity, "gpus", lambda: ())
     assert run().exit_code == 0
     assert len(asked(programs)) == 2 * WARM + TRIALS
 
