@@ -176,18 +176,43 @@ def docker(folder: Path, line: list[str]) -> None:
         return
     if line[0] != "run":
         return
+    begun = asked(folder).get("start", {})
+    if "exit" in begun:
+        sys.stderr.write("Traceback\nValueError: no luck\n")
+        sys.exit(begun["exit"])
+    work = next(each for each in line if each.endswith("target=/work")).split("source=")[1]
+    say({"error": ""})
+    for arguments in sys.stdin:
+        say(trial(folder, Path(work.split(",")[0]), json.loads(arguments)))
+
+
+def say(content: Any) -> None:
+    """Writes a line, as inside.py does."""
+    sys.stdout.write(json.dumps(content) + "\n")
+    sys.stdout.flush()
+
+
+def asked(folder: Path) -> dict[str, Any]:
+    """What the fake is asked to do wrong, by the number of the trial."""
+    plan = folder / "plan.json"
+    return dict(json.loads(plan.read_text())) if plan.is_file() else {}
+
+
+def trial(folder: Path, work: Path, line: list[str]) -> dict[str, str]:
+    """Writes a trial's result; the answer of inside.py."""
     with (folder / "lines.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
     number = len((folder / "lines.jsonl").read_text().splitlines())
-    plan = folder / "plan.json"
-    asked = json.loads(plan.read_text()) if plan.is_file() else {}
-    changes = asked.get(str(number), asked.get("*", {}))
+    changes = asked(folder).get(str(number), asked(folder).get("*", {}))
+    if "error" in changes:
+        return {"error": changes["error"]}
     if "exit" in changes:
-        sys.stderr.write("Traceback\nValueError: no luck\n")
+        sys.stderr.write("Traceback\nMemoryError: no room\n")
         sys.exit(changes["exit"])
-    options = dict(each[2:].partition("=")[::2] for each in line if each.startswith("--"))
-    work = Path(options["mount"].split("source=")[1].split(",")[0])
-    prompts = [json.loads(each)["prompt"] for each in (work / "prompts.jsonl").open()]
+    options = dict(each[2:].partition("=")[::2] for each in line)
+    place = work / Path(options["result-dir"]).name
+    prompts = [json.loads(each)["prompt"] for each in (place / "prompts.jsonl").open()]
     body = json.loads(options["extra-body"])
     made = raw(tokens(prompts[0]), body["max_completion_tokens"], len(prompts), **changes)
-    (work / "raw.json").write_text(json.dumps(made))
+    (place / "raw.json").write_text(json.dumps(made))
+    return {"error": ""}

@@ -1,4 +1,4 @@
-"""The load generator's command line: ``vllm bench serve`` in a container, never through a shell."""
+"""The load generator's command lines: ``vllm bench serve`` in a container, never in a shell."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from fp4forge.core.errors import UsageError
 from fp4forge.core.text import shown
 
 ROLE = "io.fp4forge.role=bench"
-WORK = "/work"  # the trial's folder, in the container
+WORK = "/work"  # the folder of all trials, in the container
+INSIDE = Path(__file__).resolve().with_name("inside.py")
 PROMPTS, RAW = "prompts.jsonl", "raw.json"
 # A reference as docker takes it, and a network's name or container:NAME.
 _IMAGE = re.compile(r"(sha256:[0-9a-f]{64}|[a-z0-9][A-Za-z0-9._:/@+-]{0,300})")
@@ -47,42 +48,45 @@ class Client:
         if not _NETWORK.fullmatch(self.network):
             raise UsageError(f"--network {shown(self.network, 100)!r}", rule="a network's name")
 
-    def container(self, folder: Path) -> list[str]:
-        """``docker run`` up to the image: no privileges, and one folder to write to."""
-        line = ["docker", "run", "--rm", f"--name={self.name}", f"--label={ROLE}"]
+    def line(self, folder: Path) -> list[str]:
+        """``docker run``: no privileges, one folder to write to, and inside.py to run."""
+        mounts = {folder.resolve(): WORK, INSIDE: f"/{INSIDE.name}"}
+        if wrong := next((str(path) for path in mounts if "," in str(path)), ""):
+            raise UsageError(  # docker's --mount separates by commas
+                f"--out {shown(wrong, 200)!r}", rule="a path without commas"
+            )
+        line = ["docker", "run", "--rm", "--interactive", f"--name={self.name}", f"--label={ROLE}"]
         line += [f"--network={self.network}", f"--user={os.getuid()}:{os.getgid()}"]
         line += ["--read-only", "--tmpfs=/tmp:exec", "--cap-drop=ALL"]
-        line += ["--security-opt=no-new-privileges", "--pull=never"]
-        line += [f"--mount=type=bind,source={folder.resolve()},target={WORK}"]
+        line += ["--security-opt=no-new-privileges", "--pull=never", "--entrypoint=python3"]
+        line += [
+            f"--mount=type=bind,source={source},target={target}"
+            + (",readonly" if source == INSIDE else "")
+            for source, target in mounts.items()
+        ]
         line += [f"--env={name}={value}" for name, value in _SETTINGS.items()]
         if os.environ.get("OPENAI_API_KEY"):
             line.append("--env=OPENAI_API_KEY")  # its value is not on the command line
-        return line
-
-    def line(
-        self, url: str, model: str, load: Load, folder: Path, seed: int, body: dict[str, Any]
-    ) -> list[str]:
-        """The whole command line of a trial."""
-        if "," in str(folder.resolve()):  # docker's --mount separates by commas
-            raise UsageError(f"--out {shown(folder, 200)!r}", rule="a path without commas")
-        return [*self.container(folder), self.image, *bench(url, model, load, seed, body)]
+        return [*line, self.image, f"/{INSIDE.name}"]
 
 
-def bench(url: str, model: str, load: Load, seed: int, body: dict[str, Any]) -> list[str]:
-    """Arguments of the image's vllm: ``bench serve`` and its options.
+def options(
+    url: str, model: str, load: Load, folder: str, seed: int, body: dict[str, Any]
+) -> list[str]:
+    """Options of ``vllm bench serve`` for a trial, whose files are in a folder of WORK.
 
     The tool gets no tokenizer: the server counts. Then it would ask for one token each, so the
     request's body says how many; a body's fields replace the tool's own
     (vllm/benchmarks/lib/endpoint_request_func.py, ``_update_payload_common``).
     """
-    options = {
+    named = {
         "backend": "openai-chat",
         "base-url": url,
         "endpoint": "/v1/chat/completions",
         "model": model,
         "served-model-name": model,
         "dataset-name": "custom",
-        "dataset-path": f"{WORK}/{PROMPTS}",
+        "dataset-path": f"{WORK}/{folder}/{PROMPTS}",
         "num-prompts": str(load.requests),
         "max-concurrency": str(load.concurrency),
         "request-rate": "inf",
@@ -92,13 +96,13 @@ def bench(url: str, model: str, load: Load, seed: int, body: dict[str, Any]) -> 
         "ready-check-timeout-sec": "0",
         "num-warmups": "0",
         "extra-body": json.dumps({"max_completion_tokens": load.output} | body),
-        "result-dir": WORK,
+        "result-dir": f"{WORK}/{folder}",
         "result-filename": RAW,
     }
     switches = ["skip-tokenizer-init", "disable-shuffle", "no-oversample", "disable-tqdm"]
     switches += ["save-result", "save-detailed"]
     if load.eos == "ignore":
         switches.append("ignore-eos")
-    line = ["bench", "serve"]
-    line += [f"--{name}={value}" for name, value in options.items()]
-    return line + [f"--{name}" for name in switches]
+    return [f"--{name}={value}" for name, value in named.items()] + [
+        f"--{name}" for name in switches
+    ]

@@ -1,4 +1,4 @@
-"""Runs a suite: trial by trial, each in a container of its own; the result is kept after each."""
+"""Runs a suite, trial by trial; the result is kept after each."""
 
 from __future__ import annotations
 
@@ -12,17 +12,15 @@ from pathlib import Path
 
 from fp4forge.bench import command, extras, metrics, tool
 from fp4forge.bench import result as results
+from fp4forge.bench.client import Session
 from fp4forge.bench.command import Client
 from fp4forge.bench.prompts import Writer
 from fp4forge.bench.result import Result, Trial
 from fp4forge.bench.server import Server
 from fp4forge.bench.suite import Load, Named
 from fp4forge.core import files
-from fp4forge.core.errors import BenchError, EngineError, ServingError
-from fp4forge.core.limits import TRIAL_SECONDS
-from fp4forge.core.text import shown
+from fp4forge.core.errors import BenchError, ServingError
 from fp4forge.kernels.base import Progress
-from fp4forge.oci import process
 
 JUMP_SECONDS = 2.0  # that the clock may differ from the time that passed
 RAW_FOLDER = "raw"
@@ -50,6 +48,7 @@ class Runner:
     folder: Path
     report: Progress
     writer: Writer = field(init=False)
+    _session: Session = field(init=False)
     _done: float = 0.0  # weight of the trials that this run made
     _begin: float = field(default_factory=time.monotonic)
 
@@ -57,6 +56,17 @@ class Runner:
         self.writer = Writer(self.server.count, self.suite.suite.seed)
 
     def run(self) -> None:
+        """Makes every trial that the result lacks; ``_run`` says what it raises."""
+        with Session(self.client, self._raw()) as self._session:
+            self._run()
+
+    def _raw(self) -> Path:
+        """The folder of the tool's files."""
+        folder = self.folder / RAW_FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _run(self) -> None:
         """Makes every trial that the result lacks.
 
         Raises:
@@ -158,8 +168,8 @@ class Runner:
     @contextlib.contextmanager
     def _work(self, load: Load, number: int) -> Iterator[Path]:
         """The trial's folder; what the tool wrote stays as evidence, the prompts do not."""
-        work = self.folder / RAW_FOLDER / slug(load, number)
-        work.mkdir(parents=True, exist_ok=True)
+        work = self._raw() / slug(load, number)
+        work.mkdir(exist_ok=True)
         (work / command.RAW).unlink(missing_ok=True)
         try:
             yield work
@@ -170,27 +180,13 @@ class Runner:
         """Runs the tool; returns why it gave no result."""
         lines = [json.dumps({"prompt": prompt}) for prompt in prompts]
         files.replace(work / command.PROMPTS, "\n".join(lines) + "\n")
-        line = self.client.line(
-            self.server.url, self.server.model, load, work, self.suite.suite.seed, body
+        seed = self.suite.suite.seed
+        problem = self._session.run(
+            command.options(self.server.url, self.server.model, load, work.name, seed, body)
         )
-        try:
-            done = process.run(line, TRIAL_SECONDS, BenchError)
-        except BenchError as error:  # it does not end
-            return error.message
-        finally:
-            # docker's client may be gone and the container not.
-            process.run(["docker", "rm", "--force", self.client.name], kind=EngineError)
-        files.replace(work / "log.txt", done.stdout + done.stderr)
-        if done.returncode == 0 and (work / command.RAW).is_file():
-            return ""
-        said = [s for s in (done.stderr or done.stdout).strip().splitlines() if s.strip()]
-        last = shown(said[-1], 300) if said else "nothing"
-        if done.returncode in (125, 126, 127):  # docker's own
-            raise EngineError(
-                f"the load generator cannot be started: {last}",
-                rule="--image has vLLM, and the engine has the image and the network",
-            )
-        return f"the load generator ended with code {done.returncode}: {last}"
+        if not problem and not (work / command.RAW).is_file():
+            problem = "the load generator wrote no result"
+        return problem
 
 
 class _Jump:

@@ -8,7 +8,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from fp4forge.bench import card, charts, command, compare, figures, identity, metrics, suite, tool
+from fp4forge.bench import (
+    card,
+    charts,
+    command,
+    compare,
+    figures,
+    identity,
+    inside,
+    metrics,
+    suite,
+    tool,
+)
 from fp4forge.bench import result as results
 from fp4forge.bench.command import Client
 from fp4forge.bench.prompts import Writer
@@ -129,16 +140,26 @@ def test_a_prompt_shorter_than_the_template_is_refused() -> None:
 # The load generator's command line and its result
 
 
-def test_the_command_line() -> None:
-    line = Client("image:tag").line("http://h:1", "--odd", load(), Path("/w"), 7, {})
-    assert line[:3] == ["docker", "run", "--rm"]
-    assert line[line.index("image:tag") + 1 :][:2] == ["bench", "serve"]
-    assert "--model=--odd" in line  # a value, not an option
-    assert '--extra-body={"max_completion_tokens": 16}' in line
-    assert {"--ignore-eos", "--save-detailed", "--ready-check-timeout-sec=0"} <= set(line)
+def test_the_command_lines() -> None:
+    line = Client("image:tag").line(Path("/w"))
+    assert line[:4] == ["docker", "run", "--rm", "--interactive"]
+    assert line[-2:] == ["image:tag", "/inside.py"]
     assert not any("OPENAI_API_KEY=" in part for part in line)
-    stops = command.bench("http://h:1", "m", load(eos="stop"), 0, {})
+    with pytest.raises(UsageError, match="--out"):
+        Client("image").line(Path("/w,readonly"))
+    given = command.options("http://h:1", "--odd", load(), "t-p-1", 7, {})
+    assert "--model=--odd" in given  # a value, not an option
+    assert '--extra-body={"max_completion_tokens": 16}' in given
+    assert {"--ignore-eos", "--save-detailed", "--ready-check-timeout-sec=0"} <= set(given)
+    stops = command.options("http://h:1", "m", load(eos="stop"), "t-p-1", 0, {})
     assert "--ignore-eos" not in stops
+
+
+def test_what_stands_in_for_pandas(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a\\nb"}\n{"prompt": "c"}\n')
+    rows = inside._Pandas.read_json(path_or_buf=str(tmp_path / "p.jsonl"), lines=True)
+    assert "prompt" in rows.columns
+    assert [row.to_dict()["prompt"] for _, row in rows.iterrows()] == ["a\nb", "c"]
 
 
 @pytest.mark.parametrize("bad", ["-v", "a b", "", "a;b", "$(x)", "A" * 400])

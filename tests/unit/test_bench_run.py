@@ -151,14 +151,21 @@ def test_a_fault_in_json(run: Run, programs: Path) -> None:
     assert "Bad Gateway" in json.loads(done.stdout)["problems"][1]
 
 
-def test_a_load_generator_that_ends_badly(run: Run, programs: Path) -> None:
-    misbehave(programs, run3={"exit": 1})
-    assert "ended with code 1: ValueError: no luck" in failure(run(), BenchError)
+def test_a_load_generator_that_fails_or_ends(run: Run, programs: Path, tmp_path: Path) -> None:
+    misbehave(programs, run3={"error": "ValueError: no luck"}, run5={"exit": 137})
+    said = failure(run(), BenchError)
+    assert "one a, trial 2: ValueError: no luck" in said
+    assert "one a, trial 4: the load generator ended with code 137: MemoryError: no room" in said
+    # The others were measured: by a new container, where the old one had ended.
+    kept = results.load(tmp_path / "out")
+    assert [t.valid for t in kept.trials("one", "a")] == [True, False, True, False]
+    assert kept.trials("many", "4")[0].valid
 
 
-def test_an_engine_that_does_not_start_it(run: Run, programs: Path) -> None:
-    misbehave(programs, run1={"exit": 125})
-    assert "cannot be started: ValueError: no luck" in failure(run(), EngineError)
+@pytest.mark.parametrize("code", [1, 125])
+def test_an_engine_that_does_not_start_it(run: Run, programs: Path, code: int) -> None:
+    misbehave(programs, start={"exit": code})
+    assert "ValueError: no luck" in failure(run(), EngineError)
 
 
 def test_a_server_that_dies(run: Run, fake: Fake, programs: Path, tmp_path: Path) -> None:
