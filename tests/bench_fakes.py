@@ -81,8 +81,9 @@ class Fake:
         number = asked - 1 if self.fault == "short" else asked
         time.sleep(TTFT)
         yield _event(choices=[{"index": 0, "delta": {"role": "assistant", "content": ""}}])
+        begin = time.monotonic()
         for place in range(number):
-            time.sleep(ITL if place else 0)
+            time.sleep(max(begin + place * ITL - time.monotonic(), 0))
             if self.fault == "cut" and place > number // 2:
                 return
             reason = "length" if place == number - 1 else None
