@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 640, 340
-LEFT, RIGHT, TOP, BOTTOM = 64, 110, 16, 48
+LEFT, TOP, BOTTOM = 64, 16, 48
+MARGIN, LEGEND = 20, 140  # at the right: without and with a legend
 COLOURS = 8  # classes s0 to s7 of the page
 
 
@@ -28,6 +29,13 @@ class Axis:
 
     title: str
     log: bool = False
+    binary: bool = False  # 1,024 is 1K
+
+    def number(self, value: float) -> str:
+        """A tick's number."""
+        if self.binary and value >= 1024 and value % 1024 == 0:
+            return f"{value / 1024:g}K"
+        return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.2g}"
 
     def place(self, value: float, low: float, high: float) -> float:
         """Where a value lies between the ends: 0 to 1."""
@@ -60,11 +68,21 @@ def _round(value: float) -> float:
     return next(part * unit for part in (1, 2, 4, 5, 8, 10, 20) if part * unit >= value)
 
 
-def number(value: float) -> str:
-    """A tick's number."""
-    if value >= 1024 and value % 1024 == 0:
-        return f"{value / 1024:g}K"
-    return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.2g}"
+@dataclass(frozen=True)
+class Plot:
+    """Where things are: axes with their ends, and the right edge."""
+
+    across: Axis
+    up: Axis
+    xs: tuple[float, float]
+    ys: tuple[float, float]
+    right: int
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        """A point's place in the picture."""
+        left = LEFT + self.across.place(x, *self.xs) * (self.right - LEFT)
+        top = HEIGHT - BOTTOM - self.up.place(y, *self.ys) * (HEIGHT - TOP - BOTTOM)
+        return round(left, 1), round(top, 1)
 
 
 def lines(series: Sequence[Series], across: Axis, up: Axis) -> str:
@@ -78,16 +96,21 @@ def lines(series: Sequence[Series], across: Axis, up: Axis) -> str:
     drawn = [one for one in drawn if one.points]
     if not drawn:
         return ""
-    xs = across.ends([x for one in drawn for x, _ in one.points])
-    ys = up.ends([y for one in drawn for _, y in one.points])
+    plot = Plot(
+        across,
+        up,
+        across.ends([x for one in drawn for x, _ in one.points]),
+        up.ends([y for one in drawn for _, y in one.points]),
+        WIDTH - (LEGEND if len(drawn) > 1 else MARGIN),
+    )
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img"'
         f' aria-label="{escape(up.title)} against {escape(across.title)}">'
     ]
-    parts += _grid(across, up, xs, ys)
+    parts += _grid(plot)
     for place, one in enumerate(drawn):
-        parts += _line(one, place % COLOURS, across, up, xs, ys)
-    parts += _legend(drawn) if len(drawn) > 1 else []
+        parts += _line(one, place % COLOURS, plot)
+    parts += _legend(drawn, plot.right + 12) if len(drawn) > 1 else []
     return "\n".join([*parts, "</svg>"])
 
 
@@ -98,71 +121,54 @@ def _can(point: tuple[float, float], across: Axis, up: Axis) -> bool:
     )
 
 
-def _at(
-    point: tuple[float, float],
-    across: Axis,
-    up: Axis,
-    xs: tuple[float, float],
-    ys: tuple[float, float],
-) -> tuple[float, float]:
-    x = LEFT + across.place(point[0], *xs) * (WIDTH - LEFT - RIGHT)
-    y = HEIGHT - BOTTOM - up.place(point[1], *ys) * (HEIGHT - TOP - BOTTOM)
-    return round(x, 1), round(y, 1)
-
-
-def _grid(across: Axis, up: Axis, xs: tuple[float, float], ys: tuple[float, float]) -> list[str]:
-    parts, right, bottom = [], WIDTH - RIGHT, HEIGHT - BOTTOM
-    for tick in up.ticks(*ys):
-        y = _at((xs[0], tick), across, up, xs, ys)[1]
+def _grid(plot: Plot) -> list[str]:
+    parts, right, bottom = [], plot.right, HEIGHT - BOTTOM
+    for tick in plot.up.ticks(*plot.ys):
+        y = plot.at(plot.xs[0], tick)[1]
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y}" y2="{y}"/>')
-        parts.append(_tick(LEFT - 8, y + 4, "end", tick))
-    for tick in across.ticks(*xs):
-        x = _at((tick, ys[0]), across, up, xs, ys)[0]
+        parts.append(_tick(LEFT - 8, y + 4, "end", plot.up.number(tick)))
+    for tick in plot.across.ticks(*plot.xs):
+        x = plot.at(tick, plot.ys[0])[0]
         parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{TOP}" y2="{bottom}"/>')
-        parts.append(_tick(x, bottom + 16, "middle", tick))
+        parts.append(_tick(x, bottom + 16, "middle", plot.across.number(tick)))
     middle, centre = (LEFT + right) / 2, (TOP + bottom) / 2
     parts.append(
-        f'<text class="title" x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">'
-        f"{escape(across.title)}</text>"
+        f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">'
+        f"{escape(plot.across.title)}</text>"
     )
     parts.append(
-        f'<text class="title" transform="translate(14 {centre}) rotate(-90)"'
-        f' text-anchor="middle">{escape(up.title)}</text>'
+        f'<text transform="translate(14 {centre}) rotate(-90)" text-anchor="middle">'
+        f"{escape(plot.up.title)}</text>"
     )
     return parts
 
 
-def _tick(x: float, y: float, anchor: str, value: float) -> str:
-    return f'<text class="tick" x="{x}" y="{y}" text-anchor="{anchor}">{number(value)}</text>'
+def _tick(x: float, y: float, anchor: str, text: str) -> str:
+    return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{text}</text>'
 
 
-def _line(
-    one: Series,
-    colour: int,
-    across: Axis,
-    up: Axis,
-    xs: tuple[float, float],
-    ys: tuple[float, float],
-) -> list[str]:
-    places = [_at(point, across, up, xs, ys) for point in one.points]
+def _line(one: Series, colour: int, plot: Plot) -> list[str]:
+    places = [plot.at(*point) for point in one.points]
     path = " ".join(f"{x},{y}" for x, y in places)
     dash = " dashed" if one.dashed else ""
     parts = [f'<polyline class="line s{colour}{dash}" points="{path}"/>']
     if one.marked:
         for (x, y), (real_x, real_y) in zip(places, one.points, strict=True):
-            said = escape(f"{one.name}: {number(real_x)}, {real_y:,.4g}")
-            parts.append(f'<circle class="dot s{colour}" cx="{x}" cy="{y}" r="4">')
-            parts.append(f"<title>{said}</title></circle>")
+            said = escape(f"{one.name}: {plot.across.number(real_x)}, {real_y:,.4g}")
+            parts.append(
+                f'<circle class="dot s{colour}" cx="{x}" cy="{y}" r="4">'
+                f"<title>{said}</title></circle>"
+            )
     return parts
 
 
-def _legend(drawn: Sequence[Series]) -> list[str]:
-    parts, x = [], WIDTH - RIGHT + 12
+def _legend(drawn: Sequence[Series], x: int) -> list[str]:
+    parts = []
     for place, one in enumerate(drawn):
         y = TOP + 12 + 20 * place
         dash = " dashed" if one.dashed else ""
         parts.append(
             f'<line class="line s{place % COLOURS}{dash}" x1="{x}" x2="{x + 16}" y1="{y}"'
-            f' y2="{y}"/><text class="tick" x="{x + 22}" y="{y + 4}">{escape(one.name)}</text>'
+            f' y2="{y}"/><text x="{x + 22}" y="{y + 4}">{escape(one.name)}</text>'
         )
     return parts

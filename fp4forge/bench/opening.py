@@ -150,7 +150,7 @@ def _open(wanted: Wanted, who: Identity) -> Result:
             rule="a run resumes with the same suite, server and image",
             remedy="give another --out, or remove that folder",
         )
-    found.complete = False
+    found.complete, found.left_out = False, {}
     return found
 
 

@@ -119,4 +119,6 @@ def _context(result: Result, loads: list[Load]) -> str:
         rates = sorted((float(x), rate) for x, rate in result.roofline.rates.items())
         line = tuple(point for point in rates if point[0] <= 2 * most)
         series.append(Series("bandwidth allows", line, marked=False, dashed=True))
-    return charts.lines(series, Axis("context, tokens", log=True), Axis("tokens a second"))
+    return charts.lines(
+        series, Axis("context, tokens", log=True, binary=True), Axis("tokens a second")
+    )
