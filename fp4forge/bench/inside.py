@@ -7,7 +7,6 @@ imports nothing of fp4forge.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import os
@@ -50,10 +49,11 @@ def tool() -> tuple[Any, Any]:
     """The tool's parser and its main function."""
     from vllm.benchmarks import serve
     from vllm.benchmarks.datasets import CustomDataset
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     if importlib.util.find_spec("pandas") is None:
         sys.modules[CustomDataset.__module__].pd = _Pandas  # type: ignore[attr-defined]
-    parser = argparse.ArgumentParser()
+    parser = FlexibleArgumentParser()
     serve.add_cli_args(parser)
     return parser, serve.main
 
