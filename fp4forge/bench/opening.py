@@ -38,6 +38,7 @@ class Wanted:
     max_context: int = 0
     checkpoint: Path | None = None
     gpu: str = ""
+    allow_empty: bool = False
 
 
 def start(wanted: Wanted, report: Progress) -> Runner:
@@ -118,6 +119,7 @@ def _identity(
         client_image=client.digest,
         client_version=identity.client_version(client),
         thinking=extras.thinks(server),
+        allow_empty=wanted.allow_empty,
     )
 
 

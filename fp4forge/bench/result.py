@@ -92,7 +92,8 @@ class Identity(Struct, frozen=True, kw_only=True):
     processor: str = ""
     client_image: str = ""
     client_version: str = ""
-    thinking: bool = False
+    thinking: bool = False  # whether the model reasons before it answers
+    allow_empty: bool = False  # as --allow-empty
 
     def differences(self, other: Identity) -> list[tuple[str, str, str]]:
         """Fields that differ, with both values; clocks aside, which never stay the same."""

@@ -161,8 +161,8 @@ class Runner:
             if problem:
                 return Trial(failed=load.requests, problems=(problem,), notes=notes, date=now())
             raw = tool.read(work / command.RAW)
-        thinking = self.result.identity.thinking
-        made = tool.judge(raw, load, counters, thinking=thinking)
+        who = self.result.identity
+        made = tool.judge(raw, load, counters, may_be_empty=who.thinking or who.allow_empty)
         return _with(made, notes=made.notes + notes, date=now())
 
     @contextlib.contextmanager

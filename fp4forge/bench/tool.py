@@ -19,7 +19,7 @@ from fp4forge.core.limits import BENCH_BYTES
 from fp4forge.core.text import shown
 
 EMPTY_FROM = 8  # tokens asked for, from which on an answer has to have text
-# Of the time to the first token: more than this between server and client is noted.
+# Of the time to the first token: more than this between engine and client is noted.
 LATE_SECONDS, LATE_SHARE = 0.01, 0.1
 SHOWN = 3  # requests that a problem names
 
@@ -50,14 +50,15 @@ def read(path: Path) -> Raw:
     return reading.json(data, Raw, "the load generator's result", BenchError)
 
 
-def judge(raw: Raw, load: Load, server: Server, *, thinking: bool = False) -> Trial:
+def judge(raw: Raw, load: Load, server: Server, *, may_be_empty: bool = False) -> Trial:
     """A trial, with everything that is wrong with it.
 
     Args:
         raw: the tool's result.
         load: what was sent.
         server: the server's own counters.
-        thinking: the model reasons first: the tool drops that text, so an answer may be empty.
+        may_be_empty: an answer without text is no fault. Of a model that reasons first, the tool
+            drops that text.
     """
     arrays = (raw.input_lens, raw.output_lens, raw.ttfts, raw.itls, raw.errors)
     lengths = {len(each) for each in (*arrays, raw.generated_texts)}
@@ -68,7 +69,7 @@ def judge(raw: Raw, load: Load, server: Server, *, thinking: bool = False) -> Tr
             server=server,
             problems=(f"the load generator reports {counts} requests, {load.requests} were asked",),
         )
-    problems = [*_totals(raw, load), *_each(raw, load, thinking), *_strangers(server, load)]
+    problems = [*_totals(raw, load), *_each(raw, load, may_be_empty), *_strangers(server, load)]
     good = [number for number in range(load.requests) if not raw.errors[number]]
     return Trial(
         requests=tuple(
@@ -97,7 +98,7 @@ def _totals(raw: Raw, load: Load) -> Iterator[str]:
         yield f"it took {raw.duration:g} s"
 
 
-def _each(raw: Raw, load: Load, thinking: bool) -> Iterator[str]:
+def _each(raw: Raw, load: Load, may_be_empty: bool) -> Iterator[str]:
     """What is wrong with single requests, a line for each kind of fault."""
     everyone = range(load.requests)
     failed = [n for n in everyone if raw.errors[n]]
@@ -112,7 +113,7 @@ def _each(raw: Raw, load: Load, thinking: bool) -> Iterator[str]:
     silent = [n for n in rest if raw.ttfts[n] <= 0 or raw.output_lens[n] < 1]
     if silent:
         yield _named("without a token", silent)
-    if load.output >= EMPTY_FROM and not thinking:
+    if load.output >= EMPTY_FROM and not may_be_empty:
         empty = [n for n in rest if not raw.generated_texts[n] and n not in set(silent)]
         if empty:
             yield _named("with an empty answer", empty)
@@ -147,8 +148,8 @@ def _notes(raw: Raw, load: Load, server: Server) -> Iterator[str]:
     late = mean - (mean if server.ttft is None else server.ttft)
     if late > max(LATE_SECONDS, LATE_SHARE * mean):
         yield (
-            f"the client saw the first tokens {late * 1000:.0f} ms after the server had them, of"
-            f" {mean * 1000:.0f} ms: the client or the network is too slow"
+            f"the first tokens took {late * 1000:.0f} ms longer than the engine counts, of"
+            f" {mean * 1000:.0f} ms: the client, the network or the server's front end is slow"
         )
 
 

@@ -38,6 +38,7 @@ LISTED = 10  # faults in a message
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="The model's folder: its hash is kept, and the roofline drawn with --gpu.",
 )
+@click.option("--allow-empty", is_flag=True, help="Accept answers without text (random weights).")
 @click.option("--gpu", help="GPU of the roofline, as serve fit names them.")
 @json_option
 @click.pass_context
