@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from fp4forge.bench import identity, running
 from fp4forge.bench import result as results
 from fp4forge.cli.bench import bench
 from fp4forge.core.errors import BenchError, EngineError, RegressionError, ServingError, UsageError
+from fp4forge.core.paths import ROOT
 from tests import bench_fakes
 from tests.bench_fakes import Fake
 
@@ -133,6 +137,25 @@ def test_a_killed_run_resumes(run: Run, programs: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(identity, "gpus", lambda: ())
     assert run().exit_code == 0
     assert len(asked(programs)) == 2 * WARM + TRIALS
+
+
+def test_a_run_that_is_killed_outright(run: Run, url: str, programs: Path, tmp_path: Path) -> None:
+    """SIGKILL at any time loses at most the trial that ran."""
+    line = [sys.executable, str(ROOT / "build.py"), "bench", "--url", url, "--image", "image"]
+    line += ["--suite", str(tmp_path / "small.yaml"), "--out", str(tmp_path / "out")]
+    started = subprocess.Popen(line, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "out/result.json").is_file():
+        assert started.poll() is None, "it ended"
+        time.sleep(0.01)
+    started.kill()
+    started.wait()
+    kept = results.load(tmp_path / "out")
+    number = sum(len(trials) for points in kept.tables.values() for trials in points.values())
+    assert number >= 1
+    before = len(asked(programs))
+    assert run().exit_code == 0
+    assert len(asked(programs)) <= before + WARM + TRIALS - number
+    assert results.load(tmp_path / "out").complete
 
 
 def test_a_fault_is_exit_code_24_and_is_repeated(run: Run, programs: Path, tmp_path: Path) -> None:
