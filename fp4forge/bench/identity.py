@@ -84,6 +84,12 @@ def _inspect(line: Sequence[str], shape: type[T], what: str) -> T:
     if shutil.which("docker") is None:
         raise EngineError("there is no docker client in PATH", remedy="run make setup")
     done = process.run([*line], kind=EngineError)
+    if done.returncode != 0 and "daemon" in done.stderr and "connect" in done.stderr:
+        raise EngineError(
+            f"no Docker engine answers: {shown(done.stderr, 200)}",
+            rule="the load generator runs in a container",
+            remedy="start the engine, or set DOCKER_HOST",
+        )
     if done.returncode != 0:
         raise UsageError(
             f"{what}: {shown(done.stderr, 200)}", rule="a name that this machine's engine knows"

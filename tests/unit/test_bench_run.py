@@ -295,3 +295,17 @@ def test_two_runs_in_one_folder(run: Run, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with FileLock(tmp_path / "out/lock"):
         assert "another run is measuring" in failure(run(), BenchError)
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("Cannot connect to the Docker daemon at unix:///x. Is it running?", EngineError),
+        ("Error: No such image: image", UsageError),
+    ],
+)
+def test_images_that_are_not_there(
+    said: str, kind: type[Exception], run: Run, programs: Path
+) -> None:
+    (programs / "docker").write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n")
+    assert "image" in failure(run(), kind) or kind is EngineError
