@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,6 +47,8 @@ class Runner:
     result: Result
     folder: Path
     report: Progress
+    until: float = float("inf")  # monotonic time, after which no trial begins
+    between: Callable[[], list[str]] = list  # asked after each trial; what it says is a fault
     writer: Writer = field(init=False)
     _session: Session = field(init=False)
     _done: float = 0.0  # weight of the trials that this run made
@@ -85,11 +87,15 @@ class Runner:
                     remedy="build.py serve smoke --url URL asks a simple question",
                 )
         for place, (load, number) in enumerate(open_):
+            if time.monotonic() >= self.until:
+                break
             rest = sum(each.weight for each, _ in open_[place:])
             self.report(
                 f"{load.name}, trial {number}: {place + 1} of {len(open_)}{self._eta(rest)}"
             )
             made = self._trial(load, number)
+            if found := self.between():
+                made = _with(made, problems=(*made.problems, *found))
             self._keep(load, number, made)
             self._done += load.weight
             if not made.valid:
@@ -116,7 +122,8 @@ class Runner:
     def _eta(self, rest: float) -> str:
         if not self._done:
             return ""
-        seconds = (time.monotonic() - self._begin) * rest / self._done
+        now = time.monotonic()
+        seconds = min((now - self._begin) * rest / self._done, self.until - now)
         return f", about {seconds / 60:.0f} min left" if seconds > 90 else f", {seconds:.0f} s left"
 
     def _stop(self, load: Load, made: Trial) -> None:

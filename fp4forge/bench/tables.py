@@ -55,7 +55,7 @@ def _table(result: Result, table: Table) -> Shown:
     single = next((load for load in loads if load.concurrency == 1), None)
     base = result.measured_trials(source, single.label) if single else []
     rows = [
-        _row(table, load, result.measured_trials(source, load.label), base)
+        _row(table, load, result.measured_trials(source, load.label), base, result.complete)
         for load in loads
         if result.measured_trials(source, load.label)
     ]
@@ -64,11 +64,11 @@ def _table(result: Result, table: Table) -> Shown:
     return Shown(table.id, table.title, shown, tuple(rows), result.left_out.get(source, ""))
 
 
-def _row(table: Table, load: Load, trials: list[Trial], base: list[Trial]) -> Row:
+def _row(table: Table, load: Load, trials: list[Trial], base: list[Trial], complete: bool) -> Row:
     values = {name: value(name, trials, base, load.concurrency) for name in table.show}
     faults = [problem for trial in trials for problem in trial.problems]
     notes = [note for trial in trials for note in trial.notes]
-    if 0 < len(trials) < load.trials:
+    if len(trials) < load.trials and not complete:
         notes.append(f"{len(trials)} of {load.trials} trials")
     return Row(load.label, values, tuple(dict.fromkeys(faults + notes)))
 

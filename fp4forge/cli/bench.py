@@ -8,15 +8,44 @@ from typing import Any
 
 import click
 
-from fp4forge.cli.options import json_option
+from fp4forge.cli.options import Function, json_option
 from fp4forge.core.errors import BenchError, RegressionError, UsageError
 
 _PATH = click.Path(path_type=Path, exists=True)
 LISTED = 10  # faults in a message
 
 
+_SERVER = (
+    click.option("--url", help="The server's root, such as http://127.0.0.1:8000"),
+    click.option(
+        "--out", type=click.Path(path_type=Path), help="Folder; one with a run resumes it."
+    ),
+    click.option(
+        "--image", help="Image whose vllm bench serve sends the load; by default the server's."
+    ),
+    click.option(
+        "--container", help="The server's container; by default the one with the URL's port."
+    ),
+    click.option(
+        "--network", default="host", show_default=True, help="Docker network of the client."
+    ),
+    click.option("--model", help="By default the first that the server lists."),
+    click.option(
+        "--allow-empty", is_flag=True, help="Accept answers without text (random weights)."
+    ),
+    json_option,
+)
+
+
+def _server_options(function: Function) -> Function:
+    """Options that say which server is measured, and with what."""
+    for option in reversed(_SERVER):
+        function = option(function)
+    return function
+
+
 @click.group(invoke_without_command=True)
-@click.option("--url", help="The server's root, such as http://127.0.0.1:8000")
+@_server_options
 @click.option(
     "--suite",
     default="quick",
@@ -24,13 +53,6 @@ LISTED = 10  # faults in a message
     metavar="NAME|FILE",
     help="card, quick, regression, or a YAML file.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder; one with a run resumes it.")
-@click.option(
-    "--image", help="Image whose vllm bench serve sends the load; by default the server's."
-)
-@click.option("--container", help="The server's container; by default the one with the URL's port.")
-@click.option("--network", default="host", show_default=True, help="Docker network of the client.")
-@click.option("--model", help="By default the first that the server lists.")
 @click.option("--only", multiple=True, metavar="TABLE", help="Only these tables of the suite.")
 @click.option("--max-context", type=click.IntRange(1), help="Leave out points with more tokens.")
 @click.option(
@@ -38,9 +60,7 @@ LISTED = 10  # faults in a message
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="The model's folder: its hash is kept, and the roofline drawn with --gpu.",
 )
-@click.option("--allow-empty", is_flag=True, help="Accept answers without text (random weights).")
 @click.option("--gpu", help="GPU of the roofline, as serve fit names them.")
-@json_option
 @click.pass_context
 def bench(ctx: click.Context, /, **options: Any) -> None:
     """Measure a server: throughput, latency, and what the reference card's tables show.
@@ -49,19 +69,21 @@ def bench(ctx: click.Context, /, **options: Any) -> None:
     failed, was cut, empty or shorter than asked.
     """
     if ctx.invoked_subcommand is None:
-        if not options["url"]:
-            raise UsageError("which server? --url is not given", rule="http://HOST:PORT")
-        _measure(**options)
+        result = _measure(**options)
+        _refuse_faults(result, options["as_json"])
 
 
-def _measure(as_json: bool, out: Path | None, **options: Any) -> None:
+def _measure(
+    as_json: bool, out: Path | None, hours: float = 0, only: tuple[str, ...] = (), **options: Any
+) -> Any:
+    """Runs a suite and shows its result; a run of some hours checks answers on the way."""
     from fp4forge.bench import opening, tables
     from fp4forge.bench import suite as suites
     from fp4forge.bench.server import checked_url
     from fp4forge.core.console import Console, print_json
 
-    url = checked_url(options.pop("url"))
-    suite = suites.load(options.pop("suite"), options.pop("only"))
+    url = checked_url(options.pop("url") or "")
+    suite = suites.load(options.pop("suite"), only)
     folder = out or _folder(suite.name)
     given = {name: value for name, value in options.items() if value is not None}
     console = Console()
@@ -69,6 +91,8 @@ def _measure(as_json: bool, out: Path | None, **options: Any) -> None:
         runner = opening.start(
             opening.Wanted(url=url, suite=suite, folder=folder, **given), step.report
         )
+        if hours:
+            _begin_soak(runner, hours)
         try:
             runner.run()
         except KeyboardInterrupt as stopped:
@@ -82,7 +106,20 @@ def _measure(as_json: bool, out: Path | None, **options: Any) -> None:
         print_json(tables.as_data(runner.result))
     else:
         _show(runner.result)
-    _refuse_faults(runner.result, as_json)
+    return runner.result
+
+
+def _begin_soak(runner: Any, hours: float) -> None:
+    import time
+
+    from fp4forge.bench import soak
+
+    checks = soak.Checks(runner.server)
+    runner.report("asking what the model knows")
+    checks.begin(soak.questions(runner.suite.suite.seed))
+    for name, why in checks.left_out.items():
+        runner.result.left_out[f"question {name}"] = f"wrong before any load: {why}"
+    runner.between, runner.until = checks.problems, time.monotonic() + hours * 3600
 
 
 def _folder(suite: str) -> Path:
@@ -158,6 +195,29 @@ def _refuse_faults(result: Any, as_json: bool) -> None:
             "these trials do not count:\n" + "\n".join(faults[:LISTED]) + more,
             rule="every request is answered, whole, and as long as it was asked",
             remedy="the server's log says why; running again with the same --out repeats them",
+        )
+
+
+@bench.command("soak")
+@_server_options
+@click.option("--hours", type=click.FloatRange(0.001, 1000), required=True)
+def soak_(hours: float, as_json: bool, **options: Any) -> None:
+    """Load a server for hours, check its answers each minute, and look for drift.
+
+    Exit code 23 if it became slower, 24 if a request failed or an answer became wrong.
+    """
+    from fp4forge.bench import soak
+
+    result = _measure(as_json=as_json, suite="soak", hours=hours, **options)
+    _refuse_faults(result, as_json)
+    worse = list(soak.drifts(result))
+    if worse and as_json:
+        sys.exit(RegressionError.exit_code)
+    if worse:
+        raise RegressionError(
+            "\n".join(worse),
+            rule="the last third of the trials is as fast as the first",
+            remedy="the server's log, its preemptions and its KV cache (result.json) say more",
         )
 
 

@@ -42,7 +42,7 @@ def load(**changes: Any) -> Load:
 
 
 def test_the_suites_are_there() -> None:
-    assert SUITES == ["card", "quick", "regression"]
+    assert SUITES == ["card", "quick", "regression", "soak"]
 
 
 @pytest.mark.parametrize("name", SUITES)
