@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +71,18 @@ def _row(table: Table, load: Load, trials: list[Trial], base: list[Trial], compl
     notes = [note for trial in trials for note in trial.notes]
     if len(trials) < load.trials and not complete:
         notes.append(f"{len(trials)} of {load.trials} trials")
-    return Row(load.label, values, tuple(dict.fromkeys(faults + notes)))
+    return Row(load.label, values, (*_grouped(faults), *_grouped(notes)))
+
+
+def _grouped(texts: list[str]) -> list[str]:
+    """Texts that differ only in their numbers as one: the first, with how many there are."""
+    kinds: dict[str, list[str]] = {}
+    for each in texts:
+        kinds.setdefault(re.sub(r"[0-9]+", "", each), []).append(each)
+    return [
+        same[0] if len(same) == 1 else f"{same[0]} ({len(same)} trials alike)"
+        for same in kinds.values()
+    ]
 
 
 def text(name: str, found: float | None) -> str:

@@ -18,6 +18,7 @@ from fp4forge.bench import (
     inside,
     metrics,
     suite,
+    tables,
     tool,
 )
 from fp4forge.bench import result as results
@@ -294,6 +295,16 @@ def result(*rates: float, **changes: Any) -> Result:
     )
     made.trials("decode", "100 tokens").extend(trial(rate) for rate in rates)
     return made
+
+
+def test_tables_group_what_is_alike() -> None:
+    made = result(50, 51)
+    made.trials("decode", "100 tokens")[:] = [
+        trial(50, notes=(f"late by {number} ms",)) for number in (10, 12, 14)
+    ]
+    (row,) = tables.tables(made)[0].rows
+    assert row.marks == ("late by 10 ms (3 trials alike)",)
+    assert "\\* 100 tokens: late by 10 ms (3 trials alike)" in tables.markdown(made)
 
 
 CHANGES = {
