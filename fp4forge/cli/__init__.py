@@ -20,6 +20,7 @@ COMMANDS = {
     "release": ("fp4forge.cli.release", "release", "Add, list, show and compare releases."),
     "arch": ("fp4forge.cli.arch", "arch", "Explain what an architecture list gives each GPU."),
     "ledger": ("fp4forge.cli.ledger", "ledger", "Show which GPUs a binary's kernels run on."),
+    "backends": ("fp4forge.cli.backends", "backends", "Show which kernels vLLM selects, and why."),
     "compare": ("fp4forge.cli.ledger", "compare", "Show what changed between two images."),
     "patch": ("fp4forge.cli.patch", "patch", "List, check and rebase the patches to vLLM."),
     "lock": ("fp4forge.cli.files", "lock", "Make or check the hashed dependency locks."),

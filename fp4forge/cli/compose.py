@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fp4forge.serve.settings import Wishes
 
 
-def _published(o: dict[str, Any]) -> tuple[str, str, str]:
+def published(o: dict[str, Any]) -> tuple[str, str, str]:
     """The moving tag of the image that the options name, its release, and its vLLM version."""
     from fp4forge.inputs import bases, defaults, release
     from fp4forge.plan import tags
@@ -102,6 +102,7 @@ def _published(o: dict[str, Any]) -> tuple[str, str, str]:
 @click.option("--feature", "features", multiple=True, help="The recipe's feature, or FEATURE=MODE.")
 @click.option("--speculative", help="Speculative decoding: mtp, eagle3, dflash or ngram.")
 @click.option("--draft", type=click.Path(path_type=Path, file_okay=False), help="Drafter's folder.")
+@click.option("--lora", multiple=True, metavar="NAME=DIR", help="A LoRA adapter, by its name.")
 @click.option("--offline", is_flag=True, help="The site has no hub: none is asked.")
 @click.option("--explain", is_flag=True, help="Print every setting and its reason.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False))
@@ -111,7 +112,7 @@ def compose(as_json: bool, explain: bool, output: Path | None, kind: str, **o: A
     from fp4forge.oci import reference
     from fp4forge.serve import manifest, recipes, settings, switches
 
-    found_tag, release, version = _published(o)
+    found_tag, release, version = published(o)
     chosen = _wishes(o, version)
     if reading.is_folder(o["model"]) and any(o["model"].glob("*.safetensors")):
         # Otherwise it is on the host that serves, and the manifest says that it was not checked.
@@ -154,6 +155,7 @@ def compose(as_json: bool, explain: bool, output: Path | None, kind: str, **o: A
 
 
 def _wishes(o: dict[str, Any], version: str) -> Wishes:
+    from fp4forge.serve import lora
     from fp4forge.serve.settings import Wishes
 
     chips = (gpu.product(o["product"]).gpu,) if o["product"] else ()
@@ -169,6 +171,7 @@ def _wishes(o: dict[str, Any], version: str) -> Wishes:
         served_name=o["name"],
         speculative=o["speculative"],
         drafter=o["draft"],
+        adapters=lora.parse(o["lora"]),
         offline=o["offline"],
     )
 

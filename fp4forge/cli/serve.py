@@ -15,7 +15,12 @@ from fp4forge.core.console import Console, print_json, print_rows
 from fp4forge.core.errors import ServingError, UsageError
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
-_URL = click.option("--url", required=True, help="The server's root, such as http://127.0.0.1:8000")
+_URL = click.option(
+    "--url",
+    required=True,
+    help="The server's root, such as http://127.0.0.1:8000; OPENAI_API_KEY is its key, if it"
+    " wants one.",
+)
 
 
 @click.group()

@@ -15,6 +15,8 @@ INDEX_DEPTH = 4  # indexes in indexes; an image of several platforms needs two
 INDEX_ENTRIES = 256  # of one index or manifest: each is asked for
 TURN_SECONDS = 600  # until another publisher on this machine has moved its tags
 COPY_SILENCE_SECONDS = 600  # without a line from a program that copies blobs
+PULL_SILENCE_SECONDS = 600  # without an event from an engine that pulls an image
+BUILD_SILENCE_SECONDS = 3600  # without an event of a build: one unit compiles for 10 minutes
 
 # This project's own YAML: a release, the bases, the defaults or a patch series.
 INPUT_BYTES = 256 << 10  # ten times the largest
@@ -57,6 +59,7 @@ UNPACKED_RATIO = 100  # unpacked bytes for each packed one; device code has abou
 # Programs that this one runs.
 PROGRAM_SECONDS = 120  # docker and its plugins, asked for a fact
 LOAD_SECONDS = 3600  # docker load of a whole image
+BACKENDS_SILENCE_SECONDS = 300
 
 # What is shown of foreign text.
 SHOWN_CHARACTERS = 4000

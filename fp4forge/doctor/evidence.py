@@ -67,7 +67,6 @@ class Evidence:
     events: list[str] = field(default_factory=list)  # of Kubernetes
     log: str | None = None
     url: str = ""
-    key: str = ""  # of the server's API
     answered: bool = False  # the live server gave a good answer
     address: str = ""  # where the container's server is published on this host
     gpus: list[Gpu] = field(default_factory=list)

@@ -55,7 +55,7 @@ def setting(found: Evidence, name: str) -> str | None:
 def logged(text: str, name: str) -> str | None:
     """A setting as vLLM logs it: of its non-default arguments, or of its engine."""
     for pattern in (rf"'{name}': {_QUOTED}", rf"\b{name}={_QUOTED}"):
-        if match := re.search(pattern, text):
+        if (match := re.search(pattern, text)) and match[1] != "None":
             return match[1].strip("'\"")
     return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +44,6 @@ def evidence(handed: Handed) -> Evidence:
         found.inputs.append(Given(f"log {handed.logs}", log_facts(found), LOG_FORM))
     if handed.url:
         found.url = handed.url
-        found.key = os.environ.get("OPENAI_API_KEY") or os.environ.get("VLLM_API_KEY") or ""
         found.inputs.append(Given(handed.url, ("health, and an answer",)))
     if handed.smi:
         found.gpus = smi.gpus(_evidence.read_log(handed.smi))

@@ -96,7 +96,7 @@ def server(found: Evidence) -> Iterator[Finding]:
             else "publish the port, start the server with --host 0.0.0.0",
         )
         return
-    answer = client.paris(found.url, found.key)
+    answer = client.paris(found.url)
     found.answered = answer.ok
     if not answer.ok:
         yield _judged(answer)

@@ -9,6 +9,7 @@ from fp4forge.core.paths import DOCKERFILES, LOCKS, PATCHES, RELEASES, ROOT
 from fp4forge.inputs import bases, defaults, locks, patches, release, switches
 from fp4forge.inputs.locks import LockName
 from fp4forge.inputs.release import Release
+from fp4forge.models import backends
 
 # What a release's file says, in the order in which people ask for it.
 _FIELDS = (
@@ -38,6 +39,8 @@ def differences(old: str, new: str) -> list[tuple[str, str, str]]:
     rows += _rows("external", pins)
     states = [_patches(found) for found in (one, other)]
     rows += _rows("patch", states)
+    selected = [_backends(found) for found in (one, other)]
+    rows += _rows("backend", selected) if all(selected) else []
     rows += _rows("package", [_packages(found) for found in (one, other)])
     return [row for row in rows if row[1] != row[2]]
 
@@ -59,6 +62,15 @@ def _patches(found: Release) -> dict[str, str]:
     )
 
 
+def _backends(found: Release) -> dict[str, str]:
+    """What vLLM selects; nothing if no answers of the release were kept."""
+    return {
+        f"{answer.gpu} {answer.family} {one.kind} {one.layer} {one.cache}".rstrip(): one.selected
+        for answer in backends.load(found.vllm_version)
+        for one in answer.decisions
+    }
+
+
 def _packages(found: Release) -> dict[str, str]:
     """Packages of one lock by their versions: the platforms' locks hardly differ."""
     python = max(bases.load(name).python for name in bases.names())
@@ -69,7 +81,7 @@ def _packages(found: Release) -> dict[str, str]:
 
 
 def remove(name: str) -> list[str]:
-    """Removes a release: its file, CMake rules, locks, patches and Dockerfiles.
+    """Removes a release: its file, CMake rules, backends, locks, patches and Dockerfiles.
 
     Args:
         name: of the release.
@@ -91,6 +103,7 @@ def remove(name: str) -> list[str]:
     paths = [
         RELEASES / f"{name}.yaml",
         *(RELEASES / "archs").glob(f"{version}.*"),
+        RELEASES / "backends" / f"{version}.json",
         switches.FOLDER / f"{version}.json",
         *LOCKS.glob(f"{name}-*.txt"),
         PATCHES / "vllm" / version,

@@ -27,8 +27,10 @@ from fp4forge.core.errors import (
     ForgeError,
     PatchError,
 )
+from fp4forge.core.limits import BUILD_SILENCE_SECONDS
 from fp4forge.core.text import shown
 from fp4forge.kernels.base import Progress
+from fp4forge.oci.process import Watch
 
 # Lines of a build step's log that are progress (the stages under fp4forge/image/stages print them).
 PROGRESS = "fp4forge: progress "
@@ -129,8 +131,10 @@ def build(
         assert process.stderr is not None
         vertices: dict[str, Vertex] = {}
         rest: list[str] = []
+        watch = Watch(BUILD_SILENCE_SECONDS, lambda: _stop(process))
         try:
             for event in events(process.stderr, rest):
+                watch.heard()
                 _follow(event, vertices, report)
                 if checked and checked.done():
                     checked.result()
@@ -138,6 +142,14 @@ def build(
         except BaseException:
             _stop(process)
             raise
+        finally:
+            watch.stop()
+        if watch.silent:
+            raise BuildError(
+                f"the build reports nothing for {BUILD_SILENCE_SECONDS} s and was ended",
+                rule="a step that works reports something",
+                remedy="see what its last step waits for; running again resumes",
+            )
         if checked:
             checked.result()
         if code != 0:

@@ -22,7 +22,7 @@ from fp4forge.core.errors import (
     RegistryError,
     UsageError,
 )
-from fp4forge.core.limits import LOAD_SECONDS
+from fp4forge.core.limits import LOAD_SECONDS, PULL_SILENCE_SECONDS
 from fp4forge.core.platform import AMD64, PLATFORMS, host_platform
 from fp4forge.core.text import shown
 from fp4forge.kernels.base import Progress
@@ -341,7 +341,9 @@ def pull(client: Any, reference: str, platform: str | None, report: Progress) ->
     from docker.errors import APIError
 
     try:
-        for raw in client.api.pull(reference, platform=platform, stream=True, decode=True):
+        # docker's SDK waits for the engine without end.
+        stream = client.api.pull(reference, platform=platform, stream=True, decode=True)
+        for raw in process.timed(stream, PULL_SILENCE_SECONDS):
             event = reading.shaped(raw, _Event, "an event of the engine", RegistryError)
             if "no space left" in event.error:
                 raise DiskError(
@@ -362,6 +364,12 @@ def pull(client: Any, reference: str, platform: str | None, report: Progress) ->
             f"{reference} cannot be pulled: {shown(error.explanation or error, 300)}",
             rule="the engine pulls from the registry by itself",
             remedy="check the registry and 'docker login'",
+        ) from None
+    except TimeoutError:
+        raise RegistryError(
+            f"{reference}: the engine reports nothing of its pull for {PULL_SILENCE_SECONDS} s",
+            rule="an engine that pulls reports something",
+            remedy="see whether engine and registry still answer; running again resumes",
         ) from None
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import queue
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 from fp4forge.core.errors import ForgeError, RegistryError, ToolError
 from fp4forge.core.limits import PROGRAM_SECONDS
+
+T = TypeVar("T")
 
 
 def run(
@@ -56,19 +60,10 @@ def follow(
         line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
     assert process.stdout is not None
-    heard, silent, over = time.monotonic(), threading.Event(), threading.Event()
-
-    def watch() -> None:
-        while not over.wait(1):
-            if time.monotonic() - heard > silence:
-                silent.set()
-                process.kill()
-                return
-
-    threading.Thread(target=watch, daemon=True).start()
+    watch = Watch(silence, process.kill)
     try:
         for text in process.stdout:
-            heard = time.monotonic()
+            watch.heard()
             each(text)
         code = process.wait()
     except BaseException:
@@ -76,10 +71,73 @@ def follow(
         process.wait()
         raise
     finally:
-        over.set()
-    if silent.is_set():
+        watch.stop()
+    if watch.silent:
         raise kind(
             f"{line[0]} reports nothing for {silence:.0f} s and was ended",
             remedy="check what it waits for; running again resumes",
         )
     return code
+
+
+class Watch:
+    """Ends something that reports nothing for too long.
+
+    Args:
+        seconds: the longest silence.
+        end: called once, in a thread of its own, if it is exceeded.
+    """
+
+    def __init__(self, seconds: float, end: Callable[[], None]) -> None:
+        self.silent = False
+        self._seconds, self._end = seconds, end
+        self._last, self._over = time.monotonic(), threading.Event()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def heard(self) -> None:
+        """Something was reported."""
+        self._last = time.monotonic()
+
+    def stop(self) -> None:
+        """What was watched is over."""
+        self._over.set()
+
+    def _run(self) -> None:
+        while not self._over.wait(min(1, self._seconds)):
+            if time.monotonic() - self._last > self._seconds:
+                self.silent = True
+                self._end()
+                return
+
+
+def timed(items: Iterable[T], seconds: float) -> Iterator[T]:
+    """What something else produces, each within a time.
+
+    Args:
+        items: read in a thread of its own, which an abandoned wait leaves behind.
+        seconds: for each.
+
+    Raises:
+        TimeoutError: the next one does not come.
+    """
+    found: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+
+    def read() -> None:
+        try:
+            for item in items:
+                found.put(("item", item))
+            found.put(("end", None))
+        except BaseException as error:  # raised where the items are read
+            found.put(("error", error))
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        try:
+            kind, item = found.get(timeout=seconds)
+        except queue.Empty:
+            raise TimeoutError from None
+        if kind == "error":
+            raise item
+        if kind == "end":
+            return
+        yield item

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -86,10 +87,10 @@ def unreachable(url: str, timeout: float = 5.0) -> str:
     return "" if done.status in (200, 404) else f"HTTP {done.status}"
 
 
-def _ask(
-    method: str, url: str, path: str, seconds: float, body: Any = None, key: str = ""
-) -> http.Answer:
+def _ask(method: str, url: str, path: str, seconds: float, body: Any = None) -> http.Answer:
     headers = {"Content-Type": "application/json"} if body else {}
+    # As vLLM's and OpenAI's own clients take it.
+    key = os.environ.get("OPENAI_API_KEY") or os.environ.get("VLLM_API_KEY")
     if key:
         headers["Authorization"] = f"Bearer {key}"
     # Not redirected: the question would go to a server that nobody named.
@@ -104,10 +105,10 @@ def _ask(
     )
 
 
-def models(url: str, key: str = "") -> list[str]:
+def models(url: str) -> list[str]:
     """Names of the models that the server lists; empty if it lists none."""
     try:
-        done = _ask("GET", url, "/v1/models", SERVER_SECONDS, key=key)
+        done = _ask("GET", url, "/v1/models", SERVER_SECONDS)
         found = reading.json(done.content, _Models, f"{url}/v1/models", ServingError)
     except (http.NoAnswer, ServingError):
         return []
@@ -121,7 +122,6 @@ def chat(
     model: str = "",
     stream: bool = False,
     timeout: float = TIMEOUT,
-    key: str = "",
     **options: Any,
 ) -> Answer:
     """One chat completion at temperature 0.
@@ -132,11 +132,10 @@ def chat(
         model: by default the first that the server names.
         stream: read server-sent events, as chat programs do.
         timeout: seconds for the whole answer.
-        key: of the server's API; empty if it wants none.
         options: more of the request's body.
     """
     body = {
-        "model": model or (models(url, key) or ["default"])[0],
+        "model": model or (models(url) or ["default"])[0],
         "messages": messages,
         "temperature": 0,
         "max_tokens": 512,
@@ -145,7 +144,7 @@ def chat(
     }
     start = time.monotonic()
     try:
-        done = _ask("POST", url, "/v1/chat/completions", timeout, body, key)
+        done = _ask("POST", url, "/v1/chat/completions", timeout, body)
     except http.NoAnswer as error:
         return Answer(problem=str(error))
     if done.status != 200:
@@ -216,19 +215,19 @@ def _utf8(content: bytes) -> str:
     return content.decode(errors="replace")
 
 
-def paris(url: str, key: str = "") -> Answer:
+def paris(url: str) -> Answer:
     """The reference card's probe: France's capital by raw chat.
 
     A thinking model may end inside its reasoning: it is asked again with more tokens, then with
     thinking off.
     """
     question = [{"role": "user", "content": PARIS}]
-    answer = chat(url, question, max_tokens=64, timeout=60, key=key)
+    answer = chat(url, question, max_tokens=64, timeout=60)
     for more in (
         {"max_tokens": 1024},
         {"max_tokens": 256, "chat_template_kwargs": {"enable_thinking": False}},
     ):
         if answer.problem or answer.finish != "length" or "paris" in answer.text.lower():
             break
-        answer = chat(url, question, timeout=TIMEOUT, key=key, **more)
+        answer = chat(url, question, timeout=TIMEOUT, **more)
     return replace(answer, ok=answer.ok and "paris" in answer.text.lower())

@@ -15,6 +15,7 @@ from fp4forge.core.paths import TEMPLATES
 from fp4forge.core.text import shown
 from fp4forge.image.render import UID
 from fp4forge.oci import process
+from fp4forge.serve import lora
 from fp4forge.serve.settings import CACHE_DIR, KEY_FILE, MODEL_DIR, Server
 from fp4forge.serve.speculation import DRAFT_DIR
 
@@ -90,6 +91,7 @@ def render(server: Server, kind: str) -> str:
     model_dir, cache = f"{MODEL_DIR}/{server.served_name}", f"{server.name}-cache"
     binds = [(server.model, model_dir)]
     binds += [(server.drafter, DRAFT_DIR)] if server.drafter else []
+    binds += [(path, f"{lora.FOLDER}/{name}") for name, path in server.adapters.items()]
     binds += [(server.key_file, KEY_FILE)] if server.key_file and kind != "compose" else []
     return environment.get_template(FORMATS[kind]).render(
         s=server,
@@ -110,7 +112,7 @@ def render(server: Server, kind: str) -> str:
 
 def zip_arguments(server: Server) -> list[tuple[list[str], str]]:
     """Each flag's words with its reason."""
-    return [([f.name, f.value] if f.value else [f.name], f.why) for f in server.flags]
+    return [(flag.words, flag.why) for flag in server.flags]
 
 
 def validate(text: str) -> str:

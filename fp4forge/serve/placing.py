@@ -113,7 +113,7 @@ def check(model: Model, products: list[Product], wanted: Wanted, split: Split) -
         raise FitError(
             f"{split.text} takes {able[0].machines} machines of {able[0].product.title}",
             rule="a manifest is for one machine",
-            remedy="docs/serving.md says what several machines need",
+            remedy="docs/serving.md, Several machines, says how to start one by hand",
         )
     need = model.weights / split.gpus / 1e9
     lines = [

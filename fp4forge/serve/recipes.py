@@ -238,8 +238,11 @@ def _pairs(words: list[str], why: str) -> list[Setting]:
                 f"the recipe's arguments begin with {shown(word, 60)!r}", rule="a flag comes first"
             )
         else:
-            before = found[name].value
-            found[name] = replace(found[name], value=f"{before} {word}".strip())
+            flag = found[name]
+            if flag.value:
+                found[name] = replace(flag, more=(*flag.more, word))
+            else:
+                found[name] = replace(flag, value=word)
     return list(found.values())
 
 

@@ -12,3 +12,9 @@ class Setting:
     name: str
     value: str
     why: str
+    more: tuple[str, ...] = ()  # further words, of a flag that takes several
+
+    @property
+    def words(self) -> list[str]:
+        """The flag as it stands on a command line."""
+        return [self.name, *([self.value] if self.value else []), *self.more]

@@ -10,7 +10,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from fp4forge.core.text import steers
 from fp4forge.inputs import switches
 from fp4forge.kernels.gpus import PRODUCTS
 from fp4forge.models import family
-from fp4forge.serve import speculation
+from fp4forge.serve import lora, speculation
 from fp4forge.serve.setting import Setting
 from fp4forge.serve.split import ONE, Split
 from fp4forge.serve.switches import LEFT_OUT
@@ -69,6 +69,7 @@ class Server:
     image: str
     model: str
     drafter: str
+    adapters: dict[str, str]
     served_name: str
     family: str
     gpus: int
@@ -90,7 +91,7 @@ class Server:
         """The command after the image: ``serve MODEL`` and its flags."""
         out = ["serve", MODEL_DIR + "/" + self.served_name]
         for flag in self.flags:
-            out += [flag.name, flag.value] if flag.value else [flag.name]
+            out += flag.words
         return out
 
     def as_json(self) -> dict[str, Any]:
@@ -116,6 +117,7 @@ class Wishes:
         served_name: name in the API; None: the folder's.
         speculative: a mode of ``models.family.SPECULATIVE``, or None.
         drafter: the drafter's folder on the host.
+        adapters: LoRA adapters' folders on the host, by name.
         offline: whether the server is kept from asking a hub.
         quantisation: vLLM's option for the checkpoint's format, as an inspection found it; None:
             what config.json declares decides.
@@ -133,6 +135,7 @@ class Wishes:
     served_name: str | None = None
     speculative: str | None = None
     drafter: Path | None = None
+    adapters: dict[str, Path] = field(default_factory=dict)
     offline: bool = False
     quantisation: str | None = None
     remarks: tuple[str, ...] = ()
@@ -187,6 +190,7 @@ def server(model: Path, image: str, wishes: Wishes) -> Server:
         *speculation.flags(
             config, model, wishes.speculative, wishes.drafter, wishes.version, wishes.gpus
         ),
+        *lora.flags(wishes.adapters, config, wishes.split),
         Setting("--host", "0.0.0.0", "inside the container"),  # noqa: S104
         Setting("--port", str(PORT), "inside the container; the health check asks there"),
     ]
@@ -196,6 +200,7 @@ def server(model: Path, image: str, wishes: Wishes) -> Server:
         image=image,
         model=folder,
         drafter=_mounted(wishes.drafter, "--draft") if wishes.drafter else "",
+        adapters={name: _mounted(path, "--lora") for name, path in wishes.adapters.items()},
         served_name=served,
         family=name,
         gpus=wishes.split.gpus,
@@ -204,7 +209,7 @@ def server(model: Path, image: str, wishes: Wishes) -> Server:
         key_file=_mounted(wishes.key_file, "--api-key-file") if wishes.key_file else "",
         version=wishes.version,
         workload=chosen,
-        flags=tuple(flags),
+        flags=tuple({flag.name: flag for flag in flags}.values()),  # the last of a name counts
         environment=(*_environment(wishes), *_family(known, config, wishes, "variable")),
         notes=tuple(_notes(known, name, wishes, read)),
         start_minutes=START_MINUTES,

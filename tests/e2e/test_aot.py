@@ -19,6 +19,9 @@ CHOICE = aot.Choice("gemma4", "12.1a", ("fp4_quantization.gen_fp4_quantization_s
 MODULE = "flashinfer/data/aot/fp4_quantization_120f/fp4_quantization_120f.so"
 
 
+pytestmark = pytest.mark.heavy
+
+
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The build stage's folder, laid out as the Dockerfile does."""

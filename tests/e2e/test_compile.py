@@ -85,6 +85,7 @@ def test_one_fp4_object_is_compiled_and_read_first(published: dict[str, Any]) ->
     assert spoke == ran, reports[-5:]
 
 
+@pytest.mark.heavy
 def test_another_key_takes_every_object_from_the_compilers_cache(
     marked: tuple[float, list[str]],
 ) -> None:

@@ -14,7 +14,7 @@ from fp4forge.serve import state
 from tests.e2e.conftest import ROOT, shell
 
 PROGRAMS = Path(__file__).parent / "programs"
-FILE = ROOT / "tests/unit/data/configs.json"
+FILE = ROOT / "models/configs.json"
 CONFIGS: dict[str, Any] = json.loads(FILE.read_text())
 # FlashMLA's packed FP8 layout, which vLLM chooses on some GPUs, is larger than what Triton keeps.
 ABOVE = ("deepseek-v3.2",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ import pytest
 
 from fp4forge.checkpoint.config import Config
 from fp4forge.core.errors import CheckpointError, FitError, ReleaseError, UsageError
+from fp4forge.core.paths import MODELS
 from fp4forge.kernels.gpus import PRODUCTS, product
 from fp4forge.models import family
-from fp4forge.serve import memory, placing, settings, split, state
+from fp4forge.serve import lora, manifest, memory, placing, settings, split, state
 from fp4forge.serve.model import Model
 from fp4forge.serve.split import Split
 
-CONFIGS: dict[str, Any] = json.loads((Path(__file__).parent / "data/configs.json").read_text())
+CONFIGS: dict[str, Any] = json.loads((MODELS / "configs.json").read_text())
 IMAGE = "127.0.0.1:5000/fp4forge/vllm@sha256:" + "a" * 64
 
 
@@ -153,6 +155,21 @@ def test_graphs_follow_the_sequences() -> None:
     one, many = (memory.fit(model, product("rtx5090"), 0.85, n, 2048).graphs for n in (1, 256))
     assert 0.08 < one / 2**30 < 0.5
     assert many > 20 * one
+
+
+# Measured by others: tokens a second of one sequence, with the bytes that the model reads for each.
+MEASURED = {
+    "NVIDIA/dgx-spark-playbooks PR #91": ("llama-3.3-70b", "gb10", 40_610_000_000, 6.72),
+    "the reference card": ("gemma-4-26b-a4b", "gb10", 3_230_000_000, 51.0),
+}
+
+
+@pytest.mark.parametrize("source", MEASURED)
+def test_our_bound_is_above_what_was_measured(source: str) -> None:
+    name, gpu, read, measured = MEASURED[source]
+    model = replace(whole(name, read), experts=0, num_experts=0)
+    bound = memory.decode_rate(model, product(gpu), 1, 1)
+    assert measured <= bound < 2 * measured
 
 
 @pytest.mark.parametrize(
@@ -297,3 +314,51 @@ def test_a_broken_family_names_its_line(tmp_path: Path) -> None:
     with pytest.raises(ReleaseError) as caught:
         family.load(file)
     assert "odd.yaml" in caught.value.message and "otherwise" in caught.value.message
+
+
+def adapter(folder: Path, **content: Any) -> Path:
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"r": 16, "peft_type": "LORA"} | content)
+    )
+    return folder
+
+
+def test_adapters(tmp_path: Path) -> None:
+    quantised = CONFIGS["minimax-m2"] | {"quantization_config": {"quant_method": "modelopt"}}
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/config.json").write_text(json.dumps(quantised))
+    given = {"law": adapter(tmp_path / "a"), "code": adapter(tmp_path / "b", r=40)}
+    wishes = settings.Wishes(version="0.20.2", adapters=given)
+    found = settings.server(tmp_path / "m", IMAGE, wishes)
+    flags = {flag.name: flag.value for flag in found.flags}
+    assert flags["--max-lora-rank"] == "64"
+    assert flags["--moe-backend"] == "marlin"
+    assert found.arguments.count("--moe-backend") == 1
+    text = manifest.render(found, "compose")
+    assert f'"{tmp_path}/b", target: "/lora/code", read_only: true' in text
+    words = found.arguments[found.arguments.index("--lora-modules") + 1 :]
+    assert words[:2] == ["law=/lora/law", "code=/lora/code"]
+
+
+@pytest.mark.parametrize(
+    ("content", "split_", "says"),
+    [
+        ({"r": 9999}, split.ONE, "r"),
+        ({"peft_type": "IA3"}, split.ONE, "IA3"),
+        ({}, Split(2, experts=True), "--expert-parallel"),
+    ],
+)
+def test_adapters_that_cannot_be_served(
+    content: dict[str, Any], split_: Split, says: str, tmp_path: Path
+) -> None:
+    given = {"x": adapter(tmp_path / "a", **content)}
+    with pytest.raises((UsageError, CheckpointError)) as caught:
+        server(tmp_path / "m", "minimax-m2", adapters=given, split=split_)
+    assert says in caught.value.message
+
+
+@pytest.mark.parametrize("words", [("law",), ("a b=/x",), ("law=/x", "law=/y"), ("=/x",)])
+def test_names_of_adapters(words: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError):
+        lora.parse(words)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from fp4forge.core.errors import ArtefactError, ReleaseError
@@ -17,8 +18,9 @@ from fp4forge.inputs import release
 from fp4forge.inputs.release import External
 from fp4forge.kernels.cubins import Cubin, DeviceCode, Kernel
 from fp4forge.kernels.ledger import File, Ledger
-from fp4forge.maintain import adding, externals, index
+from fp4forge.maintain import adding, externals, index, releases
 from fp4forge.maintain.index import Listed
+from fp4forge.models import backends
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CMAKE = """
@@ -176,6 +178,26 @@ def test_a_difference_names_pins_packages_and_patches() -> None:
     }
     assert "package flashinfer-python" in rows
     assert json.loads(build("diff", old, old, "--json").stdout) == []
+
+
+def test_a_difference_names_backends_if_both_releases_were_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    old, new = release.names()[:2]
+    selected = {old: "MARLIN", new: "FLASHINFER_CUTLASS"}
+
+    def load(vllm: str) -> tuple[backends.Answer, ...]:
+        if vllm not in selected:
+            return ()
+        experts = backends.Decision(kind="experts", layer="silu", selected=selected[vllm])
+        answer = backends.Answer(vllm=vllm, gpu="sm121", capability=(12, 1), model="m")
+        return (msgspec.structs.replace(answer, family="qwen3", decisions=(experts,)),)
+
+    monkeypatch.setattr(backends, "load", load)
+    row = ("backend sm121 qwen3 experts silu", "MARLIN", "FLASHINFER_CUTLASS")
+    assert row in releases.differences(old, new)
+    del selected[new]
+    assert not any(name.startswith("backend") for name, *_ in releases.differences(old, new))
 
 
 def test_a_release_is_removed_whole_and_the_reference_is_not(tmp_path: Path) -> None:

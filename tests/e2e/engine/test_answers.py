@@ -53,7 +53,7 @@ def server(start: Start, models: Path, tmp_path_factory: pytest.TempPathFactory)
     return start(
         models / "nvfp4",
         *GEMMA,
-        '--structured-outputs-config={"enable_in_reasoning": true}',
+        '--structured-outputs-config={"enable_in_reasoning": true, "disable_any_whitespace": true}',
         mounts={key: "/run/secrets/api_key"},
         settings={"VLLM_API_KEY_FILE": "/run/secrets/api_key"},
     )

@@ -1,0 +1,1 @@
+"""What vLLM selects: a release's own selection code, asked on a CPU inside its image."""

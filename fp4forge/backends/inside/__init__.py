@@ -1,0 +1,1 @@
+"""Runs inside the image: needs vLLM and torch there, and nothing of this project."""

@@ -1,0 +1,194 @@
+"""build.py backends: which kernels a release's vLLM selects, on which GPU, and why not others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fp4forge.cli.options import json_option, registry_option, resolve_registry
+from fp4forge.core.console import Console, print_json, rich
+from fp4forge.core.errors import UsageError
+from fp4forge.kernels import gpus as chips
+from fp4forge.models import backends as kept
+from fp4forge.models import family
+from fp4forge.models.backends import Answer, Decision
+
+
+@click.command()
+@click.option("--release", help="Release to ask; by default the newest that has a wheel.")
+@click.option("--gpu", "gpus", multiple=True, type=click.Choice(list(chips.GPUS)), help="The GPU.")
+@click.option("--family", "families", multiple=True, help="A model family, by its example.")
+@click.option("--model", type=click.Path(path_type=Path), help="A checkpoint's folder.")
+@click.option("--all", "everything", is_flag=True, help="Every GPU and every family.")
+@click.option("--image", help="Image to ask; by default the release's moving tag in --registry.")
+@click.option("--arch", help="GPU or set of the image's tag; by default the smallest with --gpu.")
+@click.option("--variant", help="Variant of the image's tag: awq (the default) or plain.")
+@click.option("--platform", help="Platform of the image's tag; by default the GPU's.")
+@registry_option
+@click.option("--repo", default="fp4forge/vllm", show_default=True)
+@click.option("--kept", "offline", is_flag=True, help="Show what releases/backends has; no image.")
+@click.option("--write", is_flag=True, help="Keep the answers in releases/backends.")
+@json_option
+def backends(as_json: bool, write: bool, everything: bool, **o: Any) -> None:
+    """Show what vLLM selects for NVFP4 layers, experts, attention and KV cache, and why.
+
+    Runs the image's own vLLM on this machine's CPU, with a stand-in for the GPU. Nothing is
+    downloaded but the image, and nothing is computed.
+    """
+    if everything:
+        o["gpus"] = o["gpus"] or tuple(chips.GPUS)
+        o["families"] = o["families"] or tuple(family.table())
+    if not o["gpus"] or not (o["families"] or o["model"]):
+        raise UsageError(
+            "which GPU and which model?",
+            rule="--gpu with --family or --model, or --all",
+            remedy="build.py backends --gpu sm121 --family gemma4",
+        )
+    found = _kept(o) if o["offline"] else _asked(o)
+    if write and not o["offline"]:
+        click.echo(f"wrote {kept.write(found)}", err=True)
+    if as_json:
+        import msgspec
+
+        print_json(msgspec.to_builtins(found))
+    elif not write:
+        for answer in found:
+            _show(answer)
+
+
+def _kept(o: dict[str, Any]) -> tuple[Answer, ...]:
+    from fp4forge.inputs import defaults, release
+
+    if o["model"]:
+        raise UsageError("--kept has no answers for --model", rule="--kept --family NAME")
+    version = release.load(o["release"] or defaults.table().image.release).vllm_version
+    found = []
+    for gpu in o["gpus"]:
+        for name in o["families"]:
+            family.get(name)
+            answer = kept.find(version, gpu, name)
+            if answer is None:
+                raise UsageError(
+                    f"releases/backends has no answer of {version} for {name} on {gpu}",
+                    rule="--kept shows what was written",
+                    remedy="build.py backends --all --write --image IMAGE",
+                )
+            found.append(answer)
+    return tuple(found)
+
+
+def _asked(o: dict[str, Any]) -> tuple[Answer, ...]:
+    from fp4forge.backends import ask, model
+
+    models = [model.of_family(name) for name in o["families"]]
+    models += [model.of_folder(o["model"])] if o["model"] else []
+    capabilities = {name: chips.GPUS[name].capability for name in o["gpus"]}
+    image, platform = _image(o)
+    console = Console()
+    with console.step("ask") as step:
+        found = ask.ask(image, platform, capabilities, tuple(models), step.report)
+        step.detail = f"vLLM {found[0].vllm}: {sum(len(a.decisions) for a in found)} decisions"
+    if o["release"] and o["image"]:
+        _check_version(o["release"], found[0].vllm, image)
+    return found
+
+
+def _check_version(name: str, version: str, image: str) -> None:
+    from fp4forge.inputs import release
+
+    wanted = release.load(name).vllm_version
+    if wanted != version:
+        raise UsageError(
+            f"{image} has vLLM {version}, and release {name} has {wanted}",
+            rule="--image is asked as it is",
+            remedy="leave --release out, or give an image of that release",
+        )
+
+
+def _image(o: dict[str, Any]) -> tuple[str, str]:
+    """The image to ask, and its platform if it must be pulled."""
+    from fp4forge.cli.compose import published
+    from fp4forge.core.platform import host_platform
+    from fp4forge.oci import reference
+
+    if o["image"]:
+        return o["image"], o["platform"] or host_platform()
+    registry = resolve_registry(o["registry"])
+    if not registry:
+        raise UsageError(
+            "which image? neither --image nor --registry is given",
+            rule="the release's own vLLM is asked, in its image",
+            remedy="--image IMAGE, --registry HOST:PORT, or --kept for the answers in the checkout",
+        )
+    wanted = set(o["gpus"])
+    fitting = (t for t in chips.TARGETS.values() if wanted <= {gpu.name for gpu in t.gpus})
+    target = min(fitting, key=lambda t: len(t.gpus), default=chips.TARGETS["blackwell"])
+    tag, *_ = published({"strategy": None, "base": None, **o, "arch": o["arch"] or target.name})
+    platform = o["platform"] or target.default_platform or host_platform()
+    return f"{reference.repository(registry, o['repo'])}:{tag}", platform
+
+
+def _show(answer: Answer) -> None:
+    console = rich()
+    major, minor = answer.capability
+    console.print(
+        f"vLLM {answer.vllm} on {answer.gpu} (capability {major}.{minor}): {answer.model}",
+        style="bold",
+    )
+    shared: dict[tuple[str, str], list[Decision]] = {}
+    for decision in answer.decisions:
+        shared.setdefault((decision.kind, decision.layer), []).append(decision)
+    for decisions in shared.values():
+        console.print(_table(decisions))
+        for line in _notes(decisions, answer):
+            console.print(f"  {line}")
+    for problem in answer.problems:
+        console.print(f"  not asked: {problem}")
+    console.print()
+
+
+def _table(decisions: list[Decision]) -> Any:
+    """A row for each backend; for attention a column for each KV cache."""
+    from rich import box
+    from rich.table import Table
+
+    first = decisions[0]
+    columns = [f"KV cache {one.cache}" if one.cache else "verdict" for one in decisions]
+    table = Table(
+        f"{first.kind}: {first.layer}", *columns, box=box.SIMPLE_HEAD, title_justify="left"
+    )
+    names = dict.fromkeys(option.name for one in decisions for option in one.options)
+    for name in names:
+        table.add_row(name, *(_verdict(one, name) for one in decisions))
+    return table
+
+
+def _verdict(decision: Decision, name: str) -> str:
+    option = next((one for one in decision.options if one.name == name), None)
+    if option is None:
+        return ""
+    if option.name == decision.selected:
+        return "SELECTED"
+    if option.usable:
+        return "usable" if option.automatic else "usable, only when asked for"
+    return option.reason
+
+
+def _notes(decisions: list[Decision], answer: Answer) -> list[str]:
+    """What the table does not say: who leaves vLLM no choice."""
+    notes = []
+    first = decisions[0]
+    if first.demanded:
+        notes.append(f"vLLM's own rule for this model allows {first.demanded} alone")
+    for decision in decisions:
+        if decision.image != decision.selected:
+            variables = " ".join(f"{k}={v}" for k, v in sorted(answer.environment.items()))
+            notes.append(f"this image selects {decision.image or 'none'}: it sets {variables}")
+    for setting in kept.demands(answer.family, answer.vllm, answer.gpu, first.kind):
+        notes.append(
+            f"models/families/{answer.family}.yaml sets {setting.flag} {setting.value}:"
+            f" {setting.why}"
+        )
+    return list(dict.fromkeys(notes))

@@ -1,0 +1,77 @@
+"""What ``build.py backends`` predicts, held against real servers' logs and the kept answers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import pytest
+
+from fp4forge.backends import ask, model
+from fp4forge.core.platform import host_platform
+from fp4forge.doctor import diagnosis
+from fp4forge.models import backends
+from fp4forge.models.backends import Answer
+from tests.e2e.conftest import ROOT, shell
+
+LOGS = {path.stem: path for path in (ROOT / "tests/unit/data/logs").rglob("*.log")}
+# Servers on Hopper that came as far as their kernels: Gemma-4 in NVFP4, with an FP8 cache.
+FACTS = {
+    name: facts
+    for name, path in LOGS.items()
+    if (facts := diagnosis.read_log(path.read_text())).linear and facts.moe and facts.attention
+}
+GPUS = {"hopper": (9, 0), "sm121": (12, 1)}
+FAMILIES = ("gemma4", "qwen3")
+
+
+@pytest.fixture(scope="module")
+def answers(published: dict[str, Any]) -> dict[tuple[str, str], Answer]:
+    models = tuple(model.of_family(name) for name in FAMILIES)
+    found = ask.ask(published["image"], host_platform(), GPUS, models, print)
+    return {(answer.gpu, answer.family): answer for answer in found}
+
+
+def selected(answer: Answer) -> tuple[set[str], set[str], set[str]]:
+    """The linear, expert and attention backends with the image's variables, and an FP8 cache."""
+    linear, experts, attention = (
+        {one.image for one in answer.of(kind) if one.cache in ("", "fp8_e4m3")}
+        for kind in backends.KINDS
+    )
+    return linear, experts, attention
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_what_a_server_on_hopper_logged_was_predicted(
+    name: str, answers: dict[tuple[str, str], Answer]
+) -> None:
+    facts = FACTS[name]
+    logged = ({facts.linear}, {facts.moe}, {facts.attention})
+    assert selected(answers["hopper", "gemma4"]) == logged
+    assert selected(answers["sm121", "gemma4"]) != logged
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_layer_of_a_model_is_asked_for(
+    name: str, answers: dict[tuple[str, str], Answer]
+) -> None:
+    answer = answers["sm121", name]
+    assert answer.problems == ()
+    assert all(answer.of(kind) for kind in backends.KINDS)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_kept_answers_are_those_of_the_image(
+    name: str, answers: dict[tuple[str, str], Answer]
+) -> None:
+    asked = answers["sm121", name]
+    assert backends.find(asked.vllm, "sm121", name) == asked
+
+
+def test_an_image_without_vllm_says_so() -> None:
+    image = shell("docker", "images", "-q", "fp4forge.local/bootstrap").stdout.split()[0]
+    arguments = ("--gpu", "sm121", "--family", "gemma4", "--image", image, "--json")
+    done = shell(sys.executable, "build.py", "backends", *arguments, check=False)
+    told = json.loads(done.stdout)
+    assert done.returncode != 0 and "cannot be asked" in told["message"]
