@@ -113,6 +113,18 @@ class UnclearError(ForgeError):
     exit_code = 26
 
 
+class RegressionError(ForgeError):
+    """A benchmark's result is worse than another by more than the threshold."""
+
+    exit_code = 23
+
+
+class BenchError(ForgeError):
+    """A benchmark is malformed, its run has faults, or its results cannot be compared."""
+
+    exit_code = 24
+
+
 class TransferError(ForgeError):
     """The image did not reach a target machine."""
 

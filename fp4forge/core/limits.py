@@ -33,6 +33,12 @@ SERVER_BYTES = 4 << 20  # one answer; 2,048 tokens as a stream have some 600 KB
 ANSWER_CHARACTERS = 100_000  # of a model's text
 SERVER_SECONDS = 10  # /health and /v1/models
 
+# Benchmarks.
+BENCH_BYTES = 512 << 20  # one trial's result; 256 requests of 1,000 tokens have some 6 MB
+METRICS_BYTES = 16 << 20  # /metrics
+TRIAL_SECONDS = 3600  # one run of the load generator
+TOKENIZE_SECONDS = 60  # /tokenize, of a prompt of any length
+
 # Files that a user names, and what lies in images and bundles.
 CONFIG_BYTES = 16 << 20  # config.json, docker inspect, a compose file, an index of tensors' files
 HEADER_BYTES = 100_000_000  # safetensors' own limit for its header

@@ -26,6 +26,7 @@ TEMPLATES = ROOT / "templates"
 DOCKERFILES = ROOT / "dockerfiles"
 SCHEMAS = ROOT / "schemas"
 MODELS = ROOT / "models"
+BENCHMARKS = ROOT / "benchmarks"
 PATCHES = Path(os.environ.get("FP4FORGE_PATCHES") or ROOT / "patches")
 KERNELS = PACKAGE / "kernels"
 IMAGE_FILES = PACKAGE / "image"

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from fp4forge.bench import card, prompts, suite
 from fp4forge.core.paths import SCHEMAS
 from fp4forge.inputs import bases, defaults, patches, release
 from fp4forge.inputs.reader import Format
@@ -22,6 +23,9 @@ FORMATS: tuple[Format[Any], ...] = (
     faults.FORMAT,
     recipes.FORMAT,
     formats.FORMAT,
+    suite.FORMAT,
+    prompts.FORMAT,
+    card.FORMAT,
 )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from fp4forge.oci import engine as oci
 from tests.e2e.conftest import shell
 from tests.e2e.engine import server as engine
 from tests.e2e.engine.server import Cpu, Server
@@ -22,7 +23,8 @@ def image(request: pytest.FixtureRequest) -> str:
     """The image under test, in the engine."""
     given = os.environ.get("ENGINE_IMAGE")
     if given:
-        shell("docker", "pull", "--quiet", given)
+        if not oci.present(given):
+            shell("docker", "pull", "--quiet", given)
         return given
     published: dict[str, Any] = request.getfixturevalue("published")
     return str(published["image"])

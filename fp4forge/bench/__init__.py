@@ -1,0 +1,1 @@
+"""Benchmarks: suites as data, vLLM's own load generator, results that can be compared."""

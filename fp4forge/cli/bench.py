@@ -1,0 +1,323 @@
+"""The commands that measure a server, and compare what was measured."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fp4forge.cli.options import Function, json_option
+from fp4forge.core.errors import BenchError, RegressionError, UsageError
+
+_PATH = click.Path(path_type=Path, exists=True)
+LISTED = 10  # faults in a message
+
+
+_SERVER = (
+    click.option("--url", help="The server's root, such as http://127.0.0.1:8000"),
+    click.option(
+        "--out", type=click.Path(path_type=Path), help="Folder; one with a run resumes it."
+    ),
+    click.option(
+        "--image", help="Image whose vllm bench serve sends the load; by default the server's."
+    ),
+    click.option(
+        "--container", help="The server's container; by default the one with the URL's port."
+    ),
+    click.option(
+        "--network", default="host", show_default=True, help="Docker network of the client."
+    ),
+    click.option("--model", help="By default the first that the server lists."),
+    click.option(
+        "--allow-empty", is_flag=True, help="Accept answers without text (random weights)."
+    ),
+    json_option,
+)
+
+
+def _server_options(function: Function) -> Function:
+    """Options that say which server is measured, and with what."""
+    for option in reversed(_SERVER):
+        function = option(function)
+    return function
+
+
+@click.group(invoke_without_command=True)
+@_server_options
+@click.option(
+    "--suite",
+    default="quick",
+    show_default=True,
+    metavar="NAME|FILE",
+    help="card, quick, regression, or a YAML file.",
+)
+@click.option("--only", multiple=True, metavar="TABLE", help="Only these tables of the suite.")
+@click.option("--max-context", type=click.IntRange(1), help="Leave out points with more tokens.")
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="The model's folder: its hash is kept, and the roofline drawn with --gpu.",
+)
+@click.option("--gpu", help="GPU of the roofline, as serve fit names them.")
+@click.pass_context
+def bench(ctx: click.Context, /, **options: Any) -> None:
+    """Measure a server: throughput, latency, and what the reference card's tables show.
+
+    Sends its load with vllm bench serve, in a container of --image. Exit code 24 if any request
+    failed, was cut, empty or shorter than asked.
+    """
+    if ctx.invoked_subcommand is None:
+        result = _measure(**options)
+        _refuse_faults(result, options["as_json"])
+
+
+def _measure(
+    as_json: bool, out: Path | None, hours: float = 0, only: tuple[str, ...] = (), **options: Any
+) -> Any:
+    """Runs a suite and shows its result; a run of some hours checks answers on the way."""
+    from fp4forge.bench import opening, tables
+    from fp4forge.bench import suite as suites
+    from fp4forge.bench.server import checked_url
+    from fp4forge.core.console import Console, print_json
+
+    url = checked_url(options.pop("url") or "")
+    suite = suites.load(options.pop("suite"), only)
+    folder = out or _folder(suite.name)
+    given = {name: value for name, value in options.items() if value is not None}
+    console = Console()
+    with console.step("bench") as step, _alone(folder):
+        runner = opening.start(
+            opening.Wanted(url=url, suite=suite, folder=folder, **given), step.report
+        )
+        if hours:
+            _begin_soak(runner, hours)
+        try:
+            runner.run()
+        except KeyboardInterrupt as stopped:
+            stopped.add_note(f"what was measured is kept; --out {folder} resumes it")
+            raise
+        finally:
+            if runner.result.tables:
+                _write(runner.result, folder)
+        step.detail = f"{len(tables.tables(runner.result))} tables in {folder}"
+    if as_json:
+        print_json(tables.as_data(runner.result))
+    else:
+        _show(runner.result)
+    return runner.result
+
+
+def _begin_soak(runner: Any, hours: float) -> None:
+    import time
+
+    from fp4forge.bench import soak
+
+    checks = soak.Checks(runner.server)
+    runner.report("asking what the model knows")
+    checks.begin(soak.questions(runner.suite.suite.seed))
+    for name, why in checks.left_out.items():
+        runner.result.left_out[f"question {name}"] = f"wrong before any load: {why}"
+    runner.between, runner.until = checks.problems, time.monotonic() + hours * 3600
+
+
+def _folder(suite: str) -> Path:
+    """A folder of its own for each run."""
+    from datetime import UTC, datetime
+
+    from fp4forge.core.paths import STATE
+
+    return STATE / "bench" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{suite}"
+
+
+def _alone(folder: Path) -> Any:
+    """Holds a folder: two runs in one would spoil each other's figures.
+
+    Raises:
+        BenchError: another run holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BenchError(f"another run is measuring in {folder}", remedy="wait for it") from None
+    return lock
+
+
+def _write(result: Any, folder: Path) -> None:
+    """The page and the Markdown beside the result."""
+    from fp4forge.bench import page, tables
+    from fp4forge.core import files
+
+    files.replace(folder / "index.html", page.page(result))
+    files.replace(folder / "README.md", tables.markdown(result))
+
+
+def _show(result: Any) -> None:
+    from rich.table import Table
+
+    from fp4forge.bench import tables
+    from fp4forge.core.console import rich
+
+    terminal = rich()
+    terminal.print(", ".join(tables.facts(result)))
+    for shown in tables.tables(result):
+        if shown.why:
+            terminal.print(f"{shown.title}: not measured: {shown.why}")
+            continue
+        table = Table(title=shown.title, title_justify="left")
+        table.add_column("")
+        for head in shown.heads:
+            table.add_column(head, justify="right")
+        for row in shown.rows:
+            cells = [tables.text(name, row.values[name]) for name in shown.figures]
+            table.add_row(row.label + ("*" if row.marks else ""), *cells)
+        terminal.print(table)
+        for row in shown.rows:
+            if row.marks:
+                terminal.print(f"* {row.label}: {'; '.join(row.marks)}")
+    for name, why in result.left_out.items():
+        terminal.print(f"left out: {name}: {why}")
+
+
+def _refuse_faults(result: Any, as_json: bool) -> None:
+    """Ends with exit code 24 if a trial has a fault."""
+    faults = result.problems
+    if faults and as_json:
+        sys.exit(BenchError.exit_code)
+    if faults:
+        more = f"\n(and {len(faults) - LISTED} more)" if len(faults) > LISTED else ""
+        raise BenchError(
+            "these trials do not count:\n" + "\n".join(faults[:LISTED]) + more,
+            rule="every request is answered, whole, and as long as it was asked",
+            remedy="the server's log says why; running again with the same --out repeats them",
+        )
+
+
+@bench.command("soak")
+@_server_options
+@click.option("--hours", type=click.FloatRange(0.001, 1000), required=True)
+def soak_(hours: float, as_json: bool, **options: Any) -> None:
+    """Load a server for hours, check its answers each minute, and look for drift.
+
+    Exit code 23 if it became slower, 24 if a request failed or an answer became wrong.
+    """
+    from fp4forge.bench import soak
+
+    result = _measure(as_json=as_json, suite="soak", hours=hours, **options)
+    _refuse_faults(result, as_json)
+    worse = list(soak.drifts(result))
+    if worse and as_json:
+        sys.exit(RegressionError.exit_code)
+    if worse:
+        raise RegressionError(
+            "\n".join(worse),
+            rule="the last third of the trials is as fast as the first",
+            remedy="the server's log, its preemptions and its KV cache (result.json) say more",
+        )
+
+
+@bench.command()
+@click.argument("result", type=_PATH)
+@json_option
+def show(result: Path, as_json: bool) -> None:
+    """Show a result again, and write its page anew."""
+    from fp4forge.bench import result as results
+    from fp4forge.bench import tables
+    from fp4forge.core.console import print_json
+
+    found = results.load(result)
+    _write(found, result if result.is_dir() else result.parent)
+    if as_json:
+        print_json(tables.as_data(found))
+    else:
+        _show(found)
+    _refuse_faults(found, as_json)
+
+
+@bench.command()
+@click.argument("old", type=_PATH)
+@click.argument("new", type=_PATH, required=False)
+@click.option("--card", is_flag=True, help="Show the reference card's figures too.")
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0.001, 0.9),
+    help="A difference beyond it is a regression; by default the suite's.",
+)
+@json_option
+def compare(
+    old: Path, new: Path | None, card: bool, threshold: float | None, as_json: bool
+) -> None:
+    """Compare two results, or one with the reference card's figures (--card).
+
+    Exit code 23 if a figure is worse by more than the threshold, with 95 % confidence.
+    """
+    from dataclasses import asdict
+
+    from fp4forge.bench import compare as comparing
+    from fp4forge.bench import result as results
+    from fp4forge.core.console import print_json
+
+    if new is None and not card:
+        raise UsageError("compare with what?", rule="a second result, or --card")
+    first = results.load(old)
+    if new is None:
+        found = comparing.against_card(first)
+        print_json([asdict(each) for each in found]) if as_json else _ratios(found, "card", "here")
+        return
+    second = results.load(new)
+    comparing.check(first, second)
+    limit = threshold or first.measured.threshold
+    found = comparing.changes(first, second, limit, card)
+    different = first.identity.differences(second.identity)
+    if as_json:
+        print_json({"differences": different, "changes": [asdict(each) for each in found]})
+    else:
+        for name, one, other in different:
+            click.echo(f"{name}: {one[:200]} -> {other[:200]}")
+        _ratios(found, "old", "new", with_card=card)
+    worse = [each for each in found if each.verdict == "worse"]
+    if worse and as_json:
+        sys.exit(RegressionError.exit_code)
+    if worse:
+        raise RegressionError(
+            "\n".join(
+                f"{w.table} {w.label}: {w.figure} {w.old:,.4g} -> {w.new:,.4g}" for w in worse
+            ),
+            rule=f"no figure is worse by more than {limit:.1%}, with 95 % confidence",
+            remedy="repeat both runs; build.py compare shows what differs between the images",
+        )
+
+
+def _ratios(changes: Any, old: str, new: str, with_card: bool = False) -> None:
+    from rich.table import Table
+
+    from fp4forge.bench.figures import FIGURES
+    from fp4forge.core.console import rich
+
+    table = Table()
+    for head in (
+        "",
+        "figure",
+        old,
+        new,
+        "ratio",
+        "95 %",
+        "verdict",
+        *(["card"] if with_card else []),
+    ):
+        table.add_column(head, justify="left" if head in ("", "figure", "verdict") else "right")
+    for each in changes:
+        figure = FIGURES[each.figure]
+        interval = "" if each.low is None else f"{each.low:.3f} to {each.high:.3f}"
+        cells = [f"{each.table} {each.label}", f"{figure.title}, {figure.unit}".removesuffix(", ")]
+        cells += [f"{value:,.{figure.digits}f}" for value in (each.old, each.new)]
+        cells += [f"{each.ratio:.3f}", interval, each.verdict]
+        if with_card:
+            cells.append("" if each.card is None else f"{each.card:,.{figure.digits}f}")
+        table.add_row(*cells)
+    rich().print(table)
