@@ -162,8 +162,15 @@ def test_the_cache_is_what_vllm_logged_on_a_gpu(name: str) -> None:
     config = msgspec.convert(found["config"], Config)
     kinds = state.layers(config, Path(name), "fp8_e4m3")
     number = config.text.num_hidden_layers or 0
-    sizes = {"weights": 0, "hidden": 1, "expert_width": 1, "vocabulary": 1, "max_context": 8192}
-    model = Model(attention=kinds, num_layers=number, **sizes)
+    model = Model(
+        weights=0,
+        hidden=1,
+        expert_width=1,
+        vocabulary=1,
+        max_context=8192,
+        num_layers=number,
+        attention=kinds,
+    )
     size, page, groups = memory.groups(model)
     blocks = memory.blocks_per_sequence(model, 4096, 8192)
     if not found["prefix_caching"]:  # one state of each sequence instead of two
