@@ -131,7 +131,8 @@ def compose(as_json: bool, explain: bool, output: Path | None, kind: str, **o: A
     if o["recipe"]:
         found = recipes.apply(found, _recipe(o, chosen))
     elif o["features"] or o["recipe_variant"]:
-        raise UsageError("--feature without --recipe", rule="features are a recipe's")
+        option = "--feature" if o["features"] else "--recipe-variant"
+        raise UsageError(f"{option} without --recipe", rule="features and variants are a recipe's")
     if as_json:
         print_json(found.as_json())
         return
@@ -158,11 +159,18 @@ def _wishes(o: dict[str, Any], version: str) -> Wishes:
     from fp4forge.serve import lora
     from fp4forge.serve.settings import Wishes
 
+    target = tuple(chip.name for chip in gpu.target(o["arch"]).gpus)
     chips = (gpu.product(o["product"]).gpu,) if o["product"] else ()
+    if chips and chips[0] not in target:
+        raise UsageError(
+            f"--gpu {o['product']} is {chips[0]}, and --arch is {o['arch']}",
+            rule="the image must be for the GPU that it runs on",
+            remedy=f"--arch {chips[0]}",
+        )
     return Wishes(
         workload=o["workload"],
         version=version,
-        gpus=chips or tuple(chip.name for chip in gpu.target(o["arch"]).gpus),
+        gpus=chips or target,
         split=split_of(o),
         utilization=o["utilization"],
         listen=o["listen"],
@@ -187,11 +195,17 @@ def _recipe(o: dict[str, Any], chosen: Wishes) -> Chosen:
 
 def _refuse_what_does_not_fit(model: Path, chosen: Wishes, o: dict[str, Any]) -> None:
     """Ends the command if no product that the options mean holds the model."""
+    from dataclasses import replace
+
+    from fp4forge.checkpoint import tensors
     from fp4forge.serve import model as models
     from fp4forge.serve import placing, settings
 
     workload = settings.workload(chosen)
     described = models.read(model)
+    if chosen.drafter and any(chosen.drafter.glob("*.safetensors")):
+        size = sum(tensor.size for tensor in tensors.read(chosen.drafter).tensors.values())
+        described = replace(described, weights=described.weights + size)
     products = [
         product
         for product in gpu.PRODUCTS.values()

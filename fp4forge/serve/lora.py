@@ -30,6 +30,8 @@ class _Adapter(Struct, frozen=True):
 
     r: Annotated[int, Meta(ge=1, le=512)]
     peft_type: str = "LORA"
+    use_dora: bool = False
+    modules_to_save: list[str] | None = None
 
 
 def flags(adapters: dict[str, Path], config: Config, split: Split) -> list[Setting]:
@@ -86,5 +88,12 @@ def _rank(folder: Path) -> int:
         raise CheckpointError(
             f"{shown(folder, 200)} is an adapter of the type {shown(found.peft_type, 40)}",
             rule="vLLM serves LoRA adapters",
+        )
+    # PEFTHelper._validate_features in vllm/lora/peft_helper.py of 0.20.2.
+    if found.use_dora or found.modules_to_save:
+        what = "DoRA" if found.use_dora else "modules_to_save"
+        raise CheckpointError(
+            f"{shown(folder, 200)}/adapter_config.json: vLLM does not serve {what}",
+            rule="an adapter has low-rank matrices alone",
         )
     return found.r

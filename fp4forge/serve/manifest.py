@@ -16,7 +16,7 @@ from fp4forge.core.text import shown
 from fp4forge.image.render import UID
 from fp4forge.oci import process
 from fp4forge.serve import lora
-from fp4forge.serve.settings import CACHE_DIR, KEY_FILE, MODEL_DIR, Server
+from fp4forge.serve.settings import CACHE_DIR, KEY_FILE, MODEL_DIR, Server, published
 from fp4forge.serve.speculation import DRAFT_DIR
 
 FORMATS = {
@@ -59,10 +59,9 @@ def _mount(kind: str, source: str, target: str, *flags: str) -> str:
     return record.getvalue()
 
 
-def _published(server: Server) -> str:
-    """Address and port on the host; IPv6 addresses in brackets."""
-    address = f"[{server.listen}]" if ":" in server.listen else server.listen
-    return f"{address}:{server.port}"
+def _kubernetes(value: object) -> str:
+    """The same for arguments and variables of a container, in which $(NAME) is expanded."""
+    return _yaml(str(value).replace("$(", "$$("))
 
 
 def render(server: Server, kind: str) -> str:
@@ -85,6 +84,7 @@ def render(server: Server, kind: str) -> str:
     environment.filters |= {
         "yaml": _yaml,
         "compose": _compose,
+        "k8s": _kubernetes,
         "shell": lambda v: shlex.quote(str(v)),
         "unit": _unit,
     }
@@ -105,7 +105,7 @@ def render(server: Server, kind: str) -> str:
             _mount("volume", cache, CACHE_DIR),
         ],
         tmpfs=TMPFS,
-        published=_published(server),
+        published=published(server.listen, server.port),
         flags=list(zip_arguments(server)),
     )
 

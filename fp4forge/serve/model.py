@@ -8,9 +8,14 @@ from pathlib import Path
 
 from fp4forge.checkpoint import config as configs
 from fp4forge.checkpoint.tensors import Checkpoint, Tensor
+from fp4forge.core.errors import CheckpointError
+from fp4forge.core.text import shown
 from fp4forge.models import family
 from fp4forge.serve.state import Layers, layers, need
 
+# Marlin multiplies by multiples of 64 (csrc/moe/marlin_moe_wna16/ops.cu of 0.19.1, 0.20.2 and
+# 0.33.0); native FP4 GEMMs want 32 (nvfp4_scaled_mm_kernels.cu), which 64 contains.
+MARLIN_MULTIPLE = 64
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 _EXPERT = re.compile(r"\.experts\.")
 _EMBEDDING = re.compile(r"(embed_tokens|\bembeddings|word_embeddings|wte)\.weight$")
@@ -37,6 +42,7 @@ class Model:
     top_k: int = 0
     hidden: int
     expert_width: int
+    expert_multiple: int = MARLIN_MULTIPLE  # what an expert's width must be a multiple of
     heads: int = 0
     vocabulary: int
     max_context: int
@@ -83,6 +89,7 @@ def describe(found: Checkpoint, kv_dtype: str = "fp8_e4m3") -> Model:
         CheckpointError: the configuration lacks what vLLM needs of it.
     """
     config, folder = found.config.complete, found.folder
+    _whole(found)
     number = need(folder, "num_hidden_layers", config.num_hidden_layers)
     name = found.config.family
     sizes = _sizes(found.tensors, family.get(name).modules, number)
@@ -99,6 +106,7 @@ def describe(found: Checkpoint, kv_dtype: str = "fp8_e4m3") -> Model:
         hidden=need(folder, "hidden_size", config.hidden_size),
         expert_width=configs.width(config.moe_intermediate_size)
         or configs.width(config.intermediate_size),
+        expert_multiple=MARLIN_MULTIPLE if _nvfp4(found) else 1,
         heads=config.num_attention_heads or 0,
         vocabulary=need(folder, "vocab_size", config.vocab_size),
         max_context=config.max_position_embeddings or 0,
@@ -106,6 +114,32 @@ def describe(found: Checkpoint, kv_dtype: str = "fp8_e4m3") -> Model:
         attention=layers(found.config, folder, kv_dtype),
         family=name,
     )
+
+
+def _nvfp4(found: Checkpoint) -> bool:
+    """Whether experts run on FP4 kernels: MXFP4's pad the width, BF16's take any."""
+    declared = found.config.quantisation
+    apart = found.quantisation.quant_algo or ""
+    names = f"{declared.quant_method or ''} {declared.quant_algo or ''} {apart}".lower()
+    return bool(names.strip()) and "mxfp4" not in names
+
+
+def _whole(found: Checkpoint) -> None:
+    """Refuses a checkpoint of which a part is not there: its size would be too small.
+
+    Raises:
+        CheckpointError: a file cannot be read, or is missing.
+    """
+    wrong = [f"{problem.where}: {problem.text}" for problem in found.problems]
+    missing = sorted(set((found.index or {}).values()) - {t.file for t in found.tensors.values()})
+    wrong += [f"{name} is not there, or holds nothing" for name in missing]
+    if wrong:
+        raise CheckpointError(
+            f"{shown(found.folder, 300)} is not whole: {shown(wrong[0], 300)}"
+            + (f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""),
+            rule="memory is computed from every tensor",
+            remedy="build.py checkpoint fetch resumes a download; checkpoint inspect lists all",
+        )
 
 
 def read(folder: Path, kv_dtype: str = "fp8_e4m3") -> Model:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 from msgspec import Meta, Struct
 from packaging.version import InvalidVersion, Version
 
@@ -20,8 +21,10 @@ from fp4forge.core.text import shown
 from fp4forge.inputs import switches
 from fp4forge.inputs.reader import Format
 from fp4forge.kernels.gpus import PRODUCTS
+from fp4forge.models import family
 from fp4forge.serve.setting import Setting
 from fp4forge.serve.settings import Server
+from fp4forge.serve.state import KV_BYTES
 
 _Line = Annotated[str, Meta(pattern=r"^[^\n]*\Z", description="text of one line")]
 _Words = tuple[_Line, ...]
@@ -108,8 +111,24 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 FORMAT = Format(Recipe, "recipe", UsageError, blocks=True)
-# Flags of a recipe that the manifest decides itself.
-_OURS = ("--host", "--port", "--served-model-name", "--model", "--trust-remote-code")
+# Flags of a recipe that the manifest decides itself, by its options and after its checks.
+_OURS = (
+    "--host",
+    "--port",
+    "--served-model-name",
+    "--model",
+    "--trust-remote-code",
+    "--api-key",
+    "--quantization",
+    "--tensor-parallel-size",
+    "--pipeline-parallel-size",
+    "--data-parallel-size",
+    "--enable-expert-parallel",
+    "--enable-lora",
+    "--lora-modules",
+    "--middleware",
+)
+_KEYS = re.compile("KEY|TOKEN|SECRET|PASSWORD")
 
 
 @dataclass(frozen=True)
@@ -257,29 +276,80 @@ def apply(server: Server, chosen: Chosen) -> Server:
         notes.append(f"the recipe asks for vLLM {chosen.asks_for}; this image has {server.version}")
     flags = {flag.name: flag for flag in server.flags}
     for flag in chosen.flags:
-        if flag.name in _OURS:
-            notes.append(f"{flag.name} of the recipe is left out: the manifest decides it")
-        elif known and not known.flag(flag.name):
-            notes.append(f"{flag.name} of the recipe is left out: vLLM {server.version} lacks it")
-        elif flag.name == "--chat-template" and not flag.value.startswith("/"):
-            notes.append(f"--chat-template {flag.value} is left out: the image does not have it")
+        if reason := _refused(flag, server, known):
+            notes.append(f"{flag.name} of the recipe is left out: {reason}")
         else:
             flags[flag.name] = flag
     environment = {variable.name: variable for variable in server.environment}
     for variable in chosen.environment:
-        ours = variable.name.startswith("VLLM_")
-        if known and ours and variable.name not in known.environment:
-            notes.append(
-                f"{variable.name} of the recipe is left out: vLLM {server.version} lacks it"
-            )
+        name = variable.name
+        if not name.startswith("VLLM_") or _KEYS.search(name):
+            notes.append(f"{name} of the recipe is left out: it is not a setting of vLLM's")
+        elif known and name not in known.environment:
+            notes.append(f"{name} of the recipe is left out: vLLM {server.version} lacks it")
         else:
-            environment[variable.name] = variable
+            environment[name] = variable
     return replace(
         server,
         flags=tuple(flags.values()),
         environment=tuple(environment.values()),
         notes=(*server.notes, *notes),
     )
+
+
+def _refused(flag: Setting, server: Server, known: switches.Switches | None) -> str:
+    """Why a recipe's flag is not taken over; empty if it is."""
+    ours = next((f.value for f in server.flags if f.name == flag.name), "")
+    if flag.name in _OURS:
+        return "the manifest decides it"
+    if known and not known.flag(flag.name):
+        return f"vLLM {server.version} lacks it"
+    match flag.name:
+        case "--chat-template" if not flag.value.startswith("/"):
+            return f"the image does not have {flag.value}"
+        case "--max-model-len" if not _at_most(flag.value, ours):
+            return f"{flag.value} is more than the {ours} that were found to fit (--workload)"
+        case "--max-num-seqs" | "--max-num-batched-tokens" if not flag.value.isdigit():
+            return f"{flag.value!r} is not a number"
+        case "--gpu-memory-utilization" if not _share(flag.value):
+            return f"{flag.value!r} is not a share of memory, 0.1 to 0.98"
+        case "--kv-cache-dtype" if flag.value not in KV_BYTES:
+            return f"what fits was computed for {ours}"
+        case "--speculative-config":
+            return _speculation(flag, server, bool(ours))
+    return ""
+
+
+def _at_most(value: str, limit: str) -> bool:
+    return value.isdigit() and (not limit or int(value) <= int(limit))
+
+
+def _share(value: str) -> bool:
+    try:
+        return 0.1 <= float(value) <= 0.98
+    except ValueError:
+        return False
+
+
+def _speculation(flag: Setting, server: Server, chosen: bool) -> str:
+    """Why a recipe's speculation is not taken over: the family's file decides what works."""
+    if chosen:
+        return "--speculative chooses another"
+    try:
+        config = msgspec.json.decode(flag.value, type=dict[str, Any])
+    except msgspec.DecodeError:
+        return "its value is not JSON"
+    if "model" in config:
+        return "its drafter is not mounted; use --speculative and --draft"
+    known = family.get(server.family)
+    works = any(
+        said.works
+        and said.holds(server.version)
+        and config.get("method") in (said.mode, said.method)
+        for said in known.speculative
+    )
+    title = known.title if server.family else "this model"
+    return "" if works else f"it is not known to work for {title} with vLLM {server.version}"
 
 
 def _older(version: str, wanted: str) -> bool:

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from fp4forge.checkpoint import config as configs
+from fp4forge.core import reading
 from fp4forge.core.errors import UsageError
+from fp4forge.core.limits import INPUT_BYTES
 from fp4forge.core.text import steers
 from fp4forge.inputs import switches
 from fp4forge.kernels.gpus import PRODUCTS
@@ -157,6 +159,11 @@ def server(model: Path, image: str, wishes: Wishes) -> Server:
     folder, served = _mounted(model, "--model"), _served(model, wishes)
     read = os.path.lexists(model)
     config = configs.read(model) if read else configs.Config()
+    _key(wishes.key_file)
+    if served in wishes.adapters:
+        raise UsageError(
+            f"--lora {served} has the model's own name in the API", rule="names differ"
+        )
     name = config.family
     known = family.get(name)
     limit = config.text.max_position_embeddings
@@ -182,7 +189,7 @@ def server(model: Path, image: str, wishes: Wishes) -> Server:
         Setting(
             "--gpu-memory-utilization",
             f"{wishes.utilization:g}",
-            "the rest is the host's: on unified memory the host's programs live in it",
+            "the rest is the driver's, and on unified memory the host's programs'",
         ),
         Setting("--enable-chunked-prefill", "", "long prompts come in pieces between decodes"),
         Setting("--enable-prefix-caching", "", "a shared beginning of prompts is computed once"),
@@ -258,6 +265,17 @@ def _served(model: Path, wishes: Wishes) -> str:
             remedy="give --name",
         )
     return served
+
+
+def _key(file: Path | None) -> None:
+    """Refuses a key's file that holds none; one that is on another host cannot be seen here."""
+    if file and os.path.lexists(file):
+        words = reading.text(file, UsageError, INPUT_BYTES, "--api-key-file").split()
+        if len(words) != 1:
+            raise UsageError(
+                f"--api-key-file {str(file)!r} holds {len(words)} words",
+                rule="the file holds the key and nothing else",
+            )
 
 
 def _address(text: str) -> str:
@@ -354,6 +372,11 @@ def _environment(wishes: Wishes) -> list[Setting]:
     return out
 
 
+def published(listen: str, port: int) -> str:
+    """Address and port on the host; IPv6 addresses in brackets."""
+    return f"[{listen}]:{port}" if ":" in listen else f"{listen}:{port}"
+
+
 def _memory(gpus: tuple[str, ...]) -> int:
     """GiB of host memory that the container may use."""
     unified = [p.memory_mib // 1024 for p in PRODUCTS.values() if p.gpu in gpus and p.unified]
@@ -378,8 +401,10 @@ def _notes(known: family.Family, name: str, wishes: Wishes, read: bool) -> Itera
     for quirk in known.quirks:
         if quirk.until and quirk.holds(wishes.version):
             yield f"vLLM {wishes.version}: {quirk.text}" + (f"; {quirk.fix}" if quirk.fix else "")
+    if wishes.key_file and not os.path.lexists(wishes.key_file):
+        yield "the key's file is not on this machine: it was not checked"
     if wishes.listen not in LOOPBACKS and not wishes.key_file:
         yield (
-            f"anyone who reaches {wishes.listen}:{wishes.port} can use the model; with"
+            f"anyone who reaches {published(wishes.listen, wishes.port)} can use the model; with"
             " --api-key-file FILE it asks for a key"
         )

@@ -66,10 +66,12 @@ def flags(
             rule=f"for {family.get(config.family).title} its drafter is " + _PLACES[said.drafter],
             remedy="give the drafter's folder" if needs else "leave it out",
         )
+    if said.drafter == "checkpoint":
+        _has_drafter(model, config)
     experts = config.text.experts
     if drafter is not None:
         draft = configs.read(drafter)
-        _check(config, draft, model, drafter)
+        _check(config, draft, model, drafter, mode)
         chosen["model"] = DRAFT_DIR
         experts = draft.text.experts
     chosen["num_speculative_tokens"] = said.tokens
@@ -105,8 +107,32 @@ def _said(config: Config, mode: str, version: str) -> Speculation:
     )
 
 
-def _check(config: Config, draft: Config, model: Path, drafter: Path) -> None:
-    """A drafter's sizes against its target's."""
+def _has_drafter(model: Path, config: Config) -> None:
+    """Refuses multi-token prediction without its layers."""
+    from fp4forge.serve import model as models
+
+    if any(model.glob("*.safetensors")):
+        there = models.read(model).drafter > 0
+    else:
+        there = bool(config.text.mtp_num_hidden_layers or config.text.num_nextn_predict_layers)
+    if not there:
+        raise UsageError(
+            f"--speculative mtp: {shown(model.name, 100)} has no layers for it",
+            rule="multi-token prediction needs the checkpoint's own drafter (mtp.*, or layers"
+            " after the last)",
+            remedy="take a checkpoint that kept them, or another mode",
+        )
+
+
+def _check(config: Config, draft: Config, model: Path, drafter: Path, mode: str) -> None:
+    """A drafter's kind, and its sizes against its target's."""
+    names = " ".join(draft.architectures or ())
+    if mode.lower() not in names.lower():
+        raise UsageError(
+            f"--draft {shown(drafter, 200)} is no {mode} drafter: its architecture is"
+            f" {shown(names or 'not named', 100)}",
+            rule=f"a drafter for --speculative {mode} has {mode} in its architecture's name",
+        )
     for what, ours, theirs in (
         ("vocab_size", config.text.vocab_size, draft.text.vocab_size),
         (

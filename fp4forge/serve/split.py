@@ -13,9 +13,6 @@ from dataclasses import dataclass, replace
 from fp4forge.kernels.gpus import Product
 from fp4forge.serve.model import Model
 
-# Marlin multiplies by multiples of 64 (csrc/moe/marlin_moe_wna16/ops.cu of 0.19.1, 0.20.2 and
-# 0.33.0); native FP4 GEMMs want 32 (nvfp4_scaled_mm_kernels.cu), which 64 contains.
-_WIDTH = 64
 WAYS = (1, 2, 4, 8, 16)
 
 
@@ -65,13 +62,15 @@ def problems(model: Model, split: Split) -> list[str]:
         model.num_experts
         and not split.experts
         and ways > 1
-        and model.expert_width % (ways * _WIDTH)
+        and model.expert_width % (ways * model.expert_multiple)
     ):
         found.append(
             f"experts {model.expert_width:,} wide cannot be cut {ways} ways: kernels want"
-            f" multiples of {_WIDTH}"
+            f" multiples of {model.expert_multiple}"
         )
-    if split.experts and model.num_experts < ways:
+    if split.experts and not model.num_experts:
+        found.append("this model has no experts")
+    elif split.experts and model.num_experts < ways:
         found.append(f"{model.num_experts} experts are fewer than {ways} GPUs")
     if split.pipeline > model.num_layers:
         found.append(f"{model.num_layers} layers are fewer than {split.pipeline} stages")

@@ -17,8 +17,10 @@ from fp4forge.core.paths import MODELS
 from fp4forge.kernels.gpus import PRODUCTS, product
 from fp4forge.models import family
 from fp4forge.serve import lora, manifest, memory, placing, settings, split, state
-from fp4forge.serve.model import Model
+from fp4forge.serve.model import Model, read
+from fp4forge.serve.setting import Setting
 from fp4forge.serve.split import Split
+from tests.checkpoints import TINY, gemma4, write
 
 CONFIGS: dict[str, Any] = json.loads((MODELS / "configs.json").read_text())
 IMAGE = "127.0.0.1:5000/fp4forge/vllm@sha256:" + "a" * 64
@@ -216,6 +218,7 @@ def test_our_bound_is_above_what_was_measured(source: str) -> None:
         ("minimax-m2", Split(16), "1,536"),
         ("minimax-m2", Split(16, experts=True), ""),  # each KV head is on two GPUs
         ("glm-4.7-flash", Split(8), "20 attention heads"),
+        ("llama-3.3-70b", Split(2, experts=True), "no experts"),
         ("deepseek-v3", Split(4), ""),
         ("qwen3.6-35b-a3b", Split(16), "512"),
         ("llama-3.3-70b", Split(1, 100), "80 layers"),
@@ -268,7 +271,10 @@ def test_what_cannot_fit_is_refused_with_the_nearest_setting_that_does() -> None
 
 def server(folder: Path, name: str, **wishes: Any) -> settings.Server:
     folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(CONFIGS[name]))
+    given = json.loads(json.dumps(CONFIGS[name]))
+    if wishes.get("speculative") == "mtp":  # its checkpoint kept the layers for it
+        given.get("text_config", given)["mtp_num_hidden_layers"] = 1
+    (folder / "config.json").write_text(json.dumps(given))
     return settings.server(folder, IMAGE, settings.Wishes(**({"version": "0.20.2"} | wishes)))
 
 
@@ -336,6 +342,51 @@ def test_known_traps_of_speculation(
     assert says in caught.value.message
 
 
+def test_what_is_no_drafter(tmp_path: Path) -> None:
+    """A model of its own, and a checkpoint without layers for multi-token prediction."""
+    usual = drafter(tmp_path / "d", vocab_size=128256, hidden_size=8192)
+    (usual / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    with pytest.raises(UsageError, match="is no eagle3 drafter"):
+        server(tmp_path / "l", "llama-3.3-70b", speculative="eagle3", drafter=usual)
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q/config.json").write_text(json.dumps(CONFIGS["qwen3.6-35b-a3b"]))
+    wishes = settings.Wishes(version="0.20.2", speculative="mtp")
+    with pytest.raises(UsageError, match="has no layers for it"):
+        settings.server(tmp_path / "q", IMAGE, wishes)
+
+
+def test_a_checkpoint_that_is_not_whole_is_not_sized(tmp_path: Path) -> None:
+    folder = write(tmp_path / "m", gemma4(TINY), TINY, shards=2)
+    assert read(folder).weights
+    shard = sorted(folder.glob("*.safetensors"))[0]
+    content = shard.read_bytes()
+    shard.write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match="is not whole"):
+        read(folder)
+    shard.unlink()
+    with pytest.raises(CheckpointError, match="is not there"):
+        read(folder)
+
+
+def test_keys_and_addresses(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("one two\n")
+    with pytest.raises(UsageError, match="holds 2 words"):
+        server(tmp_path / "a", "qwen3-30b-a3b", key_file=key)
+    found = server(tmp_path / "b", "qwen3-30b-a3b", listen="::", key_file=tmp_path / "elsewhere")
+    assert "not on this machine" in " ".join(found.notes)
+    assert '"[::]:8000:8000"' in manifest.render(found, "compose")
+    open_ = server(tmp_path / "c", "qwen3-30b-a3b", listen="::")
+    assert "[::]:8000 can use the model" in " ".join(open_.notes)
+    assert "every pod of the cluster" in manifest.render(open_, "k8s")
+
+
+def test_kubernetes_expands_nothing(tmp_path: Path) -> None:
+    found = server(tmp_path / "m", "qwen3-30b-a3b")
+    odd = replace(found, flags=(*found.flags, Setting("--x", "$(HOME)", "a test of quoting")))
+    assert '"$$(HOME)"' in manifest.render(odd, "k8s")
+
+
 def test_a_drafter_of_another_model(tmp_path: Path) -> None:
     wrong = drafter(tmp_path / "d", vocab_size=151936, hidden_size=8192)
     with pytest.raises(UsageError, match="vocab_size"):
@@ -380,6 +431,8 @@ def test_adapters(tmp_path: Path) -> None:
     [
         ({"r": 9999}, split.ONE, "r"),
         ({"peft_type": "IA3"}, split.ONE, "IA3"),
+        ({"use_dora": True}, split.ONE, "DoRA"),
+        ({"modules_to_save": ["lm_head"]}, split.ONE, "modules_to_save"),
         ({}, Split(2, experts=True), "--expert-parallel"),
     ],
 )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fp4forge.core import paths
 from fp4forge.core.errors import ReleaseError, UsageError
 from fp4forge.inputs import release, switches
 from fp4forge.maintain import switches as extracting
@@ -48,17 +50,70 @@ def test_what_this_image_cannot_do_is_left_out_and_said(tmp_path: Path) -> None:
     assert "verified of dgx_spark_gb10" in said
 
 
+HYBRID = json.loads((paths.MODELS / "configs.json").read_text())["qwen3.6-35b-a3b"]
+
+
 def test_features_and_their_modes(tmp_path: Path) -> None:
-    def speculative(*features: str, **where: Any) -> str:
-        flags = applied(tmp_path, *features, **where).flags
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q/config.json").write_text(json.dumps(HYBRID))
+
+    def speculative(*features: str, product: str | None = "gb10", **wishes: Any) -> str:
+        wanted = settings.Wishes(**({"version": "0.20.2", "gpus": ("sm121",)} | wishes))
+        server = settings.server(tmp_path / "q", IMAGE, wanted)
+        chosen = recipes.choose(recipes.read(FILE), "", features, product)
+        flags = recipes.apply(server, chosen).flags
         return next((f.value for f in flags if f.name == "--speculative-config"), "")
 
     assert speculative() == ""
     assert '"moe_backend":"triton"' in speculative("spec_decoding")
     assert "triton" not in speculative("spec_decoding", product="rtx5090")
-    assert "eagle3" in speculative("spec_decoding=eagle3", variant="default", product=None)
+    assert "ngram" in speculative("spec_decoding", speculative="ngram")  # the option goes first
     names = {flag.name for flag in applied(tmp_path, "text_only").flags}
     assert "--language-model-only" in names
+
+
+def test_speculation_that_the_family_does_not_know_is_left_out(tmp_path: Path) -> None:
+    """Gemma-4 has no MTP in 0.20.2, and an unmounted drafter is of no use."""
+    server = applied(tmp_path, "spec_decoding")
+    assert "--speculative-config" not in {flag.name for flag in server.flags}
+    assert "not known to work for Gemma 4" in "\n".join(server.notes)
+    other = applied(tmp_path / "e", "spec_decoding=eagle3", variant="default", product=None)
+    assert "its drafter is not mounted" in "\n".join(other.notes)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        '["--tensor-parallel-size", "2"]',
+        '["--api-key", "s3cret"]',
+        '["--quantization", "awq"]',
+        '["--middleware", "os.system"]',
+        '["--gpu-memory-utilization", "0.99"]',
+        '["--max-model-len", "999999999"]',
+        '["--max-num-batched-tokens", "x"]',
+        '["--kv-cache-dtype", "nvfp4"]',
+        '["--speculative-config", "{"]',
+    ],
+)
+def test_what_would_pass_by_the_checks_is_left_out(flags: str, tmp_path: Path) -> None:
+    text = FILE.read_text()
+    old = 'base_args: ["--max-num-seqs", "16", "--trust-remote-code"]'
+    assert old in text
+    path = tmp_path / "recipe.yaml"
+    variables = "base_env: {HF_TOKEN: abc, LD_PRELOAD: /x, VLLM_API_KEY: k, VLLM_LOGGING_LEVEL: A}"
+    text = text.replace("base_env: {VLLM_LOGGING_LEVEL: INFO}", variables)
+    path.write_text(
+        text.replace(old, f"base_args: {flags}").replace("[--kv-cache-dtype, fp8]", "[]")
+    )
+    model = write(tmp_path / "m", gemma4(TINY), TINY)
+    before = settings.server(model, IMAGE, settings.Wishes(version="0.20.2"))
+    found = recipes.apply(before, recipes.choose(recipes.read(path), "", (), None))
+    name, value = json.loads(flags)
+    assert value not in [flag.value for flag in found.flags if flag.name == name]
+    assert f"{name} of the recipe is left out" in "\n".join(found.notes)
+    assert "abc" not in json.dumps(found.as_json())
+    added = {v.name for v in found.environment} - {v.name for v in before.environment}
+    assert added == {"VLLM_LOGGING_LEVEL"}
 
 
 @pytest.mark.parametrize(
