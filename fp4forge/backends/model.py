@@ -34,7 +34,7 @@ def of_family(name: str) -> Model:
     """A family's example; one with experts, if there is one.
 
     Raises:
-        CheckpointError: there is no such family, or it has no example.
+        CheckpointError: the family does not exist, or has no example.
     """
     family.get(name)
     found: list[tuple[bool, str]] = []

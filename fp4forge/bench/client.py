@@ -83,7 +83,7 @@ class Session:
             )
 
     def _answer(self, seconds: float) -> str:
-        """The next answer's error; what ended it if there is no answer."""
+        """Why the next trial failed, or why its answer did not come; empty if it worked."""
         found: list[str] = []
         running = self._process
         assert running is not None and running.stdout is not None

@@ -23,7 +23,7 @@ _TOOL = next(prompt for prompt in quality.PROMPTS if prompt.kind == "tool")
 
 def mosaic(place: str) -> str:
     """A PNG of coloured tiles as a data URL: another picture for each place, and a small one."""
-    choose = random.Random(place)  # noqa: S311 - colours are no secrets
+    choose = random.Random(place)  # noqa: S311 - colours are not secret
     tiles = SIDE // TILE
     rows = []
     for _ in range(tiles):

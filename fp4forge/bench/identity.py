@@ -18,7 +18,7 @@ from fp4forge.bench.result import Gpu
 from fp4forge.core import reading
 from fp4forge.core.errors import EngineError, ForgeError, UsageError
 from fp4forge.core.text import shown, without_secrets
-from fp4forge.oci import process
+from fp4forge.oci import engine, process
 
 T = TypeVar("T")
 READY = "Application startup complete"  # uvicorn's line when the server takes requests
@@ -81,8 +81,7 @@ class Container:
 
 
 def _inspect(line: Sequence[str], shape: type[T], what: str) -> T:
-    if shutil.which("docker") is None:
-        raise EngineError("there is no docker client in PATH", remedy="run make setup")
+    engine.require_client()
     done = process.run([*line], kind=EngineError)
     if done.returncode != 0 and "daemon" in done.stderr and "connect" in done.stderr:
         raise EngineError(

@@ -93,7 +93,7 @@ class Writer:
                 f"a prompt of {tokens} tokens: the model's chat template alone has {self._empty}",
                 rule="a prompt's tokens include the chat template",
             )
-        choose = random.Random(place)  # noqa: S311 - prompts are no secrets
+        choose = random.Random(place)  # noqa: S311 - prompts are not secret
         stream = _words(choose, numbered=tokens - self._empty >= _NUMBERED)
         words: list[str] = []
 

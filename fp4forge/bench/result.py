@@ -27,7 +27,7 @@ class Request(Struct, frozen=True, kw_only=True):
 
     @property
     def rate(self) -> float:
-        """Tokens a second after the first; 0 if there is no second one."""
+        """Tokens a second, not counting the first token; 0 for a single token."""
         return (self.output - 1) / self.decode if self.output > 1 and self.decode > 0 else 0.0
 
 

@@ -66,7 +66,18 @@ def inspect(
         UsageError: there is no such release.
     """
     report("headers")
-    found = tensors.read(folder)
+    return judge(tensors.read(folder), report, release)
+
+
+def judge(
+    found: Checkpoint, report: Progress = lambda _: None, release: str | None = None
+) -> Inspection:
+    """``inspect`` of a checkpoint whose headers were read.
+
+    Raises:
+        CheckpointError: its configuration cannot be used.
+        UsageError: there is no such release.
+    """
     seen = Collected()
     modules, caches = schemes.modules(found.tensors)
     declaration = declared.read(found.quantisation, modules)

@@ -21,6 +21,7 @@ from fp4forge.core.errors import CheckpointError, UsageError
 from fp4forge.kernels import gpus as gpu
 
 if TYPE_CHECKING:
+    from fp4forge.checkpoint.tensors import Checkpoint
     from fp4forge.serve.recipes import Chosen
     from fp4forge.serve.settings import Wishes
 
@@ -109,6 +110,7 @@ def published(o: dict[str, Any]) -> tuple[str, str, str]:
 @json_option
 def compose(as_json: bool, explain: bool, output: Path | None, kind: str, **o: Any) -> None:
     """Write a compose file (or another manifest) that serves MODEL."""
+    from fp4forge.checkpoint import tensors
     from fp4forge.oci import reference
     from fp4forge.serve import manifest, recipes, settings, switches
 
@@ -116,8 +118,9 @@ def compose(as_json: bool, explain: bool, output: Path | None, kind: str, **o: A
     chosen = _wishes(o, version)
     if reading.is_folder(o["model"]) and any(o["model"].glob("*.safetensors")):
         # Otherwise it is on the host that serves, and the manifest says that it was not checked.
-        _refuse_what_does_not_fit(o["model"], chosen, o)
-        chosen = _inspected(o["model"], chosen, release, bool(o["image"]))
+        read = tensors.read(o["model"])
+        _refuse_what_does_not_fit(read, chosen, o)
+        chosen = _inspected(read, chosen, release, bool(o["image"]))
     registry = None if o["image"] else resolve_registry(o["registry"])
     repository = reference.repository(registry, o["repo"])
     if not o["image"] and not registry:
@@ -193,7 +196,7 @@ def _recipe(o: dict[str, Any], chosen: Wishes) -> Chosen:
     return recipes.choose(recipes.read(o["recipe"]), o["recipe_variant"], o["features"], product)
 
 
-def _refuse_what_does_not_fit(model: Path, chosen: Wishes, o: dict[str, Any]) -> None:
+def _refuse_what_does_not_fit(read: Checkpoint, chosen: Wishes, o: dict[str, Any]) -> None:
     """Ends the command if no product that the options mean holds the model."""
     from dataclasses import replace
 
@@ -202,7 +205,7 @@ def _refuse_what_does_not_fit(model: Path, chosen: Wishes, o: dict[str, Any]) ->
     from fp4forge.serve import placing, settings
 
     workload = settings.workload(chosen)
-    described = models.read(model)
+    described = models.describe(read)
     if chosen.drafter and any(chosen.drafter.glob("*.safetensors")):
         size = sum(tensor.size for tensor in tensors.read(chosen.drafter).tensors.values())
         described = replace(described, weights=described.weights + size)
@@ -224,7 +227,7 @@ def _refuse_what_does_not_fit(model: Path, chosen: Wishes, o: dict[str, Any]) ->
     )
 
 
-def _inspected(model: Path, chosen: Wishes, release: str, own_image: bool) -> Wishes:
+def _inspected(read: Checkpoint, chosen: Wishes, release: str, own_image: bool) -> Wishes:
     """The wishes with what an inspection of the checkpoint adds.
 
     Raises:
@@ -237,13 +240,13 @@ def _inspected(model: Path, chosen: Wishes, release: str, own_image: bool) -> Wi
 
     console = Console()
     with console.step("inspect") as step:
-        found = inspecting.inspect(model, step.report, release)
+        found = inspecting.judge(read, step.report, release)
         step.detail = found.format
     errors = [f for f in found.findings if f.severity == inspecting.ERROR]
     older = [f for f in errors if f.id == "needs-newer-vllm"]
     if older and not own_image:
         raise CheckpointError(
-            f"release {release} does not load {model.name} ({found.format})",
+            f"release {release} does not load {read.folder.name} ({found.format})",
             rule=inspecting.verdict(found),
             remedy=f"--release {found.releases[-1]}"
             if found.releases

@@ -50,9 +50,18 @@ def connect() -> Any:
             rule="building needs an engine with buildx",
             remedy="run make setup, start the engine, or set DOCKER_HOST",
         ) from None
-    if shutil.which("docker") is None:
-        raise EngineError("there is no docker client in PATH", remedy="run make setup")
+    require_client()
     return client
+
+
+def require_client() -> None:
+    """Checks that the docker client is installed.
+
+    Raises:
+        EngineError: PATH does not have it.
+    """
+    if shutil.which("docker") is None:
+        raise EngineError("the docker client is not in PATH", remedy="run make setup")
 
 
 def check_store(info: dict[str, Any], builder: str | None) -> None:

@@ -11,11 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from fp4forge.core.errors import UsageError
 from fp4forge.kernels.gpus import Product
 from fp4forge.serve.model import Model
 from fp4forge.serve.state import Layers
 
 GIB = 2**30
+SHARE_RULE = "a share of memory, 0.1 to 0.98"
 BLOCK_TOKENS = 16  # CacheConfig.block_size on CUDA
 # A state in use, and one kept for prefix caching (MambaSpec.max_memory_usage_bytes, "align").
 STATES_PER_SEQUENCE = 2
@@ -24,6 +26,21 @@ STATES_PER_SEQUENCE = 2
 # the graphs of one layer at one size, a quarter above that log.
 CONTEXT_BYTES = int(0.7 * GIB)
 GRAPH_BYTES = int(0.22 * GIB / 2 / 51 * 1.25)
+
+
+def is_share(value: float) -> bool:
+    """Whether --gpu-memory-utilization can be that; NaN cannot."""
+    return 0.1 <= value <= 0.98
+
+
+def check_share(value: float) -> None:
+    """Refuses what --gpu-memory-utilization cannot be.
+
+    Raises:
+        UsageError: the value is not a share of memory.
+    """
+    if not is_share(value):
+        raise UsageError(f"--utilization {value} cannot be used", rule=SHARE_RULE)
 
 
 @dataclass(frozen=True, kw_only=True)

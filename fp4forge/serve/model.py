@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from fp4forge.checkpoint import config as configs
@@ -72,10 +72,6 @@ class Model:
             return dense + self.experts
         share = 1 - (1 - self.top_k / self.num_experts) ** batch
         return dense + int(self.experts * share)
-
-    def with_cache(self, attention: tuple[Layers, ...]) -> Model:
-        """The same model whose layers keep something else."""
-        return replace(self, attention=attention)
 
 
 def describe(found: Checkpoint, kv_dtype: str = "fp8_e4m3") -> Model:

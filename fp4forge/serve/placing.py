@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fp4forge.core.errors import FitError, UsageError
+from fp4forge.core.errors import FitError
 from fp4forge.kernels.gpus import Product
 from fp4forge.serve import memory
 from fp4forge.serve.memory import Fit
@@ -23,11 +23,7 @@ class Wanted:
 
     def __post_init__(self) -> None:
         """Checks the share: NaN passes click's range."""
-        if not 0.1 <= self.utilization <= 0.98:
-            raise UsageError(
-                f"--utilization {self.utilization} cannot be used",
-                rule="a share of memory, 0.1 to 0.98",
-            )
+        memory.check_share(self.utilization)
 
     def batched(self, product: Product) -> int:
         """--max-num-batched-tokens on a GPU."""

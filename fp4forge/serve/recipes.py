@@ -22,6 +22,7 @@ from fp4forge.inputs import switches
 from fp4forge.inputs.reader import Format
 from fp4forge.kernels.gpus import PRODUCTS
 from fp4forge.models import family
+from fp4forge.serve.memory import SHARE_RULE, is_share
 from fp4forge.serve.setting import Setting
 from fp4forge.serve.settings import Server
 from fp4forge.serve.state import KV_BYTES
@@ -312,7 +313,7 @@ def _refused(flag: Setting, server: Server, known: switches.Switches | None) -> 
         case "--max-num-seqs" | "--max-num-batched-tokens" if not flag.value.isdigit():
             return f"{flag.value!r} is not a number"
         case "--gpu-memory-utilization" if not _share(flag.value):
-            return f"{flag.value!r} is not a share of memory, 0.1 to 0.98"
+            return f"{flag.value!r} is not {SHARE_RULE}"
         case "--kv-cache-dtype" if flag.value not in KV_BYTES:
             return f"what fits was computed for {ours}"
         case "--speculative-config":
@@ -326,7 +327,7 @@ def _at_most(value: str, limit: str) -> bool:
 
 def _share(value: str) -> bool:
     try:
-        return 0.1 <= float(value) <= 0.98
+        return is_share(float(value))
     except ValueError:
         return False
 

@@ -23,6 +23,7 @@ from fp4forge.inputs import switches
 from fp4forge.kernels.gpus import PRODUCTS
 from fp4forge.models import family
 from fp4forge.serve import lora, speculation
+from fp4forge.serve.memory import check_share
 from fp4forge.serve.setting import Setting
 from fp4forge.serve.split import ONE, Split
 from fp4forge.serve.switches import LEFT_OUT
@@ -236,11 +237,7 @@ def workload(wishes: Wishes) -> Workload:
         raise UsageError(
             f"--workload {wishes.workload!r} is not known", rule="one of " + ", ".join(WORKLOADS)
         )
-    if not 0.1 <= wishes.utilization <= 0.98:
-        raise UsageError(
-            f"--utilization {wishes.utilization} cannot be used",
-            rule="a share of memory, 0.1 to 0.98",
-        )
+    check_share(wishes.utilization)
     return WORKLOADS[wishes.workload]
 
 

@@ -11,6 +11,7 @@ from fp4forge.core.errors import UsageError
 from fp4forge.core.text import shown
 from fp4forge.models import family
 from fp4forge.models.family import Speculation
+from fp4forge.serve import model as models
 from fp4forge.serve.setting import Setting
 
 FLAG = "--speculative-config"
@@ -109,8 +110,6 @@ def _said(config: Config, mode: str, version: str) -> Speculation:
 
 def _has_drafter(model: Path, config: Config) -> None:
     """Refuses multi-token prediction without its layers."""
-    from fp4forge.serve import model as models
-
     if any(model.glob("*.safetensors")):
         there = models.read(model).drafter > 0
     else:
@@ -129,7 +128,7 @@ def _check(config: Config, draft: Config, model: Path, drafter: Path, mode: str)
     names = " ".join(draft.architectures or ())
     if mode.lower() not in names.lower():
         raise UsageError(
-            f"--draft {shown(drafter, 200)} is no {mode} drafter: its architecture is"
+            f"--draft {shown(drafter, 200)} is not a drafter for {mode}: its architecture is"
             f" {shown(names or 'not named', 100)}",
             rule=f"a drafter for --speculative {mode} has {mode} in its architecture's name",
         )

@@ -346,7 +346,7 @@ def test_what_is_no_drafter(tmp_path: Path) -> None:
     """A model of its own, and a checkpoint without layers for multi-token prediction."""
     usual = drafter(tmp_path / "d", vocab_size=128256, hidden_size=8192)
     (usual / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
-    with pytest.raises(UsageError, match="is no eagle3 drafter"):
+    with pytest.raises(UsageError, match="is not a drafter for eagle3"):
         server(tmp_path / "l", "llama-3.3-70b", speculative="eagle3", drafter=usual)
     (tmp_path / "q").mkdir()
     (tmp_path / "q/config.json").write_text(json.dumps(CONFIGS["qwen3.6-35b-a3b"]))

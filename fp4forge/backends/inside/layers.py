@@ -48,7 +48,7 @@ def prepare() -> None:
     from vllm.model_executor.layers.quantization import modelopt
     from vllm.model_executor.models import registry
 
-    # It would import all of vLLM once more for each class, where there is no stand-in.
+    # For each class it would import vLLM again in another process, which lacks the stand-in.
     registry._run_in_subprocess = lambda work: work()
     selector._cached_get_attn_backend = _attention(selector._cached_get_attn_backend)
     modelopt.select_nvfp4_moe_backend = _experts(modelopt.select_nvfp4_moe_backend)
