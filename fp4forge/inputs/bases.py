@@ -119,7 +119,8 @@ def bootstrap_line(base: Base, architecture: str, layer: Path, mirror: str) -> l
     Args:
         base: with a suite.
         architecture: Debian's name of it.
-        layer: the archive to write. The same packages give the same bytes.
+        layer: the archive to write, in a folder that only root can enter: apt gives folders to its
+            own user if that user can reach them. The same packages give the same bytes.
         mirror: address of the packages.
 
     Returns:
@@ -131,6 +132,7 @@ def bootstrap_line(base: Base, architecture: str, layer: Path, mirror: str) -> l
     return [
         "env",
         f"SOURCE_DATE_EPOCH={EPOCH}",
+        f"TMPDIR={layer.parent}",
         "mmdebstrap",
         "--mode=root",
         "--variant=minbase",

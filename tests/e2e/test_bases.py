@@ -7,6 +7,7 @@ import http.server
 import json
 import re
 import tarfile
+import tempfile
 import threading
 import time
 import urllib.request
@@ -46,6 +47,26 @@ def test_a_base_made_here_is_the_same_image_each_time(platform: str, tmp_path: P
         shell("docker", "rmi", "--force", reference)
     assert made[0] == made[1]
     assert made[0].split()[1] == platform
+
+
+def test_a_base_is_the_same_wherever_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """apt takes folders for its own user, but only if that user can reach the temporary folder."""
+    reference, saved = f"fp4forge.local/anywhere:{tmp_path.name}", tmp_path / "saved.tar"
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as place:
+        Path(place).chmod(0o755)
+        monkeypatch.setattr(tempfile, "tempdir", place)
+        monkeypatch.setenv("TMPDIR", place)
+        making._bootstrap(base(), PLATFORM, reference, lambda line: None)
+    shell("docker", "save", "--output", str(saved), reference)
+    shell("docker", "rmi", "--force", reference)
+    with tarfile.open(saved) as image:
+        image.extractall(tmp_path, filter="data")
+    (layer,) = json.loads((tmp_path / "manifest.json").read_text())[0]["Layers"]
+    with tarfile.open(tmp_path / layer) as archive:
+        owners = {member.name: member.uid for member in archive if "apt/" in member.name}
+    assert "./var/lib/apt/lists/partial" in owners and set(owners.values()) == {0}
 
 
 def test_a_command_on_the_base_gives_the_same_layer_each_time(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from tests.e2e.conftest import (
 
 
 def test_both_tags_name_the_verified_digest(published: dict[str, Any]) -> None:
-    for tag in published["plan"]["tags"]:
+    for tag in published["tags"]:
         assert tag_digest(tag) is not None
         digest = hashlib.sha256(
             shell(
@@ -103,7 +103,7 @@ def test_nothing_temporary_stays(containers_before: set[str]) -> None:
 def test_an_immutable_tag_that_another_image_has_is_left_alone(published: dict[str, Any]) -> None:
     from fp4forge.oci import registry
 
-    repository, tag = f"{REGISTRY}/{REPO}", published["plan"]["tags"][0]
+    repository, tag = f"{REGISTRY}/{REPO}", published["tags"][0]
     index, digest = raw(published["image"]), published["digest"]
     assert registry.immutable(repository, tag, document(index), digest) == (tag, digest)
     other = json.loads(json.dumps(index))
