@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import re
+import shutil
 from pathlib import Path, PurePosixPath
 
-from fp4forge.core.errors import ArtefactError, CheckpointError, UsageError
+from fp4forge.core import reading
+from fp4forge.core.errors import ArtefactError, CheckpointError, DiskError, UsageError
 from fp4forge.core.text import shown
 from fp4forge.kernels.base import Progress
 
@@ -30,6 +33,7 @@ def fetch(repository: str, folder: Path, revision: str, report: Progress) -> str
     Raises:
         UsageError: not a repository's name.
         CheckpointError: the hub does not have it, refuses, or went away; running again resumes.
+        DiskError: the folder's disk does not hold it; nothing was downloaded.
         ArtefactError: a file is not the one that the hub recorded; it was removed.
     """
     if not _NAME.fullmatch(repository):
@@ -47,7 +51,10 @@ def fetch(repository: str, folder: Path, revision: str, report: Progress) -> str
         commit = str(info.sha)
         size = sum(entry.size or 0 for entry in info.siblings or [])
         report(f"{repository} at {commit[:12]}: {size / 1e9:.1f} GB")
+        _check_space(folder, {entry.rfilename: entry.size or 0 for entry in info.siblings or []})
         snapshot_download(repository, revision=commit, local_dir=folder, ignore_patterns=IGNORED)
+    except DiskError:
+        raise
     except Exception as error:  # besides its own, it lets its HTTP library's errors through
         said = shown(error, 200) or type(error).__name__
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
@@ -83,3 +90,21 @@ def fetch(repository: str, folder: Path, revision: str, report: Progress) -> str
                 remedy="it was removed; running again fetches it anew",
             )
     return commit
+
+
+def _check_space(folder: Path, sizes: dict[str, int]) -> None:
+    """Refuses a download that the disk does not hold, but for what is there already."""
+    missing = sum(
+        size
+        for name, size in sizes.items()
+        if not any(fnmatch.fnmatch(name, pattern) for pattern in IGNORED)
+        and not (reading.is_file(folder / name) and (folder / name).stat().st_size == size)
+    )
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if missing > free:
+        raise DiskError(
+            f"{place} has {free / 1e9:.1f} GB free",
+            rule=f"{missing / 1e9:.1f} GB are to be downloaded",
+            remedy="free some, or give another folder",
+        )

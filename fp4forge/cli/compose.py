@@ -10,10 +10,9 @@ import click
 from fp4forge.cli.options import (
     json_option,
     model_option,
-    registry_option,
     resolve_registry,
+    server_options,
     split_of,
-    split_options,
 )
 from fp4forge.core import files, reading
 from fp4forge.core.console import Console, print_json, print_rows
@@ -23,7 +22,7 @@ from fp4forge.kernels import gpus as gpu
 if TYPE_CHECKING:
     from fp4forge.checkpoint.tensors import Checkpoint
     from fp4forge.serve.recipes import Chosen
-    from fp4forge.serve.settings import Wishes
+    from fp4forge.serve.settings import Server, Wishes
 
 
 def published(o: dict[str, Any]) -> tuple[str, str, str]:
@@ -57,20 +56,7 @@ def published(o: dict[str, Any]) -> tuple[str, str, str]:
 @click.command()
 @model_option
 @click.option("--arch", default="sm121", show_default=True, help="GPU of the image.")
-@click.option(
-    "--workload",
-    default="interactive",
-    show_default=True,
-    help="interactive, balanced, throughput or long-context.",
-)
-@click.option("--release", help="Release of the image; by default the newest that has a wheel.")
-@click.option("--variant", help="awq (all patches; the default) or plain.")
-@click.option("--from", "strategy", help="How the image was built: wheel (the default) or source.")
-@click.option("--base", help="Base of the image; by default that of make image.")
-@click.option("--platform", help="Platform of the image; by default the GPU's.")
-@click.option("--image", help="Image; by default the release's moving tag in --registry.")
-@registry_option
-@click.option("--repo", default="fp4forge/vllm", show_default=True)
+@server_options
 @click.option(
     "--format",
     "kind",
@@ -78,64 +64,16 @@ def published(o: dict[str, Any]) -> tuple[str, str, str]:
     show_default=True,
     type=click.Choice(["compose", "run", "systemd", "k8s"]),
 )
-@click.option("--name", help="The model's name in the API; by default the folder's.")
-@click.option(
-    "--listen",
-    default="127.0.0.1",
-    show_default=True,
-    help="Address of this host that the port is published on; 0.0.0.0 for all.",
-)
-@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
-@click.option(
-    "--api-key-file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="File with the key that the API asks for.",
-)
 @click.option("--utilization", type=float, default=0.85, show_default=True)
 @click.option("--gpu", "product", help="Product, if the arch has several: rtx5090, rtxpro6000, ...")
-@split_options
-@click.option(
-    "--recipe",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="A recipe of vllm-project/recipes; its flags come over those of the family.",
-)
-@click.option("--recipe-variant", default="", help="The recipe's variant; by default its NVFP4.")
-@click.option("--feature", "features", multiple=True, help="The recipe's feature, or FEATURE=MODE.")
-@click.option("--speculative", help="Speculative decoding: mtp, eagle3, dflash or ngram.")
-@click.option("--draft", type=click.Path(path_type=Path, file_okay=False), help="Drafter's folder.")
-@click.option("--lora", multiple=True, metavar="NAME=DIR", help="A LoRA adapter, by its name.")
-@click.option("--offline", is_flag=True, help="The site has no hub: none is asked.")
 @click.option("--explain", is_flag=True, help="Print every setting and its reason.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False))
 @json_option
 def compose(as_json: bool, explain: bool, output: Path | None, kind: str, **o: Any) -> None:
     """Write a compose file (or another manifest) that serves MODEL."""
-    from fp4forge.checkpoint import tensors
-    from fp4forge.oci import reference
-    from fp4forge.serve import manifest, recipes, settings, switches
+    from fp4forge.serve import manifest, switches
 
-    found_tag, release, version = published(o)
-    chosen = _wishes(o, version)
-    if reading.is_folder(o["model"]) and any(o["model"].glob("*.safetensors")):
-        # Otherwise it is on the host that serves, and the manifest says that it was not checked.
-        read = tensors.read(o["model"])
-        _refuse_what_does_not_fit(read, chosen, o)
-        chosen = _inspected(read, chosen, release, bool(o["image"]))
-    registry = None if o["image"] else resolve_registry(o["registry"])
-    repository = reference.repository(registry, o["repo"])
-    if not o["image"] and not registry:
-        raise UsageError(
-            "which image? neither --image nor --registry is given",
-            rule="the manifest names the image by digest",
-            remedy=f"--registry HOST:PORT looks up {o['repo']}:{found_tag} there",
-        )
-    image = manifest.by_digest(o["image"] or f"{repository}:{found_tag}")
-    found = settings.server(o["model"], image, chosen)
-    if o["recipe"]:
-        found = recipes.apply(found, _recipe(o, chosen))
-    elif o["features"] or o["recipe_variant"]:
-        option = "--feature" if o["features"] else "--recipe-variant"
-        raise UsageError(f"{option} without --recipe", rule="features and variants are a recipe's")
+    found = server(o, own_image=bool(o["image"]))
     if as_json:
         print_json(found.as_json())
         return
@@ -156,6 +94,45 @@ def compose(as_json: bool, explain: bool, output: Path | None, kind: str, **o: A
         files.replace(output, text, 0o755 if kind == "run" else 0o644)
     else:
         click.echo(text, nl=False)
+
+
+def server(o: dict[str, Any], *, own_image: bool) -> Server:
+    """The settings that the options of ``compose`` mean, after the model was inspected and sized.
+
+    Args:
+        o: the options.
+        own_image: whether the user named the image: its vLLM may be patched.
+
+    Raises:
+        ForgeError: the model cannot be served so, or no image is known.
+    """
+    from fp4forge.checkpoint import tensors
+    from fp4forge.oci import reference
+    from fp4forge.serve import manifest, recipes, settings
+
+    found_tag, release, version = published(o)
+    chosen = _wishes(o, version)
+    if reading.is_folder(o["model"]) and any(o["model"].glob("*.safetensors")):
+        # Otherwise it is on the host that serves, and the manifest says that it was not checked.
+        read = tensors.read(o["model"])
+        _refuse_what_does_not_fit(read, chosen, o)
+        chosen = _inspected(read, chosen, release, own_image)
+    registry = None if o["image"] else resolve_registry(o["registry"])
+    repository = reference.repository(registry, o["repo"])
+    if not o["image"] and not registry:
+        raise UsageError(
+            "which image? neither --image nor --registry is given",
+            rule="the manifest names the image by digest",
+            remedy=f"--registry HOST:PORT looks up {o['repo']}:{found_tag} there",
+        )
+    image = manifest.by_digest(o["image"] or f"{repository}:{found_tag}")
+    found = settings.server(o["model"], image, chosen)
+    if o["recipe"]:
+        return recipes.apply(found, _recipe(o, chosen))
+    if o["features"] or o["recipe_variant"]:
+        option = "--feature" if o["features"] else "--recipe-variant"
+        raise UsageError(f"{option} without --recipe", rule="features and variants are a recipe's")
+    return found
 
 
 def _wishes(o: dict[str, Any], version: str) -> Wishes:

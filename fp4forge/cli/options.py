@@ -134,3 +134,61 @@ def split_of(o: dict[str, Any]) -> Any:
     from fp4forge.serve.split import Split
 
     return Split(o["tensor_parallel"], o["pipeline_parallel"], o["expert_parallel"])
+
+
+_SERVER = (
+    click.option(
+        "--workload",
+        default="interactive",
+        show_default=True,
+        help="interactive, balanced, throughput or long-context.",
+    ),
+    click.option("--release", help="Release of the image; by default the newest that has a wheel."),
+    click.option("--variant", help="awq (all patches; the default) or plain."),
+    click.option(
+        "--from", "strategy", help="How the image was built: wheel (the default) or source."
+    ),
+    click.option("--base", help="Base of the image; by default that of make image."),
+    click.option("--platform", help="Platform of the image; by default the GPU's."),
+    click.option("--image", help="Image; by default the release's moving tag in --registry."),
+    registry_option,
+    click.option("--repo", default="fp4forge/vllm", show_default=True),
+    click.option("--name", help="The model's name in the API; by default the folder's."),
+    click.option(
+        "--listen",
+        default="127.0.0.1",
+        show_default=True,
+        help="Address of this host that the port is published on; 0.0.0.0 for all.",
+    ),
+    click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True),
+    click.option(
+        "--api-key-file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="File with the key that the API asks for.",
+    ),
+    click.option(
+        "--recipe",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="A recipe of vllm-project/recipes; its flags come over those of the family.",
+    ),
+    click.option(
+        "--recipe-variant", default="", help="The recipe's variant; by default its NVFP4."
+    ),
+    click.option(
+        "--feature", "features", multiple=True, help="The recipe's feature, or FEATURE=MODE."
+    ),
+    click.option("--speculative", help="Speculative decoding: mtp, eagle3, dflash or ngram."),
+    click.option(
+        "--draft", type=click.Path(path_type=Path, file_okay=False), help="Drafter's folder."
+    ),
+    click.option("--lora", multiple=True, metavar="NAME=DIR", help="A LoRA adapter, by its name."),
+    click.option("--offline", is_flag=True, help="The site has no hub: none is asked."),
+    split_options,
+)
+
+
+def server_options(function: Function) -> Function:
+    """Options that say how a model is served: those of ``serve compose`` and ``serve up``."""
+    for option in reversed(_SERVER):
+        function = option(function)
+    return function

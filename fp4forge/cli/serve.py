@@ -1,4 +1,4 @@
-"""Commands about serving: doctor, quality and smoke here, compose and fit in files of their own."""
+"""Commands about serving: doctor, quality and smoke here; compose, fit and up have own files."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 
 import click
 
+from fp4forge.cli import servers
 from fp4forge.cli.compose import compose
 from fp4forge.cli.fit import fit
+from fp4forge.cli.up import up
 from fp4forge.core.console import Console, print_json, print_rows
 from fp4forge.core.errors import ServingError, UsageError
 
@@ -25,11 +27,11 @@ _URL = click.option(
 
 @click.group()
 def serve() -> None:
-    """Configure, size and diagnose a server."""
+    """Run, configure, size and diagnose a server."""
 
 
-serve.add_command(compose)
-serve.add_command(fit)
+for command in (up, *servers.COMMANDS, compose, fit):
+    serve.add_command(command)
 
 
 @serve.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -67,6 +68,47 @@ def raw(reference: str) -> dict[str, Any]:
         shell("skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{reference}").stdout
     )
     return data
+
+
+def put(
+    content: dict[str, Any], kind: str, media_type: str = "", place: str = f"{REGISTRY}/{REPO}"
+) -> dict[str, Any]:
+    """Puts a blob or manifest into a repository; its descriptor."""
+    import requests
+
+    text = json.dumps(content).encode()
+    digest = "sha256:" + hashlib.sha256(text).hexdigest()
+    host, _, name = place.partition("/")
+    session, where = requests.Session(), f"http://{host}/v2/{name}"
+    session.trust_env = False
+    if kind == "blobs":
+        upload = session.post(f"{where}/blobs/uploads/").headers["Location"]
+        answer = session.put(upload, params={"digest": digest}, data=text)
+    else:
+        headers = {"Content-Type": media_type}
+        answer = session.put(f"{where}/manifests/{digest}", data=text, headers=headers)
+    assert answer.status_code == 201, answer.text
+    return {"digest": digest, "size": len(text)}
+
+
+def reconfigured(image: str, change: Callable[[dict[str, Any]], None]) -> str:
+    """An image of the same layers with another configuration; a reference in its registry.
+
+    Args:
+        image: by digest.
+        change: changes the configuration's ``config``.
+    """
+    place = image.partition("@")[0]
+    index = raw(image)
+    entry = next(e for e in index["manifests"] if e["platform"]["os"] == "linux")
+    manifest = raw(f"{place}@{entry['digest']}")
+    line = ("skopeo", "inspect", "--config", "--raw", "--tls-verify=false")
+    found = json.loads(shell(*line, f"docker://{place}@{entry['digest']}").stdout)
+    change(found["config"])
+    manifest["config"] |= put(found, "blobs", place=place)
+    entry |= put(manifest, "manifests", manifest["mediaType"], place)
+    index["manifests"] = [entry]
+    return f"{place}@{put(index, 'manifests', index['mediaType'], place)['digest']}"
 
 
 def free_port() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from fp4forge.checks import runner as verify
 from fp4forge.core.errors import PlatformError
 from fp4forge.maintain import sources
 from fp4forge.oci import engine
-from tests.e2e.conftest import REGISTRY, REPO, ROOT, raw, shell
+from tests.e2e.conftest import REGISTRY, REPO, ROOT, put, raw, shell
 
 SITE = "/usr/local/lib/python3.13/dist-packages"
 CUDA = f"{SITE}/nvidia/cu13"
@@ -249,24 +248,6 @@ def test_a_spoilt_image_is_caught(
 def test_an_image_for_another_platform_is_refused(published: dict[str, Any]) -> None:
     with pytest.raises(PlatformError, match="not for linux/arm64"):
         verify.run(published["image"], published["plan"] | {"platform": "linux/arm64"}, print)
-
-
-def put(content: dict[str, Any], kind: str, media_type: str = "") -> dict[str, Any]:
-    """Puts a blob or manifest into the registry; its descriptor."""
-    import requests
-
-    text = json.dumps(content).encode()
-    digest = "sha256:" + hashlib.sha256(text).hexdigest()
-    session, place = requests.Session(), f"http://{REGISTRY}/v2/{REPO}"
-    session.trust_env = False
-    if kind == "blobs":
-        where = session.post(f"{place}/blobs/uploads/").headers["Location"]
-        answer = session.put(where, params={"digest": digest}, data=text)
-    else:
-        headers = {"Content-Type": media_type}
-        answer = session.put(f"{place}/manifests/{digest}", data=text, headers=headers)
-    assert answer.status_code == 201, answer.text
-    return {"digest": digest, "size": len(text)}
 
 
 def with_provenance(published: dict[str, Any], change: Callable[[dict[str, Any]], None]) -> str:

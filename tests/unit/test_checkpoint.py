@@ -16,7 +16,7 @@ import pytest
 
 from fp4forge.checkpoint import inspect, tensors
 from fp4forge.checkpoint.findings import KINDS
-from fp4forge.core.errors import ArtefactError, CheckpointError
+from fp4forge.core.errors import ArtefactError, CheckpointError, DiskError
 from fp4forge.inputs import patches as series
 from tests.checkpoints import TINY, Tensors, gemma4, linear, write
 
@@ -364,6 +364,18 @@ def test_a_download_that_breaks_resumes(
     hub.cut = ""
     fetch("a/b", tmp_path / "out", "main", lambda _: None)
     assert inspect.inspect(tmp_path / "out").servable
+
+
+def test_a_model_that_the_disk_does_not_hold(
+    hub: type[Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fp4forge.checkpoint import fetch
+
+    usage = shutil.disk_usage(tmp_path)._replace(free=10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(DiskError, match="GB free"):
+        fetch.fetch("a/b", tmp_path / "out", "main", lambda _: None)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_repository_that_is_not_there(hub: type[Hub], tmp_path: Path) -> None:

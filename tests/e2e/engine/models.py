@@ -6,6 +6,7 @@ dequantised weights (logprobs.json), and of other random weights, as a measure.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -98,6 +99,38 @@ def qwen3(folder: Path) -> None:
     write_tokenizer(folder)
 
 
+def knows_paris(folder: Path) -> None:
+    """A Llama whose layers add nothing: each token has one that follows it.
+
+    After the template's last newline it says "Paris" and ends.
+    """
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    write_tokenizer(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    chain = [*tokenizer.encode("\nParis", add_special_tokens=False), SHAPES["eos_token_id"]]
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        bos_token_id=SHAPES["bos_token_id"],
+        eos_token_id=SHAPES["eos_token_id"],
+        tie_word_embeddings=False,
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.fill_(1.0 if weight.dim() == 1 else 0.0)
+        for place, (token, follower) in enumerate(itertools.pairwise(chain)):
+            model.model.embed_tokens.weight[token, place] = 1
+            model.lm_head.weight[follower, place] = 10
+    model.to(torch.bfloat16).eval().save_pretrained(folder)
+
+
 def _save(model: Any, folder: Path) -> None:
     torch.manual_seed(0)
     with torch.no_grad():
@@ -114,6 +147,7 @@ def main() -> None:
     nvfp4(root / "uncalibrated", Case("uncalibrated", no_input_scale=(2, 6)))
     bfloat16(root / "multimodal")
     qwen3(root / "qwen3")
+    knows_paris(root / "knows-paris")
     for path in root.rglob("*"):  # safetensors writes 0600; the server is another user
         path.chmod(0o755 if path.is_dir() else 0o644)
 

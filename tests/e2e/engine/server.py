@@ -29,6 +29,8 @@ PROOFS = ROOT / "tests/image/proofs"
 PINS: dict[str, dict[str, str]] = yaml.safe_load((HERE / "pins.yaml").read_text())
 NETWORK = "fp4forge-engine"  # internal: containers on it reach nothing but this host
 PORT = 8000
+# What a CPU cannot take of a manifest.
+CUDA_ONLY = ("--kv-cache-dtype", "--gpu-memory-utilization", "--moe-backend")
 SETTINGS = {
     "FP4FORGE_ALLOW_ANY_GPU": "1",
     "FP4FORGE_ALLOW_MODIFIED": "1",  # the extensions are mounted over the image's
@@ -80,6 +82,26 @@ class Cpu:
         for entry in (self.folder / "plugin").iterdir():
             found[entry] = f"{site}/{entry.name}"
         return found
+
+    def override(self, manifest: str) -> str:
+        """A compose file that makes a manifest's server run on a CPU; the rest stays."""
+        written = yaml.safe_load(manifest)["services"]["vllm"]
+        command, words = [], iter(written["command"])
+        for word in words:
+            if word in CUDA_ONLY:
+                next(words)
+            else:
+                command.append(word)
+        mounts = [
+            f"{source}:{target}:ro" for source, target in self.mounts().items() if source.is_file()
+        ]
+        service = {
+            "command": [*command, "--dtype", "bfloat16", "--enforce-eager"],
+            "volumes": mounts,
+            "environment": SETTINGS,
+        }
+        text: str = yaml.safe_dump({"services": {"vllm": service}})
+        return text.replace("    command:", "    deploy: !reset null\n    command:")
 
 
 @dataclass

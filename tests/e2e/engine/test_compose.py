@@ -12,13 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.e2e.conftest import free_port, shell
-from tests.e2e.engine.server import SETTINGS, Cpu
+from tests.e2e.engine.server import Cpu
 
-# What a CPU cannot take of the manifest.
-CUDA_ONLY = ("--kv-cache-dtype", "--gpu-memory-utilization", "--moe-backend")
 KEY = "key-of-the-composed-server"
 LOGIN = {"OPENAI_API_KEY": KEY}
 
@@ -39,7 +36,7 @@ def composed(cpu: Cpu, models: Path, tmp_path_factory: pytest.TempPathFactory) -
     line += ["--workload", "balanced", "--api-key-file", str(key), "--offline", "--name", "m"]
     shell(*line)
     override = folder / "override.yaml"
-    override.write_text(_override(file, cpu))
+    override.write_text(cpu.override(file.read_text()))
     project = ["docker", "compose", "-f", str(file), "-f", str(override), "-p", "fp4forge-engine"]
     try:
         shell(*project, "up", "--detach", "--wait", "--wait-timeout", "500")
@@ -47,27 +44,6 @@ def composed(cpu: Cpu, models: Path, tmp_path_factory: pytest.TempPathFactory) -
     finally:
         print(shell(*project, "logs", check=False).stdout[-3000:])
         shell(*project, "down", "--volumes", "--timeout", "30", check=False)
-
-
-def _override(file: Path, cpu: Cpu) -> str:
-    """What makes the manifest's server run on a CPU; all else is the manifest's."""
-    written = yaml.safe_load(file.read_text())["services"]["vllm"]
-    command, words = [], iter(written["command"])
-    for word in words:
-        if word in CUDA_ONLY:
-            next(words)
-        else:
-            command.append(word)
-    mounts = [
-        f"{source}:{target}:ro" for source, target in cpu.mounts().items() if source.is_file()
-    ]
-    service = {
-        "command": [*command, "--dtype", "bfloat16", "--enforce-eager"],
-        "volumes": mounts,
-        "environment": SETTINGS,
-    }
-    text: str = yaml.safe_dump({"services": {"vllm": service}})
-    return text.replace("    command:", "    deploy: !reset null\n    command:")
 
 
 def ask(url: str, body: dict[str, Any]) -> Any:

@@ -1,0 +1,283 @@
+"""Commands about servers that run on this machine: status, logs, stop, restart, upgrade."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fp4forge.cli.options import json_option
+from fp4forge.core import reading
+from fp4forge.core.console import Console, print_json, print_rows
+from fp4forge.core.errors import ServingError, UsageError
+
+if TYPE_CHECKING:
+    from fp4forge.launch.deployment import Deployment
+
+_NAME = click.argument("name", required=False)
+timeout_option = click.option(
+    "--timeout",
+    type=click.FloatRange(0.1, 600),
+    default=30,
+    show_default=True,
+    help="Minutes until the server must be ready.",
+)
+smoke_option = click.option("--no-smoke", is_flag=True, help="Ask the ready server nothing.")
+
+
+def bring_up(
+    made: Deployment, console: Console, seconds: float, *, smoke: bool, as_json: bool
+) -> None:
+    """Starts a server, waits, asks; prints how to use it, or the doctor's report."""
+    import msgspec
+
+    from fp4forge.core.platform import host_platform
+    from fp4forge.launch import starting
+    from fp4forge.launch.phases import Tracker
+    from fp4forge.oci import engine
+
+    client = engine.connect()
+    with console.step("pull") as step:
+        step.detail = engine.have(client, made.image, host_platform(), step.report)
+    with console.step("start") as step:
+        starting.start(made, step.report)
+        step.detail = made.name
+    tracker = Tracker(made.weights, made.seconds)
+    try:
+        with console.step("ready") as step:
+            why = starting.wait(made, tracker, seconds, step.report)
+            step.detail = why or tracker.summary()
+            step.verdict = "failed" if why else "ok"
+        if not why and smoke:
+            why = _smoke(made, console)
+    except KeyboardInterrupt as error:
+        error.add_note(_interrupted(made))
+        raise
+    if why:
+        with console.step("doctor"):
+            failed = starting.failed(made, why)
+        if as_json:
+            print_json({"failed": why} | failed.data)
+            sys.exit(failed.error.exit_code)
+        print_rows(failed.rows)
+        raise failed.error
+    done = msgspec.structs.replace(made, seconds=tracker.seconds)
+    done.save()
+    _show(done, as_json)
+
+
+def _interrupted(made: Deployment) -> str:
+    """Stops the server or leaves it, as the user wishes."""
+    try:
+        stop = sys.stdin.isatty() and click.confirm("\nStop the server?", err=True)
+    except click.Abort:
+        stop = False
+    if stop:
+        made.run("down", seconds=120)
+        return f"{made.name} was stopped"
+    return f"{made.name} goes on starting: build.py serve logs {made.name} shows it"
+
+
+def _smoke(made: Deployment, console: Console) -> str:
+    """What is wrong with the server's answer; empty if it is right."""
+    from fp4forge.core.text import shown
+    from fp4forge.serve import client
+
+    _log_in(made)
+    with console.step("smoke") as step:
+        answer = client.paris(made.url)
+        step.detail = shown(answer.text or answer.reasoning or answer.problem, 120)
+        if not answer.ok:
+            step.verdict = "failed"
+            return answer.problem or f"it does not know France's capital: {step.detail!r}"
+    return ""
+
+
+def _log_in(made: Deployment) -> None:
+    """Has this process ask with the server's own key."""
+    if made.key_file and reading.is_file(Path(made.key_file)):
+        os.environ["OPENAI_API_KEY"] = reading.text(Path(made.key_file), UsageError, 4096).strip()
+
+
+def _show(made: Deployment, as_json: bool) -> None:
+    import msgspec
+
+    if as_json:
+        print_json(msgspec.to_builtins(made))
+        return
+    key = f' -H "Authorization: Bearer $(cat {made.key_file})"' if made.key_file else ""
+    body = (
+        f'{{"model": "{made.served_name}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+    )
+    rows = [
+        ("server", f"{made.name} at {made.url}"),
+        ("image", made.image),
+        (
+            "ask",
+            f"curl {made.url}/v1/chat/completions{key} -H 'Content-Type: application/json'"
+            f" -d '{body}'",
+        ),
+        ("key", made.key_file or "none is asked for"),
+        (
+            "expect",
+            f"at most {made.expected:.0f} tokens a second for one stream, by the memory's bandwidth"
+            if made.expected
+            else "unknown",
+        ),
+        ("files", str(made.folder)),
+        ("stop", f"build.py serve stop {made.name}"),
+    ]
+    print_rows(rows)
+
+
+def state(made: Deployment) -> str:
+    """The container's state; ``gone`` if there is none."""
+    from docker.errors import NotFound
+
+    from fp4forge.oci import engine
+
+    try:
+        return str(engine.connect().containers.get(made.name).status)
+    except NotFound:
+        return "gone"
+
+
+@click.command()
+@json_option
+def status(as_json: bool) -> None:
+    """List the servers that were started here: state, health, model, image, URL."""
+    from fp4forge.launch import deployment
+    from fp4forge.serve import client
+
+    rows = []
+    for name in deployment.names():
+        made = deployment.load(name)
+        now = state(made)
+        health = "" if now != "running" else client.unreachable(made.url, 2) or "ready"
+        rows.append(
+            {
+                "name": name,
+                "state": now,
+                "health": health,
+                "model": made.served_name,
+                "image": made.image,
+                "release": made.release,
+                "url": made.url,
+                "started": made.started,
+            }
+        )
+    if as_json:
+        print_json(rows)
+        return
+    if not rows:
+        click.echo("no server was started here; build.py serve up MODEL starts one")
+        return
+    print_rows(
+        (
+            row["name"],
+            f"{row['state']}{', ' + row['health'] if row['health'] else ''}; {row['model']} at"
+            f" {row['url']}, since {row['started']}\n{row['image']}",
+        )
+        for row in rows
+    )
+
+
+@click.command("logs")
+@_NAME
+@click.option("-f", "--follow", is_flag=True, help="Go on until interrupted.")
+@click.option("--tail", type=click.IntRange(0), default=100, show_default=True, help="Lines.")
+def logs(name: str | None, follow: bool, tail: int) -> None:
+    """Print what a server logged."""
+    from fp4forge.core.text import shown
+    from fp4forge.launch import deployment
+    from fp4forge.oci import process
+
+    made = deployment.load(name)
+    if state(made) == "gone":
+        raise ServingError(
+            f"{made.name} has no container any more", remedy=f"build.py serve restart {made.name}"
+        )
+    line = ["docker", "logs", "--tail", str(tail), *(["--follow"] if follow else []), made.name]
+    silence = 10**9 if follow else 60
+    process.follow(line, lambda text: click.echo(shown(text.rstrip("\n"))), silence)
+
+
+@click.command()
+@_NAME
+@click.option("--forget", is_flag=True, help="Remove its files and its cache too.")
+def stop(name: str | None, forget: bool) -> None:
+    """Stop a server; its files and its cache of compiled kernels stay."""
+    from fp4forge.launch import deployment
+
+    made = deployment.load(name)
+    console = Console()
+    with console.step("stop") as step:
+        made.run("down", *(["--volumes"] if forget else []), seconds=300)
+        step.detail = made.name
+    if forget:
+        made.remove()
+
+
+@click.command()
+@_NAME
+@timeout_option
+@smoke_option
+@json_option
+def restart(name: str | None, timeout: float, no_smoke: bool, as_json: bool) -> None:
+    """Start a server anew from its files, and wait for its answer."""
+    from fp4forge.launch import deployment
+
+    made = deployment.load(name)
+    bring_up(made, Console(), timeout * 60, smoke=not no_smoke, as_json=as_json)
+
+
+@click.command()
+@_NAME
+@click.option("--image", required=True, help="The new image.")
+@click.option(
+    "--drain",
+    type=click.FloatRange(0, 3600),
+    default=60,
+    show_default=True,
+    help="Seconds to wait for requests in flight.",
+)
+@timeout_option
+@smoke_option
+@json_option
+def upgrade(
+    name: str | None, image: str, drain: float, timeout: float, no_smoke: bool, as_json: bool
+) -> None:
+    """Serve the same model with another image; go back to the old one if that does not answer."""
+    import msgspec
+
+    from fp4forge.core.platform import host_platform
+    from fp4forge.launch import deployment, upgrading
+    from fp4forge.oci import engine
+    from fp4forge.serve import manifest
+
+    made = deployment.load(name)
+    console = Console()
+    new = msgspec.structs.replace(made, image=manifest.by_digest(image), seconds={})
+    if new.image == made.image:
+        raise UsageError(
+            f"{made.name} runs {made.image} already", rule="upgrade takes another image"
+        )
+    with console.step("pull") as step:  # before the old server goes
+        step.detail = engine.have(engine.connect(), new.image, host_platform(), step.report)
+    _log_in(made)
+    with console.step("drain") as step:
+        step.detail = upgrading.drain(made, drain, step.report)
+    upgrading.switch(made, new)
+    try:
+        bring_up(new, console, timeout * 60, smoke=not no_smoke, as_json=as_json)
+    except BaseException:
+        console.say(f"  back  {made.name} returns to {made.image}")
+        upgrading.switch(new, made)
+        bring_up(made, console, timeout * 60, smoke=not no_smoke, as_json=False)
+        raise
+
+
+COMMANDS = (status, logs, stop, restart, upgrade)

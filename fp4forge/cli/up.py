@@ -1,0 +1,241 @@
+"""The command that serves a model on this machine: from its name to a verified answer."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fp4forge.cli import servers
+from fp4forge.cli.options import json_option, resolve_registry, server_options
+from fp4forge.core import files, reading
+from fp4forge.core.console import Console, print_json
+from fp4forge.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from fp4forge.serve.settings import Server
+
+_UTILIZATION = 0.85
+
+
+@click.command()
+@click.argument("model")
+@click.option("--gpu", "product", help="This machine's GPU; by default nvidia-smi is asked.")
+@click.option("--arch", help="GPU of the image; by default this machine's, then sets with it.")
+@server_options
+@click.option("--utilization", type=float, help="Share of the GPU's memory; by default 0.85.")
+@click.option(
+    "--models",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for downloaded models; by default in fp4forge's state.",
+)
+@click.option("--revision", default="main", show_default=True, help="Of a model on the hub.")
+@click.option(
+    "--override",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A compose file that is merged over the written one.",
+)
+@click.option("--build", is_flag=True, help="Build the image if none is there, without asking.")
+@servers.timeout_option
+@servers.smoke_option
+@click.option("--dry-run", is_flag=True, help="Print what would be started; start nothing.")
+@json_option
+def up(as_json: bool, dry_run: bool, no_smoke: bool, timeout: float, **o: Any) -> None:
+    """Serve MODEL (a folder, or OWNER/NAME on the hub) on this machine, and wait for its answer.
+
+    Finds the GPU and an image, downloads the model, inspects and sizes it, writes the compose
+    file, starts it, and asks it a question.
+    """
+    from fp4forge.cli import compose
+    from fp4forge.launch import deployment as deployments
+    from fp4forge.launch import machine
+    from fp4forge.serve import manifest
+    from fp4forge.serve.settings import LOOPBACKS
+
+    console = Console()
+    with console.step("gpu") as step:
+        product, number = machine.product(o["product"])
+        step.detail = f"{number} x {product.title}"
+    o["product"], own = product.name, o["image"]
+    o["model"] = _model(o, console, dry_run)
+    with console.step("image") as step:
+        o["arch"], o["image"], release = _image(o, product.gpu, console, dry_run)
+        step.detail = o["image"]
+    weights = _weights(o["model"])
+    o["utilization"], said = (
+        (o["utilization"], "")
+        if o["utilization"] is not None
+        else machine.share(product, _UTILIZATION, weights)
+    )
+    if said:
+        console.say(f"  note  {said}")
+    found = compose.server(o, own_image=bool(own))
+    for note in found.notes:
+        console.say(f"  note  {note}")
+    if number < found.gpus:
+        raise UsageError(
+            f"the split needs {found.gpus} GPUs, and this machine has {number}",
+            rule="a server runs on the GPUs of one machine",
+        )
+    text = manifest.render(found, "compose")
+    if dry_run:
+        if as_json:
+            print_json(found.as_json())
+        else:
+            click.echo(text, nl=False)
+        return
+    _check_running(found)
+    machine.check_port(found.listen, found.port)
+    key = found.key_file
+    host = f"[{found.listen}]" if ":" in found.listen else found.listen
+    made = deployments.Deployment(
+        name=found.name,
+        model=str(o["model"]),
+        served_name=found.served_name,
+        image=found.image,
+        release=release,
+        url=f"http://{host if found.listen in LOOPBACKS else _reached(found.listen)}:{found.port}",
+        key_file=key,
+        override=bool(o["override"]),
+        weights=weights,
+        expected=_expected(o["model"], product),
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=_before(found.name, found.image),
+    )
+    files.replace(made.folder / "compose.yaml", text)
+    if o["override"]:
+        override = reading.text(o["override"], UsageError, where="--override")
+        files.replace(made.folder / "override.yaml", override)
+    made.save()
+    servers.bring_up(made, console, timeout * 60, smoke=not no_smoke, as_json=as_json)
+
+
+def _reached(listen: str) -> str:
+    """The address at which this machine reaches a server that listens there."""
+    return "127.0.0.1" if listen == "0.0.0.0" else f"[{listen}]" if ":" in listen else listen  # noqa: S104
+
+
+def _model(o: dict[str, Any], console: Console, dry_run: bool) -> Path:
+    """The model's folder; a hub's model is downloaded to it."""
+    from fp4forge.checkpoint import fetch
+    from fp4forge.core.paths import STATE
+
+    folder = Path(o["model"])
+    if reading.is_folder(folder):
+        return folder.absolute()
+    if o["model"].count("/") != 1 or folder.is_absolute() or o["model"].startswith("."):
+        raise UsageError(
+            f"{o['model']!r} is neither a folder nor a model on the hub",
+            rule="a folder with config.json, or OWNER/NAME",
+        )
+    target = (o["models"] or STATE / "models") / o["model"]
+    if dry_run:
+        if reading.is_file(target / "config.json"):
+            return Path(target).absolute()
+        raise UsageError(
+            f"{o['model']} is not downloaded yet",
+            rule="--dry-run downloads nothing, and flags follow the model's own files",
+            remedy=f"build.py checkpoint fetch {o['model']} -o {target}",
+        )
+    with console.step("fetch") as step:
+        commit = fetch.fetch(o["model"], target, o["revision"], step.report)
+        step.detail = f"{o['model']} at {commit[:12]}"
+    return Path(target).absolute()
+
+
+def _image(o: dict[str, Any], gpu: str, console: Console, dry_run: bool) -> tuple[str, str, str]:
+    """The image's --arch, the image by digest, and its release."""
+    from fp4forge.cli.compose import published
+    from fp4forge.core.platform import host_platform
+    from fp4forge.launch import image as images
+    from fp4forge.oci import engine, reference
+    from fp4forge.serve import manifest
+
+    o["platform"] = o["platform"] or host_platform()
+    archs = images.targets(gpu, o["arch"])
+    known = {arch: published(o | {"arch": arch}) for arch in archs}
+    release = known[archs[0]][1]
+    if o["image"]:
+        return archs[0], manifest.by_digest(o["image"]), release
+    registry = resolve_registry(o["registry"])
+    arch = image = ""
+    if registry:
+        repository = reference.repository(registry, o["repo"])
+        arch, image = images.published(repository, {a: known[a][0] for a in archs})
+    if not image:
+        arch, image = images.local(engine.connect(), archs, o["platform"], release)
+    if image:
+        return arch, image, release
+    line = _build_line(o, archs[0], registry)
+    asked = o["build"] or (sys.stdin.isatty() and not dry_run and _agreed(line))
+    if not registry or not asked or dry_run:
+        raise UsageError(
+            f"no image of release {release} for {' or '.join(archs)} on {o['platform']} is here"
+            f" or in {registry or 'a registry (--registry names one)'}",
+            rule="a server runs a checked image, by digest",
+            remedy=f"build.py {' '.join(line)}; or --build, or --image IMAGE",
+        )
+    _build(line)
+    return archs[0], manifest.by_digest(f"{repository}:{known[archs[0]][0]}"), release
+
+
+def _build_line(o: dict[str, Any], arch: str, registry: str | None) -> list[str]:
+    from fp4forge.inputs import defaults
+
+    usual = defaults.table().image
+    line = ["--arch", arch, "--from", o["strategy"] or usual.strategy]
+    line += ["--base", o["base"] or usual.base, "--aot", "none", "--platform", o["platform"]]
+    for name in ("release", "variant"):
+        line += [f"--{name}", o[name]] if o[name] else []
+    return [*line, "--repo", o["repo"], "--registry", registry or "HOST:PORT", "--push"]
+
+
+def _agreed(line: list[str]) -> bool:
+    return click.confirm(f"No image is here. Build one (build.py {' '.join(line)})?", err=True)
+
+
+def _build(line: list[str]) -> None:
+    """Builds in this process, as ``build.py`` does."""
+    from fp4forge.cli import cli
+
+    cli.main(line, standalone_mode=False)
+
+
+def _weights(model: Path) -> int:
+    from fp4forge.checkpoint import tensors
+
+    return sum(tensor.size for tensor in tensors.read(model).tensors.values())
+
+
+def _expected(model: Path, product: Any) -> float:
+    """Tokens a second of one stream, at most: by the memory's bandwidth."""
+    from fp4forge.serve import memory
+    from fp4forge.serve import model as models
+
+    return float(memory.decode_rate(models.read(model, "fp8_e4m3"), product, 1, 1024))
+
+
+def _before(name: str, image: str) -> dict[str, float]:
+    """Seconds by phase of the last start with the same image."""
+    from fp4forge.launch import deployment
+
+    if name not in deployment.names():
+        return {}
+    last = deployment.load(name)
+    return last.seconds if last.image == image else {}
+
+
+def _check_running(found: Server) -> None:
+    """Refuses to replace a server that runs."""
+    from fp4forge.launch import deployment
+
+    if found.name in deployment.names() and servers.state(deployment.load(found.name)) == "running":
+        raise UsageError(
+            f"{found.name} is running",
+            rule="up starts a server that is not there",
+            remedy=f"build.py serve restart {found.name}; serve upgrade {found.name} --image NEW;"
+            f" serve stop {found.name}",
+        )

@@ -1,0 +1,1 @@
+"""Starts servers on this machine, and keeps what is known of each."""

@@ -1,0 +1,127 @@
+"""What is known of a server that was started here: its files, and how Docker Compose is called."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from fp4forge.core import files, reading
+from fp4forge.core.errors import EngineError, ServingError, UsageError
+from fp4forge.core.limits import PROGRAM_SECONDS
+from fp4forge.core.paths import STATE
+from fp4forge.core.text import shown
+from fp4forge.oci import process
+from fp4forge.serve import manifest
+
+FOLDER = STATE / "serve"
+_FILE = "deployment.json"
+
+
+class Deployment(Struct, frozen=True, kw_only=True):
+    """A server.
+
+    Attributes:
+        name: of its container, its Compose project and its folder.
+        model: the checkpoint's folder.
+        served_name: the model's name in the API.
+        image: by digest.
+        release: of the image.
+        url: the server's root, as this machine reaches it.
+        key_file: file with the API's key, or empty.
+        override: whether a second compose file was given.
+        started: when, in ISO 8601.
+        weights: bytes of the checkpoint's tensors; 0 if it was not read.
+        expected: tokens a second of one stream, at most; 0 if it is not known.
+        seconds: of each phase of its last start.
+    """
+
+    name: str
+    model: str
+    served_name: str
+    image: str
+    release: str
+    url: str
+    key_file: str = ""
+    override: bool = False
+    started: str = ""
+    weights: int = 0
+    expected: float = 0
+    seconds: dict[str, float] = {}
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are."""
+        return FOLDER / self.name
+
+    @property
+    def files(self) -> list[Path]:
+        """Its compose files."""
+        more = [self.folder / "override.yaml"] if self.override else []
+        return [self.folder / "compose.yaml", *more]
+
+    def save(self) -> None:
+        """Writes the record."""
+        files.replace(self.folder / _FILE, msgspec.json.format(msgspec.json.encode(self)))
+
+    def compose(self, *words: str) -> list[str]:
+        """A command line of Docker Compose about this server.
+
+        Raises:
+            EngineError: it is not installed.
+        """
+        line = manifest.compose_command()
+        if not line:
+            raise EngineError(
+                "Docker Compose is not installed",
+                rule="a server is started by 'docker compose' or docker-compose",
+                remedy="run make setup, or install Docker's compose plugin",
+            )
+        named = [word for file in self.files for word in ("-f", str(file))]
+        return [*line, "-p", self.name, *named, *words]
+
+    def run(self, *words: str, seconds: float = PROGRAM_SECONDS) -> str:
+        """Has Docker Compose do something; returns its output.
+
+        Raises:
+            ServingError: it fails, with its last line.
+        """
+        done = process.run(self.compose(*words), seconds, ServingError)
+        if done.returncode != 0:
+            said = [line for line in done.stderr.splitlines() if line.strip()]
+            raise ServingError(
+                f"docker compose {words[0]} fails: {shown(said[-1] if said else '', 400)}",
+                remedy=f"the files are in {self.folder}",
+            )
+        return done.stdout
+
+    def remove(self) -> None:
+        """Forgets the server."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def names() -> list[str]:
+    """Servers that were started here."""
+    return sorted(path.parent.name for path in FOLDER.glob(f"*/{_FILE}"))
+
+
+def load(name: str | None) -> Deployment:
+    """A server by its name; None: the only one.
+
+    Raises:
+        UsageError: there is none of that name, or there are several.
+        ServingError: its record is damaged.
+    """
+    known = names()
+    if name is None and len(known) == 1:
+        name = known[0]
+    if name is None or name not in known:
+        what = f"no server {shown(name, 100)!r}" if name else "which server?"
+        raise UsageError(
+            f"{what}: here are {', '.join(known) or 'none'}",
+            rule="a name that build.py serve status lists",
+            remedy="build.py serve up MODEL starts one",
+        )
+    return reading.json_file(FOLDER / name / _FILE, Deployment, ServingError)
