@@ -56,7 +56,7 @@ setup: venv ## Prepare this machine: packages, engine, registry (PLATFORM=linux/
 image: setup ## Build, check and publish an image (ARCH= RELEASE= VARIANT= FROM= BASE=)
 	@$(RUN) build.py $(WHAT) --registry $(TARGET_REGISTRY) --push $(OPTIONS)
 
-image-source: setup ## Compile vLLM 0.19.1 (components core) into an image: hours; resumes
+image-source: setup ## Compile the reference's vLLM (components core) into an image: hours; resumes
 	@$(RUN) build.py --arch $(ARCH) --from source --components core --source cutlass=pypi \
 	  --base $(BASE) --variant $(VARIANT) --registry $(TARGET_REGISTRY) --push $(OPTIONS)
 
@@ -91,6 +91,7 @@ lint: venv docs ## ruff, mypy, codespell, shellcheck, actionlint, zizmor, hadoli
 	@$(VENV)/bin/lint-imports --no-logo --no-cache
 	@$(VENV)/bin/codespell
 	@$(VENV)/bin/shellcheck scripts/*.sh .ci/run
+	@$(RUN) scripts/version_literals.py
 	@scripts/actionlint.sh
 	@$(VENV)/bin/zizmor --quiet --offline .github/workflows
 	@$(RUN) build.py render --check

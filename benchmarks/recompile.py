@@ -1,7 +1,7 @@
 """What an edited patch costs a source build, against compiling everything.
 
-vLLM 0.19.1's core for the Spark, `12.1a` for linux/arm64, crossed if the machine is another: an
-hour and more if it was never done. The whole's figures are those of its own record, which the
+The core of the reference's vLLM for the Spark, `12.1a` for linux/arm64, crossed if the machine is
+another: an hour and more if it was never done. The whole's figures are those of its own record, which the
 compile stage writes; its seconds are right if it was never interrupted. After an edit they are the
 clock's, from the first step of the build to the record.
 """
@@ -21,14 +21,14 @@ from typing import Any
 from fp4forge.core import paths
 from fp4forge.core.platform import AMD64, ARM64, host_platform
 from fp4forge.image import context as contexts
-from fp4forge.inputs import bases
+from fp4forge.inputs import bases, defaults
 from fp4forge.oci import buildkit as builder
 from fp4forge.plan.request import Request
 from fp4forge.plan.resolve import resolve
 from fp4forge.publish import bases as publishing
 from fp4forge.publish import build as building
 
-RELEASE = "0.19.1"
+RELEASE = defaults.table().reference.release
 REQUEST = Request(
     "sm121",
     RELEASE,

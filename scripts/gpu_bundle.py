@@ -3,7 +3,7 @@
     .venv/bin/python scripts/gpu_bundle.py [--have FILE] [--piece-mib 56]
 
 The machine has Python 3.12 and torch 2.11 on CUDA 13.0. --have names the packages that are there,
-one a line; the rest of release 0.20.2's lock travels, without what a test on one GPU never loads.
+one a line; the rest of the release's lock travels, without what a test on one GPU never loads.
 ``sh gpu-unpack.sh`` beside the pieces makes /tmp/fp4forge-gpu/{site,plain} of them.
 """
 
@@ -25,7 +25,6 @@ from fp4forge.inputs import locks as lock  # noqa: E402
 from fp4forge.inputs import patches as series  # noqa: E402
 from fp4forge.maintain import sources  # noqa: E402
 
-RELEASE = "0.20.2"
 # Other versions than vLLM's lock has would break Gemma-4 (transformers 5.15 does).
 ALWAYS = {"vllm", "transformers", "tokenizers"}
 # Never loaded by these tests: FlashInfer and its compilers, attention that Gemma-4 cannot use,
@@ -60,13 +59,14 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--have", type=Path)
+    parser.add_argument("--release", required=True)
     parser.add_argument("--piece-mib", type=int, default=56)
     args = parser.parse_args()
     have = set(args.have.read_text().split()) if args.have else set()
     out = ROOT / ".gpu"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
-    entries = lock.read(lock.LockName(RELEASE, "wheel", "linux/amd64", "3.12"))
+    entries = lock.read(lock.LockName(args.release, "wheel", "linux/amd64", "3.12"))
     wanted = [
         block
         for name, block in entries.items()
@@ -82,14 +82,14 @@ def main() -> None:
         for path in sorted(site.rglob("*"), reverse=True):
             if any(word in path.as_posix() for word in DEAD):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        sequence = series.load("vllm", RELEASE)
+        sequence = series.load("vllm", args.release)
         record = {"patches": [sequence.instructions(p) for p in sequence.for_variant("awq")]}
         plain = Path(folder, "originals")
         for patch in sequence.for_variant("awq"):
             for path in patch.files:
                 target = plain / path
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(sources.source_tree(RELEASE) / path, target)
+                shutil.copy(sources.source_tree(args.release) / path, target)
         apply_series(record, sequence.folder, site, site)
         pack = ["tar", "-C", folder, "-czf", "-", "site", "originals"]
         split = ["split", "-b", f"{args.piece_mib}M", "-", str(out / "piece-")]

@@ -71,7 +71,8 @@ def published(o: dict[str, Any]) -> tuple[str, str, str]:
 @json_option
 def compose(as_json: bool, explain: bool, output: Path | None, kind: str, **o: Any) -> None:
     """Write a compose file (or another manifest) that serves MODEL."""
-    from fp4forge.serve import manifest, switches
+    from fp4forge.models import switches
+    from fp4forge.serve import manifest
 
     found = server(o, own_image=bool(o["image"]))
     if as_json:
@@ -83,7 +84,7 @@ def compose(as_json: bool, explain: bool, output: Path | None, kind: str, **o: A
         print_rows(
             [(f"{s.name} {s.value}".strip(), s.why) for s in (*found.flags, *found.environment)]
         )
-        print_rows([(f"not written: {name}", why) for name, why in switches.LEFT_OUT.items()])
+        print_rows([(f"not written: {name}", why) for name, why in switches.left_out().items()])
         return
     text = manifest.render(found, kind)
     if kind == "compose":

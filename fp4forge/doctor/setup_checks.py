@@ -13,7 +13,7 @@ from fp4forge.doctor.evidence import Evidence
 from fp4forge.doctor.variables import UNKNOWN
 from fp4forge.inputs import switches
 from fp4forge.models import family
-from fp4forge.serve.switches import SWITCHES
+from fp4forge.models import switches as history
 
 _PACKAGES = re.compile(r"(?:dist|site)-packages/(vllm/.*)")
 
@@ -94,8 +94,8 @@ def removed_switches(found: Evidence) -> Iterator[Finding]:
     if not found.version:
         return
     names = {*found.environment, *(w.split("=")[0] for w in found.command if w.startswith("--"))}
-    for name in sorted(names & set(SWITCHES)):
-        switch = SWITCHES[name]
+    for name in sorted(names & set(history.known())):
+        switch = history.known()[name]
         if not switch.known(found.version):
             yield Finding(
                 "removed-switch",
@@ -115,7 +115,7 @@ def unknown_switches(found: Evidence) -> Iterator[Finding]:
     # Another build of the same version may know more.
     severity = ERROR if "io.fp4forge.release" in found.labels else WARNING
     names = {word.split("=")[0] for word in found.command if re.match("--[a-z]", word)}
-    for name in sorted(names - set(SWITCHES) - {"--help", "--model"}):
+    for name in sorted(names - set(history.known()) - {"--help", "--model"}):
         if not known.flag(name):
             yield Finding(
                 "unknown-flag",

@@ -31,7 +31,7 @@ class Image(Defaults, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(
             pattern=r"^([0-9]+\.[0-9][a-z0-9.]*)?$",
             description="a release, while the newest one's image for every GPU was not built yet",
-            examples=["0.20.2"],
+            examples=["1.2.0"],
         ),
     ] = ""
 

@@ -40,7 +40,7 @@ FixedIn = Annotated[
     Meta(
         pattern=r"^([0-9]+\.[0-9][a-z0-9.]*)?$",
         description="the first version with the fix; empty if none has it",
-        examples=["0.21.0"],
+        examples=["1.2.0"],
     ),
 ]
 

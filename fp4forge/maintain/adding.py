@@ -20,7 +20,7 @@ from fp4forge.core.paths import RELEASES
 from fp4forge.core.platform import AMD64, PLATFORMS
 from fp4forge.image import render
 from fp4forge.inputs import arch_rules as arch_inputs
-from fp4forge.inputs import bases, locks, release
+from fp4forge.inputs import bases, defaults, locks, release
 from fp4forge.inputs.locks import LockName, entries
 from fp4forge.inputs.release import Artefact, LeaveOut, Release
 from fp4forge.kernels.base import Progress
@@ -226,7 +226,8 @@ def _pins(version: str, last: date) -> tuple[dict[str, str], str]:
         raise ReleaseError(
             f"the wheels of vLLM {version} are for torch {first.get('torch', '?')} with {found}",
             rule="images have CUDA 13: GB10 needs it, and one CUDA serves all",
-            remedy="compile it (--from source): write its release file by hand, as 0.19.1's",
+            remedy="compile it (--from source): write its release file by hand, like that of"
+            f" {defaults.table().reference.release}",
         )
     # Other packages ask for newer compilers than torch's toolkit, which would not go with it.
     pinned = _resolve([f"vllm=={version}", *(f"{name}=={cuda}.*" for name in _COMPILERS)], last)

@@ -11,7 +11,7 @@ from fp4forge.bench import card, prompts, suite
 from fp4forge.core.paths import SCHEMAS
 from fp4forge.inputs import bases, defaults, patches, release
 from fp4forge.inputs.reader import Format
-from fp4forge.models import family, faults, formats
+from fp4forge.models import family, faults, formats, switches
 from fp4forge.serve import recipes
 
 FORMATS: tuple[Format[Any], ...] = (
@@ -23,6 +23,7 @@ FORMATS: tuple[Format[Any], ...] = (
     faults.FORMAT,
     recipes.FORMAT,
     formats.FORMAT,
+    switches.FORMAT,
     suite.FORMAT,
     prompts.FORMAT,
     card.FORMAT,

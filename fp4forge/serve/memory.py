@@ -202,7 +202,11 @@ def decode_rate(model: Model, product: Product, batch: int, context: int) -> flo
 # The reference card's figures, with why ours differ; docs/serving.md has the same table.
 CARD: tuple[tuple[str, str, str], ...] = (
     ("weights", "16.4 GB", "read from the files; BF16 parts, vision among them, count"),
-    ("kv_tokens", "~700K tokens on a Spark at 0.85", "0.19.1 counts every layer for every token"),
+    (
+        "kv_tokens",
+        "~700K tokens on a Spark at 0.85",
+        "the card's vLLM counts every layer for every token",
+    ),
     ("dense_bf16", "54 GB a token, 2,700 GB/s at 50 tok/s", "27 x 10^9 parameters of 2 bytes"),
     (
         "dense_nvfp4",

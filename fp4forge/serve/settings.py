@@ -1,7 +1,7 @@
 """What a server is started with: flags and environment that are right for a vLLM release.
 
 Each has its reason, shown by --explain and as a comment in the manifest. Which release knows
-which switch is in SWITCHES; tests hold it against vLLM's own envs.py and arg_utils.py.
+which switch is in ``releases/switches`` and ``models/switches.yaml``.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from fp4forge.core.text import steers
 from fp4forge.inputs import switches
 from fp4forge.kernels.gpus import PRODUCTS
 from fp4forge.models import family
+from fp4forge.models.switches import left_out
 from fp4forge.serve import lora, speculation
 from fp4forge.serve.memory import check_share
 from fp4forge.serve.setting import Setting
 from fp4forge.serve.split import ONE, Split
-from fp4forge.serve.switches import LEFT_OUT
 
 PORT = 8000
 MODEL_DIR = "/models"
@@ -101,7 +101,7 @@ class Server:
         """For --json and --explain."""
         from dataclasses import asdict
 
-        return asdict(self) | {"arguments": self.arguments, "left_out": LEFT_OUT}
+        return asdict(self) | {"arguments": self.arguments, "left_out": left_out()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -133,7 +133,7 @@ def test_what_is_not_a_file_is_refused(kind: str, tmp_path: Path) -> None:
         ("series", "'enable_sm120_family<'", "'('", "patches[7].detect has '('", "expression"),
         ("series", "[awq]", "[awk]", "patches[0].variants[0] is 'awk'", "awq, plain"),
         ("series", "file: gemma4-moe-prefix.patch", "file: ../x", "patches[0].file is", "beside"),
-        ("series", "fixed_in: 0.21.0", "fixed_in: 0.21", "fixed_in is a number", "0.21.0"),
+        ("series", "fixed_in: 0.21.0", "fixed_in: 0.21", "fixed_in is a number", "1.2.0"),
     ],
 )
 def test_a_message_names_file_line_field_and_rule(

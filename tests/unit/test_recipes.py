@@ -173,9 +173,9 @@ def test_every_release_has_its_switches_and_the_families_parsers(name: str) -> N
 
 
 def settings_switches() -> Any:
-    from fp4forge.serve.switches import SWITCHES
+    from fp4forge.models.switches import known
 
-    return SWITCHES.values()
+    return known().values()
 
 
 def tree(folder: Path, **changes: str) -> Path:

@@ -346,7 +346,7 @@ def write(folder: Path, shapes: dict[str, Any], case: Case, weights: Tensors) ->
         metadata={"format": "pt"},
     )
     excluded = ["lm_head", "*router*", "*vision_tower*", "*embed_vision*"]
-    producer = {"name": "modelopt", "version": "0.43.0"}
+    producer = {"name": "modelopt", "version": "written by this test"}
     config = (multimodal_config if case.multimodal else text_config)(shapes).to_dict()
     kind = "Gemma4ForConditionalGeneration" if case.multimodal else "Gemma4ForCausalLM"
     config["architectures"] = [kind]
