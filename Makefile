@@ -42,7 +42,7 @@ $(VENV)/.ready: requirements.txt
 	@touch $@
 
 
-.PHONY: venv setup image image-source test checks unit e2e e2e-heavy test-image test-gpu lint docs render requirements lock matrix drift archs audit bench clean help
+.PHONY: venv setup image image-source test checks unit e2e e2e-heavy test-image test-gpu lint docs render requirements lock matrix drift follow archs audit bench clean help
 
 venv: $(VENV)/.ready
 
@@ -117,6 +117,11 @@ matrix: venv ## What the build workflow builds, as JSON for its matrix (OPTIONS=
 
 drift: venv ## What the patches would need on VLLM= (newest: the newest release)
 	@$(RUN) build.py patch drift --vllm $(or $(VLLM),newest)
+
+follow: setup ## Add the newest vLLM if it is not here, build it, and open a pull request (nightly)
+	@rm -f .build/follow.md
+	@$(RUN) build.py release follow --report .build/follow.md --registry $(TARGET_REGISTRY) $(OPTIONS)
+	@if [ -s .build/follow.md ]; then scripts/pull-request.sh follow "Add the newest vLLM" .build/follow.md; fi
 
 archs: venv ## Compare releases/archs/ and switches/ with the sources of each release
 	@for file in releases/archs/*.json; do version=$$(basename $$file .json); \

@@ -1,9 +1,9 @@
 """What an edited patch costs a source build, against compiling everything.
 
 The core of the reference's vLLM for the Spark, `12.1a` for linux/arm64, crossed if the machine is
-another: an hour and more if it was never done. The whole's figures are those of its own record, which the
-compile stage writes; its seconds are right if it was never interrupted. After an edit they are the
-clock's, from the first step of the build to the record.
+another: an hour and more if it was never done. The whole's figures are those of its own record,
+which the compile stage writes; its seconds are right if it was never interrupted. After an edit
+they are the clock's, from the first step of the build to the record.
 """
 
 from __future__ import annotations

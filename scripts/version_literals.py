@@ -22,9 +22,10 @@ def literals(source: str) -> Iterator[tuple[int, str]]:
     nodes = list(ast.walk(ast.parse(source)))
     said = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
     for node in nodes:
-        text = node.value if isinstance(node, ast.Constant) and id(node) not in said else None
-        if isinstance(text, str) and VERSION.search(text):
-            yield node.lineno, text
+        if not isinstance(node, ast.Constant) or id(node) in said:
+            continue
+        if isinstance(node.value, str) and VERSION.search(node.value):
+            yield node.lineno, node.value
 
 
 def main() -> None:

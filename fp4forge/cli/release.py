@@ -1,13 +1,15 @@
-"""Commands about releases: add, list, show, remove, diff."""
+"""Commands about releases: add, follow, switches, list, show, remove, diff."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 
+from fp4forge.cli.options import registry_option, resolve_registry
 from fp4forge.core.console import Console, print_json, print_rows
-from fp4forge.inputs import patches
+from fp4forge.inputs import defaults, patches, policy
 from fp4forge.inputs import release as releases
 
 
@@ -60,6 +62,80 @@ def add(version: str, dry_run: bool, as_json: bool) -> None:
 
 
 @release.command()
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File for the text of a pull request, in Markdown; written only if there is news.",
+)
+@click.option("--no-build", is_flag=True, help="Add the release; build no image of it.")
+@registry_option
+@click.option("--repo", default="fp4forge/vllm", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+def follow(report: Path | None, no_build: bool, as_json: bool, **o: Any) -> None:
+    """Add the newest vLLM if it is not here, build its images, and report what changes."""
+    from fp4forge.cli.files import generate
+    from fp4forge.core import files
+    from fp4forge.maintain import adding, following, index
+    from fp4forge.maintain import releases as kept
+
+    console = Console()
+    with console.step("find") as step:
+        version, old = index.newest(), releases.names()[-1]
+        step.detail = f"vLLM {version}"
+    if version in releases.names():
+        click.echo(f"vLLM {version} is the newest, and it is here", err=as_json)
+        if as_json:
+            print_json({"version": version, "new": False})
+        return
+    with console.step("add") as step:
+        added = adding.write(adding.draft(version, step.report), step.report)
+        generate()
+        step.detail = f"{len(added.written)} files, {len(added.person)} things for a person"
+    usual = defaults.table().image
+    waits = patches.load("vllm", version).conflicts
+    built = [] if no_build else [_built(version, v, o, console) for v in _variants(version)]
+    found = following.kernels(old, version, "blackwell", usual.base)
+    found += kept.differences(old, version)
+    notes = [f"awq waits for {conflict.id}: {conflict.why}" for conflict in waits]
+    text = following.markdown(added, old, found, built, notes)
+    if report:
+        files.replace(report, text)
+    if as_json:
+        print_json({"version": version, "new": True} | added.as_json() | {"built": built})
+    elif not report:
+        click.echo(text)
+
+
+def _variants(version: str) -> list[str]:
+    """Plain first: it shows whether upstream's own packages make an image."""
+    return sorted(patches.load("vllm", version).variants, key=lambda name: name != "plain")
+
+
+def _built(version: str, variant: str, o: dict[str, Any], console: Console) -> dict[str, Any]:
+    """What became of an image, as JSON; a failure is reported and does not stop the others."""
+    from dataclasses import asdict
+
+    from fp4forge.core.errors import ForgeError
+    from fp4forge.oci import reference
+    from fp4forge.oci.buildkit import Options
+    from fp4forge.plan.request import Request
+    from fp4forge.publish import pipeline
+
+    usual = defaults.table().image
+    registry = resolve_registry(o["registry"])
+    repository = reference.repository(registry, o["repo"])
+    where = pipeline.destination(repository, bool(registry), not registry, ())
+    request = Request(
+        "blackwell", version, variant=variant, strategy="wheel", base=usual.base, aot="none"
+    )
+    try:
+        return asdict(pipeline.run(request, where, Options(), console))
+    except ForgeError as error:
+        console.say(f"  {variant} was not built: {error.message}")
+        return error.as_json() | {"variant": variant}
+
+
+@release.command()
 @click.argument("version")
 @click.option("--check", is_flag=True, help="Write nothing; exit code 15 if the file would change.")
 def switches(version: str, check: bool) -> None:
@@ -90,7 +166,8 @@ def list_(as_json: bool) -> None:
             row["release"],
             f"vLLM {row['vllm']}, torch {row['torch']}, CUDA {row['cuda']}, transformers"
             f" {row['transformers']}, FlashInfer {row['flashinfer']}; from"
-            f" {', '.join(row['strategies'])}; {', '.join(row['variants'])}",
+            f" {', '.join(row['strategies'])}; {', '.join(row['variants'])}"
+            + ("" if row["supported"] else "; not supported any more"),
         )
         for row in rows
     )
@@ -100,6 +177,7 @@ def _summary(name: str) -> dict[str, Any]:
     found = releases.load(name)
     return {
         "release": name,
+        "supported": name in policy.supported(),
         "vllm": found.vllm_version,
         "torch": found.torch,
         "cuda": found.cuda,

@@ -31,21 +31,22 @@ def differences(old: str, new: str) -> list[tuple[str, str, str]]:
         UsageError: one does not exist.
     """
     one, other = release.load(old), release.load(new)
-    rows = [(name, str(getattr(one, name)), str(getattr(other, name))) for name in _FIELDS]
+    found = [(name, str(getattr(one, name)), str(getattr(other, name))) for name in _FIELDS]
     pins = [
-        {name: external.pinned for name, external in found.externals.items()}
-        for found in (one, other)
+        {name: external.pinned for name, external in each.externals.items()}
+        for each in (one, other)
     ]
-    rows += _rows("external", pins)
-    states = [_patches(found) for found in (one, other)]
-    rows += _rows("patch", states)
-    selected = [_backends(found) for found in (one, other)]
-    rows += _rows("backend", selected) if all(selected) else []
-    rows += _rows("package", [_packages(found) for found in (one, other)])
-    return [row for row in rows if row[1] != row[2]]
+    found += rows("external", pins)
+    states = [_patches(each) for each in (one, other)]
+    found += rows("patch", states)
+    selected = [_backends(each) for each in (one, other)]
+    found += rows("backend", selected) if all(selected) else []
+    found += rows("package", [_packages(each) for each in (one, other)])
+    return [row for row in found if row[1] != row[2]]
 
 
-def _rows(what: str, values: list[dict[str, str]]) -> list[tuple[str, str, str]]:
+def rows(what: str, values: list[dict[str, str]]) -> list[tuple[str, str, str]]:
+    """A row for each name that one of two releases has: the name, and both values."""
     old, new = values
     return [
         (f"{what} {name}", old.get(name, ""), new.get(name, ""))

@@ -9,7 +9,7 @@ import msgspec
 
 from fp4forge.bench import card, prompts, suite
 from fp4forge.core.paths import SCHEMAS
-from fp4forge.inputs import bases, defaults, patches, release
+from fp4forge.inputs import bases, defaults, patches, policy, release
 from fp4forge.inputs.reader import Format
 from fp4forge.models import family, faults, formats, switches
 from fp4forge.serve import recipes
@@ -18,6 +18,7 @@ FORMATS: tuple[Format[Any], ...] = (
     release.FORMAT,
     bases.FORMAT,
     defaults.FORMAT,
+    policy.FORMAT,
     patches.FORMAT,
     family.FORMAT,
     faults.FORMAT,

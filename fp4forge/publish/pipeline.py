@@ -20,6 +20,7 @@ from fp4forge.core.paths import STATE
 from fp4forge.core.platform import host_platform
 from fp4forge.image import context as contexts
 from fp4forge.image.context import Context
+from fp4forge.inputs import policy
 from fp4forge.kernels import ledger as ledgers
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import buildkit, copying, engine, registry
@@ -133,6 +134,8 @@ def run(request: Request, where: Destination, options: Options, console: Console
             lacking = pool.submit(_lacking, plan)  # docker looks while the files are rendered
             context = contexts.assemble(plan)
             step.detail = f"{context.plan.id}: {context.plan.immutable_tag}"
+        if notice := policy.notice(plan.release):
+            console.say(f"  note  {notice}")
         with _alone(console):
             return _run(context, where, options, console, pool, lacking)
     except RegistryError as error:
