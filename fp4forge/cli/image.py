@@ -112,6 +112,16 @@ def _ahead(aot: dict[str, Any]) -> str:
     return f"FlashInfer's modules, {aot['name']}, for {aot['archs']}"
 
 
+def _backends(p: Plan) -> str:
+    if not p.backends:
+        return f"vLLM {p.vllm_version} was never asked (build.py backends --all --write)"
+    families = {family for found in p.backends.values() for family in found}
+    return (
+        f"{len(families)} model families on {', '.join(p.backends)}; build.py backends --kept"
+        f" --release {p.release} shows what vLLM selects"
+    )
+
+
 def _show(p: Plan) -> None:
     rows = {
         "plan": p.id,
@@ -120,6 +130,7 @@ def _show(p: Plan) -> None:
         "GPU": f"{p.arch} ({', '.join(p.gpus)}), capability {', '.join(p.capabilities)}",
         "arch list": p.arch_list,
         "predicted": "\n".join(f"{g}: {' '.join(t)}" for g, t in p.predicted.items()),
+        "backends": _backends(p),
         "may miss FP4": ", ".join(p.allow_missing) or "none",
         "variant": f"{p.variant}: patches {', '.join(p.patches) or 'none'}",
         "strategy": p.strategy,

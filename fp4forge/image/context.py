@@ -31,11 +31,14 @@ from fp4forge.core.paths import (
 )
 from fp4forge.image import render
 from fp4forge.inputs.patches import Series
+from fp4forge.models import backends
 from fp4forge.plan import components, packages
 from fp4forge.plan.plan import Plan
 
 # Where the plan lies in the build context: the tree that the image gets as it is.
 PLAN_FILE = "image/runtime/opt/fp4forge/plan.json"
+# What vLLM selects on each of the plan's GPUs, and why not others; none if it was never asked.
+BACKENDS_FILE = "image/runtime/opt/fp4forge/backends.json"
 # What the ledger's stage and the compile's gate import; they have Python's own library beside it.
 KERNELS_MODULES = ("__init__", "base", "gpus", "groups", "elf", "cubins", "ledger")
 
@@ -95,6 +98,9 @@ def _files(plan: Plan) -> tuple[dict[str, bytes], list[Path]]:
         ),
         **_series(series, plan.variant, "python", "patches"),
     }
+    answers = [a for a in backends.load(plan.vllm_version) if a.gpu in plan.gpus]
+    if answers:
+        files[BACKENDS_FILE] = _json(msgspec.to_builtins(answers))
     sources = [
         DOCKERFILES / render.name(plan),
         RELEASES / f"{plan.release}.yaml",
@@ -102,6 +108,7 @@ def _files(plan: Plan) -> tuple[dict[str, bytes], list[Path]]:
         *(RELEASES / "archs" / f"{plan.vllm_version}{end}" for end in (".json", ".cmake")),
         *(LOCKS / name for name in packages.files(plan)),
         *series.files(plan.variant),
+        *([backends.path(plan.vllm_version)] if answers else []),
     ]
     if plan.strategy == "source":
         choice = components.Choice(plan.components, plan.components_left_out, plan.sources)

@@ -104,7 +104,7 @@ def remove(name: str) -> list[str]:
     paths = [
         RELEASES / f"{name}.yaml",
         *(RELEASES / "archs").glob(f"{version}.*"),
-        RELEASES / "backends" / f"{version}.json",
+        backends.path(version),
         switches.FOLDER / f"{version}.json",
         *LOCKS.glob(f"{name}-*.txt"),
         PATCHES / "vllm" / version,

@@ -97,6 +97,13 @@ class Answer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     decisions: tuple[Decision, ...] = ()
     problems: tuple[str, ...] = ()
 
+    def selections(self) -> dict[str, str]:
+        """The backend for each kind of layer."""
+        return {
+            f"{one.kind}: {one.layer}{one.cache and f', KV cache {one.cache}'}": one.selected
+            for one in self.decisions
+        }
+
     def of(self, kind: str) -> tuple[Decision, ...]:
         """The decisions of one of ``KINDS``."""
         return tuple(decision for decision in self.decisions if decision.kind == kind)
@@ -134,10 +141,10 @@ def load(vllm: str) -> tuple[Answer, ...]:
     Raises:
         ReleaseError: the file is not what ``write`` writes.
     """
-    path = _path(vllm)
-    if not path.is_file():
+    kept_file = path(vllm)
+    if not kept_file.is_file():
         return ()
-    found = reading.json_file(path, _File, ReleaseError, CONFIG_BYTES)
+    found = reading.json_file(kept_file, _File, ReleaseError, CONFIG_BYTES)
     return tuple(
         Answer(
             vllm=found.vllm,
@@ -161,6 +168,19 @@ def find(vllm: str, gpu: str, family: str) -> Answer | None:
     """
     fitting = (a for a in load(vllm) if (a.gpu, a.family) == (gpu, family))
     return next(fitting, None)
+
+
+def selections(vllm: str, gpus: tuple[str, ...]) -> dict[str, dict[str, dict[str, str]]]:
+    """What vLLM selects by GPU, family and layer, as a plan predicts it; empty if it is not known.
+
+    Raises:
+        ReleaseError: as ``load``.
+    """
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    for answer in load(vllm):
+        if answer.gpu in gpus:
+            found.setdefault(answer.gpu, {})[answer.family] = answer.selections()
+    return found
 
 
 def demands(name: str, vllm: str, gpu: str, kind: str) -> tuple[family.Setting, ...]:
@@ -197,18 +217,19 @@ def write(answers: tuple[Answer, ...]) -> Path:
         listed = [numbers.setdefault(one, len(numbers)) for one in answer.decisions]
         fields = {name: getattr(answer, name) for name in ("gpu", "capability", "family", "model")}
         kept.append(_Kept(**fields, decisions=tuple(listed), problems=answer.problems))
-    path = _path(answers[0].vllm)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    target = path(answers[0].vllm)
+    target.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(f"  {_line(decision)}" for decision in numbers)
     rows = ",\n".join(f"  {_line(answer)}" for answer in kept)
     head = f' "vllm": {_line(answers[0].vllm)},\n "environment": {_line(answers[0].environment)}'
     text = f'{{\n{head},\n "decisions": [\n{lines}\n ],\n "answers": [\n{rows}\n ]\n}}\n'
-    files.replace(path, text)
+    files.replace(target, text)
     load.cache_clear()
-    return path
+    return target
 
 
-def _path(vllm: str) -> Path:
+def path(vllm: str) -> Path:
+    """The file that keeps a version's answers; it need not be there."""
     return FOLDER / f"{vllm}.json"
 
 

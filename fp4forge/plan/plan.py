@@ -43,6 +43,7 @@ class Plan:
     capabilities: tuple[str, ...]
     arch_list: str
     predicted: dict[str, list[str]]  # targets of the ledger's groups
+    backends: dict[str, dict[str, dict[str, str]]]  # what vLLM selects, by GPU, family and layer
     allow_missing: tuple[str, ...]  # GPUs that may go without FP4, on request
     variant: str
     strategy: str

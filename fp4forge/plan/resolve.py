@@ -11,6 +11,7 @@ from fp4forge.inputs import release as releases
 from fp4forge.inputs.patches import Patch
 from fp4forge.inputs.release import Release
 from fp4forge.kernels import archs, ledger
+from fp4forge.models import backends
 from fp4forge.plan import aot, components, cross
 from fp4forge.plan.plan import Inputs, Plan
 from fp4forge.plan.prediction import predict
@@ -90,6 +91,7 @@ def resolve(request: Request) -> Plan:
         capabilities=tuple(gpu.label for gpu in chosen.gpus),
         arch_list=arch_list,
         predicted=predicted | aot.expected(ahead, gpus),
+        backends=backends.selections(what.vllm_version, gpus),
         allow_missing=request.allow_missing,
         variant=decided.variant,
         strategy=decided.strategy,

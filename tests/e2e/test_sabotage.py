@@ -27,6 +27,7 @@ SLOW = (
     "installed_files",
     "requirements",
     "test_proofs",
+    "test_backends",
     "times",
     "runtime_compilers",
     "versions",
@@ -108,6 +109,17 @@ SABOTAGES = (
         "RUN echo 'int cuInit(int); int f() {return cuInit(0);}'"
         f" | gcc -shared -fPIC -x c - -o {SITE}/flashinfer/data/extra.so",
         ("driver",),
+    ),
+    Sabotage(
+        "the table of backends edited",
+        "RUN sed -i 's/MARLIN/CUTLASS/' /opt/fp4forge/backends.json",
+        ("backends_file",),
+    ),
+    Sabotage(
+        "a plan that predicts another backend",
+        "",
+        ("backends",),
+        (("backends", {"sm121": {"gemma4": {}, "qwen3": {}}}),),
     ),
     Sabotage("FlashInfer's modules missing", "", ("aot",), (("aot", AHEAD),)),
     Sabotage(

@@ -1,0 +1,59 @@
+"""vLLM in the image selects the backends that the plan predicts: its own code is asked on a CPU."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+FILE = "/opt/fp4forge/backends.json"
+# vLLM's import takes longest: the families that have experts, and one without.
+FAMILIES = ("gemma4", "qwen3")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def asked(request: pytest.FixtureRequest, plan: dict[str, Any]) -> Iterator[Future[Any] | None]:
+    """The image's answers, while other checks run. None if no test needs them."""
+    from fp4forge.core.platform import host_platform
+
+    wanted = any(item.name == "test_backends" for item in request.session.items)
+    if not wanted or not plan["backends"] or plan["platform"] != host_platform():
+        yield None
+        return
+    from fp4forge.backends import ask, model
+    from fp4forge.kernels.gpus import GPUS
+
+    gpus = {name: GPUS[name].capability for name in plan["backends"]}
+    models = tuple(model.of_family(name) for name in FAMILIES)
+    image = request.config.getoption("--image")
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(ask.ask, image, plan["platform"], gpus, models, lambda _: None)
+
+
+def test_backends(asked: Future[Any] | None, plan: dict[str, Any]) -> None:
+    """vLLM selects the predicted kernel for linear layers, experts and attention on each GPU"""
+    if not plan["backends"]:
+        pytest.skip(f"vLLM {plan['vllm_version']} was never asked what it selects")
+    if asked is None:
+        pytest.skip(f"vLLM of {plan['platform']} is not asked on another platform")
+    found = asked.result()
+    assert {answer.gpu for answer in found} == set(plan["backends"])
+    for answer in found:
+        predicted = plan["backends"][answer.gpu][answer.family]
+        selected = answer.selections()
+        differ = {k for k in predicted | selected if predicted.get(k) != selected.get(k)}
+        lines = [f"{k}: {selected.get(k)}, predicted {predicted.get(k)}" for k in sorted(differ)]
+        assert not lines, f"{answer.gpu}, {answer.family}: " + "; ".join(lines[:5])
+
+
+def test_backends_file(host: Any, plan: dict[str, Any]) -> None:
+    """the table of backends in the image is the plan's"""
+    wanted = plan["context"].get(f"image/runtime{FILE}")
+    if wanted is None:
+        pytest.skip(f"vLLM {plan['vllm_version']} was never asked what it selects")
+    assert host.file(FILE).exists, f"{FILE} is missing"
+    found = hashlib.sha256(host.file(FILE).content).hexdigest()
+    assert found == wanted, f"{FILE} is not the plan's"
