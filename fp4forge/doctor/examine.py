@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fp4forge.doctor import (
+    backend_checks,
     checkpoint_checks,
     fault_checks,
     gpu_checks,
@@ -17,6 +18,7 @@ from fp4forge.doctor.diagnosis import CHECKS, ERROR, NOTE, WARNING, Finding
 from fp4forge.doctor.evidence import Evidence
 
 __all__ = [
+    "backend_checks",
     "checkpoint_checks",
     "examine",
     "fault_checks",
