@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from fp4forge.doctor import facts
 from fp4forge.doctor.diagnosis import NOTE, Finding, check, read_log
 from fp4forge.doctor.evidence import Evidence
+from fp4forge.inputs import switches
 from fp4forge.kernels.gpus import GPUS
 from fp4forge.models import backends
 
@@ -45,7 +46,7 @@ def selected(found: Evidence) -> Iterator[Finding]:
             f"the log names {name} for {kind}",
             f"vLLM {found.version} itself selects {' or '.join(dict.fromkeys(predicted))} on {gpu}"
             f" for this family{refused}: something that was not given chose, or it is another vLLM",
-            f"{backends.FLAGS[kind]} says which; build.py backends --kept --release"
+            f"{_choice(found.version, kind)}build.py backends --kept --release"
             f" {found.version} --gpu {gpu} --family {answer.family} shows the alternatives",
             "releases/backends, vLLM's own selection code",
         )
@@ -55,6 +56,12 @@ def _gpu(found: Evidence) -> str:
     """The GPU, if all that were listed are of one chip."""
     capabilities = {gpu.capability for gpu in found.gpus}
     return next((g.name for g in GPUS.values() if {g.label} == capabilities), "")
+
+
+def _choice(version: str, kind: str) -> str:
+    """The flag that chooses, if the release has it."""
+    flag, known = backends.FLAGS[kind], switches.load(version)
+    return f"{flag} says which; " if known and flag in known.flags else ""
 
 
 def _asked(found: Evidence, kind: str) -> bool:
