@@ -61,7 +61,7 @@ def _gpu(found: Evidence) -> str:
 def _choice(version: str, kind: str) -> str:
     """The flag that chooses, if the release has it."""
     flag, known = backends.FLAGS[kind], switches.load(version)
-    return f"{flag} says which; " if known and flag in known.flags else ""
+    return f"{flag} says which; " if known and known.flag(flag) else ""
 
 
 def _asked(found: Evidence, kind: str) -> bool:
