@@ -112,7 +112,7 @@ def server(o: dict[str, Any], *, own_image: bool) -> Server:
     from fp4forge.serve import manifest, recipes, settings
 
     found_tag, release, version = published(o)
-    chosen = _wishes(o, version)
+    chosen = wishes(o, version)
     if reading.is_folder(o["model"]) and any(o["model"].glob("*.safetensors")):
         # Otherwise it is on the host that serves, and the manifest says that it was not checked.
         read = tensors.read(o["model"])
@@ -129,14 +129,15 @@ def server(o: dict[str, Any], *, own_image: bool) -> Server:
     image = manifest.by_digest(o["image"] or f"{repository}:{found_tag}")
     found = settings.server(o["model"], image, chosen)
     if o["recipe"]:
-        return recipes.apply(found, _recipe(o, chosen))
+        return recipes.apply(found, recipe(o, chosen))
     if o["features"] or o["recipe_variant"]:
         option = "--feature" if o["features"] else "--recipe-variant"
         raise UsageError(f"{option} without --recipe", rule="features and variants are a recipe's")
     return found
 
 
-def _wishes(o: dict[str, Any], version: str) -> Wishes:
+def wishes(o: dict[str, Any], version: str) -> Wishes:
+    """What the options ask of a server."""
     from fp4forge.serve import lora
     from fp4forge.serve.settings import Wishes
 
@@ -165,7 +166,7 @@ def _wishes(o: dict[str, Any], version: str) -> Wishes:
     )
 
 
-def _recipe(o: dict[str, Any], chosen: Wishes) -> Chosen:
+def recipe(o: dict[str, Any], chosen: Wishes) -> Chosen:
     """The recipe's settings for the product that the options mean, if they mean one."""
     from fp4forge.serve import recipes
 

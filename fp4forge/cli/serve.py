@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from fp4forge.cli import servers
+from fp4forge.cli.cluster import cluster
 from fp4forge.cli.compose import compose
 from fp4forge.cli.fit import fit
 from fp4forge.cli.up import up
@@ -30,7 +31,7 @@ def serve() -> None:
     """Run, configure, size and diagnose a server."""
 
 
-for command in (up, *servers.COMMANDS, compose, fit):
+for command in (up, *servers.COMMANDS, cluster, compose, fit):
     serve.add_command(command)
 
 

@@ -24,6 +24,7 @@ FORMATS = {
     "run": "run.sh.j2",
     "systemd": "vllm.service.j2",
     "k8s": "k8s.yaml.j2",
+    "lws": "lws.yaml.j2",
 }
 # What a read-only root leaves to write to: PyTorch and Triton load what they compiled in /tmp.
 TMPFS = {
@@ -64,12 +65,13 @@ def _kubernetes(value: object) -> str:
     return _yaml(str(value).replace("$(", "$$("))
 
 
-def render(server: Server, kind: str) -> str:
+def render(server: Server, kind: str, **more: object) -> str:
     """The manifest's text.
 
     Args:
         server: from ``settings.server``.
         kind: one of FORMATS.
+        more: what the template of that kind needs beside the server.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -107,6 +109,7 @@ def render(server: Server, kind: str) -> str:
         tmpfs=TMPFS,
         published=published(server.listen, server.port),
         flags=list(zip_arguments(server)),
+        **more,
     )
 
 

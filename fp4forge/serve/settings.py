@@ -88,6 +88,9 @@ class Server:
     shm_gb: int
     memory_gb: int
     pids: int
+    multi_node: bool = False  # one of several machines: the host's network, and locked memory
+    rdma: bool = False
+    headless: bool = False  # it answers no requests
 
     @property
     def arguments(self) -> list[str]:

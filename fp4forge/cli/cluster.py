@@ -1,0 +1,293 @@
+"""The command that serves one model over several machines."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fp4forge.cli import cluster_files, clusters
+from fp4forge.cli.options import json_option, server_options
+from fp4forge.core import files, reading
+from fp4forge.core.console import Console, print_json, print_rows, rich
+from fp4forge.core.errors import ServingError, TransferError, UsageError
+
+if TYPE_CHECKING:
+    from fp4forge.launch.cluster.hosts import Found, Host
+    from fp4forge.launch.cluster.plan import Option
+    from fp4forge.launch.cluster.preflight import Item
+    from fp4forge.serve.settings import Server
+
+
+@click.group(invoke_without_command=True)
+@click.option("--hosts", metavar="USER@HOST,…", help="The machines; the first one answers.")
+@click.option(
+    "--model", type=click.Path(path_type=Path), help="The model, at the same path on all."
+)
+@click.option("--gpu", "product", default="gb10", show_default=True, help="Their GPU, one in each.")
+@click.option("--arch", default="sm121", show_default=True, help="GPU of the image.")
+@click.option(
+    "--backend",
+    type=click.Choice(["mp", "ray"]),
+    default="mp",
+    show_default=True,
+    help="How vLLM's processes find each other: its own, or Ray.",
+)
+@server_options
+@click.option("--utilization", type=float, default=0.85, show_default=True)
+@click.option("--interface", default="", help="Their link, if the route does not show it.")
+@click.option(
+    "--ssh-config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="ssh configuration file to use instead of the default.",
+)
+@click.option("--copy", is_flag=True, help="Copy the model to machines that lack it (rsync).")
+@click.option("--check", is_flag=True, help="Look at the machines; start nothing.")
+@click.option(
+    "--override",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A compose file that is merged over each machine's.",
+)
+@click.option(
+    "--any-gpu", is_flag=True, help="Do not look for GPUs: the override makes the engine run."
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0.1, 600),
+    default=30,
+    show_default=True,
+    help="Minutes until the server must be ready.",
+)
+@click.option("--no-smoke", is_flag=True, help="Ask the ready server nothing.")
+@click.option("--dry-run", is_flag=True, help="Write the files here; start nothing.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for --dry-run's files.",
+)
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["compose", "lws"]),
+    default="compose",
+    show_default=True,
+    help="lws prints a LeaderWorkerSet for Kubernetes, of --machines pods.",
+)
+@click.option("--machines", type=click.IntRange(2, 64), help="Pods of a LeaderWorkerSet.")
+@click.option("--rdma-resource", default="", help="Kubernetes' name of the RDMA device resource.")
+@json_option
+@click.pass_context
+def cluster(ctx: click.Context, /, **o: Any) -> None:
+    """Serve one model over several machines, or look whether they could.
+
+    Example: build.py serve cluster --hosts spark1,spark2 --model /models/big. Each machine gets
+    the same image by digest, and the model must have the same files on each.
+    """
+    if ctx.invoked_subcommand is None:
+        _start(o)
+
+
+def _start(o: dict[str, Any]) -> None:
+    from fp4forge.launch.cluster import plan, preflight
+    from fp4forge.publish import distribute
+
+    if o["kind"] == "lws":
+        cluster_files.kubernetes(o)
+        return
+    hosts = _hosts(o)
+    if o["backend"] == "ray":
+        raise UsageError(
+            "--backend ray: this project's images have no Ray",
+            rule="vLLM's own multi-node start (mp) needs nothing beside vLLM",
+            remedy="--backend mp",
+        )
+    console = Console()
+    with console.step("fit") as step:
+        options, chosen = cluster_files.fit(o, len(hosts))
+        step.detail = f"{chosen.split.text}: at most {chosen.rate:.0f} tokens a second"
+    whole, image, name = cluster_files.server(o, chosen)
+    digest = whole.image.partition("@")[2]
+    whole = replace(whole, image=name)
+    if o["dry_run"]:
+        cluster_files.dry_run(o, whole, hosts, options)
+        return
+    wanted = preflight.Wanted(
+        model=whole.model,
+        image=name,
+        digest=digest,
+        ports=(plan.MASTER_PORT, whole.port),
+        interface=o["interface"],
+        weights=chosen.weights,
+        gpus=not o["any_gpu"],
+    )
+    if not o["check"]:
+        with console.step("image") as step:
+            nodes = [host.address for host in hosts]
+            sent = distribute.distribute(image, nodes, name, o["ssh_config"], step.report)
+            step.detail = "; ".join(node.text() for node in sent)
+        if o["copy"]:
+            _copy(whole.model, hosts, console)
+    with console.step("check") as step:
+        found = preflight.look(hosts, wanted)
+        items = preflight.judge(hosts, found, wanted)
+        if all(one.address for one in found):
+            items += preflight.connections(hosts, found, plan.MASTER_PORT + 1)
+        wrong = [item for item in items if not item.ok]
+        step.detail = f"{len(items) - len(wrong)} of {len(items)} are right"
+        step.verdict = "failed" if wrong else "ok"
+    if o["check"] or wrong:
+        _show(items, o["as_json"])
+    if wrong:
+        error = TransferError(
+            f"{len(wrong)} of {len(items)} checks failed on {', '.join(hosts_of(wrong))}",
+            rule="machines that serve together are alike and reach each other",
+            remedy="each failed check has its fix; nothing was started",
+        )
+        if o["as_json"]:
+            sys.exit(error.exit_code)
+        raise error
+    if o["check"]:
+        return
+    _run(o, whole, hosts, found, (name, digest, chosen), console)
+
+
+def hosts_of(items: list[Item]) -> list[str]:
+    """The machines that items are about."""
+    return list(dict.fromkeys(item.host for item in items))
+
+
+def _hosts(o: dict[str, Any]) -> list[Host]:
+    from fp4forge.launch.cluster.hosts import Host
+    from fp4forge.publish import distribute
+
+    if not o["hosts"] or not o["model"]:
+        raise UsageError(
+            "which machines, and which model?",
+            rule="--hosts A,B --model DIR",
+            remedy="build.py serve cluster status lists what runs",
+        )
+    names = distribute.parse_nodes(o["hosts"])
+    if len(names) < 2:
+        raise UsageError(
+            f"--hosts {o['hosts']} is one machine",
+            rule="a cluster has at least two different ones",
+            remedy="build.py serve up MODEL serves on this machine",
+        )
+    return [Host(name, o["ssh_config"]) for name in names]
+
+
+def _copy(model: str, hosts: list[Host], console: Console) -> None:
+    """Has rsync bring the model to every machine, one after the other."""
+    import shlex
+
+    from fp4forge.core.limits import COPY_SILENCE_SECONDS
+    from fp4forge.oci import process
+
+    for host in hosts:
+        ssh = shlex.join(host.line()[: host.line().index(host.address)])
+        line = ["rsync", "-a", "--checksum", "--partial", "--info=progress2", "-e", ssh]
+        with console.step("copy") as step:
+            host.ask("mkdir", "-p", model)
+            code = process.follow(
+                [*line, f"{model}/", f"{host.address}:{model}/"],
+                step.report,
+                COPY_SILENCE_SECONDS,
+                TransferError,
+            )
+            if code != 0:
+                raise TransferError(
+                    f"rsync to {host.address} ends with {code}",
+                    rule="rsync must be installed here and there",
+                    remedy="running again goes on where it stopped",
+                )
+            step.detail = host.address
+
+
+def _show(items: list[Item], as_json: bool) -> None:
+    if as_json:
+        print_json([asdict(item) | {"ok": item.ok} for item in items])
+        return
+    from rich.table import Table
+
+    table = Table("", "check", "machine", "seen", "fix")
+    for item in items:
+        table.add_row("ok" if item.ok else "FAILED", item.name, item.host, item.seen, item.fix)
+    rich().print(table)
+
+
+def _run(
+    o: dict[str, Any],
+    whole: Server,
+    hosts: list[Host],
+    found: list[Found],
+    what: tuple[str, str, Option],
+    console: Console,
+) -> None:
+    from fp4forge.launch.cluster import plan, running
+    from fp4forge.serve import client, manifest
+
+    image, digest, chosen = what
+    ranks = plan.ranks(found)
+    servers = [plan.server(replace(whole, listen=ranks[0].address), rank) for rank in ranks]
+    made = running.Cluster(
+        name=whole.name,
+        hosts=[host.address for host in hosts],
+        ssh_config=str(o["ssh_config"] or ""),
+        url=f"http://{ranks[0].address}:{whole.port}",
+        image=image,
+        digest=digest,
+        model=whole.model,
+        split=chosen.split.text,
+    )
+    override = reading.text(o["override"], UsageError, where="--override") if o["override"] else ""
+    texts = [manifest.render(server, "compose") for server in servers]
+    for host, text in zip(hosts, texts, strict=True):
+        files.replace(made.folder / f"{host.address}.yaml", text)
+    made.save()
+    with console.step("files") as step:
+        running.write(made, texts, override)
+        step.detail = f"{len(texts)} machines"
+    with console.step("start") as step:
+        running.start(made, step.report)
+        step.detail = made.name
+    with console.step("ready") as step:
+        why = running.wait(made, o["timeout"] * 60, step.report)
+        step.detail, step.verdict = (why, "failed") if why else (made.url, "ok")
+    if not why and not o["no_smoke"]:
+        with console.step("smoke") as step:
+            answer = client.paris(made.url)
+            step.detail = answer.text[:100] or answer.problem
+            why = "" if answer.ok else answer.problem or "it does not know France's capital"
+            step.verdict = "failed" if why else "ok"
+    if why:
+        clusters.diagnose(made, as_json=o["as_json"])
+        running.stop(made)
+        raise ServingError(
+            f"{made.name} did not come up: {why}",
+            rule="every machine runs, and the first one answers",
+            remedy="the machine that differs from the others is the first place to look",
+        )
+    if o["as_json"]:
+        import msgspec
+
+        print_json(msgspec.to_builtins(made))
+        return
+    print_rows(
+        [
+            ("server", f"{made.name} at {made.url}, {made.split}"),
+            ("machines", ", ".join(made.hosts)),
+            ("image", f"{made.image} ({made.digest[:19]})"),
+            ("expect", f"at most {chosen.rate:.0f} tokens a second for one stream"),
+            ("link", f"{chosen.link_bytes / 1e3:.0f} kB a token that a GPU sends"),
+            ("logs", f"build.py serve cluster logs {made.name}"),
+            ("stop", f"build.py serve cluster stop {made.name}"),
+        ]
+    )
+
+
+for command in clusters.COMMANDS:
+    cluster.add_command(command)

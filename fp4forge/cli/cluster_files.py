@@ -1,0 +1,137 @@
+"""What ``serve cluster`` decides and writes before any machine is asked."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fp4forge.cli.options import resolve_registry
+from fp4forge.core import files
+from fp4forge.core.console import print_json
+from fp4forge.core.errors import FitError, UsageError
+
+if TYPE_CHECKING:
+    from fp4forge.launch.cluster.hosts import Host
+    from fp4forge.launch.cluster.plan import Option
+    from fp4forge.serve.settings import Server
+
+
+def fit(o: dict[str, Any], machines: int) -> tuple[list[Option], Option]:
+    """Every way to divide the model over the machines, and the best one that fits.
+
+    Raises:
+        FitError: none does, or the split that was asked for is not possible.
+    """
+    from fp4forge.kernels import gpus
+    from fp4forge.launch.cluster import plan
+    from fp4forge.serve import link, placing, settings
+    from fp4forge.serve import model as models
+    from fp4forge.serve.split import ONE, Split
+
+    product = gpus.product(o["product"])
+    described = models.read(o["model"], "fp8_e4m3")
+    chosen = settings.workload(settings.Wishes(workload=o["workload"], version="0", gpus=()))
+    wanted = placing.Wanted(
+        context=min(chosen.max_model_len, described.max_context or chosen.max_model_len),
+        sequences=1,
+        utilization=o["utilization"],
+        batched_tokens=chosen.max_num_batched_tokens,
+    )
+    found = plan.options(described, product, machines, wanted, link.ROCE)
+    asked = Split(o["tensor_parallel"], o["pipeline_parallel"], o["expert_parallel"])
+    if asked != ONE:
+        found = [one for one in found if one.split == asked]
+        if not found:
+            raise FitError(
+                f"{asked.text} does not use one GPU of each of {machines} machines, or the"
+                " model's widths do not allow it",
+                rule="tensor times pipeline parallelism is the number of machines",
+                remedy="leave the split out: the fastest that fits is taken",
+            )
+    return found, plan.choose(found, product, machines)
+
+
+def server(o: dict[str, Any], chosen: Option) -> tuple[Server, str, str]:
+    """The settings with the image by digest, the image as named, and its name on machines."""
+    from fp4forge.cli import compose
+    from fp4forge.oci import reference
+    from fp4forge.serve import manifest, recipes, settings
+
+    tag, _, version = compose.published(o)
+    registry = resolve_registry(o["registry"])
+    if not o["image"] and not registry:
+        raise UsageError(
+            "which image? neither --image nor --registry is given",
+            rule="every machine runs the same bytes",
+            remedy=f"--registry HOST:PORT looks up {o['repo']}:{tag} there",
+        )
+    image = o["image"] or f"{reference.repository(registry, o['repo'])}:{tag}"
+    by_digest = manifest.by_digest(image)
+    digest = by_digest.partition("@")[2]
+    wishes = replace(compose.wishes(o, version), split=chosen.split)
+    found = settings.server(o["model"], by_digest, wishes)
+    if o["recipe"]:
+        found = recipes.apply(found, compose.recipe(o, wishes))
+    name = f"fp4forge.local/{found.name}:{digest.removeprefix('sha256:')[:12]}"
+    return found, image, name
+
+
+def kubernetes(o: dict[str, Any]) -> None:
+    """Prints a LeaderWorkerSet."""
+    from fp4forge.launch.cluster import plan
+    from fp4forge.serve import manifest
+
+    if not o["model"] or not o["machines"]:
+        raise UsageError(
+            "a LeaderWorkerSet of which model, over how many machines?",
+            rule="--format lws --model DIR --machines N",
+        )
+    name = o["rdma_resource"]
+    if name and not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,60}[a-z0-9])?/[A-Za-z0-9._-]{1,63}", name):
+        raise UsageError(f"--rdma-resource {name!r}", rule="a resource's name, such as rdma/hca")
+    _, chosen = fit(o, o["machines"])
+    whole, _, _ = server(o, chosen)
+    more = {"size": o["machines"], "master_port": plan.MASTER_PORT, "rdma_resource": name}
+    text = manifest.render(whole, "lws", **more)
+    if o["output"]:
+        files.replace(o["output"] / "lws.yaml", text)
+    else:
+        click.echo(text, nl=False)
+
+
+def dry_run(o: dict[str, Any], whole: Server, hosts: list[Host], options: list[Option]) -> None:
+    """Writes the files with placeholders for what only the machines know."""
+    from fp4forge.launch.cluster import plan
+    from fp4forge.serve import manifest
+
+    addresses = [host.address.rpartition("@")[2] for host in hosts]
+    if not o["as_json"]:
+        for option in options:
+            fits = f"{option.sequences} sequences" if option.fits else "does not fit"
+            click.echo(
+                f"{option.split.text}: {fits}, at most {option.rate:.0f} tokens a second,"
+                f" {option.link_bytes / 1e3:.0f} kB a token on the link",
+                err=True,
+            )
+    texts = {}
+    for number, address in enumerate(addresses):
+        rank = plan.Rank(
+            number=number,
+            of=len(hosts),
+            master=addresses[0],
+            address=address,
+            interface=o["interface"] or "INTERFACE",
+        )
+        texts[address] = manifest.render(plan.server(whole, rank), "compose")
+    if o["output"]:
+        for address, text in texts.items():
+            files.replace(o["output"] / address / "compose.yaml", text)
+            click.echo(f"{o['output'] / address / 'compose.yaml'}", err=o["as_json"])
+    if o["as_json"]:
+        print_json({"options": [asdict(option) for option in options], "files": texts})
+    elif not o["output"]:
+        for address, text in texts.items():
+            click.echo(f"# ---- {address}\n{text}")

@@ -1,0 +1,149 @@
+"""How a model is divided over machines, and what each of them is started with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from fp4forge.core.errors import FitError
+from fp4forge.kernels.gpus import Product
+from fp4forge.launch.cluster.hosts import Found
+from fp4forge.serve import link, placing
+from fp4forge.serve.link import Link
+from fp4forge.serve.model import Model
+from fp4forge.serve.setting import Setting
+from fp4forge.serve.settings import Server
+from fp4forge.serve.split import Split, choices
+
+MASTER_PORT = 29501
+# RoCE v2 over IPv4 on ConnectX: the GID that NCCL must take (NVIDIA's DGX Spark playbooks).
+_GID = "3"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """A way to divide the model, whether each GPU holds its part, and how fast it can be."""
+
+    split: Split
+    fits: bool
+    sequences: int  # of the wanted context
+    rate: float  # tokens a second of one stream, at most
+    link_bytes: int  # that a GPU sends for each token
+    weights: int  # bytes on the fullest GPU
+
+
+def options(
+    model: Model, product: Product, machines: int, wanted: placing.Wanted, found: Link
+) -> list[Option]:
+    """Every way that uses one GPU of each machine, the best first: it fits, then by speed."""
+    out = []
+    for split in choices(model, machines):
+        if split.gpus != machines:
+            continue
+        placed = placing.on(model, product, split, wanted)
+        out.append(
+            Option(
+                split=split,
+                fits=placed.fit.fits and placed.sequences >= wanted.sequences,
+                sequences=placed.sequences,
+                rate=link.decode_rate(model, product, split, found, 1024),
+                link_bytes=link.bytes_per_token(model, split),
+                weights=placed.model.weights,
+            )
+        )
+    return sorted(out, key=lambda one: (not one.fits, -one.rate))
+
+
+def choose(found: list[Option], product: Product, machines: int) -> Option:
+    """The best option that fits.
+
+    Raises:
+        FitError: none does, with what each lacks.
+    """
+    if not found:
+        raise FitError(
+            f"this model's widths cannot be divided over {machines} GPUs",
+            rule="tensor, expert and pipeline parallelism divide heads, widths and layers",
+            remedy="build.py serve fit lists the splits that are possible",
+        )
+    if not found[0].fits:
+        lines = "; ".join(f"{one.split.text}: {one.sequences} sequences" for one in found)
+        raise FitError(
+            f"{machines} x {product.title} do not hold this model with that context ({lines})",
+            rule="a server holds at least one sequence of --max-model-len",
+            remedy="more machines, or a workload with a shorter context",
+        )
+    return found[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rank:
+    """A machine's place: its number, and how it reaches the others."""
+
+    number: int
+    of: int
+    master: str  # address of rank 0
+    address: str
+    interface: str
+    rdma: tuple[str, ...] = ()
+
+
+def ranks(found: list[Found]) -> list[Rank]:
+    """The machines in their order; RDMA only if every one has it."""
+    everywhere = all(one.rdma for one in found)
+    return [
+        Rank(
+            number=number,
+            of=len(found),
+            master=found[0].address,
+            address=one.address,
+            interface=one.interface,
+            rdma=tuple(one.rdma) if everywhere else (),
+        )
+        for number, one in enumerate(found)
+    ]
+
+
+def server(whole: Server, rank: Rank) -> Server:
+    """What one machine is started with.
+
+    Source: vllm/engine/arg_utils.py (--nnodes, --node-rank, --master-addr, --master-port) and
+    vllm/entrypoints/cli/serve.py (--headless) of 0.20.2 and 0.33.0.
+    """
+    flags = [flag for flag in whole.flags if flag.name not in ("--host", "--port")]
+    flags += [
+        Setting("--nnodes", str(rank.of), "machines that serve this model together"),
+        Setting("--node-rank", str(rank.number), "this machine's number"),
+        Setting("--master-addr", rank.master, "where the processes meet"),
+        Setting("--master-port", str(MASTER_PORT), "the same on all machines"),
+    ]
+    if rank.number:
+        flags.append(Setting("--headless", "", "only the first machine answers requests"))
+    else:
+        flags += [
+            Setting("--host", whole.listen, "the network is the machine's own"),
+            Setting("--port", str(whole.port), "the network is the machine's own"),
+        ]
+    return replace(
+        whole,
+        flags=tuple(flags),
+        environment=(*whole.environment, *environment(rank)),
+        gpus=1,
+        multi_node=True,
+        rdma=bool(rank.rdma),
+        headless=rank.number > 0,
+    )
+
+
+def environment(rank: Rank) -> list[Setting]:
+    """Variables by which a machine's processes find each other."""
+    found = [Setting("VLLM_HOST_IP", rank.address, "this machine's address on the link")]
+    for name in ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        found.append(Setting(name, rank.interface, "the interface of that address"))
+    if rank.rdma:
+        devices = "=" + ",".join(rank.rdma)
+        why = "every RDMA port that is up: a Spark's one cable has two"
+        found.append(Setting("NCCL_IB_HCA", devices, why))
+        found.append(Setting("NCCL_IB_GID_INDEX", _GID, "RoCE v2 over IPv4"))
+    else:
+        found.append(Setting("NCCL_IB_DISABLE", "1", "no RDMA on all machines: NCCL uses sockets"))
+    return found

@@ -1,0 +1,259 @@
+"""One model over several machines: how it is divided, what each machine gets, what is refused."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from fp4forge.core.errors import FitError
+from fp4forge.kernels.gpus import PRODUCTS
+from fp4forge.launch.cluster import doctor, plan, preflight
+from fp4forge.launch.cluster.hosts import PROBE, Found, Host, Link, Route
+from fp4forge.serve import link, placing
+from fp4forge.serve import model as models
+from fp4forge.serve.split import Split
+from tests.checkpoints import TINY, gemma4, write
+from tests.unit.test_cli import run
+
+SPARK = PRODUCTS["gb10"]
+DIGEST = "sha256:" + "a" * 64
+IMAGE = f"127.0.0.1:5000/fp4forge/vllm@{DIGEST}"
+VERSIONS = ("1.33", "1.35", "1.37")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write(tmp_path / "model", gemma4(TINY), TINY)
+
+
+def large(folder: Path, gigabytes: int = 134) -> models.Model:
+    """The tiny model with the weights of a large one."""
+    found = models.read(folder, "fp8_e4m3")
+    return replace(found, weights=gigabytes * 10**9, experts=0, num_experts=0, num_layers=60)
+
+
+WANTED = placing.Wanted(context=8192, sequences=1, utilization=0.85)
+
+
+def test_a_model_too_large_for_one_machine_is_divided(folder: Path) -> None:
+    found = plan.options(large(folder), SPARK, 2, WANTED, link.ROCE)
+    assert {one.split for one in found} == {Split(2, 1), Split(1, 2)}
+    best = plan.choose(found, SPARK, 2)
+    assert best.fits and best.split == Split(2, 1)  # both memories work on each token
+    assert best.rate > next(one.rate for one in found if one.split == Split(1, 2))
+
+
+def test_a_slow_link_favours_a_pipeline(folder: Path) -> None:
+    slow = link.Link(bandwidth=1e7, latency=5e-3)
+    best = plan.choose(plan.options(large(folder), SPARK, 2, WANTED, slow), SPARK, 2)
+    assert best.split == Split(1, 2)
+
+
+def test_what_no_number_of_these_machines_holds_is_refused(folder: Path) -> None:
+    found = plan.options(large(folder, 900), SPARK, 2, WANTED, link.ROCE)
+    with pytest.raises(FitError, match="do not hold this model"):
+        plan.choose(found, SPARK, 2)
+    with pytest.raises(FitError, match="cannot be divided over 3"):
+        plan.choose(plan.options(large(folder), SPARK, 3, WANTED, link.ROCE), SPARK, 3)
+
+
+def test_bytes_on_the_link(folder: Path) -> None:
+    """Two reductions of the hidden state in a layer; a ring of two sends each once."""
+    model = large(folder)
+    once = model.hidden * 2
+    assert link.bytes_per_token(model, Split(1, 1)) == link.exchanges(model, Split(1, 1)) == 0
+    assert link.bytes_per_token(model, Split(2, 1)) == 2 * 60 * once
+    assert link.exchanges(model, Split(2, 1)) == 120
+    assert link.bytes_per_token(model, Split(1, 2)) == 2 * once  # and the residual
+    assert link.exchanges(model, Split(1, 2)) == 1
+
+
+def found(**more: Any) -> Found:
+    values: dict[str, Any] = {
+        "name": "spark1",
+        "time": 0.0,
+        "docker": "28.0",
+        "compose": "2.35",
+        "gpus": "name, compute_cap, driver_version, memory.total [MiB]\n"
+        "NVIDIA GB10, 12.1, 580.95.05, [N/A]",
+        "routes": [Route(peer="b", to="10.0.0.2", interface="enp1s0f0np0", address="10.0.0.1")],
+        "interface": "enp1s0f0np0",
+        "address": "10.0.0.1",
+        "link": Link(mtu=9000, speed=200_000, state="up"),
+        "rdma": {"rocep1s0f0": ["enp1s0f0np0"], "roceP2p1s0f0": ["enP2p1s0f0np0"]},
+        "image": [DIGEST],
+        "model": {"config.json": (10, "aa"), "model.safetensors": (100, "bb")},
+        "memory": (128 << 30, 120 << 30),
+        "memlock": -1,
+        "taken": [],
+        "tools": ["rsync"],
+    }
+    return Found(**values | more)
+
+
+HOSTS = [Host("spark1"), Host("spark2")]
+CHECKED = preflight.Wanted(
+    model="/models/m", image="x", digest=DIGEST, ports=(29501, 8000), weights=60 << 30
+)
+
+
+def failing(second: Found) -> set[str]:
+    items = preflight.judge(HOSTS, [found(), second], CHECKED)
+    assert all(item.fix for item in items if not item.ok)
+    return {item.name for item in items if not item.ok and "spark2" in item.host}
+
+
+def test_two_equal_machines_pass() -> None:
+    assert failing(found(name="spark2", address="10.0.0.2")) == set()
+
+
+@pytest.mark.parametrize(
+    ("more", "name"),
+    [
+        ({"docker": ""}, "engine"),
+        ({"compose": ""}, "Compose"),
+        ({"gpus": ""}, "GPU"),
+        ({"gpus": found().gpus.replace("580.95.05", "570.1")}, "GPU and driver alike"),
+        ({"image": ["sha256:" + "b" * 64]}, "image"),
+        ({"model": {}}, "model"),
+        ({"model": {"config.json": (10, "cc"), "model.safetensors": (100, "bb")}},
+         "model's files alike"),
+        ({"routes": [Route(error="no route to a")]}, "route"),
+        ({"address": ""}, "interface"),
+        ({"link": Link(mtu=1500, speed=200_000, state="up")}, "MTU of the link alike"),
+        ({"rdma": {}}, "RDMA devices alike"),
+        ({"memory": (128 << 30, 20 << 30)}, "free memory"),
+        ({"taken": [8000]}, "ports"),
+        ({"time": 3600.0}, "clock"),
+    ],
+)  # fmt: skip
+def test_each_difference_is_found(more: dict[str, Any], name: str) -> None:
+    assert name in failing(found(**more))
+
+
+def test_ranks_use_rdma_only_if_all_have_it() -> None:
+    first, second = found(), found(address="10.0.0.2")
+    names = {s.name: s.value for s in plan.environment(plan.ranks([first, second])[1])}
+    assert names["VLLM_HOST_IP"] == "10.0.0.2"
+    assert names["NCCL_IB_HCA"] == "=rocep1s0f0,roceP2p1s0f0"  # both twins
+    assert names["NCCL_SOCKET_IFNAME"] == names["GLOO_SOCKET_IFNAME"] == "enp1s0f0np0"
+    lone = plan.ranks([first, found(rdma={})])
+    assert {s.name for s in plan.environment(lone[0])} & {"NCCL_IB_DISABLE"}
+
+
+def files(folder: Path, *more: str) -> dict[str, Any]:
+    line = ("serve", "cluster", "--hosts", "spark1,me@spark2", "--model", str(folder))
+    done = run(*line, "--image", IMAGE, "--workload", "balanced", "--dry-run", "--json", *more)
+    assert done.returncode == 0, done.stderr
+    return {host: yaml.safe_load(text) for host, text in json.loads(done.stdout)["files"].items()}
+
+
+def test_each_machine_gets_its_file(folder: Path) -> None:
+    made = files(folder)
+    first, second = (made[name]["services"]["vllm"] for name in ("spark1", "spark2"))
+    assert first["network_mode"] == second["network_mode"] == "host"
+    assert "ports" not in first and first["ulimits"]["memlock"] == -1
+    assert "--headless" in second["command"] and "--headless" not in first["command"]
+    for number, service in enumerate((first, second)):
+        words = service["command"]
+        assert words[words.index("--node-rank") + 1] == str(number)
+        assert words[words.index("--nnodes") + 1] == "2"
+        assert words[words.index("--master-addr") + 1] == "spark1"
+    assert second["healthcheck"] == {"disable": True}
+    assert first["image"] == second["image"] and first["pull_policy"] == "never"
+
+
+def test_a_leader_worker_set(folder: Path) -> None:
+    line = ("serve", "cluster", "--format", "lws", "--machines", "2", "--model", str(folder))
+    done = run(*line, "--image", IMAGE, "--workload", "balanced", "--rdma-resource", "rdma/hca")
+    assert done.returncode == 0, done.stderr
+    group, budget, service = yaml.safe_load_all(done.stdout)
+    template = group["spec"]["leaderWorkerTemplate"]
+    assert template["size"] == 2
+    for version in VERSIONS:
+        for role in ("leader", "worker"):
+            pod = template[f"{role}Template"]
+            whole = {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {"name": "p"},
+                "spec": pod["spec"],
+            }
+            kubernetes_validate.validate(whole, version, strict=True)
+        kubernetes_validate.validate(budget, version, strict=True)
+        kubernetes_validate.validate(service, version, strict=True)
+    leader, worker = (
+        template[f"{role}Template"]["spec"]["containers"][0] for role in ("leader", "worker")
+    )
+    assert "--headless" in worker["args"] and "--headless" not in leader["args"]
+    assert "readinessProbe" in leader and "readinessProbe" not in worker
+    assert leader["resources"]["limits"]["rdma/hca"] == 1
+    assert service["spec"]["selector"]["role"] == "leader"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        ((), 2, "which machines, and which model"),
+        (("--hosts", "a", "--model", "MODEL"), 2, "is one machine"),
+        (("--hosts", "a,a", "--model", "MODEL"), 2, "is one machine"),
+        (("--hosts", "a;b,c", "--model", "MODEL"), 2, "is not [USER@]HOST"),
+        (("--hosts", "a,b", "--model", "/nowhere"), 19, "/nowhere"),
+        (("--hosts", "a,b", "--model", "MODEL", "--backend", "ray"), 2, "have no Ray"),
+        (("--hosts", "a,b,c", "--model", "MODEL"), 25, "cannot be divided over 3"),
+        (("--hosts", "a,b", "--model", "MODEL", "--tensor-parallel", "4"), 25, "TP 4 does not use"),
+        (("--hosts", "a,b", "--model", "MODEL", "--gpu", "x"), 2, "'x'"),
+        (("--format", "lws", "--model", "MODEL"), 2, "over how many machines"),
+        (("status", "--json"), 0, ""),
+        (("logs", "nothing"), 2, "no cluster 'nothing'"),
+    ],
+)
+def test_bad_wishes(
+    folder: Path, tmp_path: Path, words: tuple[str, ...], code: int, says: str
+) -> None:
+    line = [str(folder) if word == "MODEL" else word for word in words]
+    done = run("serve", "cluster", *line, FP4FORGE_BUILD=str(tmp_path / "state"))
+    assert done.returncode == code, done.stderr
+    assert says in done.stderr
+
+
+def probe(request: dict[str, Any]) -> Any:
+    line = [sys.executable, "-", json.dumps(request)]
+    done = subprocess.run(
+        line, input=PROBE.read_text(), capture_output=True, text=True, check=True, timeout=60
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_probe_sees_this_machine(folder: Path) -> None:
+    with socket.socket() as listening:
+        listening.bind(("", 0))
+        listening.listen()
+        port = listening.getsockname()[1]
+        request = {"peers": ["127.0.0.1", "no.such.host.invalid"], "model": str(folder)}
+        seen = probe(request | {"image": "none", "ports": [port], "interface": "lo"})
+        assert probe({"connect": ["127.0.0.1", port]}) == {"error": ""}
+    assert seen["taken"] == [port] and seen["address"] == "127.0.0.1"
+    assert "no address" in seen["routes"][1]["error"]
+    assert set(seen["model"]) == {path.name for path in folder.iterdir()}
+    assert "refused" in probe({"connect": ["127.0.0.1", port]})["error"]
+
+
+LINE = "(EngineCore pid=9) INFO 08-01 10:0{}:00 [core.py:1] {}\n"
+
+
+def test_the_machine_that_differs_is_named() -> None:
+    good = LINE.format(0, "Starting to load model") + LINE.format(9, "Model loading took 3 GiB")
+    seen = doctor.look({"a": good, "b": good, "c": LINE.format(0, "NCCL INFO Bootstrap")})
+    (line,) = doctor.odd(seen)
+    assert line.startswith("c has been silent for 540 s") and "Bootstrap" in line
+    assert doctor.odd(doctor.look({"a": good, "b": ""})) != []
