@@ -28,6 +28,12 @@ INDEX_SECONDS = 60
 INDEX_BYTES = 64 << 20  # one project's files
 FETCHED_BYTES = 8 << 30
 
+# Advisories (OSV).
+OSV_SECONDS = 60  # one answer of the service
+OSV_BYTES = 16 << 20  # one record, or one answer; the largest records have some 2 MB
+OSV_FILES = 1_000_000  # of a folder; all of OSV has some 500,000
+OSV_PAGES = 100  # of one package
+
 # Model servers.
 SERVER_BYTES = 4 << 20  # one answer; 2,048 tokens as a stream have some 600 KB
 ANSWER_CHARACTERS = 100_000  # of a model's text

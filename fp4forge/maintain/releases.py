@@ -105,6 +105,7 @@ def remove(name: str) -> list[str]:
         *(RELEASES / "archs").glob(f"{version}.*"),
         RELEASES / "backends" / f"{version}.json",
         switches.FOLDER / f"{version}.json",
+        RELEASES / "vex" / f"{name}.json",
         *LOCKS.glob(f"{name}-*.txt"),
         PATCHES / "vllm" / version,
         DOCKERFILES / name,

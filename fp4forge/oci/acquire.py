@@ -25,6 +25,8 @@ class Plan(Struct, frozen=True):
     """plan.json, as far as it is read back from an image."""
 
     packages: dict[str, str] = {}
+    release: str = ""
+    vllm_version: str = ""
 
 
 class Ledger(Struct, frozen=True):
@@ -93,6 +95,27 @@ def records(client: Any, image: str) -> Records:
     Raises:
         RegistryError: the engine does not have it any more.
     """
+    wanted = {f"fp4forge/{name}.json": name for name in ("plan", "ledger", "patches")}
+    with _unstarted(client, image) as made:
+        found = _files(made, FOLDER, set(wanted))
+    return Records({wanted[name]: content for name, content in found.items()})
+
+
+def files(client: Any, image: str, paths: tuple[str, ...]) -> dict[str, bytes]:
+    """Plain files of an image that the engine has, by their paths; what is not there is left out.
+
+    Raises:
+        RegistryError: the engine does not have the image any more.
+        BinaryError: a file is too large.
+    """
+    with _unstarted(client, image) as made:
+        read = {path: _files(made, path, {PurePosixPath(path).name}) for path in paths}
+    return {path: content for path, found in read.items() for content in found.values()}
+
+
+@contextlib.contextmanager
+def _unstarted(client: Any, image: str) -> Iterator[Any]:
+    """A container of an image that is not started, and goes afterwards."""
     from docker.errors import NotFound
 
     try:
@@ -105,9 +128,7 @@ def records(client: Any, image: str) -> Records:
             remedy="another program removed it; run again",
         ) from None
     try:
-        wanted = {f"fp4forge/{name}.json": name for name in ("plan", "ledger", "patches")}
-        found = _files(made, FOLDER, set(wanted))
-        return Records({wanted[name]: content for name, content in found.items()})
+        yield made
     finally:
         engine.discard(made)
 
