@@ -139,11 +139,11 @@ def line(finding: Finding) -> str:
     return f"{finding.id} ({finding.severity}{score}): {where}{fixed}; {verdict}"
 
 
-def check_allowed(names: tuple[str, ...], database: str | None) -> None:
-    """Refuses ``--allow-vulnerable`` that cannot mean anything.
+def check_allowed(names: tuple[str, ...]) -> None:
+    """Refuses ``--allow-vulnerable`` with what is not an identifier.
 
     Raises:
-        UsageError: an identifier has another form, or there is no data that it could be in.
+        UsageError: one has another form.
     """
     for name in names:
         if not osv.IDENTIFIER.fullmatch(name):
@@ -151,12 +151,6 @@ def check_allowed(names: tuple[str, ...], database: str | None) -> None:
                 f"--allow-vulnerable {shown(name, 80)!r} is not an identifier",
                 rule="DATABASE-ENTRY, such as CVE-2026-47155 or GHSA-3ww4-5jv9-j5gm",
             )
-    if names and not database:
-        raise UsageError(
-            "--allow-vulnerable without --advisories",
-            rule="an exception is from data that was looked at",
-            remedy="--advisories FOLDER or ADDRESS",
-        )
 
 
 def _groups(

@@ -73,6 +73,13 @@ class LazyGroup(click.Group):
 )
 @click.option("--tag", "tags", multiple=True, help="Another tag for the verified image.")
 @click.option("--push", is_flag=True, help="Push by digest, verify, then move the tags.")
+@click.option(
+    "--advisories",
+    envvar="FP4FORGE_ADVISORIES",
+    metavar="DIR|URL",
+    help="OSV data: refuse an image with an unexplained grave vulnerability."
+    " [env: FP4FORGE_ADVISORIES]",
+)
 @click.option("--load", is_flag=True, help="Leave the verified image in the engine (default).")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout, for scripts.")

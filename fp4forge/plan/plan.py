@@ -44,6 +44,7 @@ class Plan:
     arch_list: str
     predicted: dict[str, list[str]]  # targets of the ledger's groups
     allow_missing: tuple[str, ...]  # GPUs that may go without FP4, on request
+    allow_vulnerable: tuple[str, ...]  # advisories that a person accepts, by identifier
     variant: str
     strategy: str
     base: str

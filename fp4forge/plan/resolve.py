@@ -91,6 +91,7 @@ def resolve(request: Request) -> Plan:
         arch_list=arch_list,
         predicted=predicted | aot.expected(ahead, gpus),
         allow_missing=request.allow_missing,
+        allow_vulnerable=tuple(sorted(set(request.allow_vulnerable))),
         variant=decided.variant,
         strategy=decided.strategy,
         base=base.name,

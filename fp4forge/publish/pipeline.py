@@ -29,7 +29,7 @@ from fp4forge.plan import tags
 from fp4forge.plan.plan import Plan
 from fp4forge.plan.request import Request
 from fp4forge.plan.resolve import resolve
-from fp4forge.publish import bases, build, tagging, verified
+from fp4forge.publish import bases, build, gate, tagging, verified
 from fp4forge.publish.build import LAYOUT
 
 # GB that a build needs free: cold, it writes package cache, build cache, unpacked image, compressed
@@ -47,6 +47,7 @@ class Destination:
     push: bool
     tags: tuple[str, ...] = ()
     part: bool = False
+    advisories: str = ""  # OSV data; empty: not looked at
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,9 @@ def prepare(request: Request) -> Context:
     return contexts.assemble(resolve(request))
 
 
-def destination(repository: str, push: bool, load: bool, names: tuple[str, ...]) -> Destination:
+def destination(
+    repository: str, push: bool, load: bool, names: tuple[str, ...], advisories: str = ""
+) -> Destination:
     """Where to, after validation.
 
     Raises:
@@ -116,7 +119,8 @@ def destination(repository: str, push: bool, load: bool, names: tuple[str, ...])
     """
     if push and load:
         raise UsageError("--push and --load exclude each other", remedy="give one of them")
-    return Destination(repository, push, tuple(tags.check(name) for name in names))
+    checked = tuple(tags.check(name) for name in names)
+    return Destination(repository, push, checked, advisories=advisories)
 
 
 def run(request: Request, where: Destination, options: Options, console: Console) -> Outcome:
@@ -133,6 +137,9 @@ def run(request: Request, where: Destination, options: Options, console: Console
             lacking = pool.submit(_lacking, plan)  # docker looks while the files are rendered
             context = contexts.assemble(plan)
             step.detail = f"{context.plan.id}: {context.plan.immutable_tag}"
+        if where.advisories:
+            with console.step("audit") as step:
+                step.detail = gate.lock(context.plan, where.advisories, step.report)
         with _alone(console):
             return _run(context, where, options, console, pool, lacking)
     except RegistryError as error:
@@ -347,6 +354,7 @@ def _push(job: _Job, ledger: str) -> Made:
             step.detail = "stock docker pull"
         checks = _verify(job, image)
         verified.record(repository, digest)
+    audited = _audit(job, image)
     with console.step("publish") as step:
         moving = () if job.destination.part else (plan.moving_tag, *job.destination.tags)
         _check_further(repository, digest, job.destination.tags)
@@ -360,7 +368,7 @@ def _push(job: _Job, ledger: str) -> Made:
                     remedy="run again: that image is checked then",
                 )
             names = (immutable, *moving)
-            verdict = runner.summary(checks) if checks else "verified before"
+            verdict = (runner.summary(checks) if checks else "verified before") + audited
             lost = tagging.give(
                 repository, digest, names, step.report, fixed=immutable, verdict=verdict
             )
@@ -398,6 +406,7 @@ def _load(job: _Job, ledger: str) -> Made:
     digest = _build(job, output, ledger)
     try:
         checks = _verify(job, candidate)
+        _audit(job, candidate)
         with job.console.step("name") as step:
             names = (plan.immutable_tag, plan.moving_tag, *where.tags)
             for name in names:
@@ -416,6 +425,17 @@ def _verify(job: _Job, image: str) -> tuple[Check, ...]:
         step.detail = runner.summary(checks)
         runner.demand(checks)
     return checks
+
+
+def _audit(job: _Job, image: str) -> str:
+    """Audits the image; returns what its record says of that, empty if nothing was looked at."""
+    data = job.destination.advisories
+    if not data:
+        job.console.say(f"  {gate.NOT_LOOKED_AT}")
+        return ""
+    with job.console.step("audit") as step:
+        step.detail = gate.image(job.plan, image, data, step.report)
+    return f"; {step.detail}"
 
 
 @contextlib.contextmanager
