@@ -83,6 +83,15 @@ class LazyGroup(click.Group):
     help="OSV data: refuse an image with an unexplained grave vulnerability."
     " [env: FP4FORGE_ADVISORIES]",
 )
+@click.option(
+    "--moved-packages",
+    type=click.Choice(["say", "refuse", "record"]),
+    default="say",
+    show_default=True,
+    envvar="FP4FORGE_MOVED_PACKAGES",
+    help="If the distribution's packages are not those of releases/packages: say so, refuse the"
+    " image, or record them anew. [env: FP4FORGE_MOVED_PACKAGES]",
+)
 @click.option("--load", is_flag=True, help="Leave the verified image in the engine (default).")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout, for scripts.")

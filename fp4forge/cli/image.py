@@ -40,7 +40,14 @@ def build(**o: Any) -> None:
             remedy="make setup starts one on loopback, and --push then needs no name",
         )
     repository = reference.repository(registry, o["repo"])
-    where = pipeline.destination(repository, o["push"], o["load"], o["tags"], o["advisories"] or "")
+    where = pipeline.destination(
+        repository,
+        o["push"],
+        o["load"],
+        o["tags"],
+        advisories=o["advisories"] or "",
+        moved_packages=o["moved_packages"],
+    )
     if o["dry_run"]:
         plans = [pipeline.prepare(request).plan for request in requests]
         if o["as_json"]:

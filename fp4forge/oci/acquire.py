@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
@@ -27,6 +27,8 @@ class Plan(Struct, frozen=True):
     packages: dict[str, str] = {}
     release: str = ""
     vllm_version: str = ""
+    base: str = ""
+    platform: str = ""
 
 
 class Ledger(Struct, frozen=True):
@@ -97,20 +99,37 @@ def records(client: Any, image: str) -> Records:
     """
     wanted = {f"fp4forge/{name}.json": name for name in ("plan", "ledger", "patches")}
     with _unstarted(client, image) as made:
-        found = _files(made, FOLDER, set(wanted))
+        found = _files(made, FOLDER, wanted.__contains__)
     return Records({wanted[name]: content for name, content in found.items()})
 
 
-def files(client: Any, image: str, paths: tuple[str, ...]) -> dict[str, bytes]:
+def files(
+    client: Any, image: str, paths: tuple[str, ...], folder: str = "", ending: str = ""
+) -> dict[str, bytes]:
     """Plain files of an image that the engine has, by their paths; what is not there is left out.
+
+    Args:
+        client: docker SDK client.
+        image: reference of an image that the engine has.
+        paths: of files.
+        folder: whose files of that ending are read too.
+        ending: of their names.
 
     Raises:
         RegistryError: the engine does not have the image any more.
         BinaryError: a file is too large.
     """
     with _unstarted(client, image) as made:
-        read = {path: _files(made, path, {PurePosixPath(path).name}) for path in paths}
-    return {path: content for path, found in read.items() for content in found.values()}
+        found = {
+            path: content
+            for path in paths
+            for content in _files(made, path, {PurePosixPath(path).name}.__contains__).values()
+        }
+        if folder:
+            read = _files(made, folder, lambda name: name.endswith(ending))
+            parent = PurePosixPath(folder).parent
+            found |= {str(parent / name): content for name, content in read.items()}
+    return found
 
 
 @contextlib.contextmanager
@@ -140,11 +159,11 @@ def read(container: Any, path: str, shape: type[T]) -> T | None:
         BinaryError: it is there, and is not of that shape.
     """
     name = PurePosixPath(path).name
-    content = _files(container, path, {name}).get(name)
+    content = _files(container, path, {name}.__contains__).get(name)
     return None if content is None else reading.json(content, shape, path, BinaryError)
 
 
-def _files(container: Any, path: str, names: set[str]) -> dict[str, bytes]:
+def _files(container: Any, path: str, wanted: Callable[[str], bool]) -> dict[str, bytes]:
     """Plain files of a container's file or folder, by their names in the engine's tar."""
     from docker.errors import APIError
 
@@ -156,7 +175,7 @@ def _files(container: Any, path: str, names: set[str]) -> dict[str, bytes]:
     try:
         with tarfile.open(fileobj=engine.as_file(stream), mode="r|") as archive:
             for entry in archive:
-                if entry.name not in names or not entry.isfile():
+                if not wanted(entry.name) or not entry.isfile():
                     continue
                 if entry.size > RECORD_BYTES:
                     raise BinaryError(
