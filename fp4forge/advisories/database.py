@@ -56,6 +56,7 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = str(path)
+        self._named: dict[str, list[Record]] | None = None
 
     def about(
         self, components: Iterable[Component], report: Progress
@@ -65,6 +66,16 @@ class Folder:
         Raises:
             AdvisoryError: a file is not an OSV record, or the folder has none.
         """
+        if self._named is None:
+            self._named = self._read(report)
+        found = {}
+        for one in components:
+            records = self._named.get(osv.canonical(one.ecosystem, one.name), ())
+            found[one] = list({record.id: record for record in records}.values())
+        return found
+
+    def _read(self, report: Progress) -> dict[str, list[Record]]:
+        """Records by the packages that they name, of ecosystems that an image can have."""
         named: dict[str, list[Record]] = {}
         count = 0
         for path in sorted(self.path.rglob("*.json")):
@@ -75,7 +86,7 @@ class Folder:
                 report(f"{count:,} records of {self.path}")
             record = osv.parse(reading.content(path, AdvisoryError, OSV_BYTES), shown(path, 300))
             for part in record.affected:
-                if part.package:
+                if part.package and part.package.ecosystem.partition(":")[0] in osv.ECOSYSTEMS:
                     key = osv.canonical(part.package.ecosystem, part.package.name)
                     named.setdefault(key, []).append(record)
         if not count:
@@ -84,11 +95,7 @@ class Folder:
                 rule="*.json, one record in each",
                 remedy="unpack an export of osv.dev there",
             )
-        found = {}
-        for one in components:
-            records = named.get(osv.canonical(one.ecosystem, one.name), ())
-            found[one] = list({record.id: record for record in records}.values())
-        return found
+        return named
 
 
 class _Named(Struct, frozen=True):

@@ -19,6 +19,7 @@ from fp4forge.core.errors import AdvisoryError
 from fp4forge.core.text import shown
 
 PYPI = "PyPI"
+ECOSYSTEMS = (PYPI, "Debian", "Ubuntu")  # whose versions are compared here
 UNKNOWN = "unknown"
 LEVELS = ("none", "low", "medium", "high", "critical")
 # Levels of OSV's database_specific (GitHub's words) and of Debian's security tracker ("urgency").

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import click
 
 from fp4forge.cli.options import json_option
 from fp4forge.core.console import Console, print_json, print_rows
-from fp4forge.core.errors import UsageError
+from fp4forge.core.errors import UsageError, VulnerableError
 
 if TYPE_CHECKING:
     from fp4forge.advisories.audit import Finding, Report
@@ -56,8 +57,14 @@ def audit(image: str | None, releases: tuple[str, ...], db: str | None, as_json:
     else:
         for report in found:
             _show(report)
-    for report in found:
-        auditing.demand(report)
+    try:
+        for report in found:
+            auditing.demand(report)
+    except VulnerableError as error:
+        if not as_json:
+            raise
+        click.echo(error.message, err=True)  # not the error's JSON: what is read is the report
+        sys.exit(error.exit_code)
 
 
 def _show(report: Report) -> None:

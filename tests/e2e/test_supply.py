@@ -85,8 +85,7 @@ def test_an_image_is_audited_with_its_distribution(image: str, data: Path) -> No
         sys.executable, "build.py", "audit", image, "--db", str(data), "--json", check=False
     )
     assert done.returncode == 30, done.stderr
-    # stdout has the report, then the error: both are JSON.
-    report, _ = json.JSONDecoder().raw_decode(done.stdout)
+    report = json.loads(done.stdout)
     found = {finding["id"]: finding for finding in report[0]["findings"]}
     assert report[0]["release"] == "0.20.2"
     assert found["CVE-2026-1"]["packages"] == ["openssl 3.5.1-1"]
