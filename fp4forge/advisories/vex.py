@@ -20,6 +20,7 @@ from fp4forge.core.errors import AdvisoryError
 from fp4forge.core.limits import CONFIG_BYTES
 from fp4forge.core.paths import RELEASES
 from fp4forge.core.text import shown
+from fp4forge.inputs import release as releases
 from fp4forge.inputs.reader import Format
 
 FOLDER = RELEASES / "vex"
@@ -127,13 +128,16 @@ class Verdict:
 
 
 def load(release: str) -> tuple[Verdict, ...]:
-    """The verdicts of a release; none if it has no document.
+    """The verdicts of a release; none if it has no document, or is not one of this project's.
+
+    Args:
+        release: a name that may come from an image.
 
     Raises:
         AdvisoryError: the document is not OpenVEX, a verdict has no reason, or no expiry.
     """
     path = FOLDER / f"{release}.json"
-    if not reading.is_file(path):
+    if release not in releases.names() or not reading.is_file(path):
         return ()
     expires = FORMAT.read(FOLDER / "expiry.yaml", f"{RELEASES.name}/vex/expiry.yaml").expires
     content = reading.content(path, AdvisoryError, CONFIG_BYTES)

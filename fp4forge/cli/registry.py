@@ -43,7 +43,8 @@ def images(registry: str | None, repo: str, as_json: bool) -> None:
     """List what a registry holds: tags, digest, release, age, size; the newest first.
 
     verified: a record in the registry says that the image's checks passed. signed: a signature is
-    kept beside it; whether it holds is not looked at.
+    kept beside it; whether it holds is not looked at. The verdicts on known vulnerabilities are
+    those of its release (releases/vex); build.py audit looks for further ones.
     """
     from fp4forge.publish import listing
 
@@ -67,6 +68,7 @@ def _facts(image: Image) -> str:
         ", ".join(image.platforms),
         "verified" if image.verified else "not verified here",
         "a signature" if image.signed else "no signature",
+        ", ".join(f"{n} {status.replace('_', ' ')}" for status, n in image.verdicts.items()),
         _age(image.published),
         f"{image.bytes / 1e9:.2f} GB",
     ]

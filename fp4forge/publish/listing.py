@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from fp4forge.advisories import vex
 from fp4forge.core.errors import RegistryError
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import catalog, referrers, registry
@@ -38,6 +40,7 @@ class Image:
     published: str  # ISO 8601, of its first record
     verified: bool  # a record here says that its checks passed
     signed: bool  # a signature is kept beside it; whether it holds is not looked at
+    verdicts: dict[str, int]  # on advisories about its release, by status (advisories/vex.py)
     bytes: int  # compressed, all platforms
     manifests: list[str]  # that its index names: images and attestations
 
@@ -92,15 +95,17 @@ def _image(repository: str, digest: str, names: list[str], every_tag: set[str]) 
     kept = records.of(repository, digest)
     index = registry.existing(repository, digest).data
     labels = registry.image_labels(repository, digest)
+    release = next((entry[KIND[0]] for entry in labels if KIND[0] in entry), "")
     return Image(
         digest=digest,
         tags=sorted(names, key=lambda tag: (not tags.is_immutable(tag), tag)),
-        release=next((entry[KIND[0]] for entry in labels if KIND[0] in entry), ""),
+        release=release,
         kind="; ".join(sorted(_kind(entry) for entry in labels)),
         platforms=sorted(entry["platform"] for entry in labels),
         published=min((record.time for record in kept), default=""),
         verified=records.passed(kept, digest) is not None,
         signed=signed(repository, digest, every_tag),
+        verdicts=dict(Counter(verdict.status for verdict in vex.load(release))),
         bytes=sum(registry.layer_sizes(repository, digest).values()),
         manifests=sorted(entry.digest for entry in index.manifests or ()),
     )

@@ -284,6 +284,10 @@ def verdicts(
     return vex.parse(content, "x.json", EXPIRES if expires is None else expires)
 
 
+def test_a_release_that_an_image_names_is_no_path(tmp_path: Path) -> None:
+    assert vex.load("../vex/0.20.2") == () and len(vex.load("0.20.2")) == len(LISTED)
+
+
 def test_a_verdict_is_on_a_version() -> None:
     (found,) = verdicts({})
     names = frozenset({"CVE-2026-1", "GHSA-aaaa-bbbb-cccc"})
@@ -328,6 +332,27 @@ def test_each_verdict_has_one_expiry(expires: dict[str, str], said: str) -> None
 @given(spoilt(GOOD))
 def test_fuzz_verdicts(value: Any) -> None:
     survives(lambda: vex.parse(json.dumps(value).encode(), "x.json", EXPIRES))
+
+
+ANSWER = {"results": [{"vulns": [{"id": "CVE-2026-41523"}], "next_page_token": "2"}]}
+
+
+@fuzz
+@given(spoilt(ANSWER))
+def test_fuzz_answers_of_a_service(value: Any) -> None:
+    class Said(database.Service):
+        def _ask(self, method: str, path: str, body: bytes | None) -> bytes:
+            if method == "POST":
+                return json.dumps(value).encode()
+            return (DATA / "CVE-2026-41523.json").read_bytes()
+
+    survives(lambda: Said("http://127.0.0.1:9").about([VLLM], quiet))
+
+
+@fuzz
+@given(spoilt({"expires": {"0.20.2": EXPIRES}}))
+def test_fuzz_expiry(value: Any) -> None:
+    survives(lambda: vex.FORMAT.parse(json.dumps(value), "expiry.yaml"))
 
 
 @fuzz

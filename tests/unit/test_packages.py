@@ -112,6 +112,16 @@ def test_a_broken_record_is_refused(moved: Path) -> None:
 
 
 @fuzz
+@given(st.text(max_size=200))
+def test_fuzz_record(tmp_path_factory: pytest.TempPathFactory, noise: str) -> None:
+    file = tmp_path_factory.getbasetemp() / "record.txt"
+    good = packages.text(packages.of_files(FILES))
+    place = len(noise) * 7 % len(good)
+    file.write_bytes((good[:place] + noise + good[place:]).encode(errors="replace"))
+    survives(lambda: packages.read(file))
+
+
+@fuzz
 @given(st.binary(max_size=300))
 def test_fuzz_status(noise: bytes) -> None:
     place = len(noise) % len(STATUS)

@@ -102,6 +102,24 @@ def test_what_is_listed(shelf: Shelf) -> None:
     assert first["release"] == "1.0" and first["platforms"] == ["linux/amd64"]
     assert first["bytes"] == images.LAYER_BYTES
     assert first["published"] < newest["published"]
+    assert first["verdicts"] == {}  # there is no release 1.0
+
+
+def test_verdicts_on_an_images_release(shelf: Shelf, tmp_path: Path) -> None:
+    old = images.make(tmp_path, 98, **LABELS | {"io.fp4forge.release": "0.20.2"})
+    images.seed(shelf.proxy.upstream, shelf.name, old, "old")
+    (found,) = shelf.run("images")
+    assert found["verdicts"] == {"affected": 3, "not_affected": 2, "under_investigation": 3}
+
+
+HOSTILE: list[bytes] = [b"", b"[]", b'{"tags": "x"}', b'{"tags": ["../x", "\\u001b[2J", 1]}']
+
+
+@pytest.mark.parametrize("content", HOSTILE)
+def test_a_list_of_tags_that_is_none(shelf: Shelf, content: bytes) -> None:
+    shelf.publish(0)
+    shelf.proxy.spoil(Fault("GET root", status(200, content)))
+    shelf.run("images", code=5)
 
 
 def test_more_tags_than_a_page(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
