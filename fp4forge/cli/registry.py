@@ -63,6 +63,8 @@ def _tags(image: Image) -> str:
 
 
 def _facts(image: Image) -> str:
+    if image.problem:
+        return f"cannot be read: {image.problem}"
     words = [
         f"release {image.release}" if image.release else "no release",
         ", ".join(image.platforms),
@@ -153,8 +155,8 @@ def prune(
     """Remove old images from a registry, with their immutable tags and records.
 
     An image stays if a tag that moves names it, a lock of --locks does, it is one of the newest
-    --keep of its kind, or no record says how old it is. The registry frees the layers when it
-    collects garbage.
+    --keep of its kind, it cannot be read, or no record says how old it is. The registry frees the
+    layers when it collects garbage.
     """
     from fp4forge.publish import listing, pruning
 

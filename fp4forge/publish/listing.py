@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from fp4forge.advisories import vex
 from fp4forge.core.errors import RegistryError
@@ -34,15 +34,17 @@ class Image:
 
     digest: str
     tags: list[str]
-    release: str
-    kind: str  # images that replace each other have the same
-    platforms: list[str]
-    published: str  # ISO 8601, of its first record
-    verified: bool  # a record here says that its checks passed
-    signed: bool  # a signature is kept beside it; whether it holds is not looked at
-    verdicts: dict[str, int]  # on advisories about its release, by status (advisories/vex.py)
-    bytes: int  # compressed, all platforms
     manifests: list[str]  # that its index names: images and attestations
+    release: str = ""
+    kind: str = ""  # images that replace each other have the same
+    platforms: list[str] = field(default_factory=list)
+    published: str = ""  # ISO 8601, of its first record
+    verified: bool = False  # a record here says that its checks passed
+    signed: bool = False  # a signature is kept beside it; whether it holds is not looked at
+    # On advisories about its release, by status (advisories/vex.py).
+    verdicts: dict[str, int] = field(default_factory=dict)
+    bytes: int = 0  # compressed, all platforms
+    problem: str = ""  # why it could not be read
 
     @property
     def moving(self) -> list[str]:
@@ -54,7 +56,7 @@ def images(repository: str, report: Progress) -> list[Image]:
     """Every image that a tag names, the newest first; those without a record come last.
 
     Raises:
-        RegistryError: the registry does not answer, or one of the images is not whole.
+        RegistryError: the registry does not answer. An image that is not whole has its problem.
     """
     every = catalog.every_tag(repository)
     names = [tag for tag in every if catalog.is_image(tag)]
@@ -92,22 +94,32 @@ def _digest(repository: str, tag: str) -> str:
 
 
 def _image(repository: str, digest: str, names: list[str], every_tag: set[str]) -> Image:
-    kept = records.of(repository, digest)
     index = registry.existing(repository, digest).data
-    labels = registry.image_labels(repository, digest)
-    release = next((entry[KIND[0]] for entry in labels if KIND[0] in entry), "")
-    return Image(
+    image = Image(
         digest=digest,
         tags=sorted(names, key=lambda tag: (not tags.is_immutable(tag), tag)),
+        manifests=sorted(entry.digest for entry in index.manifests or ()),
+    )
+    try:
+        return _described(repository, image, every_tag)
+    except RegistryError as error:  # a cache of builds, say, or an image that lost a part
+        return replace(image, problem=error.message)
+
+
+def _described(repository: str, image: Image, every_tag: set[str]) -> Image:
+    kept = records.of(repository, image.digest)
+    labels = registry.image_labels(repository, image.digest)
+    release = next((entry[KIND[0]] for entry in labels if KIND[0] in entry), "")
+    return replace(
+        image,
         release=release,
         kind="; ".join(sorted(_kind(entry) for entry in labels)),
         platforms=sorted(entry["platform"] for entry in labels),
         published=min((record.time for record in kept), default=""),
-        verified=records.passed(kept, digest) is not None,
-        signed=signed(repository, digest, every_tag),
+        verified=records.passed(kept, image.digest) is not None,
+        signed=signed(repository, image.digest, every_tag),
         verdicts=dict(Counter(verdict.status for verdict in vex.load(release))),
-        bytes=sum(registry.layer_sizes(repository, digest).values()),
-        manifests=sorted(entry.digest for entry in index.manifests or ()),
+        bytes=sum(registry.layer_sizes(repository, image.digest).values()),
     )
 
 

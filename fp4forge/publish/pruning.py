@@ -64,6 +64,8 @@ def choose(found: list[Image], keep: int, locks: dict[str, str]) -> list[Fate]:
             kept = f"{', '.join(image.moving)} names it"
         elif names:
             kept = f"{locks[min(names)]} names it"
+        elif image.problem:
+            kept = f"it cannot be read: {image.problem}"
         elif not image.published:
             kept = "no record says how old it is"
         elif seen[image.kind] <= keep:

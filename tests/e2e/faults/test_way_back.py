@@ -291,6 +291,18 @@ def test_what_has_no_record_stays(shelf: Shelf, made: list[images.Image]) -> Non
     assert [entry["kept"] for entry in done["images"]][1:] == ["no record says how old it is"] * 2
 
 
+def test_an_image_that_lost_a_part_hides_no_other(shelf: Shelf, made: list[images.Image]) -> None:
+    for number in range(3):
+        shelf.publish(number)
+    (part,) = made[0].layout.document(made[0].digest).image_digests
+    catalog.delete(shelf.repository, part)
+    found = shelf.run("images")
+    assert [bool(entry["problem"]) for entry in found] == [False, False, True]
+    done = shelf.run("prune", "--keep", "1")
+    assert [bool(entry["kept"]) for entry in done["images"]] == [True, False, True]
+    assert "cannot be read" in done["images"][2]["kept"]
+
+
 def test_a_registry_that_deletes_nothing(shelf: Shelf) -> None:
     for number in range(3):
         shelf.publish(number)
