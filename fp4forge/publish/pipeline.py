@@ -368,7 +368,6 @@ def _load(job: _Job, ledger: str) -> Made:
     try:
         checks = _verify(job, candidate)
         _compare_packages(job, candidate)
-        _compare_packages(job, candidate)
         _audit(job, candidate)
         with job.console.step("name") as step:
             names = (plan.immutable_tag, plan.moving_tag, *where.tags)
