@@ -128,9 +128,8 @@ archs: venv ## Compare releases/archs/ and switches/ with the sources of each re
 	  $(RUN) build.py arch extract --check --vllm $$version || exit; \
 	  $(RUN) build.py release switches --check $$version || exit; done
 
-audit: venv ## Known vulnerabilities of the packages that images get (asks a vulnerability service)
-	@for lock in releases/locks/*-linux-amd64-py312.txt; do echo "$$lock"; \
-	  $(VENV)/bin/uv tool run pip-audit==2.9.0 --disable-pip --require-hashes -r "$$lock"; done
+audit: venv ## Known vulnerabilities of the locks, with verdicts (asks OSV's service, or DB=FOLDER)
+	@$(RUN) build.py audit $(if $(DB),--db $(DB))
 
 bench: setup ## Benchmarks: ratios in one run, written to benchmarks/results
 	@REGISTRY=$(TARGET_REGISTRY) $(RUN) benchmarks/run.py

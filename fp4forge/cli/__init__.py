@@ -30,7 +30,11 @@ COMMANDS = {
     "distribute": ("fp4forge.cli.transfer", "distribute", "Copy an image to machines over ssh."),
     "bundle": ("fp4forge.cli.transfer", "bundle", "Pack an image and its evidence into one file."),
     "unbundle": ("fp4forge.cli.transfer", "unbundle", "Check and unpack a bundle."),
+    "audit": ("fp4forge.cli.audit", "audit", "List known vulnerabilities, and the verdicts."),
     "history": ("fp4forge.cli.transfer", "history", "Show which publish moved which tag."),
+    "images": ("fp4forge.cli.registry", "images", "List what a registry holds."),
+    "rollback": ("fp4forge.cli.registry", "rollback", "Move a tag back to a verified image."),
+    "prune": ("fp4forge.cli.registry", "prune", "Remove old images from a registry."),
     "checkpoint": ("fp4forge.cli.checkpoint", "checkpoint", "Inspect or fetch a checkpoint."),
     "serve": ("fp4forge.cli.serve", "serve", "Run, configure, size and diagnose a server."),
     "bench": ("fp4forge.cli.bench", "bench", "Measure a server, and compare results."),
@@ -72,6 +76,22 @@ class LazyGroup(click.Group):
 )
 @click.option("--tag", "tags", multiple=True, help="Another tag for the verified image.")
 @click.option("--push", is_flag=True, help="Push by digest, verify, then move the tags.")
+@click.option(
+    "--advisories",
+    envvar="FP4FORGE_ADVISORIES",
+    metavar="DIR|URL",
+    help="OSV data: refuse an image with an unexplained grave vulnerability."
+    " [env: FP4FORGE_ADVISORIES]",
+)
+@click.option(
+    "--moved-packages",
+    type=click.Choice(["say", "refuse", "record"]),
+    default="say",
+    show_default=True,
+    envvar="FP4FORGE_MOVED_PACKAGES",
+    help="If the distribution's packages are not those of releases/packages: say so, refuse the"
+    " image, or record them anew. [env: FP4FORGE_MOVED_PACKAGES]",
+)
 @click.option("--load", is_flag=True, help="Leave the verified image in the engine (default).")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout, for scripts.")

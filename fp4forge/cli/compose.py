@@ -9,7 +9,6 @@ import click
 
 from fp4forge.cli.options import (
     json_option,
-    model_option,
     resolve_registry,
     server_options,
     split_of,
@@ -54,7 +53,7 @@ def published(o: dict[str, Any]) -> tuple[str, str, str]:
 
 
 @click.command()
-@model_option
+@click.option("--model", type=click.Path(path_type=Path), help="The checkpoint's folder.")
 @click.option("--arch", default="sm121", show_default=True, help="GPU of the image.")
 @server_options
 @click.option(
@@ -68,9 +67,41 @@ def published(o: dict[str, Any]) -> tuple[str, str, str]:
 @click.option("--gpu", "product", help="Product, if the arch has several: rtx5090, rtxpro6000, ...")
 @click.option("--explain", is_flag=True, help="Print every setting and its reason.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "--lock",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write a lock beside the manifest: image, settings and the hash of each file.",
+)
+@click.option(
+    "--from-lock",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write a lock's manifest again; refused if image or files are not the lock's.",
+)
 @json_option
-def compose(as_json: bool, explain: bool, output: Path | None, kind: str, **o: Any) -> None:
-    """Write a compose file (or another manifest) that serves MODEL."""
+@click.pass_context
+def compose(
+    ctx: click.Context,
+    /,
+    as_json: bool,
+    explain: bool,
+    output: Path | None,
+    lock: Path | None,
+    from_lock: Path | None,
+    kind: str,
+    **o: Any,
+) -> None:
+    """Write a compose file (or another manifest) that serves MODEL.
+
+    --lock FILE hashes every file of the model, so that --from-lock FILE writes the same manifest
+    for the same bytes, or says what differs (exit code 31).
+    """
+    if from_lock:
+        _reproduce(ctx, from_lock, output)
+        return
+    if not o["model"]:
+        raise UsageError("--model is missing", rule="--model DIR, or --from-lock FILE")
+    if lock and (as_json or explain):
+        raise UsageError("--lock goes with a manifest", rule="not with --json or --explain")
     from fp4forge.models import switches
     from fp4forge.serve import manifest
 
@@ -91,10 +122,49 @@ def compose(as_json: bool, explain: bool, output: Path | None, kind: str, **o: A
         checked = manifest.validate(text)
         note = f"{checked} config has read it" if checked else "no docker compose here to check it"
         click.echo(f"compose: {note}", err=True)
+    if lock:
+        from fp4forge.serve import runlock
+
+        with Console().step("lock") as step:
+            made = runlock.make(found, kind, text, step.report)
+            hashed = [file for folder in made.folders.values() for file in folder.files.values()]
+            size = sum(file.size for file in hashed)
+            step.detail = f"{lock}: {len(hashed)} files, {size / 1e9:.1f} GB"
+        files.replace(lock, runlock.text_of(made))
+    _write(text, kind, output)
+
+
+def _write(text: str, kind: str, output: Path | None) -> None:
     if output:
         files.replace(output, text, 0o755 if kind == "run" else 0o644)
     else:
         click.echo(text, nl=False)
+
+
+def _reproduce(ctx: click.Context, path: Path, output: Path | None) -> None:
+    """Writes a lock's manifest; a lock decides everything but where the manifest goes."""
+    from click.core import ParameterSource
+
+    from fp4forge.serve import runlock
+
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in ctx.params
+        if name not in ("from_lock", "output")
+        and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise UsageError(
+            f"{', '.join(given)} with --from-lock",
+            rule="the lock decides everything but --output",
+            remedy="write another lock with --lock",
+        )
+    lock = runlock.read(path)
+    with Console().step("compare") as step:
+        text = runlock.reproduce(lock, step.report)
+        count = sum(len(folder.files) for folder in lock.folders.values())
+        step.detail = f"image and {count} files are the lock's"
+    _write(text, lock.kind, output)
 
 
 def server(o: dict[str, Any], *, own_image: bool) -> Server:

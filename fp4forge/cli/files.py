@@ -13,8 +13,17 @@ from fp4forge.core.errors import BrokenReleasesError, DriftError
 
 @click.command()
 @click.option("--check", is_flag=True, help="Write nothing; fail if a lock has drifted.")
-def lock(check: bool) -> None:
+@click.option(
+    "--packages-of",
+    "image",
+    metavar="IMAGE",
+    help="Instead: record the distribution's packages of an image of the engine.",
+)
+def lock(check: bool, image: str | None) -> None:
     """Resolve the hashed dependency locks, one per release, strategy, platform and Python."""
+    if image:
+        _record_packages(image, check)
+        return
     from fp4forge.inputs.failures import Failures
     from fp4forge.maintain import locking
 
@@ -39,6 +48,22 @@ def lock(check: bool) -> None:
             remedy="build.py lock, then look at the difference",
         )
     failures.check()
+
+
+def _record_packages(image: str, check: bool) -> None:
+    from fp4forge.core.errors import UsageError
+    from fp4forge.publish import packages
+
+    if check:
+        raise UsageError(
+            "--check with --packages-of", rule="a build compares: --moved-packages refuse"
+        )
+    console = Console()
+    with console.step("packages") as step:
+        path, moved = packages.record_image(image)
+        step.detail = f"releases/packages/{path.name}, {len(moved)} moved"
+    for line in moved:
+        click.echo(line)
 
 
 @click.command()

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from fp4forge.advisories import audit
 from fp4forge.cli import summary
 from fp4forge.cli.options import plan_options, reports_option, resolve_registry
 from fp4forge.core.console import Console, print_json, print_rows
@@ -25,6 +26,12 @@ from fp4forge.publish import pipeline
 def build(**o: Any) -> None:
     """The default action; options as in ``fp4forge.cli``."""
     requests = _requests(o)
+    if o["allow_vulnerable"] and not o["advisories"]:
+        raise UsageError(
+            "--allow-vulnerable without --advisories",
+            rule="an exception is from data that was looked at",
+            remedy="--advisories FOLDER or ADDRESS",
+        )
     registry = resolve_registry(o["registry"]) if o["push"] else o["registry"] or None
     if o["push"] and not registry and not o["dry_run"]:
         raise UsageError(
@@ -33,7 +40,14 @@ def build(**o: Any) -> None:
             remedy="make setup starts one on loopback, and --push then needs no name",
         )
     repository = reference.repository(registry, o["repo"])
-    where = pipeline.destination(repository, o["push"], o["load"], o["tags"])
+    where = pipeline.destination(
+        repository,
+        o["push"],
+        o["load"],
+        o["tags"],
+        advisories=o["advisories"] or "",
+        moved_packages=o["moved_packages"],
+    )
     if o["dry_run"]:
         plans = [pipeline.prepare(request).plan for request in requests]
         if o["as_json"]:
@@ -75,6 +89,8 @@ def _requests(o: dict[str, Any]) -> list[Request]:
             rule="one of " + ", ".join(TARGETS),
             remedy="build.py --arch sm121 --push; build.py --help shows all options",
         )
+    if o["allow_vulnerable"]:
+        audit.check_allowed(o["allow_vulnerable"])
     platforms = dict.fromkeys((o["platform"] or "").split(","))
     return [
         Request(
@@ -86,6 +102,7 @@ def _requests(o: dict[str, Any]) -> list[Request]:
             platform=platform or None,
             arch_list=o["arch_list"],
             allow_missing=o["allow_missing"],
+            allow_vulnerable=o["allow_vulnerable"],
             components=o["components"],
             sources=o["sources"],
             aot=o["aot"],
@@ -132,6 +149,7 @@ def _show(p: Plan) -> None:
         "predicted": "\n".join(f"{g}: {' '.join(t)}" for g, t in p.predicted.items()),
         "backends": _backends(p),
         "may miss FP4": ", ".join(p.allow_missing) or "none",
+        "may be vulnerable": ", ".join(p.allow_vulnerable),
         "variant": f"{p.variant}: patches {', '.join(p.patches) or 'none'}",
         "strategy": p.strategy,
         "components": ", ".join(p.components) or "as published",

@@ -24,6 +24,12 @@ _PLAN = (
         help="Build even if this GPU of --arch gets no FP4.",
     ),
     click.option(
+        "--allow-vulnerable",
+        multiple=True,
+        metavar="ID",
+        help="Accept this advisory that --advisories finds; recorded in the plan.",
+    ),
+    click.option(
         "--release",
         help="Release under releases/; by default the reference's, or the newest with --from.",
     ),

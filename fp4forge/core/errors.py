@@ -131,6 +131,24 @@ class TransferError(ForgeError):
     exit_code = 21
 
 
+class AdvisoryError(ForgeError):
+    """Advisories or the verdicts on them cannot be had, or cannot be read."""
+
+    exit_code = 29
+
+
+class VulnerableError(ForgeError):
+    """An image has a critical or high vulnerability, or one of unknown severity, unexplained."""
+
+    exit_code = 30
+
+
+class RunLockError(ForgeError):
+    """Image, model or settings are not those that a run's lock has."""
+
+    exit_code = 31
+
+
 class HostError(ForgeError):
     """This machine refuses what a step needs: a file, a folder, a handle."""
 

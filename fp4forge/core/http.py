@@ -57,7 +57,7 @@ def ask(
     """One request and its answer.
 
     Args:
-        method: GET, HEAD, PUT or POST.
+        method: GET, HEAD, PUT, POST or DELETE.
         url: http:// or https://.
         limits: content beyond them is not read; the answer's ``cut`` says so.
         headers: of the request. Compressed content is not asked for, and not unpacked.

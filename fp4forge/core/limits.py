@@ -11,6 +11,7 @@ REGISTRY_SECONDS = 60  # one answer of a registry's API, from the request to its
 REGISTRY_PAUSES = (0.2, 1.0)  # seconds before a read is repeated that met a server's error (5xx)
 REGISTRY_REDIRECTS = 5  # a blob may lie in another store
 MANIFEST_BYTES = 4 << 20  # the distribution specification's limit for a manifest
+TAG_PAGES = 100  # of a repository's list of tags, 1,000 each
 INDEX_DEPTH = 4  # indexes in indexes; an image of several platforms needs two
 INDEX_ENTRIES = 256  # of one index or manifest: each is asked for
 TURN_SECONDS = 600  # until another publisher on this machine has moved its tags
@@ -27,6 +28,12 @@ INPUT_VALUES = 5_000  # values, each alias counted with all that it stands for
 INDEX_SECONDS = 60
 INDEX_BYTES = 64 << 20  # one project's files
 FETCHED_BYTES = 8 << 30
+
+# Advisories (OSV).
+OSV_SECONDS = 60  # one answer of the service
+OSV_BYTES = 16 << 20  # one record, or one answer; the largest records have some 2 MB
+OSV_FILES = 1_000_000  # of a folder; all of OSV has some 500,000
+OSV_PAGES = 100  # of one package
 
 # Model servers.
 SERVER_BYTES = 4 << 20  # one answer; 2,048 tokens as a stream have some 600 KB

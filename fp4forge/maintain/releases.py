@@ -106,6 +106,7 @@ def remove(name: str) -> list[str]:
         *(RELEASES / "archs").glob(f"{version}.*"),
         backends.path(version),
         switches.FOLDER / f"{version}.json",
+        RELEASES / "vex" / f"{name}.json",
         *LOCKS.glob(f"{name}-*.txt"),
         PATCHES / "vllm" / version,
         DOCKERFILES / name,

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from fp4forge.advisories import vex
 from fp4forge.bench import card, prompts, suite
 from fp4forge.core.paths import SCHEMAS
 from fp4forge.inputs import bases, defaults, patches, policy, release
@@ -28,6 +29,7 @@ FORMATS: tuple[Format[Any], ...] = (
     suite.FORMAT,
     prompts.FORMAT,
     card.FORMAT,
+    vex.FORMAT,
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
@@ -25,6 +25,10 @@ class Plan(Struct, frozen=True):
     """plan.json, as far as it is read back from an image."""
 
     packages: dict[str, str] = {}
+    release: str = ""
+    vllm_version: str = ""
+    base: str = ""
+    platform: str = ""
 
 
 class Ledger(Struct, frozen=True):
@@ -93,6 +97,44 @@ def records(client: Any, image: str) -> Records:
     Raises:
         RegistryError: the engine does not have it any more.
     """
+    wanted = {f"fp4forge/{name}.json": name for name in ("plan", "ledger", "patches")}
+    with _unstarted(client, image) as made:
+        found = _files(made, FOLDER, wanted.__contains__)
+    return Records({wanted[name]: content for name, content in found.items()})
+
+
+def files(
+    client: Any, image: str, paths: tuple[str, ...], folder: str = "", ending: str = ""
+) -> dict[str, bytes]:
+    """Plain files of an image that the engine has, by their paths; what is not there is left out.
+
+    Args:
+        client: docker SDK client.
+        image: reference of an image that the engine has.
+        paths: of files.
+        folder: whose files of that ending are read too.
+        ending: of their names.
+
+    Raises:
+        RegistryError: the engine does not have the image any more.
+        BinaryError: a file is too large.
+    """
+    with _unstarted(client, image) as made:
+        found = {
+            path: content
+            for path in paths
+            for content in _files(made, path, {PurePosixPath(path).name}.__contains__).values()
+        }
+        if folder:
+            read = _files(made, folder, lambda name: name.endswith(ending))
+            parent = PurePosixPath(folder).parent
+            found |= {str(parent / name): content for name, content in read.items()}
+    return found
+
+
+@contextlib.contextmanager
+def _unstarted(client: Any, image: str) -> Iterator[Any]:
+    """A container of an image that is not started, and goes afterwards."""
     from docker.errors import NotFound
 
     try:
@@ -105,9 +147,7 @@ def records(client: Any, image: str) -> Records:
             remedy="another program removed it; run again",
         ) from None
     try:
-        wanted = {f"fp4forge/{name}.json": name for name in ("plan", "ledger", "patches")}
-        found = _files(made, FOLDER, set(wanted))
-        return Records({wanted[name]: content for name, content in found.items()})
+        yield made
     finally:
         engine.discard(made)
 
@@ -119,11 +159,11 @@ def read(container: Any, path: str, shape: type[T]) -> T | None:
         BinaryError: it is there, and is not of that shape.
     """
     name = PurePosixPath(path).name
-    content = _files(container, path, {name}).get(name)
+    content = _files(container, path, {name}.__contains__).get(name)
     return None if content is None else reading.json(content, shape, path, BinaryError)
 
 
-def _files(container: Any, path: str, names: set[str]) -> dict[str, bytes]:
+def _files(container: Any, path: str, wanted: Callable[[str], bool]) -> dict[str, bytes]:
     """Plain files of a container's file or folder, by their names in the engine's tar."""
     from docker.errors import APIError
 
@@ -135,7 +175,7 @@ def _files(container: Any, path: str, names: set[str]) -> dict[str, bytes]:
     try:
         with tarfile.open(fileobj=engine.as_file(stream), mode="r|") as archive:
             for entry in archive:
-                if entry.name not in names or not entry.isfile():
+                if not wanted(entry.name) or not entry.isfile():
                     continue
                 if entry.size > RECORD_BYTES:
                     raise BinaryError(

@@ -255,7 +255,7 @@ def container(client: Any, image: str, platform: str, gpu: bool = False) -> Iter
         held.close()
 
 
-def have(client: Any, image: str, platform: str, report: Progress) -> str:
+def have(client: Any, image: str, platform: str | None, report: Progress) -> str:
     """Makes sure that the engine has an image; returns what was done for it.
 
     Raises:

@@ -101,11 +101,21 @@ def attached(repository: str, subject: str, kind: str) -> list[bytes]:
     return [content for _, content in sorted(found)]
 
 
-_CREATED = "org.opencontainers.image.created"
+def beside(repository: str, subject: str) -> dict[str, str]:
+    """Digest and artifact type of each document that is kept beside an image.
+
+    Raises:
+        RegistryError: the registry does not answer.
+    """
+    return {e.digest: e.artifactType for e in _listed(repository, subject).manifests}
 
 
-def _tag(subject: str) -> str:
+def tag_of(subject: str) -> str:
+    """The tag that stands for an image's documents in a registry without the referrers API."""
     return subject.replace(":", "-")
+
+
+_CREATED = "org.opencontainers.image.created"
 
 
 def _listed(repository: str, subject: str) -> _List:
@@ -115,15 +125,15 @@ def _listed(repository: str, subject: str) -> _List:
         return reading.json(answer.content, _List, where, RegistryError)
     if answer.status not in (404, 405):
         raise api.refused(repository, "read records", answer)
-    kept = registry.manifest(repository, _tag(subject))
+    kept = registry.manifest(repository, tag_of(subject))
     return reading.json(kept.content, _List, where, RegistryError) if kept else _List()
 
 
 def _append(repository: str, subject: str, entry: dict[str, Any]) -> None:
-    kept = registry.manifest(repository, _tag(subject))
+    kept = registry.manifest(repository, tag_of(subject))
     entries: Any = []
     if kept:
-        where = f"{repository}:{_tag(subject)}"
+        where = f"{repository}:{tag_of(subject)}"
         entries = reading.json(kept.content, dict[str, Any], where, RegistryError).get("manifests")
         if not isinstance(entries, list):
             raise RegistryError(f"{where} is not an index")
@@ -133,7 +143,7 @@ def _append(repository: str, subject: str, entry: dict[str, Any]) -> None:
         "manifests": [*entries[-_MOST + 1 :], entry],
     }
     content = json.dumps(index, separators=(",", ":")).encode()
-    registry.put(repository, _tag(subject), content, registry.INDEX)
+    registry.put(repository, tag_of(subject), content, registry.INDEX)
 
 
 def _blob(repository: str, content: bytes) -> dict[str, Any]:

@@ -262,7 +262,7 @@ def check_takes_nothing_away(repository: str, name: str, labels: list[dict[str, 
         ("io.fp4forge.strategy", "strategy"),
         ("org.opencontainers.image.base.name", "base"),
     ):
-        old, new = ({_kind(entry.get(label, "")) for entry in all_} for all_ in (now, labels))
+        old, new = ({base_kind(entry.get(label, "")) for entry in all_} for all_ in (now, labels))
         if old - new:
             raise TagError(
                 f"{repository}:{name} names an image of {what} {', '.join(sorted(old))}",
@@ -271,7 +271,7 @@ def check_takes_nothing_away(repository: str, name: str, labels: list[dict[str, 
             )
 
 
-def _kind(value: str) -> str:
+def base_kind(value: str) -> str:
     """A base's name without what differs between platforms and recipes."""
     return re.sub(r":([a-z]+)-(amd64|arm64)-[0-9a-f]+$", r":\1", value.partition("@")[0])
 

@@ -45,6 +45,7 @@ class Plan:
     predicted: dict[str, list[str]]  # targets of the ledger's groups
     backends: dict[str, dict[str, dict[str, str]]]  # what vLLM selects, by GPU, family and layer
     allow_missing: tuple[str, ...]  # GPUs that may go without FP4, on request
+    allow_vulnerable: tuple[str, ...]  # advisories that a person accepts, by identifier
     variant: str
     strategy: str
     base: str

@@ -23,6 +23,7 @@ class Request:
     platform: str | None = None
     arch_list: str | None = None
     allow_missing: tuple[str, ...] = ()
+    allow_vulnerable: tuple[str, ...] = ()  # identifiers of advisories that a person accepts
     components: str = "all"
     sources: tuple[str, ...] = ()  # NAME=git|pypi|DIR
     aot: str | None = None  # FlashInfer's modules; None: gemma4 if the host can compile them

@@ -93,6 +93,7 @@ def resolve(request: Request) -> Plan:
         predicted=predicted | aot.expected(ahead, gpus),
         backends=backends.selections(what.vllm_version, gpus),
         allow_missing=request.allow_missing,
+        allow_vulnerable=tuple(sorted(set(request.allow_vulnerable))),
         variant=decided.variant,
         strategy=decided.strategy,
         base=base.name,

@@ -35,6 +35,11 @@ def immutable(release: str, arch: str, variant: str, identity: str) -> str:
     return f"{release}-{arch}-{variant}-{identity}"
 
 
+def is_immutable(tag: str) -> bool:
+    """Whether a tag has the form of one that names a plan's image for ever."""
+    return bool(_IMMUTABLE.search(tag))
+
+
 def check(tag: str) -> str:
     """A user's further tag (``--tag``) after validation.
 
@@ -46,7 +51,7 @@ def check(tag: str) -> str:
             f"--tag {tag!r} is not a tag",
             rule="at most 128 letters, digits and . _ -, not starting with . or -",
         )
-    if _IMMUTABLE.search(tag):
+    if is_immutable(tag):
         raise UsageError(
             f"--tag {tag!r} has the form of an immutable tag",
             rule="a tag that ends in a plan's id names that plan's image for ever",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -15,9 +14,8 @@ from fp4forge.checks import runner
 from fp4forge.checks.runner import Check
 from fp4forge.core import reading
 from fp4forge.core.console import Console, Step
-from fp4forge.core.errors import BuildError, CoverageError, PlatformError, RegistryError, UsageError
+from fp4forge.core.errors import BuildError, CoverageError, RegistryError, UsageError
 from fp4forge.core.paths import STATE
-from fp4forge.core.platform import host_platform
 from fp4forge.image import context as contexts
 from fp4forge.image.context import Context
 from fp4forge.inputs import policy
@@ -30,14 +28,8 @@ from fp4forge.plan import tags
 from fp4forge.plan.plan import Plan
 from fp4forge.plan.request import Request
 from fp4forge.plan.resolve import resolve
-from fp4forge.publish import bases, build, tagging, verified
+from fp4forge.publish import bases, build, gate, machine, packages, tagging, verified
 from fp4forge.publish.build import LAYOUT
-
-# GB that a build needs free: cold, it writes package cache, build cache, unpacked image, compressed
-# layers and a registry (45 GB measured for blackwell, all on one disk); warm, when the engine has
-# the base, little more.
-COLD_GB = 46.0
-WARM_GB = 8.0
 
 
 @dataclass(frozen=True)
@@ -48,6 +40,8 @@ class Destination:
     push: bool
     tags: tuple[str, ...] = ()
     part: bool = False
+    advisories: str = ""  # OSV data; empty: not looked at
+    moved_packages: str = packages.SAY
 
 
 @dataclass(frozen=True)
@@ -109,7 +103,14 @@ def prepare(request: Request) -> Context:
     return contexts.assemble(resolve(request))
 
 
-def destination(repository: str, push: bool, load: bool, names: tuple[str, ...]) -> Destination:
+def destination(
+    repository: str,
+    push: bool,
+    load: bool,
+    names: tuple[str, ...],
+    advisories: str = "",
+    moved_packages: str = packages.SAY,
+) -> Destination:
     """Where to, after validation.
 
     Raises:
@@ -117,7 +118,10 @@ def destination(repository: str, push: bool, load: bool, names: tuple[str, ...])
     """
     if push and load:
         raise UsageError("--push and --load exclude each other", remedy="give one of them")
-    return Destination(repository, push, tuple(tags.check(name) for name in names))
+    checked = tuple(tags.check(name) for name in names)
+    return Destination(
+        repository, push, checked, advisories=advisories, moved_packages=moved_packages
+    )
 
 
 def run(request: Request, where: Destination, options: Options, console: Console) -> Outcome:
@@ -131,11 +135,15 @@ def run(request: Request, where: Destination, options: Options, console: Console
     try:
         with console.step("plan") as step:
             plan = resolve(request)
-            lacking = pool.submit(_lacking, plan)  # docker looks while the files are rendered
+            # docker looks while the files are rendered
+            lacking = pool.submit(machine.lacking, plan)
             context = contexts.assemble(plan)
             step.detail = f"{context.plan.id}: {context.plan.immutable_tag}"
         if notice := policy.notice(plan.release):
             console.say(f"  note  {notice}")
+        if where.advisories:
+            with console.step("audit") as step:
+                step.detail = gate.lock(context.plan, where.advisories, step.report)
         with _alone(console):
             return _run(context, where, options, console, pool, lacking)
     except RegistryError as error:
@@ -160,8 +168,9 @@ def _run(
         step.report(f"{plan.base} for {plan.platform}")
         base = plan.inputs.base
         step.detail = base.reference(plan.platform)
+        repository = where.repository if where.push else ""
         # The checks take as long as a build that changes nothing: they run beside it, and stop it.
-        checked = pool.submit(_check, plan, where, options, not lacking.result())
+        checked = pool.submit(machine.check, plan, repository, options, not lacking.result())
         for platform in lacking.result():
             checked.result()  # making or fetching one takes long: nothing starts in vain
             bases.ensure(base, platform, step.report)
@@ -233,48 +242,6 @@ def _index(outcomes: list[Outcome], moving: str, where: Destination, report: Pro
         verdict = f"an index of verified images: {', '.join(digests)}"
         tagging.give(repository, digest, names, report, fixed=immutable, verdict=verdict)
     return Index(f"{repository}@{digest}", digest, names, digests)
-
-
-def _lacking(plan: Plan) -> list[str]:
-    """The platforms whose base the engine does not have yet."""
-    needed, base = dict.fromkeys((host_platform(), plan.platform)), plan.inputs.base
-    return [platform for platform in needed if not engine.present(base.reference(platform))]
-
-
-def _check(plan: Plan, where: Destination, options: Options, warm: bool) -> Step:
-    """Whether engine, platform, disk and registry allow the build; the step for the table."""
-    start = time.monotonic()
-    info = engine.connect().info()
-    engine.check_store(info, options.builder)
-    if plan.compiles and options.builder is None:
-        _check_compilers(plan)
-    engine.check_platform(info, plan.platform, options.builder)
-    engine.check_disk(info, WARM_GB if warm else COLD_GB)
-    detail = f"engine {info['ServerVersion']}"
-    if where.push:
-        registry.reach(where.repository)
-        detail += f", registry {where.repository.split('/')[0]}"
-    return Step("check", time.monotonic() - start, detail)
-
-
-def _check_compilers(plan: Plan) -> None:
-    """Whether this machine can run the plan's compilers, which no emulation is fast enough for."""
-    here = host_platform()
-    needed = plan.cross.build if plan.cross else plan.platform
-    if here == needed:
-        return
-    if plan.cross:
-        raise PlatformError(
-            f"--cross compiles on {needed}, and this machine is {here}",
-            remedy=f"leave --cross out: {plan.platform} is compiled here as it is",
-        )
-    raise PlatformError(
-        f"{plan.platform} is compiled on {plan.platform}, and this machine is {here}",
-        rule="compilers run natively",
-        remedy="--cross (with --aot none), --builder with such a machine, or --from wheel"
-        if plan.strategy == "source"
-        else "--aot none, or --builder with such a machine",
-    )
 
 
 def _ledger(job: _Job) -> str:
@@ -350,6 +317,8 @@ def _push(job: _Job, ledger: str) -> Made:
             step.detail = "stock docker pull"
         checks = _verify(job, image)
         verified.record(repository, digest)
+    _compare_packages(job, image)
+    audited = _audit(job, image)
     with console.step("publish") as step:
         moving = () if job.destination.part else (plan.moving_tag, *job.destination.tags)
         _check_further(repository, digest, job.destination.tags)
@@ -363,7 +332,7 @@ def _push(job: _Job, ledger: str) -> Made:
                     remedy="run again: that image is checked then",
                 )
             names = (immutable, *moving)
-            verdict = runner.summary(checks) if checks else "verified before"
+            verdict = (runner.summary(checks) if checks else "verified before") + audited
             lost = tagging.give(
                 repository, digest, names, step.report, fixed=immutable, verdict=verdict
             )
@@ -401,6 +370,8 @@ def _load(job: _Job, ledger: str) -> Made:
     digest = _build(job, output, ledger)
     try:
         checks = _verify(job, candidate)
+        _compare_packages(job, candidate)
+        _audit(job, candidate)
         with job.console.step("name") as step:
             names = (plan.immutable_tag, plan.moving_tag, *where.tags)
             for name in names:
@@ -419,6 +390,30 @@ def _verify(job: _Job, image: str) -> tuple[Check, ...]:
         step.detail = runner.summary(checks)
         runner.demand(checks)
     return checks
+
+
+def _compare_packages(job: _Job, image: str) -> None:
+    """Says which of the distribution's packages moved; an image that is not here was compared."""
+    plan, choice = job.plan, job.destination.moved_packages
+    if choice == packages.SAY and not engine.present(image):
+        return
+    with job.console.step("packages") as step:
+        engine.have(engine.connect(), image, plan.platform, step.report)
+        found = packages.check(image, plan.base, plan.platform, choice)
+        step.detail, *moved = found.splitlines()
+    for line in moved:
+        job.console.say(f"  {line}")
+
+
+def _audit(job: _Job, image: str) -> str:
+    """Audits the image; returns what its record says of that, empty if nothing was looked at."""
+    data = job.destination.advisories
+    if not data:
+        job.console.say(f"  {gate.NOT_LOOKED_AT}")
+        return ""
+    with job.console.step("audit") as step:
+        step.detail = gate.image(job.plan, image, data, step.report)
+    return f"; {step.detail}"
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ A wrong move can be seen with ``build.py history`` and undone: the record has th
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 
 from msgspec import Struct, json
@@ -15,6 +16,9 @@ from fp4forge.core.errors import RegistryError
 from fp4forge.oci import referrers
 
 KIND = "application/vnd.fp4forge.publish.v1+json"
+# What pipeline.py writes after the checks passed: now (checks.runner.summary), before on the same
+# machine, or for each image of an index.
+_PASSED = re.compile(r"[1-9][0-9]* of [0-9]+ checks passed|verified before|an index of verified ")
 _FOLLOWED = 100  # earlier images of a tag
 
 
@@ -33,6 +37,16 @@ class Record(Struct, frozen=True):
     verdict: str
     tags: dict[str, Move]
     by: str
+
+
+def passed(kept: list[Record], digest: str) -> Record | None:
+    """The newest record that says that an image's checks passed; None if none does.
+
+    Args:
+        kept: records, the newest first.
+        digest: of the image; another's record says nothing of it.
+    """
+    return next((r for r in kept if r.digest == digest and _PASSED.match(r.verdict)), None)
 
 
 def write(repository: str, digest: str, verdict: str, tags: dict[str, Move]) -> None:

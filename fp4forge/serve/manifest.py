@@ -154,6 +154,11 @@ def compose_command() -> list[str]:
     return []
 
 
+def is_digest(image: str) -> bool:
+    """Whether an image is named by digest, in the form that manifests have."""
+    return bool(_DIGEST.fullmatch(image) and _REFERENCE.fullmatch(image))
+
+
 def by_digest(reference: str) -> str:
     """The image by digest: as given, or as the registry knows the tag.
 

@@ -171,12 +171,12 @@ def drop_cache() -> None:
 def disk(may_drop: bool) -> None:
     """Makes room where a run might fill the disk."""
     from fp4forge.oci import engine
-    from fp4forge.publish import pipeline
+    from fp4forge.publish import machine
 
     if not may_drop:
         return
     try:
-        engine.check_disk(engine.connect().info(), NEEDED_GB + pipeline.WARM_GB)
+        engine.check_disk(engine.connect().info(), NEEDED_GB + machine.WARM_GB)
     except DiskError:
         images = shell("docker", "images", "-q", "--filter", "label=io.fp4forge.plan").stdout
         for image in sorted(set(images.split())):

@@ -60,10 +60,10 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     context.mkdir()
     shutil.copy(ROOT / "tests/e2e/programs/vllm-stand-in.pl", context / "vllm")
     (context / "Dockerfile").write_text(f'FROM {base}\nCOPY vllm /vllm\nENTRYPOINT ["/vllm"]\n')
-    for number in ("1", "2"):
+    for tag in ("1", "2"):
         with (context / "Dockerfile").open("a") as file:
-            file.write(f"LABEL number={number}\n")
-        shell("docker", "buildx", "build", "-q", "--push", "-t", f"{REPO}:{number}", str(context))
+            file.write(f"LABEL number={tag}\n")
+        shell("docker", "buildx", "build", "-q", "--push", "-t", f"{REPO}:{tag}", str(context))
     key = make_key(folder / "id")
     nodes = [Node(f"node{n}", n, folder / f"node{n}") for n in (6, 7)]
     for number, node in enumerate(nodes, 1):

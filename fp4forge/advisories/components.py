@@ -1,0 +1,142 @@
+"""What an image consists of, as far as advisories name it: Python and distribution packages.
+
+This is the one place that an SBOM replaces: ``of_image`` and ``of_release`` return components.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from fp4forge.advisories.osv import PYPI, Component
+from fp4forge.core import reading
+from fp4forge.core.errors import BinaryError, UsageError
+from fp4forge.core.platform import PLATFORMS
+from fp4forge.core.text import shown
+from fp4forge.inputs import bases, locks, release
+from fp4forge.inputs.locks import LockName
+from fp4forge.kernels.base import Progress
+from fp4forge.oci import acquire, engine
+
+DPKG_STATUS = "/var/lib/dpkg/status"
+OS_RELEASE = "/usr/lib/os-release"
+VLLM = "vllm"
+# Distributions by os-release(5)'s ID, with the form of their ecosystems in OSV.
+_DISTRIBUTIONS = {"debian": "Debian", "ubuntu": "Ubuntu"}
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What an image, or every image of a release, consists of."""
+
+    release: str  # empty for an image without a plan
+    components: tuple[Component, ...]
+
+
+def of_packages(packages: Mapping[str, str], vllm: str) -> set[Component]:
+    """Python packages by name and version; vLLM is in no lock of an image that compiles it."""
+    found = {Component(PYPI, name, version) for name, version in packages.items()}
+    return found | {Component(PYPI, VLLM, vllm)}
+
+
+def of_release(name: str) -> Contents:
+    """The Python packages of all images of a release: of every strategy, platform and Python.
+
+    Raises:
+        UsageError: there is no such release.
+        DriftError: one of its locks was never made.
+    """
+    what = release.load(name)
+    pythons = sorted({bases.load(base).python for base in bases.names()})
+    found: set[Component] = set()
+    for strategy, platform, python in itertools.product(what.strategies, PLATFORMS, pythons):
+        lock = locks.read(LockName(name, strategy, platform, python))
+        found |= of_packages(dict(locks.pin(block) for block in lock.values()), what.vllm_version)
+    return Contents(name, tuple(sorted(found)))
+
+
+def of_image(image: str, report: Progress) -> Contents:
+    """The Python packages that an image's plan has, and the packages of its dpkg.
+
+    The image is not started, so it may be of any platform. It is pulled if the engine lacks it.
+
+    Raises:
+        UsageError: it is not one of this project's images: it has no plan.
+        BinaryError: its dpkg's status cannot be read.
+        RegistryError: it is not here and cannot be pulled.
+    """
+    client = engine.connect()
+    engine.have(client, image, None, report)
+    plan = acquire.records(client, image).plan
+    if not plan.vllm_version:
+        raise UsageError(
+            f"{shown(image, 200)} has no plan in {acquire.FOLDER}",
+            rule="an image is audited by the packages that its plan and its dpkg name",
+            remedy="give an image of this project, or --release",
+        )
+    files = acquire.files(client, image, (DPKG_STATUS, OS_RELEASE))
+    found = of_packages(plan.packages, plan.vllm_version)
+    found |= set(of_dpkg(files.get(DPKG_STATUS, b""), files.get(OS_RELEASE, b"")))
+    return Contents(plan.release, tuple(sorted(found)))
+
+
+def of_dpkg(status: bytes, os_release: bytes) -> Iterator[Component]:
+    """Source packages of what dpkg has installed (deb-status fields, Debian policy 5.3).
+
+    Args:
+        status: /var/lib/dpkg/status; nothing for an image without dpkg.
+        os_release: /usr/lib/os-release (os-release(5)).
+
+    Raises:
+        BinaryError: it is not UTF-8, or the distribution is one that advisories do not name.
+    """
+    if not status:
+        return
+    ecosystem = ecosystem_of(os_release)
+    for paragraph in installed(status):
+        source, _, version = paragraph.get("Source", "").partition(" ")
+        yield Component(
+            ecosystem,
+            source or paragraph["Package"],
+            version.strip(" ()") or paragraph["Version"],
+        )
+
+
+def installed(status: bytes) -> Iterator[Mapping[str, str]]:
+    """The paragraphs of packages that dpkg has installed.
+
+    Raises:
+        BinaryError: it is not UTF-8, or a package has neither name nor version.
+    """
+    from debian.deb822 import Deb822
+
+    text = reading.utf8(status, DPKG_STATUS, BinaryError)
+    for paragraph in Deb822.iter_paragraphs(text.splitlines(keepends=True), use_apt_pkg=False):
+        if not paragraph.get("Status", "").endswith(" installed"):
+            continue
+        if not paragraph.get("Package") or not paragraph.get("Version"):
+            raise BinaryError(
+                f"{DPKG_STATUS} has a package without name or version",
+                rule="Package and Version in each paragraph (deb-control(5))",
+            )
+        yield paragraph
+
+
+def ecosystem_of(os_release: bytes) -> str:
+    """OSV's ecosystem of a distribution: "Debian:13", "Ubuntu:24.04:LTS".
+
+    Raises:
+        BinaryError: os-release names another distribution, or none.
+    """
+    text = reading.utf8(os_release, OS_RELEASE, BinaryError)
+    fields = dict(re.findall(r'(?m)^([A-Z_]+)="?([^"\n]*)"?$', text))
+    name, version = fields.get("ID", ""), fields.get("VERSION_ID", "")
+    if name not in _DISTRIBUTIONS or not re.fullmatch(r"[0-9]+(\.[0-9]+)?", version):
+        raise BinaryError(
+            f"{OS_RELEASE} names the distribution {shown(name, 40)!r} {shown(version, 40)!r}",
+            rule="advisories are read for " + " and ".join(_DISTRIBUTIONS.values()),
+        )
+    long_term = ":LTS" if name == "ubuntu" and "LTS" in fields.get("VERSION", "") else ""
+    return f"{_DISTRIBUTIONS[name]}:{version}{long_term}"

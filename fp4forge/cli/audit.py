@@ -1,0 +1,86 @@
+"""The command about known vulnerabilities: audit."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from fp4forge.cli.options import json_option
+from fp4forge.core.console import Console, print_json, print_rows
+from fp4forge.core.errors import UsageError, VulnerableError
+
+if TYPE_CHECKING:
+    from fp4forge.advisories.audit import Finding, Report
+
+
+@click.command()
+@click.argument("image", required=False)
+@click.option("--release", "releases", multiple=True, help="A release's locks; by default of each.")
+@click.option(
+    "--db",
+    metavar="DIR|URL",
+    help="A folder of OSV files, or a service with OSV's API; by default OSV's own.",
+)
+@json_option
+def audit(image: str | None, releases: tuple[str, ...], db: str | None, as_json: bool) -> None:
+    """List known vulnerabilities of IMAGE, or of the releases' locks, with the verdict on each.
+
+    IMAGE is audited with its distribution's packages, a release by its Python packages. The
+    verdicts are OpenVEX documents, releases/vex/RELEASE.json. Exit code 30 if a critical or high
+    one, or one of unknown severity, is neither not_affected nor fixed, or its verdict has expired.
+    """
+    from fp4forge.advisories import audit as auditing
+    from fp4forge.advisories import components, database
+    from fp4forge.inputs import release
+
+    if image and releases:
+        raise UsageError("IMAGE and --release exclude each other", remedy="give one of them")
+    source, console = database.of(db or database.SERVICE), Console()
+    found = []
+    for name in [image] if image else releases or release.names():
+        with console.step("audit") as step:
+            contents = (
+                components.of_image(name, step.report) if image else components.of_release(name)
+            )
+            report = auditing.run(contents, source, step.report)
+            found.append(report)
+            grave = sum(finding.grave for finding in report.findings)
+            step.detail = (
+                f"{name}: {report.components} packages, {len(report.findings)} vulnerabilities,"
+                f" {grave} grave and unexplained"
+            )
+    if as_json:
+        print_json([asdict(report) for report in found])
+    else:
+        for report in found:
+            _show(report)
+    try:
+        for report in found:
+            auditing.demand(report)
+    except VulnerableError as error:
+        if not as_json:
+            raise
+        click.echo(error.message, err=True)  # not the error's JSON: what is read is the report
+        sys.exit(error.exit_code)
+
+
+def _show(report: Report) -> None:
+    from fp4forge.advisories import audit as auditing
+
+    rows = [(auditing.line(finding), _more(finding)) for finding in report.findings]
+    if rows:
+        print_rows(rows)
+
+
+def _more(finding: Finding) -> str:
+    lines = [
+        finding.summary,
+        f"{finding.justification}: {finding.reason}" if finding.justification else finding.reason,
+        finding.action,
+        f"verdict counts until {finding.expires}" if finding.expires else "",
+        f"not in release {', '.join(finding.releases)}" if finding.releases else "",
+    ]
+    return "\n".join(text for text in lines if text)

@@ -1,0 +1,56 @@
+"""Refuses to give a tag to an image with grave vulnerabilities that nothing explains.
+
+Twice: the lock before the build, so that nothing is built in vain, and the image that was built,
+with its distribution's packages, before the first tag. Without ``--advisories`` nothing is looked
+at, and the command says so.
+"""
+
+from __future__ import annotations
+
+from fp4forge.advisories import audit, components, database
+from fp4forge.advisories.components import Contents
+from fp4forge.kernels.base import Progress
+from fp4forge.plan.plan import Plan
+
+NOT_LOOKED_AT = "advisories: not looked at (--advisories FOLDER or ADDRESS)"
+
+
+def lock(plan: Plan, data: str, report: Progress) -> str:
+    """Audits a plan's Python packages; returns what was found, for people.
+
+    Args:
+        plan: identified, so that it has its packages.
+        data: of ``--advisories``.
+        report: called with progress.
+
+    Raises:
+        VulnerableError: something is grave, unexplained and not accepted by the plan.
+        AdvisoryError: the data or the verdicts cannot be read.
+        UsageError: the data is neither a folder nor an address.
+    """
+    packages = components.of_packages(plan.packages, plan.vllm_version)
+    found = audit.run(Contents(plan.release, tuple(sorted(packages))), database.of(data), report)
+    audit.demand(found, plan.allow_vulnerable, complete=False)
+    return _said(found)
+
+
+def image(plan: Plan, reference: str, data: str, report: Progress) -> str:
+    """Audits an image with its distribution's packages; returns what was found, for people.
+
+    Raises:
+        As ``lock``.
+        UsageError: the plan accepts something that the image does not have.
+        RegistryError: the image cannot be pulled.
+    """
+    found = audit.run(components.of_image(reference, report), database.of(data), report)
+    audit.demand(found, plan.allow_vulnerable)
+    accepted = ", ".join(plan.allow_vulnerable)
+    return _said(found) + (f", accepted: {accepted}" if accepted else "")
+
+
+def _said(found: audit.Report) -> str:
+    explained = sum(finding.explained for finding in found.findings)
+    return (
+        f"{len(found.findings)} vulnerabilities in {found.components} packages by"
+        f" {found.database}, {explained} explained"
+    )

@@ -1,0 +1,116 @@
+"""Removes old images from a repository, never one that a tag that moves or a run's lock names.
+
+A registry removes manifests; the bytes of layers go when it collects garbage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fp4forge.core import reading
+from fp4forge.core.errors import RegistryError, UsageError
+from fp4forge.kernels.base import Progress
+from fp4forge.oci import catalog, referrers, registry
+from fp4forge.publish import listing, tagging
+from fp4forge.publish.listing import Image
+from fp4forge.serve import runlock
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What becomes of an image, and why."""
+
+    image: Image
+    kept: str  # the reason; empty if it goes
+
+
+def locked(places: Iterable[Path]) -> dict[str, str]:
+    """Digests that locks of runs name, with the file that does.
+
+    Args:
+        places: locks, or folders in which every ``*.json`` is one.
+
+    Raises:
+        UsageError: there is no such file or folder, or a folder has no lock.
+        RunLockError: a file is not a lock. It is not passed over: it might be one that was spoilt.
+    """
+    found: dict[str, str] = {}
+    for place in places:
+        files = sorted(place.rglob("*.json")) if reading.is_folder(place) else [place]
+        if not files or not (reading.is_folder(place) or reading.is_file(place)):
+            raise UsageError(
+                f"--locks {place} has no lock", rule="a file of serve compose --lock, or a folder"
+            )
+        for file in files:
+            found.setdefault(runlock.read(file).digest, str(file))
+    return found
+
+
+def choose(found: list[Image], keep: int, locks: dict[str, str]) -> list[Fate]:
+    """What becomes of each image; removes nothing.
+
+    Args:
+        found: all images of the repository, the newest first.
+        keep: how many of each kind stay whatever names them.
+        locks: from ``locked``.
+    """
+    fates, seen = [], dict[str, int]()
+    for image in found:
+        seen[image.kind] = seen.get(image.kind, 0) + 1
+        names = {image.digest, *image.manifests} & locks.keys()
+        if image.moving:
+            kept = f"{', '.join(image.moving)} names it"
+        elif names:
+            kept = f"{locks[min(names)]} names it"
+        elif image.problem:
+            kept = f"it cannot be read: {image.problem}"
+        elif not image.published:
+            kept = "no record says how old it is"
+        elif seen[image.kind] <= keep:
+            kept = f"number {seen[image.kind]} of its kind"
+        else:
+            kept = ""
+        fates.append(Fate(image, kept))
+    return fates
+
+
+def remove(
+    repository: str, keep: int, locks: dict[str, str], report: Progress
+) -> tuple[list[Fate], int]:
+    """Removes what ``choose`` gives up, with its parts and what is kept beside it.
+
+    Nobody on this machine can move a tag meanwhile.
+
+    Returns:
+        What became of each image, and how many manifests were removed.
+
+    Raises:
+        RegistryError: the registry does not delete, or a tag still names what was removed.
+    """
+    with tagging.turn(repository):
+        fates = choose(listing.images(repository, report), keep, locks)
+        staying = {part for f in fates if f.kept for part in (f.image.digest, *f.image.manifests)}
+        count = 0
+        for fate in fates:
+            if fate.kept:
+                continue
+            image = fate.image
+            # Its index goes first, and the tags with it: a run that ends here leaves no tag.
+            parts = [part for part in image.manifests if part not in staying]
+            going = [image.digest, *parts, *referrers.beside(repository, image.digest)]
+            beside = registry.manifest(repository, referrers.tag_of(image.digest))
+            going += [beside.digest] if beside else []
+            for digest in going:
+                report(f"{digest[:19]}")
+                catalog.delete(repository, digest)
+                count += 1
+            for tag in image.tags:
+                if registry.manifest(repository, tag) is not None:
+                    raise RegistryError(
+                        f"{repository}:{tag} is still there",
+                        rule="a removed image has no tag",
+                        remedy="look at the registry's log; run again",
+                    )
+    return fates, count

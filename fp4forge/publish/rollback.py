@@ -1,0 +1,116 @@
+"""Moves a tag back to an image that it named before, or to a given one: only if its checks passed.
+
+Records say what a tag named and when (``records``). The images that a tag has named, in the order
+in which it first named each, are its past; the one before the present image is the target. So
+two rollbacks go back two steps, and ``--to`` goes anywhere, forward too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fp4forge.core.errors import RegistryError, UsageError, VerifyError
+from fp4forge.core.text import shown
+from fp4forge.kernels.base import Progress
+from fp4forge.oci import reference, registry
+from fp4forge.plan import tags
+from fp4forge.publish import listing, records, tagging
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """A move: digests, the verdict of the target's checks, and what was passed over and why."""
+
+    tag: str
+    before: str
+    after: str
+    verdict: str
+    verified: str  # when, ISO 8601
+    passed_over: dict[str, str]
+
+
+def choose(repository: str, tag: str, to: str | None) -> Rollback:
+    """The image that a tag is to name; moves nothing.
+
+    Args:
+        repository: where.
+        tag: one that moves.
+        to: a digest; None for the verified image before the present one.
+
+    Raises:
+        UsageError: the tag is immutable, or ``to`` is not a digest, or what the tag names already.
+        RegistryError: the tag or the image does not exist, or the registry does not answer.
+        VerifyError: no record here says that the image's checks passed, or there is none before.
+    """
+    reference.parse(f"{repository}:{tag}", "TAG")
+    if tags.is_immutable(tag):
+        raise UsageError(
+            f"{tag} is an immutable tag",
+            rule="it names one image for ever",
+            remedy="give a tag that moves; build.py images lists them",
+        )
+    current = listing.find(repository, tag).digest
+    if to is not None:
+        named = reference.parse(f"{repository}@{to}", "--to").digest
+        if named == current:
+            raise UsageError(f"{tag} names {named[:19]} already", rule="--to another image")
+        listing.find(repository, named)
+        record = records.passed(records.of(repository, named), named)
+        if record is None:
+            raise VerifyError(
+                f"no record in {repository} says that the checks of {named} passed",
+                rule="a moving tag only names an image whose checks passed here",
+                remedy="publish it again (--push), or give another --to (build.py images)",
+            )
+        return Rollback(tag, current, named, record.verdict, record.time, {})
+    over: dict[str, str] = {}
+    for digest in _past(repository, tag, current):
+        if registry.manifest(repository, digest) is None:
+            over[digest] = "not in the registry any more"
+            continue
+        record = records.passed(records.of(repository, digest), digest)
+        if record is not None:
+            return Rollback(tag, current, digest, record.verdict, record.time, over)
+        over[digest] = "no record says that its checks passed"
+    why = "".join(f"\n  {digest}: {reason}" for digest, reason in over.items())
+    raise VerifyError(
+        f"{repository}:{tag} named no verified image before {current[:19]}{why}",
+        rule="records in the registry say what a tag named (build.py history)",
+        remedy="--to DIGEST; build.py images lists what is there",
+    )
+
+
+def move(repository: str, chosen: Rollback, report: Progress) -> str:
+    """Moves the tag, reads it back, and keeps a record of it.
+
+    Returns:
+        Why no record is kept; empty if one is.
+
+    Raises:
+        TagError: the target is of another platform, strategy or base.
+        RegistryError: the registry refuses, or somebody moved the tag meanwhile.
+    """
+    with tagging.turn(repository):
+        now = listing.find(repository, chosen.tag).digest
+        if now != chosen.before:
+            raise RegistryError(
+                f"{repository}:{chosen.tag} names {now[:19]} by now",
+                rule=f"it named {chosen.before[:19]} when the target was chosen",
+                remedy="somebody else published; look at build.py history, and run again",
+            )
+        labels = registry.image_labels(repository, chosen.after)
+        registry.check_takes_nothing_away(repository, chosen.tag, labels)
+        verdict = f"rolled back from {chosen.before}: {shown(chosen.verdict, 200)}"
+        return tagging.give(repository, chosen.after, (chosen.tag,), report, verdict=verdict)
+
+
+def _past(repository: str, tag: str, current: str) -> list[str]:
+    """The images that a tag named before it first named the present one, the newest first."""
+    first: dict[str, str] = {}
+    for record in reversed(records.of(repository, current, tag)):
+        if tag in record.tags:
+            first.setdefault(record.tags[tag].before, "")  # from before the records
+            first.setdefault(record.tags[tag].after, record.time)
+    first.pop("", None)
+    since = first.pop(current, "~")
+    return sorted((d for d in first if first[d] < since), key=first.__getitem__, reverse=True)

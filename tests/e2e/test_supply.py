@@ -1,0 +1,129 @@
+"""What an image consists of, read from the engine: audited, and held against a record."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fp4forge.oci import acquire
+from fp4forge.plan.request import Request
+from fp4forge.publish import gate, packages
+from fp4forge.publish.pipeline import prepare
+from tests.e2e.conftest import ROOT, shell
+
+pytestmark = pytest.mark.engine
+NAME = f"fp4forge/h-supply:{os.getpid()}"
+DATA = ROOT / "tests" / "unit" / "data" / "osv"
+REQUEST = Request(arch="sm121", release="0.20.2", strategy="wheel", base="bootstrap")
+STATUS = """Package: libssl3t64
+Status: install ok installed
+Architecture: arm64
+Source: openssl (3.5.1-1)
+Version: 3.5.1-1
+
+"""
+OS_RELEASE = 'ID=debian\nVERSION_ID="13"\n'
+MD5SUMS = "var/lib/dpkg/info/libssl3t64:arm64.md5sums"
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An image for another machine with a plan and one Debian package: never started."""
+    archive = tmp_path_factory.mktemp("image") / "layer.tar"
+    plan = json.dumps(prepare(REQUEST).plan.as_json())
+    with tarfile.open(archive, "w") as tar:
+        for path, text in (
+            (f"{acquire.FOLDER}/plan.json".lstrip("/"), plan),
+            ("var/lib/dpkg/status", STATUS),
+            (MD5SUMS, "0 usr/lib/libssl.so.3\n"),
+            ("usr/lib/os-release", OS_RELEASE),
+        ):
+            entry = tarfile.TarInfo(path)
+            entry.size = len(text.encode())
+            tar.addfile(entry, io.BytesIO(text.encode()))
+    shell("docker", "import", "--platform", "linux/arm64", str(archive), NAME)
+    yield NAME
+    shell("docker", "rmi", NAME)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """OSV data: the known ones of vLLM, and one of Debian."""
+    record: dict[str, Any] = {
+        "id": "DEBIAN-CVE-2026-1",
+        "upstream": ["CVE-2026-1"],
+        "modified": "2026-11-28T00:00:00Z",
+        "affected": [
+            {
+                "package": {"ecosystem": "Debian:13", "name": "openssl"},
+                "ranges": [
+                    {
+                        "type": "ECOSYSTEM",
+                        "events": [{"introduced": "0"}, {"fixed": "3.5.1-1+deb13u1"}],
+                    }
+                ],
+                "ecosystem_specific": {"urgency": "high"},
+            }
+        ],
+    }
+    (tmp_path / "debian.json").write_text(json.dumps(record))
+    for path in DATA.glob("*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def test_an_image_is_audited_with_its_distribution(image: str, data: Path) -> None:
+    done = shell(
+        sys.executable, "build.py", "audit", image, "--db", str(data), "--json", check=False
+    )
+    assert done.returncode == 30, done.stderr
+    report = json.loads(done.stdout)
+    found = {finding["id"]: finding for finding in report[0]["findings"]}
+    assert report[0]["release"] == "0.20.2"
+    assert found["CVE-2026-1"]["packages"] == ["openssl 3.5.1-1"]
+    assert found["CVE-2026-1"]["severity"] == "high" and not found["CVE-2026-1"]["explained"]
+    assert found["CVE-2026-105760"]["explained"]
+
+
+def test_a_publish_is_refused_for_what_only_the_image_has(image: str, data: Path) -> None:
+    from dataclasses import replace
+
+    from fp4forge.core.errors import UsageError, VulnerableError
+
+    known = ("PYSEC-2026-2303", "CVE-2026-115911", "GHSA-5r3c-5x4v-8gjh", "GHSA-v97p-wpxp-px84")
+    plan = prepare(replace(REQUEST, allow_vulnerable=known)).plan
+    assert gate.lock(plan, str(data), lambda _: None)
+    with pytest.raises(VulnerableError, match="CVE-2026-1 "):
+        gate.image(plan, image, str(data), lambda _: None)
+    accepted = prepare(replace(REQUEST, allow_vulnerable=(*known, "CVE-2026-1"))).plan
+    assert "accepted: CVE-2026-1" in gate.image(accepted, image, str(data), lambda _: None)
+    nothing = prepare(replace(REQUEST, allow_vulnerable=(*known, "CVE-2026-1", "CVE-2026-2"))).plan
+    with pytest.raises(UsageError, match="CVE-2026-2: nothing"):
+        gate.image(nothing, image, str(data), lambda _: None)
+
+
+def test_its_packages_are_recorded_and_compared(
+    image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packages, "FOLDER", tmp_path)
+    path, moved = packages.record_image(image)
+    assert path == tmp_path / "bootstrap-arm64.txt"
+    assert moved == ["libssl3t64:arm64 3.5.1-1 is new"]
+    same = packages.check(image, "bootstrap", "linux/arm64", packages.REFUSE)
+    assert same.startswith("1 packages, as in")
+
+
+def test_an_image_of_others_is_refused(data: Path) -> None:
+    base = shell("docker", "images", "-q", "fp4forge.local/bootstrap").stdout.split()
+    if not base:
+        pytest.skip("NOT RUN: no image without a plan is in the engine")
+    done = shell(sys.executable, "build.py", "audit", base[0], "--db", str(data), check=False)
+    assert done.returncode == 2 and "has no plan" in done.stderr
