@@ -10,7 +10,7 @@ import click
 
 from fp4forge.cli.options import json_option, model_option, split_of, split_options
 from fp4forge.core.console import print_json, rich
-from fp4forge.core.errors import UsageError
+from fp4forge.core.errors import FitError
 from fp4forge.kernels import gpus as gpu
 
 
@@ -68,7 +68,7 @@ def fit(model: Path, products: tuple[str, ...], as_json: bool, plot: Path | None
     )
     asked = split_of(o)
     if wrong := splitting.problems(described, asked):
-        raise UsageError(
+        raise FitError(
             f"{asked.text} is not possible: {'; '.join(wrong)}",
             rule="a split divides heads, experts' widths and layers",
             remedy=_allowed(described),
