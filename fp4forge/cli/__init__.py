@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from fp4forge.cli import defects, streams
-from fp4forge.cli.options import plan_options, registry_option, reports_option
+from fp4forge.cli.options import plan_options, registry_option, reports_option, sign_options
 from fp4forge.core import errors, scratch
 from fp4forge.core.text import block
 
@@ -72,6 +72,7 @@ class LazyGroup(click.Group):
 )
 @click.option("--tag", "tags", multiple=True, help="Another tag for the verified image.")
 @click.option("--push", is_flag=True, help="Push by digest, verify, then move the tags.")
+@sign_options
 @click.option("--load", is_flag=True, help="Leave the verified image in the engine (default).")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout, for scripts.")

@@ -14,6 +14,8 @@ from fp4forge.cli.options import (
     resolve_registry,
     split_of,
     split_options,
+    trust_of,
+    trust_options,
 )
 from fp4forge.core import files, reading
 from fp4forge.core.console import Console, print_json, print_rows
@@ -71,6 +73,7 @@ def published(o: dict[str, Any]) -> tuple[str, str, str]:
 @click.option("--image", help="Image; by default the release's moving tag in --registry.")
 @registry_option
 @click.option("--repo", default="fp4forge/vllm", show_default=True)
+@trust_options
 @click.option(
     "--format",
     "kind",
@@ -129,7 +132,7 @@ def compose(as_json: bool, explain: bool, output: Path | None, kind: str, **o: A
             rule="the manifest names the image by digest",
             remedy=f"--registry HOST:PORT looks up {o['repo']}:{found_tag} there",
         )
-    image = manifest.by_digest(o["image"] or f"{repository}:{found_tag}")
+    image = _image(o["image"] or f"{repository}:{found_tag}", o)
     found = settings.server(o["model"], image, chosen)
     if o["recipe"]:
         found = recipes.apply(found, _recipe(o, chosen))
@@ -156,6 +159,25 @@ def compose(as_json: bool, explain: bool, output: Path | None, kind: str, **o: A
         files.replace(output, text, 0o755 if kind == "run" else 0o644)
     else:
         click.echo(text, nl=False)
+
+
+def _image(name: str, o: dict[str, Any]) -> str:
+    """The image by its digest; its signatures are checked if the options demand one.
+
+    Raises:
+        SignatureError: it is not signed as the options demand.
+    """
+    from fp4forge.publish import signing
+    from fp4forge.serve import manifest
+
+    image = manifest.by_digest(name)
+    trust = trust_of(o["key"], o["identity"], o["issuer"])
+    if trust:
+        console = Console()
+        with console.step("signed") as step:
+            found = signing.check(*signing.locate(image), trust, step.report)
+            step.detail = found.text()
+    return image
 
 
 def _wishes(o: dict[str, Any], version: str) -> Wishes:

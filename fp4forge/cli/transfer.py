@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from fp4forge.cli.options import trust_of, trust_options
 from fp4forge.core.console import Console, print_json
 
 
@@ -119,33 +120,33 @@ def unbundle(file: Path, folder: Path, repository: str | None, load: bool, as_js
 
 @click.command()
 @click.argument("image")
+@trust_options
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
-def history(image: str, as_json: bool) -> None:
+def history(
+    image: str, as_json: bool, key: str | None, identity: str | None, issuer: str | None
+) -> None:
     """Show who moved IMAGE's tags, when, and what they named before; the newest first.
 
     IMAGE is HOST/REPOSITORY:TAG or HOST/REPOSITORY@DIGEST. The records lie in the registry,
-    beside each image. With a tag, they are followed back to the images that it named before.
+    beside each image. With a tag, they are followed back to the images that it named before. With
+    --key (or --identity and --issuer), only records signed so are shown and followed.
     """
     import msgspec
 
     from fp4forge.core.console import print_rows
-    from fp4forge.core.errors import RegistryError
-    from fp4forge.oci import reference, registry
-    from fp4forge.publish import records
+    from fp4forge.oci import reference
+    from fp4forge.publish import records, signing
 
     found = reference.parse(image)
-    digest = found.digest
-    if not digest:
-        named = registry.resolve(found.repository, found.tag or "latest")
-        if named is None:
-            raise RegistryError(f"{image} does not exist", rule="HOST/REPOSITORY:TAG or @DIGEST")
-        digest = named[0]
-    kept = records.of(found.repository, digest, found.tag)
+    trust = trust_of(key, identity, issuer)
+    _, digest = signing.locate(image)
+    kept = records.of(found.repository, digest, found.tag, trust)
     if as_json:
         print_json([msgspec.to_builtins(record) for record in kept])
         return
     if not kept:
-        click.echo(f"{found.repository}@{digest} has no record")
+        what = f"record signed by {trust}" if trust else "record"
+        click.echo(f"{found.repository}@{digest} has no {what}")
         return
     print_rows((record.time, _moves(record)) for record in kept)
 

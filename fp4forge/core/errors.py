@@ -131,6 +131,12 @@ class TransferError(ForgeError):
     exit_code = 21
 
 
+class SignatureError(ForgeError):
+    """An image, attestation or record is not signed by the given key or identity."""
+
+    exit_code = 27
+
+
 class HostError(ForgeError):
     """This machine refuses what a step needs: a file, a folder, a handle."""
 

@@ -61,5 +61,9 @@ PROGRAM_SECONDS = 120  # docker and its plugins, asked for a fact
 LOAD_SECONDS = 3600  # docker load of a whole image
 BACKENDS_SILENCE_SECONDS = 300
 
+# cosign: one signature is stored in half a second; keyless, a person may have to log in.
+SIGN_SECONDS = 300
+SIGNATURE_SECONDS = 60
+
 # What is shown of foreign text.
 SHOWN_CHARACTERS = 4000

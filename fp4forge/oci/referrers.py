@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -34,12 +35,21 @@ class _List(Struct, frozen=True):
     manifests: list[_Entry] = []
 
 
-def attach(repository: str, subject: str, kind: str, content: bytes, created: str) -> None:
-    """Keeps a document beside an image.
+@dataclass(frozen=True)
+class Kept:
+    """A document beside an image: the digest of its artifact's manifest, and its bytes."""
+
+    digest: str
+    created: str
+    content: bytes
+
+
+def attach(repository: str, subject: str, kind: str, content: bytes, created: str) -> str:
+    """Keeps a document beside an image; returns the digest of its artifact's manifest.
 
     Args:
         repository: where the image is.
-        subject: the digest of the image's index.
+        subject: the digest of the image's index, or of one platform's manifest.
         kind: the artifact's type, such as ``application/vnd.example.v1+json``.
         content: the document.
         created: when it was made, ISO 8601.
@@ -75,9 +85,15 @@ def attach(repository: str, subject: str, kind: str, content: bytes, created: st
             "annotations": manifest["annotations"],
         }
         _append(repository, subject, entry)
+    return own
 
 
 def attached(repository: str, subject: str, kind: str) -> list[bytes]:
+    """The contents of ``kept``."""
+    return [document.content for document in kept(repository, subject, kind)]
+
+
+def kept(repository: str, subject: str, kind: str) -> list[Kept]:
     """The documents of a kind that are kept beside an image, the oldest first.
 
     Raises:
@@ -97,14 +113,25 @@ def attached(repository: str, subject: str, kind: str) -> list[bytes]:
                     f"{repository}: a record is not what its digest says",
                     remedy="check the registry's storage",
                 )
-            found.append(((entry.annotations or {}).get(_CREATED, ""), answer.content))
-    return [content for _, content in sorted(found)]
+            created = (entry.annotations or {}).get(_CREATED, "")
+            found.append(Kept(entry.digest, created, answer.content))
+    return sorted(found, key=lambda document: (document.created, document.content))
+
+
+def listed(repository: str, subject: str) -> list[str]:
+    """Digests of the artifacts of every kind that are kept beside a manifest.
+
+    Raises:
+        RegistryError: the registry does not answer.
+    """
+    return [entry.digest for entry in _listed(repository, subject).manifests]
 
 
 _CREATED = "org.opencontainers.image.created"
 
 
-def _tag(subject: str) -> str:
+def tag(subject: str) -> str:
+    """The tag that lists what is beside a manifest, in a registry without the referrers API."""
     return subject.replace(":", "-")
 
 
@@ -115,16 +142,16 @@ def _listed(repository: str, subject: str) -> _List:
         return reading.json(answer.content, _List, where, RegistryError)
     if answer.status not in (404, 405):
         raise api.refused(repository, "read records", answer)
-    kept = registry.manifest(repository, _tag(subject))
-    return reading.json(kept.content, _List, where, RegistryError) if kept else _List()
+    found = registry.manifest(repository, tag(subject))
+    return reading.json(found.content, _List, where, RegistryError) if found else _List()
 
 
 def _append(repository: str, subject: str, entry: dict[str, Any]) -> None:
-    kept = registry.manifest(repository, _tag(subject))
+    found = registry.manifest(repository, tag(subject))
     entries: Any = []
-    if kept:
-        where = f"{repository}:{_tag(subject)}"
-        entries = reading.json(kept.content, dict[str, Any], where, RegistryError).get("manifests")
+    if found:
+        where = f"{repository}:{tag(subject)}"
+        entries = reading.json(found.content, dict[str, Any], where, RegistryError).get("manifests")
         if not isinstance(entries, list):
             raise RegistryError(f"{where} is not an index")
     index = {
@@ -133,7 +160,7 @@ def _append(repository: str, subject: str, entry: dict[str, Any]) -> None:
         "manifests": [*entries[-_MOST + 1 :], entry],
     }
     content = json.dumps(index, separators=(",", ":")).encode()
-    registry.put(repository, _tag(subject), content, registry.INDEX)
+    registry.put(repository, tag(subject), content, registry.INDEX)
 
 
 def _blob(repository: str, content: bytes) -> dict[str, Any]:

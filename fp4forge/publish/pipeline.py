@@ -25,11 +25,12 @@ from fp4forge.kernels.base import Progress
 from fp4forge.oci import buildkit, copying, engine, registry
 from fp4forge.oci.acquire import Ledger
 from fp4forge.oci.buildkit import COMPRESSION, Options
+from fp4forge.oci.cosign import Signer
 from fp4forge.plan import tags
 from fp4forge.plan.plan import Plan
 from fp4forge.plan.request import Request
 from fp4forge.plan.resolve import resolve
-from fp4forge.publish import bases, build, tagging, verified
+from fp4forge.publish import bases, build, signing, tagging, verified
 from fp4forge.publish.build import LAYOUT
 
 # GB that a build needs free: cold, it writes package cache, build cache, unpacked image, compressed
@@ -47,6 +48,7 @@ class Destination:
     push: bool
     tags: tuple[str, ...] = ()
     part: bool = False
+    signer: Signer | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,13 @@ def prepare(request: Request) -> Context:
     return contexts.assemble(resolve(request))
 
 
-def destination(repository: str, push: bool, load: bool, names: tuple[str, ...]) -> Destination:
+def destination(
+    repository: str,
+    push: bool,
+    load: bool,
+    names: tuple[str, ...],
+    signer: Signer | None = None,
+) -> Destination:
     """Where to, after validation.
 
     Raises:
@@ -116,7 +124,8 @@ def destination(repository: str, push: bool, load: bool, names: tuple[str, ...])
     """
     if push and load:
         raise UsageError("--push and --load exclude each other", remedy="give one of them")
-    return Destination(repository, push, tuple(tags.check(name) for name in names))
+    checked = tuple(tags.check(name) for name in names)
+    return Destination(repository, push, checked, signer=signer)
 
 
 def run(request: Request, where: Destination, options: Options, console: Console) -> Outcome:
@@ -222,13 +231,17 @@ def _index(outcomes: list[Outcome], moving: str, where: Destination, report: Pro
     digest = registry.combine(repository, list(digests.values()), manifests)
     combined = registry.manifest(repository, digest)
     assert combined is not None
+    if where.signer:
+        signing.sign(repository, digest, where.signer, report)
     with tagging.turn(repository):
         immutable, known = registry.immutable(repository, name, combined.data, digest)
         digest = known or digest
         _check_further(repository, digest, where.tags)
         names = (immutable, moving, *where.tags)
         verdict = f"an index of verified images: {', '.join(digests)}"
-        tagging.give(repository, digest, names, report, fixed=immutable, verdict=verdict)
+        tagging.give(
+            repository, digest, names, report, fixed=immutable, verdict=verdict, by=where.signer
+        )
     return Index(f"{repository}@{digest}", digest, names, digests)
 
 
@@ -347,6 +360,10 @@ def _push(job: _Job, ledger: str) -> Made:
             step.detail = "stock docker pull"
         checks = _verify(job, image)
         verified.record(repository, digest)
+    if signer := job.destination.signer:
+        with console.step("sign") as step:
+            signing.sign(repository, digest, signer, step.report)
+            step.detail = "index, images, attestations"
     with console.step("publish") as step:
         moving = () if job.destination.part else (plan.moving_tag, *job.destination.tags)
         _check_further(repository, digest, job.destination.tags)
@@ -362,11 +379,17 @@ def _push(job: _Job, ledger: str) -> Made:
             names = (immutable, *moving)
             verdict = runner.summary(checks) if checks else "verified before"
             lost = tagging.give(
-                repository, digest, names, step.report, fixed=immutable, verdict=verdict
+                repository,
+                digest,
+                names,
+                step.report,
+                fixed=immutable,
+                verdict=verdict,
+                by=job.destination.signer,
             )
         step.detail = ", ".join(names)
         if lost:
-            console.say(f"  no record is kept in the registry: {lost}")
+            console.say(f"  the registry has no record of it, or no signed one: {lost}")
         if not known:
             same = {
                 "io.fp4forge.arch": plan.arch,
