@@ -135,7 +135,7 @@ def public_key(by: Signer) -> str:
 
 
 def sign(repository: str, digests: list[str], by: Signer) -> None:
-    """Signs manifests; with a key, what it has signed already stays as it is.
+    """Signs manifests in their order; with a key, what it has signed already stays as it is.
 
     Raises:
         SignatureError: one cannot be signed.
@@ -253,7 +253,7 @@ def _refuse(images: list[str], what: str, done: CompletedProcess[str], trust: Tr
     passed = done.stderr.count("\nVerification for ")
     image = images[min(passed, len(images) - 1)]
     said = _reason(done)
-    if done.returncode == _UNSIGNED or "no signatures found" in said:
+    if done.returncode == _UNSIGNED or re.search("no signatures found|the predicate type", said):
         message = f"{image} has no {what}"
     elif done.returncode == _NO_MATCH or "no matching" in said:
         message = f"{image} has no {what} of {trust}: {said}"

@@ -85,9 +85,8 @@ def sign(
             report(f"{kind.rpartition('//')[2]} of {image[:19]}")
             cosign.attest(repository, image, kind, predicate, by)
     # The index last: who finds its signature finds all the others.
-    for name in [*(entry.digest for entry in index.manifests or ()), digest]:
-        report(f"signing {name[:19]}")
-        cosign.sign(repository, [name], by)
+    report(f"signing {digest[:19]} and what it names")
+    cosign.sign(repository, [*(entry.digest for entry in index.manifests or ()), digest], by)
 
 
 def _with_provenance(
