@@ -65,5 +65,8 @@ BACKENDS_SILENCE_SECONDS = 300
 SIGN_SECONDS = 300
 SIGNATURE_SECONDS = 60
 
+# An image's files and their packages: 100,000 are read in 5 s; emulated, or on a slow disk, longer.
+INVENTORY_SECONDS = 900
+
 # What is shown of foreign text.
 SHOWN_CHARACTERS = 4000

@@ -30,7 +30,7 @@ from fp4forge.plan import tags
 from fp4forge.plan.plan import Plan
 from fp4forge.plan.request import Request
 from fp4forge.plan.resolve import resolve
-from fp4forge.publish import bases, build, signing, tagging, verified
+from fp4forge.publish import bases, build, listing, signing, tagging, verified
 from fp4forge.publish.build import LAYOUT
 
 # GB that a build needs free: cold, it writes package cache, build cache, unpacked image, compressed
@@ -360,6 +360,8 @@ def _push(job: _Job, ledger: str) -> Made:
             step.detail = "stock docker pull"
         checks = _verify(job, image)
         verified.record(repository, digest)
+    with console.step("sbom") as step:
+        step.detail = listing.attached(engine.connect(), repository, digest, plan, step.report)
     if signer := job.destination.signer:
         with console.step("sign") as step:
             signing.sign(repository, digest, signer, step.report)

@@ -15,11 +15,10 @@ from fp4forge.oci import copying, cosign, registry
 from fp4forge.oci.cosign import Signer, Trust
 from fp4forge.oci.reference import parse
 from fp4forge.publish import provenance
+from fp4forge.sbom import kept
 
-CYCLONEDX = "https://cyclonedx.org/bom"
-SPDX = "https://spdx.dev/Document"
 # Of each platform's image that this project publishes.
-KINDS = (provenance.KIND, CYCLONEDX, SPDX)
+KINDS = (provenance.KIND, *kept.PREDICATES.values())
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,8 @@ def sign(
         digest: of the image's index.
         by: who signs.
         report: called with progress.
-        predicates: by the digest of a platform's image and the predicate's type; each is signed as
-            an attestation. BuildKit's provenance is added to them.
+        predicates: more to attest, by the digest of a platform's image and the predicate's type.
+            BuildKit's provenance, and the SBOM that lies beside the image, are always attested.
 
     Raises:
         SignatureError: something cannot be signed, or its signature is not found afterwards.
@@ -80,7 +79,7 @@ def sign(
     if not by.key and registry.manifest(repository, cosign.signature_tag(digest)):
         return  # a new keyless signature each time would be another entry of the log
     index = registry.existing(repository, digest).data
-    for image, kinds in _with_provenance(repository, digest, predicates or {}).items():
+    for image, kinds in _predicates(repository, digest, predicates or {}).items():
         for kind, predicate in kinds.items():
             report(f"{kind.rpartition('//')[2]} of {image[:19]}")
             cosign.attest(repository, image, kind, predicate, by)
@@ -89,14 +88,16 @@ def sign(
     cosign.sign(repository, [*(entry.digest for entry in index.manifests or ()), digest], by)
 
 
-def _with_provenance(
+def _predicates(
     repository: str, digest: str, predicates: dict[str, dict[str, bytes]]
 ) -> dict[str, dict[str, bytes]]:
     index = registry.existing(repository, digest).data
     found = copying.provenance(f"{repository}@{digest}")
     complete = {}
     for entry in index.images:
-        own = dict(predicates.get(entry.digest, {}))
+        documents = kept.documents_of(repository, entry.digest)
+        own = {kept.PREDICATES[kind]: content for kind, content in documents.items()}
+        own |= predicates.get(entry.digest, {})
         platform = entry.platform
         name = f"{platform.os}/{platform.architecture}" if platform else ""
         made = found.get(name) or (found.get("") if len(index.images) == 1 else None)

@@ -18,17 +18,17 @@ import pytest
 from fp4forge.core.errors import SignatureError, UsageError
 from fp4forge.oci import cosign, referrers, registry
 from fp4forge.oci.cosign import Signer, Trust
-from fp4forge.publish import records, signing, tagging
-from tests.e2e.faults.commands import Command
+from fp4forge.publish import provenance, records, signing, tagging
 from tests.e2e.faults import images
+from tests.e2e.faults.commands import Command
 from tests.e2e.faults.images import Image, seed
 
 PASSWORD = "correct-horse-battery"
 MOVING = "1.0-sm121-awq-wheel"
 PREDICATES = {
-    signing.provenance.KIND: b'{"buildDefinition":{},"runDetails":{"builder":{"id":"urn:x"}}}',
-    signing.CYCLONEDX: b'{"bomFormat":"CycloneDX","specVersion":"1.6"}',
-    signing.SPDX: b'{"spdxVersion":"SPDX-2.3"}',
+    provenance.KIND: b'{"buildDefinition":{},"runDetails":{"builder":{"id":"urn:x"}}}',
+    "https://cyclonedx.org/bom": b'{"bomFormat":"CycloneDX","specVersion":"1.6"}',
+    "https://spdx.dev/Document": b'{"spdxVersion":"SPDX-2.3"}',
 }
 if shutil.which("cosign") is None:
     pytest.skip("NOT RUN: needs cosign (scripts/test-tools.sh)", allow_module_level=True)

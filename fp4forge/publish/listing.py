@@ -1,0 +1,72 @@
+"""The SBOM of a plan's image: read from the verified image, checked, and kept beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fp4forge.kernels.base import Progress
+from fp4forge.oci import engine, registry
+from fp4forge.plan.plan import Plan
+from fp4forge.sbom import contents, documents, kept
+from fp4forge.sbom.components import Subject, assemble
+from fp4forge.sbom.table import table
+
+
+def attached(client: Any, repository: str, index: str, plan: Plan, report: Progress) -> str:
+    """Makes sure that a platform's image has its SBOM in the registry; returns what was done.
+
+    Args:
+        client: docker SDK client.
+        repository: where the image is.
+        index: digest of the index of this one platform.
+        plan: of the image.
+        report: called with progress.
+
+    Raises:
+        VerifyError: the SBOM is not complete.
+        RegistryError: the registry does not answer, or does not take it.
+    """
+    (image,) = registry.images_of(repository, index)
+    if kept.documents_of(repository, image).keys() == kept.PREDICATES.keys():
+        return "it has one"
+    made = make(client, f"{repository}@{index}", image, plan, report)
+    report("attaching")
+    kept.attach(repository, image, made, plan.epoch)
+    return ", ".join(f"{len(content) / 1e3:.0f} kB {kind}" for kind, content in made.items())
+
+
+def make(
+    client: Any, reference: str, digest: str, plan: Plan, report: Progress
+) -> dict[str, bytes]:
+    """The SBOM's documents by media type, checked against the image's files.
+
+    Args:
+        client: docker SDK client.
+        reference: of an image; it is pulled if the engine does not have it.
+        digest: of the platform's manifest, for the documents.
+        plan: of the image.
+        report: called with progress.
+
+    Raises:
+        VerifyError: a file belongs to no entry, or an entry has no file.
+    """
+    engine.have(client, reference, plan.platform, report)
+    found = contents.read(client, reference, plan.platform, plan.python, table(), report)
+    report(f"{found.files:,} files")
+    components = assemble(found, plan, table())
+    contents.demand(components, found)
+    tiers = ("python", "csrc") if plan.strategy == "source" else ("python",)
+    series = plan.inputs.series
+    patches = tuple(p for tier in tiers for p in series.for_variant(plan.variant, tier))
+    subject = Subject(
+        digest=digest,
+        platform=plan.platform,
+        title="fp4forge vLLM",
+        version=plan.vllm_version,
+        plan=plan.id,
+        epoch=plan.epoch,
+    )
+    report("CycloneDX")
+    cyclonedx = documents.cyclonedx(subject, components, patches)
+    report("SPDX")
+    return {kept.CYCLONEDX: cyclonedx, kept.SPDX: documents.spdx(subject, components, patches)}
