@@ -65,9 +65,10 @@ def bundle(image: str, output: Path, manifest: Path | None, as_json: bool) -> No
     console = Console()
     with console.step("bundle") as step:
         made = bundling.make(image, output, manifest, step.report)
-        step.detail = f"{output}, {output.stat().st_size / 1e9:.2f} GB, {made.digest[:19]}"
+        size = f"{output.stat().st_size / 1e9:.2f} GB"
+        step.detail = f"{output}, {size}, {made.digest[:19]}, {made.beside.text()}"
     if as_json:
-        print_json({**asdict(made), "file": str(output), "bytes": output.stat().st_size})
+        print_json({**_as_json(made), "file": str(output), "bytes": output.stat().st_size})
 
 
 @click.command()
@@ -84,15 +85,30 @@ def bundle(image: str, output: Path, manifest: Path | None, as_json: bool) -> No
     "--to", "repository", metavar="HOST/REPOSITORY", help="Push it there, under its own tag."
 )
 @click.option("--load", is_flag=True, help="Load it into this machine's engine.")
+@trust_options
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
-def unbundle(file: Path, folder: Path, repository: str | None, load: bool, as_json: bool) -> None:
-    """Check every file of a bundle and unpack it; optionally push or load its image."""
+def unbundle(
+    file: Path,
+    folder: Path,
+    repository: str | None,
+    load: bool,
+    as_json: bool,
+    key: str | None,
+    identity: str | None,
+    issuer: str | None,
+) -> None:
+    """Check every file of a bundle and unpack it; optionally push or load its image.
+
+    With --key (or --identity and --issuer), its image must be signed, and its provenance and SBOM;
+    that is checked without any network, before anything is pushed or loaded.
+    """
     from fp4forge.oci import copying, registry
     from fp4forge.oci import reference as references
+    from fp4forge.publish import beside, tagging
     from fp4forge.publish import bundle as bundling
-    from fp4forge.publish import tagging
 
     console = Console()
+    trust = trust_of(key, identity, issuer)
     if repository:
         host, _, path = repository.partition("/")
         references.repository(host, path)
@@ -101,12 +117,17 @@ def unbundle(file: Path, folder: Path, repository: str | None, load: bool, as_js
             unpacked = bundling.unpacked(file, folder, step.report)
             found, layout = stack.enter_context(unpacked)
             step.detail = f"{found.image}, {found.digest[:19]}, every checksum right"
+        if trust:
+            with console.step("signed") as step:
+                what = (layout, found.digest, found.beside, trust, step.report, found.image)
+                step.detail = beside.check(*what).text()
         if repository:
             with console.step("push") as step:
                 # A bundle never moves a tag: its image was not checked here.
                 tag = found.image.rpartition(":")[2]
                 registry.check_free(repository, tag, found.digest)
                 copying.push(layout.folder, repository, found.digest, step.report)
+                beside.publish(repository, found.beside, layout, step.report)
                 with tagging.turn(repository):
                     tagging.give(repository, found.digest, (tag,), step.report, fixed=tag)
                 step.detail = f"{repository}:{tag}"
@@ -115,7 +136,7 @@ def unbundle(file: Path, folder: Path, repository: str | None, load: bool, as_js
                 bundling.load(file, step.report)
                 step.detail = found.image
     if as_json:
-        print_json({**asdict(found), "folder": str(folder)})
+        print_json({**_as_json(found), "folder": str(folder)})
 
 
 @click.command()
@@ -149,6 +170,13 @@ def history(
         click.echo(f"{found.repository}@{digest} has no {what}")
         return
     print_rows((record.time, _moves(record)) for record in kept)
+
+
+def _as_json(bundle: Any) -> dict[str, Any]:
+    import msgspec
+
+    found: dict[str, Any] = msgspec.to_builtins(bundle)
+    return found
 
 
 def _moves(record: Any) -> str:

@@ -11,6 +11,7 @@ A keyless signature always is: the log's time says that the certificate was vali
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -26,6 +27,7 @@ from fp4forge.core.errors import SignatureError, ToolError, UsageError
 from fp4forge.core.limits import SIGN_SECONDS, SIGNATURE_SECONDS
 from fp4forge.core.text import shown
 from fp4forge.oci import process
+from fp4forge.oci.layout import Layout
 
 PASSWORD = "COSIGN_PASSWORD"  # noqa: S105 - the variable's name; cosign reads it
 _URI = re.compile(r"[a-z][a-z0-9]*://[\x21-\x7e]+")
@@ -179,10 +181,25 @@ def check(repository: str, digests: list[str], trust: Trust) -> None:
     Raises:
         SignatureError: one has none, or none of that key or identity, or for another digest.
     """
-    for part in _images(repository, digests):
-        done = _run(["verify", *trust.flags, "--output=json", *part], SIGNATURE_SECONDS)
-        if done.returncode != 0:
-            _refuse(part, "signature", done, trust)
+    names = [f"{repository}@{digest}" for digest in digests]
+    for place in range(0, len(names), _AT_ONCE):
+        _check(names[place : place + _AT_ONCE], trust)
+
+
+def check_local(folder: Path, trust: Trust) -> None:
+    """Demands a signature on the manifest of a folder that ``view`` made; asks no registry.
+
+    Raises:
+        SignatureError: as ``check``.
+    """
+    _check([str(folder)], trust, "--local-image", *_OFFLINE)
+
+
+def _check(images: list[str], trust: Trust, *flags: str) -> None:
+    line = ["verify", *trust.flags, "--output=json", *flags, *images]
+    done = _run(line, SIGNATURE_SECONDS)
+    if done.returncode != 0:
+        _refuse(images, "signature", done, trust)
 
 
 def attestations(repository: str, digest: str, kind: str, trust: Trust) -> list[bytes]:
@@ -197,8 +214,16 @@ def attestations(repository: str, digest: str, kind: str, trust: Trust) -> list[
     Raises:
         SignatureError: there is none, none of that key or identity, or one for another digest.
     """
-    image = f"{repository}@{digest}"
-    line = ["verify-attestation", *trust.flags, f"--type={kind}", "--output=json", image]
+    return _attestations(f"{repository}@{digest}", kind, trust)
+
+
+def attestations_local(folder: Path, kind: str, trust: Trust) -> list[bytes]:
+    """The same for the manifest of a folder that ``view`` made; asks no registry."""
+    return _attestations(str(folder), kind, trust, "--local-image", *_OFFLINE)
+
+
+def _attestations(image: str, kind: str, trust: Trust, *flags: str) -> list[bytes]:
+    line = ["verify-attestation", *trust.flags, f"--type={kind}", "--output=json", *flags, image]
     done = _run(line, SIGNATURE_SECONDS)
     if done.returncode != 0:
         _refuse([image], f"attestation {kind}", done, trust)
@@ -241,11 +266,36 @@ class _Statement(Struct, frozen=True):
 
 # Images that one call of cosign checks; all their names go on its command line.
 _AT_ONCE = 50
+_OFFLINE = ("--offline",)  # a keyless signature carries its entry of the log
 
 
-def _images(repository: str, digests: list[str]) -> list[list[str]]:
-    names = [f"{repository}@{digest}" for digest in digests]
-    return [names[place : place + _AT_ONCE] for place in range(0, len(names), _AT_ONCE)]
+def view(layout: Layout, digest: str, signatures: str, attested: str, folder: Path) -> None:
+    """Shows cosign a manifest of a layout with its signatures, in the form of ``cosign save``.
+
+    Args:
+        layout: has the manifest, and those of its signatures and attestations.
+        digest: of the manifest.
+        signatures: digest of the manifest of its signatures; empty for none.
+        attested: digest of the manifest of its attestations; empty for none.
+        folder: an empty folder, which refers to the layout's blobs.
+
+    Raises:
+        ArtefactError: the layout lacks one of them.
+    """
+    image = "imageIndex" if layout.document(digest).manifests is not None else "image"
+    entries = [
+        {
+            "mediaType": layout.document(own).mediaType,
+            "digest": own,
+            "size": layout.path(own).stat().st_size,
+            "annotations": {"kind": f"dev.cosignproject.cosign/{kind}"},
+        }
+        for kind, own in ((image, digest), ("sigs", signatures), ("atts", attested))
+        if own
+    ]
+    (folder / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+    (folder / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": entries}))
+    (folder / "blobs").symlink_to((layout.folder / "blobs").resolve())
 
 
 def _refuse(images: list[str], what: str, done: CompletedProcess[str], trust: Trust) -> None:

@@ -17,6 +17,7 @@ from msgspec import Struct
 from fp4forge.core import reading
 from fp4forge.core.errors import RegistryError
 from fp4forge.oci import api, registry
+from fp4forge.oci.layout import Descriptor
 
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _EMPTY = "application/vnd.oci.empty.v1+json"
@@ -62,8 +63,8 @@ def attach(repository: str, subject: str, kind: str, content: bytes, created: st
         "schemaVersion": 2,
         "mediaType": _MANIFEST,
         "artifactType": kind,
-        "config": {"mediaType": _EMPTY, **_blob(repository, b"{}")},
-        "layers": [{"mediaType": kind, **_blob(repository, content)}],
+        "config": {"mediaType": _EMPTY, **store(repository, b"{}")},
+        "layers": [{"mediaType": kind, **store(repository, content)}],
         "subject": {
             "mediaType": image.data.mediaType or image.media_type,
             "digest": subject,
@@ -71,18 +72,39 @@ def attach(repository: str, subject: str, kind: str, content: bytes, created: st
         },
         "annotations": {"org.opencontainers.image.created": created},
     }
-    data = json.dumps(manifest, separators=(",", ":")).encode()
+    return put(repository, json.dumps(manifest, separators=(",", ":")).encode())
+
+
+class _Artifact(Struct, frozen=True):
+    """The manifest of an artifact, as far as it is listed beside its subject."""
+
+    subject: Descriptor
+    artifactType: str = ""
+    mediaType: str = _MANIFEST
+    annotations: dict[str, str] | None = None
+
+
+def put(repository: str, data: bytes) -> str:
+    """Stores an artifact's manifest, whose blobs are there; returns its digest.
+
+    Raises:
+        RegistryError: it names no subject, or the registry does not take it.
+    """
     own = "sha256:" + hashlib.sha256(data).hexdigest()
+    artifact = reading.json(data, _Artifact, f"artifact {own[:19]}", RegistryError)
+    subject = artifact.subject.digest
+    if own in listed(repository, subject):
+        return own
     answer = api.ask("PUT", repository, f"manifests/{own}", {"Content-Type": _MANIFEST}, data)
     if answer.status not in (200, 201, 202):
         raise api.refused(repository, "keep a record", answer)
     if answer.headers.get("oci-subject", "") != subject:
         entry = {
             "mediaType": _MANIFEST,
-            "artifactType": kind,
+            "artifactType": artifact.artifactType,
             "digest": own,
             "size": len(data),
-            "annotations": manifest["annotations"],
+            "annotations": artifact.annotations or {},
         }
         _append(repository, subject, entry)
     return own
@@ -105,17 +127,26 @@ def kept(repository: str, subject: str, kind: str) -> list[Kept]:
             continue
         manifest = registry.existing(repository, entry.digest).data
         for layer in manifest.layers or ():
-            answer = api.ask("GET", repository, f"blobs/{layer.digest}", {})
-            if answer.status != 200:
-                raise api.refused(repository, "read a record", answer)
-            if "sha256:" + hashlib.sha256(answer.content).hexdigest() != layer.digest:
-                raise RegistryError(
-                    f"{repository}: a record is not what its digest says",
-                    remedy="check the registry's storage",
-                )
             created = (entry.annotations or {}).get(_CREATED, "")
-            found.append(Kept(entry.digest, created, answer.content))
+            found.append(Kept(entry.digest, created, fetch(repository, layer.digest)))
     return sorted(found, key=lambda document: (document.created, document.content))
+
+
+def fetch(repository: str, digest: str) -> bytes:
+    """A small blob.
+
+    Raises:
+        RegistryError: the registry does not answer, or has other bytes than the digest says.
+    """
+    answer = api.ask("GET", repository, f"blobs/{digest}", {})
+    if answer.status != 200:
+        raise api.refused(repository, "read a record", answer)
+    if "sha256:" + hashlib.sha256(answer.content).hexdigest() != digest:
+        raise RegistryError(
+            f"{repository}: a record is not what its digest says",
+            remedy="check the registry's storage",
+        )
+    return answer.content
 
 
 def listed(repository: str, subject: str) -> list[str]:
@@ -163,8 +194,12 @@ def _append(repository: str, subject: str, entry: dict[str, Any]) -> None:
     registry.put(repository, tag(subject), content, registry.INDEX)
 
 
-def _blob(repository: str, content: bytes) -> dict[str, Any]:
-    """Stores a blob; its digest and size."""
+def store(repository: str, content: bytes) -> dict[str, Any]:
+    """Stores a small blob; its digest and size.
+
+    Raises:
+        RegistryError: the registry does not take it.
+    """
     digest = "sha256:" + hashlib.sha256(content).hexdigest()
     if api.ask("HEAD", repository, f"blobs/{digest}", {}).status != 200:
         begun = api.ask("POST", repository, "blobs/uploads/", {}, b"")

@@ -75,7 +75,9 @@ def root(tmp_path: Path) -> Path:
             "/usr/share/doc/libthing1/copyright\n/usr/share/doc/libthing1/changelog.gz\n"
         ),
         "var/lib/dpkg/info/libthing1:amd64.md5sums": "",
-        "var/lib/dpkg/info/tool.list": "/.\n/usr/bin/tool\n/usr/lib/python3/tool.py\n/usr/lib/os-release\n",
+        "var/lib/dpkg/info/tool.list": (
+            "/.\n/usr/bin/tool\n/usr/lib/python3/tool.py\n/usr/lib/os-release\n"
+        ),
         "var/lib/dpkg/alternatives/pager": "auto\n/usr/bin/pager\n\n/usr/bin/tool\n10\n\n",
         "etc/passwd": "root",
         "opt/fp4forge/plan.json": "{}",

@@ -18,7 +18,9 @@ import pytest
 from fp4forge.core.errors import SignatureError, UsageError
 from fp4forge.oci import cosign, referrers, registry
 from fp4forge.oci.cosign import Signer, Trust
-from fp4forge.publish import provenance, records, signing, tagging
+from fp4forge.oci.layout import Layout
+from fp4forge.publish import beside, provenance, records, signing, tagging
+from fp4forge.sbom import kept
 from tests.e2e.faults import images
 from tests.e2e.faults.commands import Command
 from tests.e2e.faults.images import Image, seed
@@ -288,3 +290,60 @@ def test_an_index_is_not_signed_before_what_it_names(
     with pytest.raises(SignatureError, match="was not signed"):
         signing.sign(place, fresh.digest, Signer(str(copy)), lose)
     assert registry.manifest(place, cosign.signature_tag(fresh.digest)) is None
+
+
+@pytest.fixture
+def carried(place: str, image: Image, tmp_path: Path) -> Image:
+    """A bundle of the signed image, with an SBOM and all signatures, as ``bundle`` makes one."""
+    kept.attach(place, inner(image), {kept.CYCLONEDX: b"{}"}, 1)
+    layout = Layout(tmp_path / "layout")
+    shutil.copytree(image.layout.folder, layout.folder)
+    found = beside.save(place, image.digest, layout, quiet)
+    beside.write(layout.folder, found)
+    return Image(layout, image.digest, images.bundle(layout.folder, tmp_path / "signed.bundle"))
+
+
+def test_a_bundle_is_checked_without_a_registry(
+    carried: Image, ours: Path, theirs: Path, command: Command, tmp_path: Path
+) -> None:
+    unbundle = ["unbundle", str(carried.bundle), "-o", str(tmp_path / "to")]
+    done = command(*unbundle, "--key", public(theirs))
+    assert done.code == SignatureError.exit_code, done.err
+    assert not (tmp_path / "to").exists()
+    done = command(*unbundle, "--key", public(ours))
+    assert done.code == 0, done.err
+    offline = ["unshare", "--net", "cosign", "verify", "--local-image", "--insecure-ignore-tlog"]
+    view = tmp_path / "view"
+    view.mkdir()
+    found = beside.read(tmp_path / "to")
+    own = found.signatures[carried.digest]
+    cosign.view(Layout(tmp_path / "to"), carried.digest, own, "", view)
+    line = [*offline, f"--key={public(ours)}", str(view)]
+    assert subprocess.run(line, capture_output=True).returncode == 0
+
+
+def test_a_bundle_brings_its_signatures_to_another_registry(
+    upstream: str, carried: Image, ours: Path, command: Command, tmp_path: Path
+) -> None:
+    there = f"{upstream}/team/carried"
+    arguments = ["unbundle", str(carried.bundle), "-o", str(tmp_path / "to"), "--to", there]
+    done = command(*arguments, "--key", public(ours))
+    assert done.code == 0, done.err
+    done = command("verify", f"{there}:1", "--key", public(ours))
+    assert done.code == 0, done.err
+    assert kept.documents_of(there, inner(carried))[kept.CYCLONEDX] == b"{}"
+
+
+@pytest.mark.parametrize("what", ["signatures", "attestations"])
+def test_a_bundle_that_lacks_signatures_is_refused(
+    carried: Image, ours: Path, command: Command, tmp_path: Path, what: str
+) -> None:
+    file = carried.layout.folder / beside.FILE
+    found = json.loads(file.read_text())
+    del found[what][inner(carried)]
+    file.write_text(json.dumps(found))
+    spoilt = images.bundle(carried.layout.folder, tmp_path / "spoilt.bundle")
+    done = command("unbundle", str(spoilt), "-o", str(tmp_path / "to"), "--key", public(ours))
+    assert done.code == SignatureError.exit_code, done.err
+    assert inner(carried) in done.err
+    assert not (tmp_path / "to").exists()
