@@ -30,6 +30,7 @@ COMMANDS = {
     "distribute": ("fp4forge.cli.transfer", "distribute", "Copy an image to machines over ssh."),
     "bundle": ("fp4forge.cli.transfer", "bundle", "Pack an image and its evidence into one file."),
     "unbundle": ("fp4forge.cli.transfer", "unbundle", "Check and unpack a bundle."),
+    "sbom": ("fp4forge.cli.sbom", "sbom", "Show what is in an image, and its licences."),
     "history": ("fp4forge.cli.transfer", "history", "Show which publish moved which tag."),
     "checkpoint": ("fp4forge.cli.checkpoint", "checkpoint", "Inspect or fetch a checkpoint."),
     "serve": ("fp4forge.cli.serve", "serve", "Configure, size and diagnose a server."),

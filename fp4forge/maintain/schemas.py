@@ -9,10 +9,9 @@ import msgspec
 
 from fp4forge.bench import card, prompts, suite
 from fp4forge.core.paths import SCHEMAS
-from fp4forge.inputs import bases, defaults, patches, release
+from fp4forge.inputs import bases, defaults, patches, release, sbom
 from fp4forge.inputs.reader import Format
 from fp4forge.models import family, faults, formats
-from fp4forge.sbom import table
 from fp4forge.serve import recipes
 
 FORMATS: tuple[Format[Any], ...] = (
@@ -27,7 +26,7 @@ FORMATS: tuple[Format[Any], ...] = (
     suite.FORMAT,
     prompts.FORMAT,
     card.FORMAT,
-    table.FORMAT,
+    sbom.FORMAT,
 )
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from fp4forge.inputs.sbom import table
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import engine, registry
 from fp4forge.plan.plan import Plan
 from fp4forge.sbom import contents, documents, kept
 from fp4forge.sbom.components import Subject, assemble
-from fp4forge.sbom.table import table
 
 
-def attached(client: Any, repository: str, index: str, plan: Plan, report: Progress) -> str:
-    """Makes sure that a platform's image has its SBOM in the registry; returns what was done.
+def attached(
+    client: Any, repository: str, index: str, plan: Plan, report: Progress, *, anew: bool
+) -> dict[str, bytes]:
+    """Makes sure that a platform's image has its SBOM in the registry.
 
     Args:
         client: docker SDK client.
@@ -21,18 +23,23 @@ def attached(client: Any, repository: str, index: str, plan: Plan, report: Progr
         index: digest of the index of this one platform.
         plan: of the image.
         report: called with progress.
+        anew: make it from the image's files even if one lies there.
+
+    Returns:
+        The documents by media type.
 
     Raises:
         VerifyError: the SBOM is not complete.
         RegistryError: the registry does not answer, or does not take it.
     """
     (image,) = registry.images_of(repository, index)
-    if kept.documents_of(repository, image).keys() == kept.PREDICATES.keys():
-        return "it has one"
+    found = kept.documents_of(repository, image)
+    if found.keys() == kept.PREDICATES.keys() and not anew:
+        return found
     made = make(client, f"{repository}@{index}", image, plan, report)
     report("attaching")
     kept.attach(repository, image, made, plan.epoch)
-    return ", ".join(f"{len(content) / 1e3:.0f} kB {kind}" for kind, content in made.items())
+    return made
 
 
 def make(

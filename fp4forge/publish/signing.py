@@ -7,9 +7,11 @@ platform's image there are signed attestations: its provenance, and its SBOM in 
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
-from fp4forge.core.errors import RegistryError
+from fp4forge.core.errors import RegistryError, SignatureError
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import copying, cosign, registry
 from fp4forge.oci.cosign import Signer, Trust
@@ -60,26 +62,26 @@ def sign(
     digest: str,
     by: Signer,
     report: Progress,
-    predicates: dict[str, dict[str, bytes]] | None = None,
+    predicates: dict[str, dict[str, bytes]],
 ) -> None:
-    """Signs an image, and attestations of its platforms' images.
+    """Signs attestations of the platforms' images, then the image.
+
+    What is attested is passed in: whoever can write to the registry could have put another SBOM
+    beside the image.
 
     Args:
         repository: where.
         digest: of the image's index.
         by: who signs.
         report: called with progress.
-        predicates: more to attest, by the digest of a platform's image and the predicate's type.
-            BuildKit's provenance, and the SBOM that lies beside the image, are always attested.
+        predicates: in-toto predicates, by the digest of a platform's image and their type.
 
     Raises:
-        SignatureError: something cannot be signed, or its signature is not found afterwards.
+        SignatureError: something cannot be signed.
         RegistryError: the registry does not answer.
     """
-    if not by.key and registry.manifest(repository, cosign.signature_tag(digest)):
-        return  # a new keyless signature each time would be another entry of the log
     index = registry.existing(repository, digest).data
-    for image, kinds in _predicates(repository, digest, predicates or {}).items():
+    for image, kinds in predicates.items():
         for kind, predicate in kinds.items():
             report(f"{kind.rpartition('//')[2]} of {image[:19]}")
             cosign.attest(repository, image, kind, predicate, by)
@@ -88,22 +90,41 @@ def sign(
     cosign.sign(repository, [*(entry.digest for entry in index.manifests or ()), digest], by)
 
 
-def _predicates(
-    repository: str, digest: str, predicates: dict[str, dict[str, bytes]]
-) -> dict[str, dict[str, bytes]]:
-    index = registry.existing(repository, digest).data
+def signed_by(repository: str, digest: str, by: Signer, report: Progress) -> bool:
+    """Whether an image is signed whole by a signer already; nothing is to be signed twice.
+
+    A keyless signature is not checked here, for whose identity it is shows only when it is made.
+    """
+    if not by.key:
+        return registry.manifest(repository, cosign.signature_tag(digest)) is not None
+    with tempfile.TemporaryDirectory(prefix="fp4forge-key-") as folder:
+        public = Path(folder, "cosign.pub")
+        public.write_text(cosign.public_key(by))
+        try:
+            check(repository, digest, Trust(str(public)), report, KINDS)
+        except SignatureError:
+            return False
+    return True
+
+
+def provenances(repository: str, digest: str) -> dict[str, dict[str, bytes]]:
+    """The provenance that BuildKit attached to each platform's image, as predicates for ``sign``.
+
+    Raises:
+        RegistryError: the registry does not answer, or there is none of an image.
+    """
+    images = registry.existing(repository, digest).data.by_platform
     found = copying.provenance(f"{repository}@{digest}")
     complete = {}
-    for entry in index.images:
-        documents = kept.documents_of(repository, entry.digest)
-        own = {kept.PREDICATES[kind]: content for kind, content in documents.items()}
-        own |= predicates.get(entry.digest, {})
-        platform = entry.platform
-        name = f"{platform.os}/{platform.architecture}" if platform else ""
-        made = found.get(name) or (found.get("") if len(index.images) == 1 else None)
-        if made:
-            own[provenance.KIND] = provenance.convert(made)
-        complete[entry.digest] = own
+    for name, image in images.items():
+        made = found.get(name) or (found.get("") if len(images) == 1 else None)
+        if made is None:
+            raise RegistryError(
+                f"{repository}@{digest} has no provenance for {name}",
+                rule="BuildKit attaches it (--provenance=mode=max)",
+                remedy="build it again",
+            )
+        complete[image] = {provenance.KIND: provenance.convert(made)}
     return complete
 
 

@@ -11,7 +11,7 @@ from msgspec import Struct
 from fp4forge.core import reading
 from fp4forge.core.errors import VerifyError
 from fp4forge.inputs.patches import Patch
-from fp4forge.sbom.table import Table
+from fp4forge.inputs.sbom import Table
 
 if TYPE_CHECKING:
     from fp4forge.plan.plan import Plan

@@ -13,11 +13,11 @@ from typing import Any
 from fp4forge.core.errors import VerifyError
 from fp4forge.core.limits import INVENTORY_SECONDS
 from fp4forge.core.text import shown
+from fp4forge.inputs.sbom import Table, site_of
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import engine
 from fp4forge.sbom import inventory as program
 from fp4forge.sbom.components import GIT, Component, Inventory, canonical, inventory_of
-from fp4forge.sbom.table import Table, site_of
 
 _SHOWN = 5  # faults of a kind that a message names
 

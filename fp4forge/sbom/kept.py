@@ -64,23 +64,29 @@ def components(
         RegistryError: the registry does not answer, or there is no SBOM.
         SignatureError: the SBOM is not signed as demanded.
     """
-    images = {
-        f"{entry.platform.os}/{entry.platform.architecture}" if entry.platform else "": entry.digest
-        for entry in registry.existing(repository, digest).data.images
-    } or {"": digest}
+    images = registry.existing(repository, digest).data.by_platform or {"": digest}
     return {name: _components(repository, image, trust) for name, image in images.items()}
 
 
 def _components(repository: str, image: str, trust: Trust | None) -> list[Component]:
-    where = f"the SBOM of {repository}@{image}"
+    content = document(repository, image, CYCLONEDX, trust)
+    return documents.read(content, f"the SBOM of {repository}@{image}")
+
+
+def document(repository: str, image: str, kind: str, trust: Trust | None = None) -> bytes:
+    """The newest SBOM of a media type of a platform's image, as JSON.
+
+    Raises:
+        RegistryError: the registry does not answer, or there is none.
+        SignatureError: it is not signed as demanded.
+    """
     if trust:
-        found = cosign.attestations(repository, image, PREDICATES[CYCLONEDX], trust)
-    else:
-        found = referrers.attached(repository, image, CYCLONEDX)
+        return cosign.attestations(repository, image, PREDICATES[kind], trust)[-1]
+    found = referrers.attached(repository, image, kind)
     if not found:
         raise RegistryError(
             f"{repository}@{image} has no SBOM",
             rule="build.py --push attaches one to each platform's image",
             remedy="publish the image again with this version of fp4forge",
         )
-    return documents.read(found[-1], where)
+    return found[-1]

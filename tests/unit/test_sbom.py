@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fp4forge.core.errors import ForgeError, RegistryError, VerifyError
+from fp4forge.inputs.sbom import FORMAT, expression, site_of, table
 from fp4forge.plan.plan import Plan
 from fp4forge.plan.request import Request
 from fp4forge.plan.resolve import resolve
 from fp4forge.sbom import contents, documents, inventory
 from fp4forge.sbom.components import Component, Inventory, Subject, assemble, inventory_of
-from fp4forge.sbom.table import FORMAT, expression, site_of, table
 
 PYTHON = "3.13"
 SITE = site_of(PYTHON)

@@ -288,7 +288,7 @@ def test_an_index_is_not_signed_before_what_it_names(
             copy.unlink()
 
     with pytest.raises(SignatureError, match="was not signed"):
-        signing.sign(place, fresh.digest, Signer(str(copy)), lose)
+        signing.sign(place, fresh.digest, Signer(str(copy)), lose, {})
     assert registry.manifest(place, cosign.signature_tag(fresh.digest)) is None
 
 

@@ -150,3 +150,27 @@ def expression(glob: str) -> str:
 def site_of(python: str) -> str:
     """The folder of installed packages, for a version of Python such as 3.13."""
     return f"/usr/local/lib/python{python}/dist-packages"
+
+
+def terms(found: Table) -> str:
+    """The page of terms that goes into the image, beside the pages of each layer's packages."""
+    lines = [
+        "# Licences",
+        "",
+        "This image redistributes the work of others. `cuda.md`, `torch.md`, `python.md` and",
+        "`vllm.md` beside this page list each layer's Python packages, with the terms that they",
+        "state. A distribution package has its terms in `/usr/share/doc/PACKAGE/copyright`. The",
+        "image's SBOM (docs/supply-chain.md) lists all of them.",
+        "",
+        "Models are not in the image. A checkpoint that it serves has terms of its own, such as",
+        "Gemma's terms of use: whoever downloads it accepts them.",
+        "",
+        "## Terms that are no open-source licence",
+        "",
+    ]
+    for name, entry in sorted(found.terms.items()):
+        lines += [f"### {name}", "", f"{entry.title}: <{entry.url}>", "", entry.text.strip(), ""]
+    lines += ["## Sources of other projects inside packages", ""]
+    lines += ["| source | inside | licence | repository |", "|---|---|---|---|"]
+    lines += [f"| {v.name} | {v.of} | {v.licence} | {v.repository} |" for v in found.vendored]
+    return "\n".join([*lines, ""])
