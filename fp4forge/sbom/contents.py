@@ -35,13 +35,22 @@ def read(
         VerifyError: the files cannot be read.
     """
     with engine.container(client, image, platform) as container:
-        attributes = client.api.inspect_container(container)
-        root = f"/proc/{attributes['State']['Pid']}/root"
         report("every file and the package that it belongs to")
-        if engine.is_here() and os.geteuid() == 0 and Path(root, "usr").is_dir():
-            return read_root(root, python, table, image)
-        line = ["docker", "exec", "--interactive", container, "python3", "-c", _source()]
-        return _run(line, "/", python, table, image)
+        return read_running(client, container, python, table)
+
+
+def read_running(client: Any, container: str, python: str, table: Table) -> Inventory:
+    """The inventory of a running container; what was written there since it started is in it.
+
+    Raises:
+        VerifyError: the files cannot be read.
+    """
+    root = f"/proc/{client.api.inspect_container(container)['State']['Pid']}/root"
+    where = f"container {container[:12]}"
+    if engine.is_here() and os.geteuid() == 0 and Path(root, "usr").is_dir():
+        return read_root(root, python, table, where)
+    line = ["docker", "exec", "--interactive", container, "python3", "-c", _source()]
+    return _run(line, "/", python, table, where)
 
 
 def read_root(root: str, python: str, table: Table, where: str) -> Inventory:
