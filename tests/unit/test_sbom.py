@@ -267,3 +267,32 @@ def test_a_table_of_any_text(text: str) -> None:
         FORMAT.parse(text, "fuzz")
     except ForgeError as error:
         assert error.message
+
+
+def test_a_layers_page_of_licences(root: Path) -> None:
+    from fp4forge.image.stages import install
+
+    rows = install.licences(root / SITE[1:]).splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == ["| nvidia_cublas", "| Odd.Name", "| vllm"]
+    assert "LicenseRef-NVIDIA-Proprietary | nvidia_cublas-13.1.0.3.dist-info" in rows[0]
+    assert "Very Odd Terms" in rows[1]
+    assert "its licence file" in rows[2]
+
+
+def test_the_page_of_terms_is_in_the_build_context(plan: Plan) -> None:
+    from fp4forge.image import context
+
+    page = context.assemble(plan).files[context.TERMS_FILE].decode()
+    for name, terms in table().terms.items():
+        assert name in page
+        assert terms.url in page
+    assert all(source.repository in page for source in table().vendored)
+
+
+def test_an_images_page_of_licences(root: Path, plan: Plan) -> None:
+    from fp4forge.sbom import page
+
+    components = assemble(read(root), plan, table())
+    text = page.licences(components, table(), "an image")
+    assert text.count("| nvidia-cublas | 13.1.0.3 |") == 2  # under NVIDIA's terms, and in its list
+    assert all(f"| {component.name} | {component.version} |" in text for component in components)
