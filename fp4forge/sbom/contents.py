@@ -49,7 +49,7 @@ def read_running(client: Any, container: str, python: str, table: Table) -> Inve
     where = f"container {container[:12]}"
     if engine.is_here() and os.geteuid() == 0 and Path(root, "usr").is_dir():
         return read_root(root, python, table, where)
-    line = ["docker", "exec", "--interactive", container, "python3", "-c", _source()]
+    line = ["docker", "exec", "--interactive", "--user=0", container, "python3", "-c", _source()]
     return _run(line, "/", python, table, where)
 
 

@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ from fp4forge.plan.resolve import resolve
 from fp4forge.publish import bases as making
 from fp4forge.publish import listing, provenance, signing
 from fp4forge.sbom import contents, documents, kept
-from tests.e2e.conftest import REGISTRY, shell
+from tests.e2e.conftest import PASSWORD, REGISTRY, REPO, build, shell, tag_digest
 
 pytestmark = pytest.mark.engine
 if shutil.which("cosign") is None:
@@ -40,7 +41,7 @@ def quiet(_: str) -> None:
 def key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("key")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(cosign.PASSWORD, "a-password")
+        patch.setenv(cosign.PASSWORD, PASSWORD)
         line = ["cosign", "generate-key-pair", f"--output-key-prefix={folder / 'cosign'}"]
         subprocess.run(line, check=True, capture_output=True)
         yield folder / "cosign.key"
@@ -118,3 +119,28 @@ def test_a_distributions_files_all_belong_to_something(system: tuple[str, str]) 
     without = [component for component in components if component.name != "bash"]
     found = contents.read(client, clean, where, plan.python, table(), quiet)
     assert len(contents.faults(without, found)) == 1
+
+
+def test_a_push_is_listed_and_signed_before_its_tags(published: dict[str, Any], key: Path) -> None:
+    free = f"signed-{time.time_ns()}"
+    refused = build("--push", "--sign-key", str(key), "--tag", free, COSIGN_PASSWORD="wrong")
+    assert refused.returncode == 27, refused.stderr
+    assert tag_digest(free) is None
+    done = build("--push", "--json", "--sign-key", str(key))
+    assert done.returncode == 0, done.stderr
+    assert PASSWORD not in done.stdout + done.stderr
+    outcome = json.loads(done.stdout)
+    assert outcome["digest"] == published["digest"]
+    names = [step["name"] for step in outcome["steps"]]
+    assert names.index("sbom") < names.index("sign") < names.index("publish")
+    trust = Trust(str(key.with_suffix(".pub")))
+    repository = f"{REGISTRY}/{REPO}"
+    signing.check(repository, outcome["digest"], trust, quiet, signing.KINDS)
+    (components,) = kept.components(repository, outcome["digest"], trust).values()
+    versions = {(c.name, c.version) for c in components}
+    assert set(outcome["plan"]["packages"].items()) <= versions
+    assert {"cutlass", "triton_kernels", "FlashMLA"} <= {c.name for c in components}
+    config = shell(
+        "skopeo", "inspect", "--config", "--tls-verify=false", f"docker://{outcome['image']}"
+    )
+    assert PASSWORD not in config.stdout

@@ -19,6 +19,7 @@ from fp4forge.plan.request import Request
 from fp4forge.plan.resolve import resolve
 from fp4forge.sbom import contents, documents, inventory
 from fp4forge.sbom.components import Component, Inventory, Subject, assemble, inventory_of
+from tests.fuzz import fuzz
 
 PYTHON = "3.13"
 SITE = site_of(PYTHON)
@@ -244,12 +245,14 @@ def test_links_do_not_lead_out_of_the_root(tmp_path: Path) -> None:
     assert tree.real("/a/self/x").endswith("/x")
 
 
+@fuzz
 @given(st.binary(max_size=300))
 def test_an_inventory_of_any_bytes(answer: bytes) -> None:
     with pytest.raises(ForgeError):
         inventory_of(answer, "fuzz")
 
 
+@fuzz
 @given(st.recursive(st.none() | st.text() | st.integers(), lambda c: st.lists(c, max_size=3)))
 def test_a_document_of_any_json(value: object) -> None:
     for content in (value, {"components": value}, {"components": [value]}):
@@ -261,6 +264,7 @@ def test_a_document_of_any_json(value: object) -> None:
             assert all(isinstance(component, Component) for component in found)
 
 
+@fuzz
 @given(st.text(max_size=200))
 def test_a_table_of_any_text(text: str) -> None:
     try:

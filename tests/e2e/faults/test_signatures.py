@@ -132,6 +132,14 @@ def test_a_signed_image_passes(place: str, image: Image, ours: Path, command: Co
     assert subprocess.run([*stock, f"{place}:one"], capture_output=True).returncode == 0
 
 
+def test_a_signer_knows_what_it_signed(
+    place: str, image: Image, fresh: Image, ours: Path, theirs: Path
+) -> None:
+    assert signing.signed_by(place, image.digest, Signer(str(ours)), quiet)
+    assert not signing.signed_by(place, image.digest, Signer(str(theirs)), quiet)
+    assert not signing.signed_by(place, fresh.digest, Signer(str(ours)), quiet)
+
+
 def test_signing_again_adds_nothing(place: str, image: Image, ours: Path) -> None:
     sign(place, image, ours)
     tags = (cosign.signature_tag(image.digest), cosign.attestation_tag(inner(image)))
