@@ -4,12 +4,50 @@ from __future__ import annotations
 
 from typing import Any
 
+from fp4forge.core.console import Console
 from fp4forge.inputs.sbom import table
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import engine, registry
+from fp4forge.oci.cosign import Signer
 from fp4forge.plan.plan import Plan
+from fp4forge.publish import signing
 from fp4forge.sbom import contents, documents, kept
 from fp4forge.sbom.components import Subject, assemble
+
+
+def list_and_sign(
+    console: Console, repository: str, digest: str, plan: Plan, signer: Signer | None
+) -> None:
+    """Gives an image that passed its checks its SBOM and signatures; no tag has moved yet.
+
+    Args:
+        console: shows both steps.
+        repository: where the image is.
+        digest: of the index of this one platform.
+        plan: of the image.
+        signer: who signs; None leaves it unsigned.
+
+    Raises:
+        VerifyError: the SBOM is not complete.
+        SignatureError: something cannot be signed.
+        RegistryError: the registry does not answer, or does not take it.
+    """
+    with console.step("sbom") as step:
+        unsigned = signer and not signing.signed_by(repository, digest, signer, step.report)
+        made = attached(
+            engine.connect(), repository, digest, plan, step.report, anew=bool(unsigned)
+        )
+        step.detail = ", ".join(f"{len(text) / 1e3:.0f} kB {kind}" for kind, text in made.items())
+    if not signer:
+        return
+    with console.step("sign") as step:
+        step.detail = "signed before"
+        if unsigned:
+            predicates = signing.provenances(repository, digest)
+            for image in predicates:
+                predicates[image] |= {kept.PREDICATES[kind]: text for kind, text in made.items()}
+            signing.sign(repository, digest, signer, step.report, predicates)
+            step.detail = "index, images, attestations"
 
 
 def attached(

@@ -32,7 +32,6 @@ from fp4forge.plan.request import Request
 from fp4forge.plan.resolve import resolve
 from fp4forge.publish import bases, build, listing, signing, tagging, verified
 from fp4forge.publish.build import LAYOUT
-from fp4forge.sbom import kept
 
 # GB that a build needs free: cold, it writes package cache, build cache, unpacked image, compressed
 # layers and a registry (45 GB measured for blackwell, all on one disk); warm, when the engine has
@@ -361,7 +360,8 @@ def _push(job: _Job, ledger: str) -> Made:
             step.detail = "stock docker pull"
         checks = _verify(job, image)
         verified.record(repository, digest)
-    _list_and_sign(job, digest)
+    signer = job.destination.signer
+    listing.list_and_sign(console, repository, digest, plan, signer)
     with console.step("publish") as step:
         moving = () if job.destination.part else (plan.moving_tag, *job.destination.tags)
         _check_further(repository, digest, job.destination.tags)
@@ -383,7 +383,7 @@ def _push(job: _Job, ledger: str) -> Made:
                 step.report,
                 fixed=immutable,
                 verdict=verdict,
-                by=job.destination.signer,
+                by=signer,
             )
         step.detail = ", ".join(names)
         if lost:
@@ -398,27 +398,6 @@ def _push(job: _Job, ledger: str) -> Made:
     return Made(
         image, digest, names, trusted, sum(layer.size for layer in LAYOUT.layers(own)), checks
     )
-
-
-def _list_and_sign(job: _Job, digest: str) -> None:
-    """Gives a checked image its SBOM and signatures; no tag has moved yet."""
-    repository, signer = job.destination.repository, job.destination.signer
-    with job.console.step("sbom") as step:
-        unsigned = signer and not signing.signed_by(repository, digest, signer, step.report)
-        made = listing.attached(
-            engine.connect(), repository, digest, job.plan, step.report, anew=bool(unsigned)
-        )
-        step.detail = ", ".join(f"{len(text) / 1e3:.0f} kB {kind}" for kind, text in made.items())
-    if not signer:
-        return
-    with job.console.step("sign") as step:
-        step.detail = "signed before"
-        if unsigned:
-            predicates = signing.provenances(repository, digest)
-            for image in predicates:
-                predicates[image] |= {kept.PREDICATES[kind]: text for kind, text in made.items()}
-            signing.sign(repository, digest, signer, step.report, predicates)
-            step.detail = "index, images, attestations"
 
 
 def _check_further(repository: str, digest: str, further: tuple[str, ...]) -> None:

@@ -57,7 +57,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     output = f"--output=type=oci,tar=false,dest={layout.folder},oci-mediatypes=true"
     shell("docker", "buildx", "build", "--provenance=mode=max", output, str(folder))
     digest = json.loads((layout.folder / "index.json").read_text())["manifests"][0]["digest"]
-    repository = f"{REGISTRY}/fp4forge/h-signing-{os.getpid()}"
+    repository = f"{REGISTRY}/fp4forge/signing"
     copying.push(layout.folder, repository, digest, quiet)
     return repository, digest
 
