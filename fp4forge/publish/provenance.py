@@ -1,8 +1,8 @@
 """SLSA provenance 1.0 (https://slsa.dev/spec/v1.0/provenance) from what BuildKit attached.
 
-BuildKit before 0.25 attaches version 0.2. The fields move as BuildKit's own conversion does
-(moby/buildkit v0.25, frontend/attestations and solver/llbsolver/provenance/types); nothing is made
-up. BuildKit names a builder only if it is given one, and the specification demands one.
+BuildKit attaches version 0.2 by default until moby/buildkit#6526 (February 2026). The fields move
+as in BuildKit's own ConvertSLSA02ToSLSA1 (solver/llbsolver/provenance/types); nothing is made up.
+The names are the specification's (``invocationId``), with BuildKit's extensions. BuildKit names a builder only if it is given one, and the specification demands one.
 """
 
 from __future__ import annotations
