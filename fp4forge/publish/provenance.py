@@ -2,7 +2,8 @@
 
 BuildKit attaches version 0.2 by default until moby/buildkit#6526 (February 2026). The fields move
 as in BuildKit's own ConvertSLSA02ToSLSA1 (solver/llbsolver/provenance/types); nothing is made up.
-The names are the specification's (``invocationId``), with BuildKit's extensions. BuildKit names a builder only if it is given one, and the specification demands one.
+The names are the specification's (``invocationId``), with BuildKit's extensions. BuildKit
+names a builder only if it is given one, and the specification demands one.
 """
 
 from __future__ import annotations
