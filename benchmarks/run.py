@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.archs import archs  # noqa: E402
 from benchmarks.cross import cross  # noqa: E402
 from benchmarks.recompile import EDITS, edited_patches, recompile, warm_cache  # noqa: E402
+from benchmarks.signing import sign  # noqa: E402
 from benchmarks.transfer import distribute  # noqa: E402
 from benchmarks.wheels import ledger_wheels  # noqa: E402
 from fp4forge.core import paths  # noqa: E402
@@ -317,6 +318,7 @@ BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {
     "ledger-wheels": ledger_wheels,
     "first-push": first_push,
     "distribute": distribute,
+    "sign": sign,
     "foreign-packages": foreign_packages,
     "foreign-image": foreign_image,
     "recompile": recompile,

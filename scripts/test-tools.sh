@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what only the end-to-end tests need: a browser to look at pages, an ssh server, network
-# namespaces and a Redis.
+# namespaces, a Redis, and cosign.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -12,3 +12,4 @@ ssh openssh-client
 ip iproute2
 redis-server redis-server
 EOF
+./cosign.sh

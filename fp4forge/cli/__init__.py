@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from fp4forge.cli import defects, streams
-from fp4forge.cli.options import plan_options, registry_option, reports_option
+from fp4forge.cli.options import plan_options, registry_option, reports_option, sign_options
 from fp4forge.core import errors, scratch
 from fp4forge.core.text import block
 
@@ -31,6 +31,7 @@ COMMANDS = {
     "bundle": ("fp4forge.cli.transfer", "bundle", "Pack an image and its evidence into one file."),
     "unbundle": ("fp4forge.cli.transfer", "unbundle", "Check and unpack a bundle."),
     "audit": ("fp4forge.cli.audit", "audit", "List known vulnerabilities, and the verdicts."),
+    "sbom": ("fp4forge.cli.sbom", "sbom", "Show what is in an image, and its licences."),
     "history": ("fp4forge.cli.transfer", "history", "Show which publish moved which tag."),
     "images": ("fp4forge.cli.registry", "images", "List what a registry holds."),
     "rollback": ("fp4forge.cli.registry", "rollback", "Move a tag back to a verified image."),
@@ -92,6 +93,7 @@ class LazyGroup(click.Group):
     help="If the distribution's packages are not those of releases/packages: say so, refuse the"
     " image, or record them anew. [env: FP4FORGE_MOVED_PACKAGES]",
 )
+@sign_options
 @click.option("--load", is_flag=True, help="Leave the verified image in the engine (default).")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout, for scripts.")

@@ -12,6 +12,7 @@ from fp4forge.cli.options import (
     resolve_registry,
     server_options,
     split_of,
+    trust_of,
 )
 from fp4forge.core import files, reading
 from fp4forge.core.console import Console, print_json, print_rows
@@ -179,7 +180,7 @@ def server(o: dict[str, Any], *, own_image: bool) -> Server:
     """
     from fp4forge.checkpoint import tensors
     from fp4forge.oci import reference
-    from fp4forge.serve import manifest, recipes, settings
+    from fp4forge.serve import recipes, settings
 
     found_tag, release, version = published(o)
     chosen = wishes(o, version)
@@ -196,7 +197,7 @@ def server(o: dict[str, Any], *, own_image: bool) -> Server:
             rule="the manifest names the image by digest",
             remedy=f"--registry HOST:PORT looks up {o['repo']}:{found_tag} there",
         )
-    image = manifest.by_digest(o["image"] or f"{repository}:{found_tag}")
+    image = checked_image(o["image"] or f"{repository}:{found_tag}", o)
     found = settings.server(o["model"], image, chosen)
     if o["recipe"]:
         return recipes.apply(found, recipe(o, chosen))
@@ -204,6 +205,25 @@ def server(o: dict[str, Any], *, own_image: bool) -> Server:
         option = "--feature" if o["features"] else "--recipe-variant"
         raise UsageError(f"{option} without --recipe", rule="features and variants are a recipe's")
     return found
+
+
+def checked_image(name: str, o: dict[str, Any]) -> str:
+    """The image by its digest; its signatures are checked if the options demand one.
+
+    Raises:
+        SignatureError: it is not signed as the options demand.
+    """
+    from fp4forge.publish import signing
+    from fp4forge.serve import manifest
+
+    image = manifest.by_digest(name)
+    trust = trust_of(o["key"], o["identity"], o["issuer"])
+    if trust:
+        console = Console()
+        with console.step("signed") as step:
+            found = signing.check(*signing.locate(image), trust, step.report)
+            step.detail = found.text()
+    return image
 
 
 def wishes(o: dict[str, Any], version: str) -> Wishes:

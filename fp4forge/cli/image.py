@@ -11,7 +11,14 @@ import click
 
 from fp4forge.advisories import audit
 from fp4forge.cli import summary
-from fp4forge.cli.options import plan_options, reports_option, resolve_registry
+from fp4forge.cli.options import (
+    plan_options,
+    reports_option,
+    resolve_registry,
+    signer_of,
+    trust_of,
+    trust_options,
+)
 from fp4forge.core.console import Console, print_json, print_rows
 from fp4forge.core.errors import UsageError
 from fp4forge.kernels.gpus import TARGETS
@@ -40,6 +47,7 @@ def build(**o: Any) -> None:
             remedy="make setup starts one on loopback, and --push then needs no name",
         )
     repository = reference.repository(registry, o["repo"])
+    signer = None if o["dry_run"] else signer_of(o)
     where = pipeline.destination(
         repository,
         o["push"],
@@ -47,6 +55,7 @@ def build(**o: Any) -> None:
         o["tags"],
         advisories=o["advisories"] or "",
         moved_packages=o["moved_packages"],
+        signer=signer,
     )
     if o["dry_run"]:
         plans = [pipeline.prepare(request).plan for request in requests]
@@ -204,19 +213,44 @@ def context(output: Path, as_json: bool, **o: Any) -> None:
 @click.command()
 @click.argument("image")
 @plan_options
+@trust_options
 @click.option("--gpu", is_flag=True, help="Test on this machine's GPU too.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 @reports_option
-def verify(image: str, gpu: bool, as_json: bool, reports: Path | None, **o: Any) -> None:
+def verify(
+    image: str,
+    gpu: bool,
+    as_json: bool,
+    reports: Path | None,
+    key: str | None,
+    identity: str | None,
+    issuer: str | None,
+    **o: Any,
+) -> None:
     """Run the image tests against IMAGE, from the engine or a registry.
 
-    Without --gpu, checks that need a GPU are skipped, and the output says so.
+    With --key (or --identity and --issuer), IMAGE must be in a registry, and signed: its index,
+    each platform's image, its provenance and its SBOM. With a key and without --arch, only that is
+    checked. Without --gpu, checks that need a GPU are skipped, and the output says so.
     """
     from fp4forge.checks import runner as verifying
     from fp4forge.oci import engine
 
-    wanted = pipeline.prepare(_one_request(o, "an image is checked on one platform")).plan
     console = Console()
+    trust = trust_of(key, identity, issuer)
+    if trust:
+        from fp4forge.publish import signing
+
+        with console.step("signed") as step:
+            repository, digest = signing.locate(image)
+            found = signing.check(repository, digest, trust, step.report, signing.KINDS)
+            step.detail = found.text()
+        image = found.image  # what was checked: the tag may move meanwhile
+        if not o["arch"]:
+            if as_json:
+                print_json(asdict(found))
+            return
+    wanted = pipeline.prepare(_one_request(o, "an image is checked on one platform")).plan
     with console.step("pull") as step:
         step.detail = engine.have(engine.connect(), image, wanted.platform, step.report)
     with console.step("verify") as step:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from fp4forge.core import paths
 from fp4forge.core.errors import UsageError
 from fp4forge.kernels.gpus import TARGETS
+
+if TYPE_CHECKING:
+    from fp4forge.oci.cosign import Signer, Trust
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -106,6 +109,94 @@ def resolve_registry(given: str | None) -> str | None:
     return reading.text(started, UsageError, 300).strip()
 
 
+def sign_options(function: Function) -> Function:
+    """Who signs what is published; ``signer_of`` reads them."""
+    for option in (
+        click.option(
+            "--sign-keyless",
+            is_flag=True,
+            help="Sign as the identity that an OIDC issuer vouches for, in a public log.",
+        ),
+        click.option(
+            "--sign-key",
+            envvar="FP4FORGE_SIGN_KEY",
+            metavar="FILE|URI",
+            help="Sign with this cosign key, or a KMS's; a file's password is in COSIGN_PASSWORD."
+            " [env: FP4FORGE_SIGN_KEY]",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def signer_of(o: dict[str, Any]) -> Signer | None:
+    """Who signs, as the options of ``sign_options`` have it; the key has been used once.
+
+    Raises:
+        UsageError: both are given, or one without --push.
+        ForgeError: as ``cosign.signer``.
+    """
+    context = click.get_current_context()
+    given = context.get_parameter_source("sign_key") is click.core.ParameterSource.COMMANDLINE
+    if o["sign_keyless"] and given:
+        raise UsageError("--sign-key and --sign-keyless exclude each other")
+    if not o["push"]:
+        if given or o["sign_keyless"]:
+            raise UsageError(
+                "--sign-key and --sign-keyless go with --push",
+                rule="signatures lie beside the image in a registry",
+            )
+        return None
+    from fp4forge.oci import cosign
+
+    if o["sign_keyless"]:
+        cosign.require()
+        return cosign.Signer()
+    return cosign.signer(o["sign_key"]) if o["sign_key"] else None
+
+
+def trust_options(function: Function) -> Function:
+    """Whose signature is demanded; ``trust_of`` reads them."""
+    for option in (
+        click.option("--issuer", metavar="URL", help="OIDC issuer that vouches for --identity."),
+        click.option(
+            "--identity",
+            metavar="NAME",
+            help="Demand a keyless signature of this identity (e-mail address or workflow).",
+        ),
+        click.option(
+            "--key",
+            envvar="FP4FORGE_KEY",
+            metavar="FILE|URI",
+            help="Demand a signature of this public key, or of a KMS's. [env: FP4FORGE_KEY]",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def trust_of(key: str | None, identity: str | None, issuer: str | None) -> Trust | None:
+    """Whose signature is demanded; None if nobody's is.
+
+    Raises:
+        UsageError: an identity without its issuer, or the reverse, or no such key.
+        ToolError: cosign is not installed.
+    """
+    if bool(identity) != bool(issuer):
+        raise UsageError(
+            "--identity and --issuer go together",
+            rule="an identity is what one issuer vouches for",
+        )
+    if not key and not identity:
+        return None
+    from fp4forge.oci import cosign
+
+    cosign.require()
+    if identity and issuer:  # said on the command line; the key may come from the environment
+        return cosign.Trust(identity=identity, issuer=issuer)
+    return cosign.Trust(cosign.key(key or "", "--key"))
+
+
 model_option = click.option(
     "--model", type=click.Path(path_type=Path), required=True, help="The checkpoint's folder."
 )
@@ -159,6 +250,7 @@ _SERVER = (
     click.option("--image", help="Image; by default the release's moving tag in --registry."),
     registry_option,
     click.option("--repo", default="fp4forge/vllm", show_default=True),
+    trust_options,
     click.option("--name", help="The model's name in the API; by default the folder's."),
     click.option(
         "--listen",

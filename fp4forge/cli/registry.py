@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fp4forge.cli.options import json_option, registry_option, resolve_registry
+from fp4forge.cli.options import (
+    json_option,
+    registry_option,
+    resolve_registry,
+    trust_of,
+    trust_options,
+)
 from fp4forge.core.console import Console, print_json, print_rows
 from fp4forge.core.errors import UsageError
 
@@ -94,22 +100,35 @@ def _age(published: str) -> str:
 @click.option("--to", metavar="DIGEST", help="The image; by default the verified one before.")
 @registry_option
 @_REPO
+@trust_options
 @_DRY_RUN
 @json_option
 def rollback(
-    tag: str, to: str | None, registry: str | None, repo: str, dry_run: bool, as_json: bool
+    tag: str,
+    to: str | None,
+    registry: str | None,
+    repo: str,
+    dry_run: bool,
+    as_json: bool,
+    **demanded: str | None,
 ) -> None:
     """Move TAG, one that moves, back to the verified image that it named before.
 
-    Refused unless a record in this registry says that the checks of the image passed. The tag is
-    read back, and the move is recorded. Again goes back further; --to goes anywhere.
+    Refused unless a record in this registry says that the checks of the image passed; with --key
+    (or --identity and --issuer), the record and the image must be signed so. The tag is read
+    back, and the move is recorded. Again goes back further; --to goes anywhere.
     """
     from fp4forge.publish import rollback as rolling
+    from fp4forge.publish import signing
 
+    trust = trust_of(demanded["key"], demanded["identity"], demanded["issuer"])
     repository, console = _repository(registry, repo), Console()
     with console.step("choose") as step:
-        chosen = rolling.choose(repository, tag, to)
+        chosen = rolling.choose(repository, tag, to, trust)
         step.detail = f"{chosen.after[:19]}: {chosen.verdict}"
+    if trust:
+        with console.step("signed") as step:
+            step.detail = signing.check(repository, chosen.after, trust, step.report).text()
     for digest, why in chosen.passed_over.items():
         console.say(f"  passed over {digest[:19]}: {why}")
     if not dry_run:

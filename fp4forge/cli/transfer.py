@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from fp4forge.cli.options import trust_of, trust_options
 from fp4forge.core.console import Console, print_json
 
 
@@ -64,9 +65,10 @@ def bundle(image: str, output: Path, manifest: Path | None, as_json: bool) -> No
     console = Console()
     with console.step("bundle") as step:
         made = bundling.make(image, output, manifest, step.report)
-        step.detail = f"{output}, {output.stat().st_size / 1e9:.2f} GB, {made.digest[:19]}"
+        size = f"{output.stat().st_size / 1e9:.2f} GB"
+        step.detail = f"{output}, {size}, {made.digest[:19]}, {made.beside.text()}"
     if as_json:
-        print_json({**asdict(made), "file": str(output), "bytes": output.stat().st_size})
+        print_json({**_as_json(made), "file": str(output), "bytes": output.stat().st_size})
 
 
 @click.command()
@@ -83,15 +85,30 @@ def bundle(image: str, output: Path, manifest: Path | None, as_json: bool) -> No
     "--to", "repository", metavar="HOST/REPOSITORY", help="Push it there, under its own tag."
 )
 @click.option("--load", is_flag=True, help="Load it into this machine's engine.")
+@trust_options
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
-def unbundle(file: Path, folder: Path, repository: str | None, load: bool, as_json: bool) -> None:
-    """Check every file of a bundle and unpack it; optionally push or load its image."""
+def unbundle(
+    file: Path,
+    folder: Path,
+    repository: str | None,
+    load: bool,
+    as_json: bool,
+    key: str | None,
+    identity: str | None,
+    issuer: str | None,
+) -> None:
+    """Check every file of a bundle and unpack it; optionally push or load its image.
+
+    With --key (or --identity and --issuer), its image must be signed, and its provenance and SBOM;
+    that is checked without any network, before anything is pushed or loaded.
+    """
     from fp4forge.oci import copying, registry
     from fp4forge.oci import reference as references
+    from fp4forge.publish import beside, tagging
     from fp4forge.publish import bundle as bundling
-    from fp4forge.publish import tagging
 
     console = Console()
+    trust = trust_of(key, identity, issuer)
     if repository:
         host, _, path = repository.partition("/")
         references.repository(host, path)
@@ -100,12 +117,17 @@ def unbundle(file: Path, folder: Path, repository: str | None, load: bool, as_js
             unpacked = bundling.unpacked(file, folder, step.report)
             found, layout = stack.enter_context(unpacked)
             step.detail = f"{found.image}, {found.digest[:19]}, every checksum right"
+        if trust:
+            with console.step("signed") as step:
+                what = (layout, found.digest, found.beside, trust, step.report, found.image)
+                step.detail = beside.check(*what).text()
         if repository:
             with console.step("push") as step:
                 # A bundle never moves a tag: its image was not checked here.
                 tag = found.image.rpartition(":")[2]
                 registry.check_free(repository, tag, found.digest)
                 copying.push(layout.folder, repository, found.digest, step.report)
+                beside.publish(repository, found.beside, layout, step.report)
                 with tagging.turn(repository):
                     tagging.give(repository, found.digest, (tag,), step.report, fixed=tag)
                 step.detail = f"{repository}:{tag}"
@@ -114,40 +136,47 @@ def unbundle(file: Path, folder: Path, repository: str | None, load: bool, as_js
                 bundling.load(file, step.report)
                 step.detail = found.image
     if as_json:
-        print_json({**asdict(found), "folder": str(folder)})
+        print_json({**_as_json(found), "folder": str(folder)})
 
 
 @click.command()
 @click.argument("image")
+@trust_options
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
-def history(image: str, as_json: bool) -> None:
+def history(
+    image: str, as_json: bool, key: str | None, identity: str | None, issuer: str | None
+) -> None:
     """Show who moved IMAGE's tags, when, and what they named before; the newest first.
 
     IMAGE is HOST/REPOSITORY:TAG or HOST/REPOSITORY@DIGEST. The records lie in the registry,
-    beside each image. With a tag, they are followed back to the images that it named before.
+    beside each image. With a tag, they are followed back to the images that it named before. With
+    --key (or --identity and --issuer), only records signed so are shown and followed.
     """
     import msgspec
 
     from fp4forge.core.console import print_rows
-    from fp4forge.core.errors import RegistryError
-    from fp4forge.oci import reference, registry
-    from fp4forge.publish import records
+    from fp4forge.oci import reference
+    from fp4forge.publish import records, signing
 
     found = reference.parse(image)
-    digest = found.digest
-    if not digest:
-        named = registry.resolve(found.repository, found.tag or "latest")
-        if named is None:
-            raise RegistryError(f"{image} does not exist", rule="HOST/REPOSITORY:TAG or @DIGEST")
-        digest = named[0]
-    kept = records.of(found.repository, digest, found.tag)
+    trust = trust_of(key, identity, issuer)
+    _, digest = signing.locate(image)
+    kept = records.of(found.repository, digest, found.tag, trust)
     if as_json:
         print_json([msgspec.to_builtins(record) for record in kept])
         return
     if not kept:
-        click.echo(f"{found.repository}@{digest} has no record")
+        what = f"record signed by {trust}" if trust else "record"
+        click.echo(f"{found.repository}@{digest} has no {what}")
         return
     print_rows((record.time, _moves(record)) for record in kept)
+
+
+def _as_json(bundle: Any) -> dict[str, Any]:
+    import msgspec
+
+    found: dict[str, Any] = msgspec.to_builtins(bundle)
+    return found
 
 
 def _moves(record: Any) -> str:

@@ -131,6 +131,12 @@ class TransferError(ForgeError):
     exit_code = 21
 
 
+class SignatureError(ForgeError):
+    """An image, attestation or record is not signed by the given key or identity."""
+
+    exit_code = 27
+
+
 class AdvisoryError(ForgeError):
     """Advisories or the verdicts on them cannot be had, or cannot be read."""
 

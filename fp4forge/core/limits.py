@@ -68,5 +68,12 @@ PROGRAM_SECONDS = 120  # docker and its plugins, asked for a fact
 LOAD_SECONDS = 3600  # docker load of a whole image
 BACKENDS_SILENCE_SECONDS = 300
 
+# cosign: one signature is stored in half a second; keyless, a person may have to log in.
+SIGN_SECONDS = 300
+SIGNATURE_SECONDS = 60
+
+# An image's files and their packages: 100,000 are read in 5 s; emulated, or on a slow disk, longer.
+INVENTORY_SECONDS = 900
+
 # What is shown of foreign text.
 SHOWN_CHARACTERS = 4000

@@ -30,6 +30,7 @@ from fp4forge.core.paths import (
     STATE,
 )
 from fp4forge.image import render
+from fp4forge.inputs import sbom
 from fp4forge.inputs.patches import Series
 from fp4forge.models import backends
 from fp4forge.plan import components, packages
@@ -39,6 +40,7 @@ from fp4forge.plan.plan import Plan
 PLAN_FILE = "image/runtime/opt/fp4forge/plan.json"
 # What vLLM selects on each of the plan's GPUs, and why not others; none if it was never asked.
 BACKENDS_FILE = "image/runtime/opt/fp4forge/backends.json"
+TERMS_FILE = "image/runtime/opt/fp4forge/licences/README.md"
 # What the ledger's stage and the compile's gate import; they have Python's own library beside it.
 KERNELS_MODULES = ("__init__", "base", "gpus", "groups", "elf", "cubins", "ledger")
 
@@ -97,6 +99,7 @@ def _files(plan: Plan) -> tuple[dict[str, bytes], list[Path]]:
             {"cuda": plan.cuda.split(".")[0], "rules": msgspec.to_builtins(plan.leave_out)}
         ),
         **_series(series, plan.variant, "python", "patches"),
+        TERMS_FILE: sbom.terms(sbom.table()).encode(),
     }
     answers = [a for a in backends.load(plan.vllm_version) if a.gpu in plan.gpus]
     if answers:
@@ -105,6 +108,7 @@ def _files(plan: Plan) -> tuple[dict[str, bytes], list[Path]]:
         DOCKERFILES / render.name(plan),
         RELEASES / f"{plan.release}.yaml",
         RELEASES / "bases.yaml",
+        RELEASES / "sbom.yaml",
         *(RELEASES / "archs" / f"{plan.vllm_version}{end}" for end in (".json", ".cmake")),
         *(LOCKS / name for name in packages.files(plan)),
         *series.files(plan.variant),

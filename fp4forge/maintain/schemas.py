@@ -10,7 +10,7 @@ import msgspec
 from fp4forge.advisories import vex
 from fp4forge.bench import card, prompts, suite
 from fp4forge.core.paths import SCHEMAS
-from fp4forge.inputs import bases, defaults, patches, policy, release
+from fp4forge.inputs import bases, defaults, patches, policy, release, sbom
 from fp4forge.inputs.reader import Format
 from fp4forge.models import family, faults, formats, switches
 from fp4forge.serve import recipes
@@ -30,6 +30,7 @@ FORMATS: tuple[Format[Any], ...] = (
     prompts.FORMAT,
     card.FORMAT,
     vex.FORMAT,
+    sbom.FORMAT,
 )
 
 

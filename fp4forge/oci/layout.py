@@ -62,6 +62,14 @@ class Document(Struct, frozen=True):
         return {entry.digest for entry in self.images}
 
     @property
+    def by_platform(self) -> dict[str, str]:
+        """Digests of an index's image manifests by ``os/architecture``; empty if it names none."""
+        return {
+            f"{e.platform.os}/{e.platform.architecture}" if e.platform else "": e.digest
+            for e in self.images
+        }
+
+    @property
     def blobs(self) -> list[Descriptor]:
         """Everything that it names."""
         config = [self.config] if self.config else []

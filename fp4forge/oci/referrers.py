@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,6 +17,7 @@ from msgspec import Struct
 from fp4forge.core import reading
 from fp4forge.core.errors import RegistryError
 from fp4forge.oci import api, registry
+from fp4forge.oci.layout import Descriptor
 
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _EMPTY = "application/vnd.oci.empty.v1+json"
@@ -34,12 +36,21 @@ class _List(Struct, frozen=True):
     manifests: list[_Entry] = []
 
 
-def attach(repository: str, subject: str, kind: str, content: bytes, created: str) -> None:
-    """Keeps a document beside an image.
+@dataclass(frozen=True)
+class Kept:
+    """A document beside an image: the digest of its artifact's manifest, and its bytes."""
+
+    digest: str
+    created: str
+    content: bytes
+
+
+def attach(repository: str, subject: str, kind: str, content: bytes, created: str) -> str:
+    """Keeps a document beside an image; returns the digest of its artifact's manifest.
 
     Args:
         repository: where the image is.
-        subject: the digest of the image's index.
+        subject: the digest of the image's index, or of one platform's manifest.
         kind: the artifact's type, such as ``application/vnd.example.v1+json``.
         content: the document.
         created: when it was made, ISO 8601.
@@ -52,8 +63,8 @@ def attach(repository: str, subject: str, kind: str, content: bytes, created: st
         "schemaVersion": 2,
         "mediaType": _MANIFEST,
         "artifactType": kind,
-        "config": {"mediaType": _EMPTY, **_blob(repository, b"{}")},
-        "layers": [{"mediaType": kind, **_blob(repository, content)}],
+        "config": {"mediaType": _EMPTY, **store(repository, b"{}")},
+        "layers": [{"mediaType": kind, **store(repository, content)}],
         "subject": {
             "mediaType": image.data.mediaType or image.media_type,
             "digest": subject,
@@ -61,23 +72,50 @@ def attach(repository: str, subject: str, kind: str, content: bytes, created: st
         },
         "annotations": {"org.opencontainers.image.created": created},
     }
-    data = json.dumps(manifest, separators=(",", ":")).encode()
+    return put(repository, json.dumps(manifest, separators=(",", ":")).encode())
+
+
+class _Artifact(Struct, frozen=True):
+    """The manifest of an artifact, as far as it is listed beside its subject."""
+
+    subject: Descriptor
+    artifactType: str = ""
+    mediaType: str = _MANIFEST
+    annotations: dict[str, str] | None = None
+
+
+def put(repository: str, data: bytes) -> str:
+    """Stores an artifact's manifest, whose blobs are there; returns its digest.
+
+    Raises:
+        RegistryError: it names no subject, or the registry does not take it.
+    """
     own = "sha256:" + hashlib.sha256(data).hexdigest()
+    artifact = reading.json(data, _Artifact, f"artifact {own[:19]}", RegistryError)
+    subject = artifact.subject.digest
+    if own in listed(repository, subject):
+        return own
     answer = api.ask("PUT", repository, f"manifests/{own}", {"Content-Type": _MANIFEST}, data)
     if answer.status not in (200, 201, 202):
         raise api.refused(repository, "keep a record", answer)
     if answer.headers.get("oci-subject", "") != subject:
         entry = {
             "mediaType": _MANIFEST,
-            "artifactType": kind,
+            "artifactType": artifact.artifactType,
             "digest": own,
             "size": len(data),
-            "annotations": manifest["annotations"],
+            "annotations": artifact.annotations or {},
         }
         _append(repository, subject, entry)
+    return own
 
 
 def attached(repository: str, subject: str, kind: str) -> list[bytes]:
+    """The contents of ``kept``."""
+    return [document.content for document in kept(repository, subject, kind)]
+
+
+def kept(repository: str, subject: str, kind: str) -> list[Kept]:
     """The documents of a kind that are kept beside an image, the oldest first.
 
     Raises:
@@ -89,16 +127,35 @@ def attached(repository: str, subject: str, kind: str) -> list[bytes]:
             continue
         manifest = registry.existing(repository, entry.digest).data
         for layer in manifest.layers or ():
-            answer = api.ask("GET", repository, f"blobs/{layer.digest}", {})
-            if answer.status != 200:
-                raise api.refused(repository, "read a record", answer)
-            if "sha256:" + hashlib.sha256(answer.content).hexdigest() != layer.digest:
-                raise RegistryError(
-                    f"{repository}: a record is not what its digest says",
-                    remedy="check the registry's storage",
-                )
-            found.append(((entry.annotations or {}).get(_CREATED, ""), answer.content))
-    return [content for _, content in sorted(found)]
+            created = (entry.annotations or {}).get(_CREATED, "")
+            found.append(Kept(entry.digest, created, fetch(repository, layer.digest)))
+    return sorted(found, key=lambda document: (document.created, document.content))
+
+
+def fetch(repository: str, digest: str) -> bytes:
+    """A small blob.
+
+    Raises:
+        RegistryError: the registry does not answer, or has other bytes than the digest says.
+    """
+    answer = api.ask("GET", repository, f"blobs/{digest}", {})
+    if answer.status != 200:
+        raise api.refused(repository, "read a record", answer)
+    if "sha256:" + hashlib.sha256(answer.content).hexdigest() != digest:
+        raise RegistryError(
+            f"{repository}: a record is not what its digest says",
+            remedy="check the registry's storage",
+        )
+    return answer.content
+
+
+def listed(repository: str, subject: str) -> list[str]:
+    """Digests of the artifacts of every kind that are kept beside a manifest.
+
+    Raises:
+        RegistryError: the registry does not answer.
+    """
+    return [entry.digest for entry in _listed(repository, subject).manifests]
 
 
 def beside(repository: str, subject: str) -> dict[str, str]:
@@ -110,8 +167,8 @@ def beside(repository: str, subject: str) -> dict[str, str]:
     return {e.digest: e.artifactType for e in _listed(repository, subject).manifests}
 
 
-def tag_of(subject: str) -> str:
-    """The tag that stands for an image's documents in a registry without the referrers API."""
+def tag(subject: str) -> str:
+    """The tag that lists what is beside a manifest, in a registry without the referrers API."""
     return subject.replace(":", "-")
 
 
@@ -125,16 +182,16 @@ def _listed(repository: str, subject: str) -> _List:
         return reading.json(answer.content, _List, where, RegistryError)
     if answer.status not in (404, 405):
         raise api.refused(repository, "read records", answer)
-    kept = registry.manifest(repository, tag_of(subject))
-    return reading.json(kept.content, _List, where, RegistryError) if kept else _List()
+    found = registry.manifest(repository, tag(subject))
+    return reading.json(found.content, _List, where, RegistryError) if found else _List()
 
 
 def _append(repository: str, subject: str, entry: dict[str, Any]) -> None:
-    kept = registry.manifest(repository, tag_of(subject))
+    found = registry.manifest(repository, tag(subject))
     entries: Any = []
-    if kept:
-        where = f"{repository}:{tag_of(subject)}"
-        entries = reading.json(kept.content, dict[str, Any], where, RegistryError).get("manifests")
+    if found:
+        where = f"{repository}:{tag(subject)}"
+        entries = reading.json(found.content, dict[str, Any], where, RegistryError).get("manifests")
         if not isinstance(entries, list):
             raise RegistryError(f"{where} is not an index")
     index = {
@@ -143,11 +200,15 @@ def _append(repository: str, subject: str, entry: dict[str, Any]) -> None:
         "manifests": [*entries[-_MOST + 1 :], entry],
     }
     content = json.dumps(index, separators=(",", ":")).encode()
-    registry.put(repository, tag_of(subject), content, registry.INDEX)
+    registry.put(repository, tag(subject), content, registry.INDEX)
 
 
-def _blob(repository: str, content: bytes) -> dict[str, Any]:
-    """Stores a blob; its digest and size."""
+def store(repository: str, content: bytes) -> dict[str, Any]:
+    """Stores a small blob; its digest and size.
+
+    Raises:
+        RegistryError: the registry does not take it.
+    """
     digest = "sha256:" + hashlib.sha256(content).hexdigest()
     if api.ask("HEAD", repository, f"blobs/{digest}", {}).status != 200:
         begun = api.ask("POST", repository, "blobs/uploads/", {}, b"")

@@ -1,4 +1,4 @@
-"""An image as one file for a site without network: OCI layout, evidence, manifest, checksums.
+"""An image as one file for a site without network: layout, signatures, evidence, checksums.
 
 The layout (OCI image-layout specification 1.0) is the archive's root, so that ``docker load`` and
 ``skopeo copy oci-archive:`` read the file too; blobs carry their SHA-256 in their names, the
@@ -13,7 +13,7 @@ import hashlib
 import os
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from msgspec import Struct
@@ -27,6 +27,8 @@ from fp4forge.kernels.base import Progress
 from fp4forge.oci import acquire, copying, engine, registry
 from fp4forge.oci.layout import Descriptor, Layout
 from fp4forge.oci.reference import parse
+from fp4forge.publish import beside
+from fp4forge.publish.beside import Beside
 
 SUMS = "SHA256SUMS"
 _BLOBS = PurePosixPath("blobs/sha256")
@@ -39,6 +41,9 @@ class Bundle:
     image: str  # the reference it was made from
     digest: str
     evidence: tuple[str, ...]
+    beside: Beside = field(
+        default_factory=Beside
+    )  # signatures, attestations, SBOMs and other artifacts
 
 
 def make(image: str, output: Path, manifest: Path | None, report: Progress) -> Bundle:
@@ -73,6 +78,8 @@ def make(image: str, output: Path, manifest: Path | None, report: Progress) -> B
         }
         Layout(folder).name_only(digest, names)
         evidence = _evidence(f"{repository}@{digest}", folder / "evidence", report)
+        found_beside = beside.save(repository, digest, Layout(folder), report)
+        beside.write(folder, found_beside)
         if manifest:
             if manifest.name == SUMS or (folder / manifest.name).exists():
                 raise UsageError(
@@ -92,7 +99,7 @@ def make(image: str, output: Path, manifest: Path | None, report: Progress) -> B
                 with (folder / path).open("rb") as file:
                     archive.addfile(entry, file)
         packed.replace(output)
-    return Bundle(image, digest, evidence)
+    return Bundle(image, digest, evidence, found_beside)
 
 
 def _evidence(reference: str, folder: Path, report: Progress) -> tuple[str, ...]:
@@ -211,7 +218,10 @@ def _check(root: Path, file: Path) -> Bundle:
             remedy="do not load it",
         )
     evidence = tuple(sorted(p.stem for p in (root / "evidence").glob("*.json")))
-    return Bundle(image, entry.digest, evidence)
+    found = beside.read(root)
+    for own in found.manifests:
+        _complete(Layout(root), own, where)
+    return Bundle(image, entry.digest, evidence, found)
 
 
 def _complete(layout: Layout, digest: str, where: str) -> None:

@@ -83,7 +83,7 @@ def signed(repository: str, digest: str, every_tag: set[str]) -> bool:
         RegistryError: the registry does not answer.
     """
     kinds = referrers.beside(repository, digest).values()
-    return f"{referrers.tag_of(digest)}.sig" in every_tag or any(
+    return f"{referrers.tag(digest)}.sig" in every_tag or any(
         kind.startswith(_SIGNATURES) for kind in kinds
     )
 

@@ -24,11 +24,22 @@ from fp4forge.kernels.base import Progress
 from fp4forge.oci import buildkit, copying, engine, registry
 from fp4forge.oci.acquire import Ledger
 from fp4forge.oci.buildkit import COMPRESSION, Options
+from fp4forge.oci.cosign import Signer
 from fp4forge.plan import tags
 from fp4forge.plan.plan import Plan
 from fp4forge.plan.request import Request
 from fp4forge.plan.resolve import resolve
-from fp4forge.publish import bases, build, gate, machine, packages, tagging, verified
+from fp4forge.publish import (
+    bases,
+    build,
+    gate,
+    inventory,
+    machine,
+    packages,
+    signing,
+    tagging,
+    verified,
+)
 from fp4forge.publish.build import LAYOUT
 
 
@@ -42,6 +53,7 @@ class Destination:
     part: bool = False
     advisories: str = ""  # OSV data; empty: not looked at
     moved_packages: str = packages.SAY
+    signer: Signer | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +122,7 @@ def destination(
     names: tuple[str, ...],
     advisories: str = "",
     moved_packages: str = packages.SAY,
+    signer: Signer | None = None,
 ) -> Destination:
     """Where to, after validation.
 
@@ -120,7 +133,12 @@ def destination(
         raise UsageError("--push and --load exclude each other", remedy="give one of them")
     checked = tuple(tags.check(name) for name in names)
     return Destination(
-        repository, push, checked, advisories=advisories, moved_packages=moved_packages
+        repository,
+        push,
+        checked,
+        advisories=advisories,
+        moved_packages=moved_packages,
+        signer=signer,
     )
 
 
@@ -234,13 +252,17 @@ def _index(outcomes: list[Outcome], moving: str, where: Destination, report: Pro
     digest = registry.combine(repository, list(digests.values()), manifests)
     combined = registry.manifest(repository, digest)
     assert combined is not None
+    if where.signer:
+        signing.sign(repository, digest, where.signer, report, {})  # its parts are attested
     with tagging.turn(repository):
         immutable, known = registry.immutable(repository, name, combined.data, digest)
         digest = known or digest
         _check_further(repository, digest, where.tags)
         names = (immutable, moving, *where.tags)
         verdict = f"an index of verified images: {', '.join(digests)}"
-        tagging.give(repository, digest, names, report, fixed=immutable, verdict=verdict)
+        tagging.give(
+            repository, digest, names, report, fixed=immutable, verdict=verdict, by=where.signer
+        )
     return Index(f"{repository}@{digest}", digest, names, digests)
 
 
@@ -319,6 +341,8 @@ def _push(job: _Job, ledger: str) -> Made:
         verified.record(repository, digest)
     _compare_packages(job, image)
     audited = _audit(job, image)
+    signer = job.destination.signer
+    inventory.list_and_sign(console, repository, digest, plan, signer)
     with console.step("publish") as step:
         moving = () if job.destination.part else (plan.moving_tag, *job.destination.tags)
         _check_further(repository, digest, job.destination.tags)
@@ -334,11 +358,17 @@ def _push(job: _Job, ledger: str) -> Made:
             names = (immutable, *moving)
             verdict = (runner.summary(checks) if checks else "verified before") + audited
             lost = tagging.give(
-                repository, digest, names, step.report, fixed=immutable, verdict=verdict
+                repository,
+                digest,
+                names,
+                step.report,
+                fixed=immutable,
+                verdict=verdict,
+                by=signer,
             )
         step.detail = ", ".join(names)
         if lost:
-            console.say(f"  no record is kept in the registry: {lost}")
+            console.say(f"  the registry has no record of it, or no signed one: {lost}")
         if not known:
             same = {
                 "io.fp4forge.arch": plan.arch,

@@ -12,7 +12,7 @@ from pathlib import Path
 from fp4forge.core import reading
 from fp4forge.core.errors import RegistryError, UsageError
 from fp4forge.kernels.base import Progress
-from fp4forge.oci import catalog, referrers, registry
+from fp4forge.oci import catalog, cosign, referrers, registry
 from fp4forge.publish import listing, tagging
 from fp4forge.publish.listing import Image
 from fp4forge.serve import runlock
@@ -99,10 +99,9 @@ def remove(
             image = fate.image
             # Its index goes first, and the tags with it: a run that ends here leaves no tag.
             parts = [part for part in image.manifests if part not in staying]
-            going = [image.digest, *parts, *referrers.beside(repository, image.digest)]
-            beside = registry.manifest(repository, referrers.tag_of(image.digest))
-            going += [beside.digest] if beside else []
-            for digest in going:
+            going = [image.digest, *parts]
+            beside = [found for digest in going for found in _beside(repository, digest)]
+            for digest in dict.fromkeys([*going, *beside]):
                 report(f"{digest[:19]}")
                 catalog.delete(repository, digest)
                 count += 1
@@ -114,3 +113,13 @@ def remove(
                         remedy="look at the registry's log; run again",
                     )
     return fates, count
+
+
+def _beside(repository: str, digest: str) -> list[str]:
+    """Digests of what is kept beside a manifest: records, SBOMs, and the signatures of all that."""
+    kept = list(referrers.beside(repository, digest))
+    tags = [referrers.tag(digest)]
+    for one in (digest, *kept):
+        tags += [cosign.signature_tag(one), cosign.attestation_tag(one)]
+    found = (registry.manifest(repository, tag) for tag in tags)
+    return [*kept, *(manifest.digest for manifest in found if manifest)]

@@ -1,6 +1,8 @@
 """A record of each publish, kept in the registry beside the image: who moved which tag, from what.
 
 A wrong move can be seen with ``build.py history`` and undone: the record has the digest before it.
+Whoever can write to the registry can add a record; a signed one (``cosign verify`` of its artifact)
+is known to be the publisher's.
 """
 
 from __future__ import annotations
@@ -12,8 +14,10 @@ from msgspec import Struct, json
 
 import fp4forge
 from fp4forge.core import reading
-from fp4forge.core.errors import RegistryError
-from fp4forge.oci import referrers
+from fp4forge.core.errors import RegistryError, SignatureError
+from fp4forge.oci import cosign, referrers
+from fp4forge.oci.cosign import Signer, Trust
+from fp4forge.oci.referrers import Kept
 
 KIND = "application/vnd.fp4forge.publish.v1+json"
 # What pipeline.py writes after the checks passed: now (checks.runner.summary), before on the same
@@ -49,21 +53,28 @@ def passed(kept: list[Record], digest: str) -> Record | None:
     return next((r for r in kept if r.digest == digest and _PASSED.match(r.verdict)), None)
 
 
-def write(repository: str, digest: str, verdict: str, tags: dict[str, Move]) -> None:
-    """Keeps the record of a publish that moved a tag.
+def write(
+    repository: str, digest: str, verdict: str, tags: dict[str, Move], by: Signer | None = None
+) -> None:
+    """Keeps the record of a publish that moved a tag, signed if there is a signer.
 
     Raises:
         RegistryError: the registry does not take it.
+        SignatureError: it is kept, and cannot be signed.
     """
     if all(move.before == move.after for move in tags.values()):
         return
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     record = Record(now, digest, verdict, tags, f"fp4forge {fp4forge.__version__}")
-    referrers.attach(repository, digest, KIND, json.encode(record), now)
+    own = referrers.attach(repository, digest, KIND, json.encode(record), now)
+    if by:
+        cosign.sign(repository, [own], by)
 
 
-def of(repository: str, digest: str, tag: str = "") -> list[Record]:
+def of(repository: str, digest: str, tag: str = "", trust: Trust | None = None) -> list[Record]:
     """The records of an image, the newest first; with a tag, those of the images before it too.
+
+    With ``trust``, a record counts only if it is signed so and is of the image that it lies beside.
 
     Raises:
         RegistryError: the registry does not answer, or a record is not one.
@@ -75,10 +86,30 @@ def of(repository: str, digest: str, tag: str = "") -> list[Record]:
         current = ahead.pop(0)
         seen.add(current)
         where = f"a record of {current[:19]}"
-        for content in referrers.attached(repository, current, KIND):
-            record = reading.json(content, Record, where, RegistryError)
+        for kept in _trusted(repository, referrers.kept(repository, current, KIND), trust):
+            record = reading.json(kept.content, Record, where, RegistryError)
+            if trust and record.digest != current:
+                continue
             found.append(record)
             before = record.tags[tag].before if tag in record.tags else ""
             if before and before not in seen and before not in ahead:
                 ahead.append(before)
     return sorted(found, key=lambda record: record.time, reverse=True)
+
+
+def _trusted(repository: str, kept: list[Kept], trust: Trust | None) -> list[Kept]:
+    if trust is None or not kept:
+        return kept
+    try:
+        cosign.check(repository, [document.digest for document in kept], trust)
+    except SignatureError:
+        return [document for document in kept if _signed(repository, document.digest, trust)]
+    return kept
+
+
+def _signed(repository: str, digest: str, trust: Trust) -> bool:
+    try:
+        cosign.check(repository, [digest], trust)
+    except SignatureError:
+        return False
+    return True

@@ -13,6 +13,7 @@ from fp4forge.core.errors import RegistryError, UsageError, VerifyError
 from fp4forge.core.text import shown
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import reference, registry
+from fp4forge.oci.cosign import Trust
 from fp4forge.plan import tags
 from fp4forge.publish import listing, records, tagging
 
@@ -29,13 +30,14 @@ class Rollback:
     passed_over: dict[str, str]
 
 
-def choose(repository: str, tag: str, to: str | None) -> Rollback:
+def choose(repository: str, tag: str, to: str | None, trust: Trust | None = None) -> Rollback:
     """The image that a tag is to name; moves nothing.
 
     Args:
         repository: where.
         tag: one that moves.
         to: a digest; None for the verified image before the present one.
+        trust: who must have signed the records that count; None: anyone's count.
 
     Raises:
         UsageError: the tag is immutable, or ``to`` is not a digest, or what the tag names already.
@@ -55,7 +57,7 @@ def choose(repository: str, tag: str, to: str | None) -> Rollback:
         if named == current:
             raise UsageError(f"{tag} names {named[:19]} already", rule="--to another image")
         listing.find(repository, named)
-        record = records.passed(records.of(repository, named), named)
+        record = records.passed(records.of(repository, named, trust=trust), named)
         if record is None:
             raise VerifyError(
                 f"no record in {repository} says that the checks of {named} passed",
@@ -64,11 +66,11 @@ def choose(repository: str, tag: str, to: str | None) -> Rollback:
             )
         return Rollback(tag, current, named, record.verdict, record.time, {})
     over: dict[str, str] = {}
-    for digest in _past(repository, tag, current):
+    for digest in _past(repository, tag, current, trust):
         if registry.manifest(repository, digest) is None:
             over[digest] = "not in the registry any more"
             continue
-        record = records.passed(records.of(repository, digest), digest)
+        record = records.passed(records.of(repository, digest, trust=trust), digest)
         if record is not None:
             return Rollback(tag, current, digest, record.verdict, record.time, over)
         over[digest] = "no record says that its checks passed"
@@ -104,10 +106,10 @@ def move(repository: str, chosen: Rollback, report: Progress) -> str:
         return tagging.give(repository, chosen.after, (chosen.tag,), report, verdict=verdict)
 
 
-def _past(repository: str, tag: str, current: str) -> list[str]:
+def _past(repository: str, tag: str, current: str, trust: Trust | None) -> list[str]:
     """The images that a tag named before it first named the present one, the newest first."""
     first: dict[str, str] = {}
-    for record in reversed(records.of(repository, current, tag)):
+    for record in reversed(records.of(repository, current, tag, trust=trust)):
         if tag in record.tags:
             first.setdefault(record.tags[tag].before, "")  # from before the records
             first.setdefault(record.tags[tag].after, record.time)

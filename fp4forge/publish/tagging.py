@@ -17,6 +17,7 @@ from fp4forge.core.errors import ForgeError, RegistryError
 from fp4forge.core.limits import TURN_SECONDS
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import registry
+from fp4forge.oci.cosign import Signer
 from fp4forge.publish import records
 
 
@@ -58,6 +59,7 @@ def give(
     report: Progress,
     fixed: str = "",
     verdict: str = "",
+    by: Signer | None = None,
 ) -> str:
     """Makes tags name a digest, in their order; at the end all of them are read once more.
 
@@ -70,9 +72,10 @@ def give(
         report: called with each name.
         fixed: the one among them that is never moved away from another image.
         verdict: of the image's checks, for the record.
+        by: who signs the record, if it is to be signed.
 
     Returns:
-        Why no record is kept; empty if one is, or if no tag moved.
+        Why no record, or no signed one, is kept; empty if one is, or if no tag moved.
 
     Raises:
         TagError: the fixed one names another image.
@@ -93,9 +96,9 @@ def give(
             error.message += "\n" + state
             error.rule = error.rule or "tags are moved in this order: " + ", ".join(names)
         with contextlib.suppress(ForgeError):
-            _record(repository, digest, f"{verdict}; then failed", before, names)
+            _record(repository, digest, f"{verdict}; then failed", before, names, by)
         raise
-    return _record(repository, digest, verdict, before, names)
+    return _record(repository, digest, verdict, before, names, by)
 
 
 def _names(repository: str, names: tuple[str, ...]) -> dict[str, str]:
@@ -105,12 +108,17 @@ def _names(repository: str, names: tuple[str, ...]) -> dict[str, str]:
 
 
 def _record(
-    repository: str, digest: str, verdict: str, before: dict[str, str], names: tuple[str, ...]
+    repository: str,
+    digest: str,
+    verdict: str,
+    before: dict[str, str],
+    names: tuple[str, ...],
+    by: Signer | None,
 ) -> str:
     try:
         after = _names(repository, names)
         moves = {name: records.Move(before[name], after[name]) for name in names}
-        records.write(repository, digest, verdict, moves)
+        records.write(repository, digest, verdict, moves, by)
     except ForgeError as error:
         return error.message
     return ""

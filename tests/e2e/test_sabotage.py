@@ -35,6 +35,7 @@ SLOW = (
     "cuda_once",
     "test_kernels",
     "test_layers",
+    "test_files",
     "test_machine",
     "test_extensions",
     "test_aot",
@@ -74,6 +75,16 @@ LEDGER = (
 )
 
 SABOTAGES = (
+    Sabotage(
+        "a program that no package lists",
+        "RUN cp /usr/bin/true /usr/local/bin/implant",
+        ("files",),
+    ),
+    Sabotage(
+        "a package without its record of files",
+        f"RUN rm {SITE}/aiohttp-*.dist-info/RECORD",
+        ("files",),
+    ),
     Sabotage(
         "the unpatched modelopt.py",
         f"COPY modelopt.py {SITE}/vllm/model_executor/layers/quantization/modelopt.py",

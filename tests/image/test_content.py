@@ -184,6 +184,21 @@ def test_aot(
     assert not missing, f"FlashInfer would compile {len(missing)} modules: {named}"
 
 
+def test_files(request: pytest.FixtureRequest, plan: dict[str, Any]) -> None:
+    """every file belongs to a package, or to a rule that says why it is there"""
+    from fp4forge.inputs.sbom import table
+    from fp4forge.oci import engine
+    from fp4forge.sbom import contents
+
+    container = request.config.getoption("--container")
+    found = contents.read_running(engine.connect(), container, plan["python"], table())
+    # Other checks that run beside this one write there.
+    written = ("/tmp/", "/home/", "/var/tmp/", "/root/.")
+    strange = [name for name in found.unowned if not name.startswith(written)]
+    assert not strange, f"belong to nothing: {', '.join(strange[:5])}"
+    assert not found.empty, f"packages of which no file is there: {', '.join(found.empty[:5])}"
+
+
 def test_machine(over_files: Callable[..., Any], plan: dict[str, Any]) -> None:
     """every ELF file is for the image's processor or a GPU"""
     seen, foreign = over_files("elf", [MACHINES[plan["platform"]], GPU_MACHINE])

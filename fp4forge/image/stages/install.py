@@ -7,6 +7,7 @@ rebuilt layer has the digest it had before and nobody pulls it twice.
 from __future__ import annotations
 
 import argparse
+import email.parser
 import hashlib
 import json
 import os
@@ -157,6 +158,29 @@ def startup_files(site: Path, out: Path) -> str:
     )
 
 
+def licences(site: Path) -> str:
+    """A page of the packages and the terms that each states in its metadata (core metadata 2.4)."""
+    rows = []
+    for file in site.glob("*.dist-info/METADATA"):
+        found = email.parser.HeaderParser().parsestr(file.read_text("utf-8", "replace"))
+        stated = (found["License"] or "").strip()
+        classified = [
+            text.rpartition(" :: ")[2]
+            for text in found.get_all("Classifier") or []
+            if text.startswith("License ::")
+        ]
+        short = stated if "\n" not in stated else ""
+        terms = found["License-Expression"] or short or ", ".join(sorted(classified))
+        folder = file.parent.relative_to(site)
+        rows.append(
+            f"| {found['Name']} | {found['Version']} | {terms or 'its licence file'} | {folder} |\n"
+        )
+    head = (
+        "| package | version | licence | licence files under dist-packages |\n|---|---|---|---|\n"
+    )
+    return head + "".join(sorted(rows, key=str.lower))
+
+
 def settle_times(out: Path, epoch: int) -> None:
     """Sets every time under out to the release's epoch."""
     for folder, folders, files in os.walk(out):
@@ -187,6 +211,7 @@ def main() -> None:
     records = {
         Path("left-out", f"{name}.json"): json.dumps(gone, indent=1) + "\n",
         Path("startup", name): startup_files(site, args.out),
+        Path("licences", f"{name}.md"): licences(site),
     }
     for path, content in records.items():
         record = args.out / "opt" / "fp4forge" / path

@@ -50,7 +50,7 @@ def make(folder: Path, seed: int, **labels: str) -> Image:
     digest = _blob(layout, _json(index))["digest"]
     (layout.folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
     layout.name_only(digest, {"io.containerd.image.name": "127.0.0.1:5000/team/image:1"})
-    return Image(layout, digest, _bundle(layout.folder, folder / "image.bundle"))
+    return Image(layout, digest, bundle(layout.folder, folder / "image.bundle"))
 
 
 def seed(address: str, name: str, image: Image, *tags: str) -> None:
@@ -88,8 +88,9 @@ def named(address: str, name: str, tag: str) -> str | None:
     return "sha256:" + hashlib.sha256(content).hexdigest() if answer.status == 200 else None
 
 
-def _bundle(layout: Path, path: Path) -> Path:
-    names = ("index.json", "oci-layout")
+def bundle(layout: Path, path: Path) -> Path:
+    """A bundle of a layout, and of the other files in its folder."""
+    names = sorted(file.name for file in layout.iterdir() if file.is_file())
     sums = [f"{hashlib.sha256((layout / n).read_bytes()).hexdigest()}  {n}\n" for n in names]
     (layout / "SHA256SUMS").write_text("".join(sums))
     with tarfile.open(path, "w") as archive:

@@ -89,7 +89,7 @@ def shelf(
 def test_what_is_listed(shelf: Shelf) -> None:
     shelf.publish(0)
     shelf.publish(1, "", "latest")  # from a bundle: no check ran here
-    tag = f"{referrers.tag_of(shelf.made[0].digest)}.sig"
+    tag = f"{referrers.tag(shelf.made[0].digest)}.sig"
     images.seed(shelf.proxy.upstream, shelf.name, shelf.made[2], tag)  # as cosign names one
     newest, first = shelf.run("images")
     assert newest["tags"] == [fixed(1), MOVING, "latest"]
@@ -259,7 +259,7 @@ def test_old_images_go_and_named_ones_stay(
     for number in (0, 3):  # with its parts and its records
         digest = made[number].digest
         parts = made[number].layout.document(digest).manifests or []
-        for name in (digest, referrers.tag_of(digest), *(part.digest for part in parts)):
+        for name in (digest, referrers.tag(digest), *(part.digest for part in parts)):
             assert registry.manifest(shelf.repository, name) is None
     for number in (1, 2, 4):  # whole, and still with a past
         assert registry.layer_sizes(shelf.repository, made[number].digest)

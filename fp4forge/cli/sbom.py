@@ -1,0 +1,92 @@
+"""build.py sbom: what is in a published image, from the SBOM that lies beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fp4forge.cli.options import trust_of, trust_options
+from fp4forge.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from fp4forge.sbom.components import Component
+
+FORMATS = ("table", "json", "cyclonedx", "spdx", "licences")
+
+
+@click.command()
+@click.argument("image")
+@trust_options
+@click.option("--platform", help="Of an index of several: linux/amd64 or linux/arm64.")
+@click.option(
+    "--format",
+    "kind",
+    default="table",
+    show_default=True,
+    type=click.Choice(FORMATS),
+    help="table and json list components; cyclonedx and spdx are documents; licences is a page.",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False))
+def sbom(
+    image: str,
+    key: str | None,
+    identity: str | None,
+    issuer: str | None,
+    platform: str | None,
+    kind: str,
+    output: Path | None,
+) -> None:
+    """Show what is in IMAGE, which is in a registry: packages, vendored sources, licences.
+
+    With --key (or --identity and --issuer), the SBOM is the signed one.
+    """
+    from fp4forge.core import files
+    from fp4forge.inputs.sbom import table
+    from fp4forge.oci import registry
+    from fp4forge.publish import signing
+    from fp4forge.sbom import components as listing
+    from fp4forge.sbom import kept, page
+
+    trust = trust_of(key, identity, issuer)
+    repository, digest = signing.locate(image)
+    images = registry.existing(repository, digest).data.by_platform or {"": digest}
+    if platform is None and len(images) > 1:
+        raise UsageError(
+            f"{image} has an SBOM for each of {', '.join(images)}", remedy="give --platform"
+        )
+    if platform is not None and platform not in images:
+        raise UsageError(f"{image} is not for {platform}", rule=f"one of {', '.join(images)}")
+    own = images[platform] if platform else next(iter(images.values()))
+    if kind in ("cyclonedx", "spdx"):
+        media = kept.CYCLONEDX if kind == "cyclonedx" else kept.SPDX
+        text = kept.document(repository, own, media, trust).decode(errors="replace")
+    else:
+        (found,) = kept.components(repository, own, trust).values()
+        if kind == "table" and not output:
+            _show(found)
+            return
+        from fp4forge.core.text import as_json
+
+        text = {
+            "json": lambda: as_json([listing.as_json(c) for c in found], 1) + "\n",
+            "licences": lambda: page.licences(found, table(), f"{repository}@{digest}"),
+            "table": lambda: "".join(f"{c.purl}\t{c.licence}\n" for c in found),
+        }[kind]()
+    if output:
+        files.replace(output, text)
+    else:
+        click.echo(text, nl=False)
+
+
+def _show(found: list[Component]) -> None:
+    from rich.table import Table
+
+    from fp4forge.core.console import rich
+    from fp4forge.sbom import page
+
+    rows = Table("component", "version", "ecosystem", "licence", pad_edge=False)
+    for component in found:
+        rows.add_row(component.name, component.version, component.ecosystem, component.licence)
+    rich().print(rows, page.counts(found))
