@@ -18,7 +18,7 @@ from fp4forge.core.errors import FitError
 from fp4forge.kernels.gpus import PRODUCTS
 from fp4forge.launch.cluster import doctor, plan, preflight
 from fp4forge.launch.cluster.hosts import PROBE, Found, Host, Link, Route
-from fp4forge.serve import link, placing
+from fp4forge.serve import link, manifest, placing, settings
 from fp4forge.serve import model as models
 from fp4forge.serve.split import Split
 from tests.checkpoints import TINY, gemma4, write
@@ -140,12 +140,17 @@ def test_each_difference_is_found(more: dict[str, Any], name: str) -> None:
     assert name in failing(found(**more))
 
 
-def test_ranks_use_rdma_only_if_all_have_it() -> None:
+def test_ranks_use_rdma_only_if_all_have_it(folder: Path) -> None:
     first, second = found(), found(address="10.0.0.2")
-    names = {s.name: s.value for s in plan.environment(plan.ranks([first, second])[1])}
+    rank = plan.ranks([first, second])[1]
+    names = {s.name: s.value for s in plan.environment(rank)}
     assert names["VLLM_HOST_IP"] == "10.0.0.2"
     assert names["NCCL_IB_HCA"] == "=rocep1s0f0,roceP2p1s0f0"  # both twins
     assert names["NCCL_SOCKET_IFNAME"] == names["GLOO_SOCKET_IFNAME"] == "enp1s0f0np0"
+    made = plan.server(settings.server(folder, IMAGE, settings.Wishes(version="0")), rank)
+    service = yaml.safe_load(manifest.render(made, "compose"))["services"]["vllm"]
+    assert service["ulimits"]["memlock"] == -1
+    assert service["devices"] == ["/dev/infiniband:/dev/infiniband"]
     lone = plan.ranks([first, found(rdma={})])
     assert {s.name for s in plan.environment(lone[0])} & {"NCCL_IB_DISABLE"}
 
@@ -161,7 +166,7 @@ def test_each_machine_gets_its_file(folder: Path) -> None:
     made = files(folder)
     first, second = (made[name]["services"]["vllm"] for name in ("spark1", "spark2"))
     assert first["network_mode"] == second["network_mode"] == "host"
-    assert "ports" not in first and first["ulimits"]["memlock"] == -1
+    assert "ports" not in first and "ulimits" not in first  # without RDMA nothing is locked
     assert "--headless" in second["command"] and "--headless" not in first["command"]
     for number, service in enumerate((first, second)):
         words = service["command"]

@@ -117,8 +117,10 @@ class Host:
             )
         return done
 
-    def ask(self, *words: str, given: str = "", seconds: float = PROGRAM_SECONDS) -> str:
-        """What a program there prints.
+    def ask(
+        self, *words: str, given: str = "", seconds: float = PROGRAM_SECONDS, what: str = ""
+    ) -> str:
+        """What a program there prints; ``what`` names it in messages.
 
         Raises:
             TransferError: as ``run``, or it fails.
@@ -127,7 +129,10 @@ class Host:
         if done.returncode != 0:
             said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
             why = shown(said[-1] if said else "", 400)
-            raise TransferError(f"{self.address}: {' '.join(words[:3])} fails: {why}")
+            raise TransferError(
+                f"{self.address}: {what or words[0]} fails: {why}",
+                remedy="its log on that machine says more; running again goes on",
+            )
         return done.stdout
 
     def write(self, path: str, text: str, mode: str = "644") -> None:
@@ -137,7 +142,8 @@ class Host:
             TransferError: as ``ask``.
         """
         script = 'set -e; umask 077; mkdir -p "${1%/*}"; cat > "$1.new"; chmod "$2" "$1.new"'
-        self.ask("sh", "-c", f'{script}; mv "$1.new" "$1"', "sh", path, mode, given=text)
+        line = ("sh", "-c", f'{script}; mv "$1.new" "$1"', "sh", path, mode)
+        self.ask(*line, given=text, what=f"writing {path}")
 
     def probe(self, request: dict[str, Any], shape: type[T]) -> T:
         """What ``probe.py`` says there.
@@ -145,7 +151,8 @@ class Host:
         Raises:
             TransferError: as ``ask``, or the machine has no Python 3.
         """
-        text = self.ask("python3", "-", json.dumps(request), given=PROBE.read_text())
+        line = ("python3", "-", json.dumps(request))
+        text = self.ask(*line, given=PROBE.read_text(), what="the probe in python3")
         last = text.strip().splitlines()[-1] if text.strip() else ""
         return reading.json(last, shape, f"the probe on {self.address}", TransferError)
 

@@ -85,15 +85,19 @@ def load(name: str | None) -> Cluster:
     return reading.json_file(FOLDER / str(chosen) / _FILE, Cluster, ServingError)
 
 
-def _compose(cluster: Cluster, *words: str) -> list[str]:
+def _place(cluster: Cluster, host: Host) -> str:
+    """A machine's folder, from the home folder, which the machines may share."""
+    return f"{REMOTE}/{cluster.name}/{cluster.hosts.index(host.address)}"
+
+
+def _compose(cluster: Cluster, host: Host, *words: str) -> list[str]:
     """A command line for a machine: Compose as a plugin or as a program of its own."""
     script = (
         'cd "$HOME/$1" || exit 1; shift; name=$1; shift\n'
         'if docker compose version >/dev/null 2>&1; then set -- docker compose -p "$name" "$@"\n'
         'else set -- docker-compose -p "$name" "$@"; fi\nexec "$@"'
     )
-    place = f"{REMOTE}/{cluster.name}"
-    return ["sh", "-c", script, "sh", place, cluster.name, *words]
+    return ["sh", "-c", script, "sh", _place(cluster, host), cluster.name, *words]
 
 
 def write(cluster: Cluster, texts: list[str], override: str = "") -> None:
@@ -104,7 +108,7 @@ def write(cluster: Cluster, texts: list[str], override: str = "") -> None:
     """
     for host, text in zip(cluster.machines, texts, strict=True):
         home = host.ask("sh", "-c", 'printf %s "$HOME"').strip()
-        folder = f"{home}/{REMOTE}/{cluster.name}"
+        folder = f"{home}/{_place(cluster, host)}"
         host.write(f"{folder}/compose.yaml", text)
         if override:
             host.write(f"{folder}/compose.override.yaml", override)
@@ -123,15 +127,15 @@ def start(cluster: Cluster, report: Progress) -> None:
         for host in reversed(cluster.machines):
             report(f"{host.address}: docker compose up")
             started.append(host)
-            words = _compose(cluster, "up", "--detach", "--force-recreate")
-            host.ask(*words, seconds=COPY_SILENCE_SECONDS)
+            words = _compose(cluster, host, "up", "--detach", "--force-recreate")
+            host.ask(*words, seconds=COPY_SILENCE_SECONDS, what="docker compose up")
     except TransferError:
         _down(cluster, started)
         raise
 
 
 def _down(cluster: Cluster, machines: list[Host]) -> None:
-    each(machines, lambda host: host.run(*_compose(cluster, "down"), seconds=300))
+    each(machines, lambda host: host.run(*_compose(cluster, host, "down"), seconds=300))
 
 
 def stop(cluster: Cluster) -> None:
