@@ -7,6 +7,7 @@ use IO::Select;
 use IO::Socket::INET;
 
 $| = 1;
+$SIG{TERM} = sub { exit 0 };  # a first process ignores it otherwise
 my %given;
 my @words = @ARGV;
 while (@words) {
