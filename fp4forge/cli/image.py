@@ -197,14 +197,19 @@ def context(output: Path, as_json: bool, **o: Any) -> None:
     from fp4forge.image import context as contexts
     from fp4forge.publish import build as building
 
-    if output.is_file() or (output.is_dir() and any(output.iterdir())):
-        raise UsageError(f"--output {output} is not empty", rule="an empty or new folder")
     prepared = pipeline.prepare(_one_request(o, "a build context is for one platform"))
-    contexts.write(prepared, output)
+    # A folder for each plan: BuildKit takes a file of the same path, size and time for the one that
+    # it got before, and the times of all contexts of a release are alike.
+    folder = output / prepared.plan.id
+    if output.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise UsageError(
+            f"{folder} is not empty", rule="--output takes a new context for each plan"
+        )
+    contexts.write(prepared, folder)
     image = f"fp4forge/vllm:unverified-{prepared.plan.id}"
-    line = building.by_hand(prepared.plan, output, components.local_trees(o["sources"]), image)
+    line = building.by_hand(prepared.plan, folder, components.local_trees(o["sources"]), image)
     if as_json:
-        found = {"plan": prepared.plan.id, "context": str(output), "image": image, "command": line}
+        found = {"plan": prepared.plan.id, "context": str(folder), "image": image, "command": line}
         print_json(found)
         return
     click.echo(" \\\n  ".join(shlex.quote(word) for word in line))

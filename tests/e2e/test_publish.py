@@ -143,8 +143,8 @@ def test_layers_built_anew_have_the_same_digest(published: dict[str, Any]) -> No
 def test_the_image_is_built_by_hand_as_documented(
     published: dict[str, Any], tmp_path: Path
 ) -> None:
-    folder = tmp_path / "context"
-    wheel = [*WHEEL[: WHEEL.index("--repo")], "--output", str(folder)]
+    folder = tmp_path / "context" / published["plan"]["id"]
+    wheel = [*WHEEL[: WHEEL.index("--repo")], "--output", str(folder.parent)]
     script = shell(sys.executable, "build.py", "context", *wheel).stdout
     committed = ROOT / "dockerfiles" / "0.20.2" / "wheel.Dockerfile"
     assert (folder / "Dockerfile").read_bytes() == committed.read_bytes()
