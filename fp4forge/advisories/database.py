@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from msgspec import Struct
 
@@ -15,7 +16,7 @@ from fp4forge.advisories.osv import Component, Record
 from fp4forge.core import http, reading
 from fp4forge.core.errors import AdvisoryError, UsageError
 from fp4forge.core.limits import OSV_BYTES, OSV_FILES, OSV_PAGES, OSV_SECONDS
-from fp4forge.core.text import shown
+from fp4forge.core.text import shown, without_secrets
 from fp4forge.kernels.base import Progress
 
 # The public service (https://google.github.io/osv.dev/api/).
@@ -41,6 +42,11 @@ def of(text: str) -> Database:
         UsageError: it is neither an address nor a folder.
     """
     if text.startswith(("http://", "https://")):
+        if urlsplit(text).username or urlsplit(text).password:
+            raise UsageError(
+                f"{without_secrets(text)} has a user or password in it",
+                rule="an address without them: it is printed",
+            )
         return Service(text.rstrip("/"))
     if not reading.is_folder(Path(text)):
         raise UsageError(

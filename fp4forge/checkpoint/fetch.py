@@ -18,6 +18,11 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 IGNORED = ["*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx", "*.msgpack", "*.h5"]
 
 
+def is_name(text: str) -> bool:
+    """Whether a text can be a repository's name on a hub."""
+    return bool(_NAME.fullmatch(text))
+
+
 def fetch(repository: str, folder: Path, revision: str, report: Progress) -> str:
     """Downloads a repository into a folder; what is there already is kept.
 
@@ -36,7 +41,7 @@ def fetch(repository: str, folder: Path, revision: str, report: Progress) -> str
         DiskError: the folder's disk does not hold it; nothing was downloaded.
         ArtefactError: a file is not the one that the hub recorded; it was removed.
     """
-    if not _NAME.fullmatch(repository):
+    if not is_name(repository):
         raise UsageError(
             f"{shown(repository, 200)!r} is not a repository", rule="OWNER/NAME on the hub"
         )

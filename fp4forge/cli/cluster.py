@@ -96,6 +96,12 @@ def _start(o: dict[str, Any]) -> None:
     from fp4forge.publish import distribute
 
     if o["kind"] == "lws":
+        if o["hosts"] or o["check"] or o["dry_run"]:
+            raise UsageError(
+                "--hosts, --check and --dry-run do not go with --format lws",
+                rule="Kubernetes chooses the machines; the manifest is printed, nothing starts",
+                remedy="--format lws --model DIR --machines N",
+            )
         cluster_files.kubernetes(o)
         return
     hosts = _hosts(o)
@@ -170,11 +176,11 @@ def _hosts(o: dict[str, Any]) -> list[Host]:
             rule="--hosts A,B --model DIR",
             remedy="build.py serve cluster status lists what runs",
         )
-    names = distribute.parse_nodes(o["hosts"])
-    if len(names) < 2:
+    names = distribute.parse_nodes(o["hosts"], "--hosts")
+    if len({name.rpartition("@")[2] for name in names}) < max(2, len(names)):
         raise UsageError(
-            f"--hosts {o['hosts']} is one machine",
-            rule="a cluster has at least two different ones",
+            f"--hosts {o['hosts']} names one machine, or one of them twice",
+            rule="a cluster has at least two different machines",
             remedy="build.py serve up MODEL serves on this machine",
         )
     return [Host(name, o["ssh_config"]) for name in names]

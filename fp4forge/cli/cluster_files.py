@@ -58,7 +58,7 @@ def server(o: dict[str, Any], chosen: Option) -> tuple[Server, str, str]:
     """The settings with the image by digest, the image as named, and its name on machines."""
     from fp4forge.cli import compose
     from fp4forge.oci import reference
-    from fp4forge.serve import manifest, recipes, settings
+    from fp4forge.serve import recipes, settings
 
     tag, _, version = compose.published(o)
     registry = resolve_registry(o["registry"])
@@ -69,7 +69,7 @@ def server(o: dict[str, Any], chosen: Option) -> tuple[Server, str, str]:
             remedy=f"--registry HOST:PORT looks up {o['repo']}:{tag} there",
         )
     image = o["image"] or f"{reference.repository(registry, o['repo'])}:{tag}"
-    by_digest = manifest.by_digest(image)
+    by_digest = compose.checked_image(image, o)
     digest = by_digest.partition("@")[2]
     wishes = replace(compose.wishes(o, version), split=chosen.split)
     found = settings.server(o["model"], by_digest, wishes)
@@ -96,6 +96,9 @@ def kubernetes(o: dict[str, Any]) -> None:
     whole, _, _ = server(o, chosen)
     more = {"size": o["machines"], "master_port": plan.MASTER_PORT, "rdma_resource": name}
     text = manifest.render(whole, "lws", **more)
+    if o["as_json"]:
+        print_json({"manifest": text})
+        return
     if o["output"]:
         files.replace(o["output"] / "lws.yaml", text)
     else:

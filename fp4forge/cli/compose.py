@@ -103,6 +103,8 @@ def compose(
         raise UsageError("--model is missing", rule="--model DIR, or --from-lock FILE")
     if lock and (as_json or explain):
         raise UsageError("--lock goes with a manifest", rule="not with --json or --explain")
+    if lock and output and lock.absolute() == output.absolute():
+        raise UsageError(f"--lock and --output are both {lock}", rule="two files")
     from fp4forge.models import switches
     from fp4forge.serve import manifest
 
@@ -123,16 +125,18 @@ def compose(
         checked = manifest.validate(text)
         note = f"{checked} config has read it" if checked else "no docker compose here to check it"
         click.echo(f"compose: {note}", err=True)
-    if lock:
-        from fp4forge.serve import runlock
+    if not lock:
+        _write(text, kind, output)
+        return
+    from fp4forge.serve import runlock
 
-        with Console().step("lock") as step:
-            made = runlock.make(found, kind, text, step.report)
-            hashed = [file for folder in made.folders.values() for file in folder.files.values()]
-            size = sum(file.size for file in hashed)
-            step.detail = f"{lock}: {len(hashed)} files, {size / 1e9:.1f} GB"
-        files.replace(lock, runlock.text_of(made))
-    _write(text, kind, output)
+    with Console().step("lock") as step:
+        made = runlock.make(found, kind, text, step.report)
+        hashed = [file for folder in made.folders.values() for file in folder.files.values()]
+        size = sum(file.size for file in hashed)
+        step.detail = f"{lock}: {len(hashed)} files, {size / 1e9:.1f} GB"
+    _write(text, kind, output)  # first: a lock without its manifest would be half of the two
+    files.replace(lock, runlock.text_of(made))
 
 
 def _write(text: str, kind: str, output: Path | None) -> None:
@@ -148,19 +152,21 @@ def _reproduce(ctx: click.Context, path: Path, output: Path | None) -> None:
 
     from fp4forge.serve import runlock
 
+    options = {option.name: option.opts[-1] for option in ctx.command.params}
     given = [
-        f"--{name.replace('_', '-')}"
+        options[name]
         for name in ctx.params
-        if name not in ("from_lock", "output")
+        if name not in ("from_lock", "output", "key", "identity", "issuer")
         and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
     ]
     if given:
         raise UsageError(
             f"{', '.join(given)} with --from-lock",
-            rule="the lock decides everything but --output",
+            rule="the lock decides everything but --output and whose signature is demanded",
             remedy="write another lock with --lock",
         )
     lock = runlock.read(path)
+    checked_image(lock.image, ctx.params)
     with Console().step("compare") as step:
         text = runlock.reproduce(lock, step.report)
         count = sum(len(folder.files) for folder in lock.folders.values())

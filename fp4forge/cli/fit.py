@@ -128,7 +128,9 @@ def _row(described: Any, product: Any, wanted: Any, asked: Any) -> dict[str, Any
         "tokens": found.fit.tokens_reported,
         "sequences_at_context": found.sequences,
         "context_at_sequences": found.context,
-        "decode_tokens_per_second": memory.decode_rate(found.model, product, 1, 1024),
+        # A token passes the pipeline's stages one after the other.
+        "decode_tokens_per_second": memory.decode_rate(found.model, product, 1, 1024)
+        / found.split.pipeline,
         "remedies": []
         if found.fit.fits and found.sequences
         else placing.remedies(described, product, wanted, found.split),
@@ -161,7 +163,9 @@ def _show(data: dict[str, Any], o: dict[str, Any]) -> None:
         f"context of {o['sequences']}",
         "decode at most",
     ):
-        table.add_column(head, justify="left" if head in ("GPU", "number") else "right")
+        table.add_column(
+            head, justify="left" if head in ("GPU", "number") else "right", overflow="fold"
+        )
     for row in data["gpus"]:
         overhead = row["activations"] + row["graphs"] + row["context_overhead"]
         number = (

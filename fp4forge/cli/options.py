@@ -189,6 +189,10 @@ def trust_of(key: str | None, identity: str | None, issuer: str | None) -> Trust
         )
     if not key and not identity:
         return None
+    context = click.get_current_context()
+    said = context.get_parameter_source("key") is click.core.ParameterSource.COMMANDLINE
+    if identity and key and said:
+        raise UsageError("--key and --identity exclude each other", rule="one signer is demanded")
     from fp4forge.oci import cosign
 
     cosign.require()

@@ -86,9 +86,9 @@ def _facts(image: Image) -> str:
 def _age(published: str) -> str:
     try:
         then = datetime.fromisoformat(published)
-    except ValueError:
+        seconds = (datetime.now(UTC) - then.astimezone(UTC)).total_seconds()
+    except (ValueError, OverflowError):
         return "no record of its age"
-    seconds = (datetime.now(UTC) - then.astimezone(UTC)).total_seconds()
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit} old"

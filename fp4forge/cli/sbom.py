@@ -57,7 +57,8 @@ def sbom(
             f"{image} has an SBOM for each of {', '.join(images)}", remedy="give --platform"
         )
     if platform is not None and platform not in images:
-        raise UsageError(f"{image} is not for {platform}", rule=f"one of {', '.join(images)}")
+        names = ", ".join(filter(None, images)) or "its index names no platform"
+        raise UsageError(f"{image} is not for {platform}", rule=f"it is for: {names}")
     own = images[platform] if platform else next(iter(images.values()))
     if kind in ("cyclonedx", "spdx"):
         media = kept.CYCLONEDX if kind == "cyclonedx" else kept.SPDX

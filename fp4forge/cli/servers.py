@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fp4forge.cli.options import json_option
+from fp4forge.cli.options import json_option, trust_options
 from fp4forge.core import reading
 from fp4forge.core.console import Console, print_json, print_rows
 from fp4forge.core.errors import ServingError, UsageError
@@ -29,9 +29,15 @@ smoke_option = click.option("--no-smoke", is_flag=True, help="Ask the ready serv
 
 
 def bring_up(
-    made: Deployment, console: Console, seconds: float, *, smoke: bool, as_json: bool
+    made: Deployment,
+    console: Console,
+    seconds: float,
+    *,
+    smoke: bool,
+    as_json: bool,
+    show: bool = True,
 ) -> None:
-    """Starts a server, waits, asks; prints how to use it, or the doctor's report."""
+    """Starts a server, waits, asks; prints how to use it (if ``show``), or the doctor's report."""
     import msgspec
 
     from fp4forge.core.platform import host_platform
@@ -66,7 +72,8 @@ def bring_up(
         raise failed.error
     done = msgspec.structs.replace(made, seconds=tracker.seconds)
     done.save()
-    _show(done, as_json)
+    if show:
+        _show(done, as_json)
 
 
 def _interrupted(made: Deployment) -> str:
@@ -154,7 +161,11 @@ def status(as_json: bool) -> None:
 
     rows = []
     for name in deployment.names():
-        made = deployment.load(name)
+        try:
+            made = deployment.load(name)
+        except ServingError as error:  # the others are listed
+            click.echo(f"{name}: {error.message}; {error.remedy}", err=True)
+            continue
         now = state(made)
         health = "" if now != "running" else client.unreachable(made.url, 2) or "ready"
         rows.append(
@@ -244,23 +255,30 @@ def restart(name: str | None, timeout: float, no_smoke: bool, as_json: bool) -> 
     show_default=True,
     help="Seconds to wait for requests in flight.",
 )
+@trust_options
 @timeout_option
 @smoke_option
 @json_option
 def upgrade(
-    name: str | None, image: str, drain: float, timeout: float, no_smoke: bool, as_json: bool
+    name: str | None,
+    image: str,
+    drain: float,
+    timeout: float,
+    no_smoke: bool,
+    as_json: bool,
+    **demanded: str | None,
 ) -> None:
     """Serve the same model with another image; go back to the old one if that does not answer."""
     import msgspec
 
+    from fp4forge.cli.compose import checked_image
     from fp4forge.core.platform import host_platform
     from fp4forge.launch import deployment, upgrading
     from fp4forge.oci import engine
-    from fp4forge.serve import manifest
 
     made = deployment.load(name)
     console = Console()
-    new = msgspec.structs.replace(made, image=manifest.by_digest(image), seconds={})
+    new = msgspec.structs.replace(made, image=checked_image(image, demanded), seconds={})
     if new.image == made.image:
         raise UsageError(
             f"{made.name} runs {made.image} already", rule="upgrade takes another image"
@@ -276,7 +294,7 @@ def upgrade(
     except BaseException:
         console.say(f"  back  {made.name} returns to {made.image}")
         upgrading.switch(new, made)
-        bring_up(made, console, timeout * 60, smoke=not no_smoke, as_json=False)
+        bring_up(made, console, timeout * 60, smoke=not no_smoke, as_json=False, show=False)
         raise
 
 

@@ -155,6 +155,7 @@ def history(
     import msgspec
 
     from fp4forge.core.console import print_rows
+    from fp4forge.core.errors import SignatureError
     from fp4forge.oci import reference
     from fp4forge.publish import records, signing
 
@@ -162,12 +163,17 @@ def history(
     trust = trust_of(key, identity, issuer)
     _, digest = signing.locate(image)
     kept = records.of(found.repository, digest, found.tag, trust)
+    if trust and not kept:
+        raise SignatureError(
+            f"{found.repository}@{digest} has no record signed by {trust}",
+            rule="with --key or --identity only records signed so count",
+            remedy="without them the unsigned ones are shown",
+        )
     if as_json:
         print_json([msgspec.to_builtins(record) for record in kept])
         return
     if not kept:
-        what = f"record signed by {trust}" if trust else "record"
-        click.echo(f"{found.repository}@{digest} has no {what}")
+        click.echo(f"{found.repository}@{digest} has no record")
         return
     print_rows((record.time, _moves(record)) for record in kept)
 

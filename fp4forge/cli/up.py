@@ -11,7 +11,7 @@ import click
 
 from fp4forge.cli import servers
 from fp4forge.cli.options import json_option, resolve_registry, server_options
-from fp4forge.core import files, reading
+from fp4forge.core import reading
 from fp4forge.core.console import Console, print_json
 from fp4forge.core.errors import UsageError
 
@@ -55,6 +55,11 @@ def up(as_json: bool, dry_run: bool, no_smoke: bool, timeout: float, **o: Any) -
     from fp4forge.serve import manifest
     from fp4forge.serve.settings import LOOPBACKS
 
+    if o["api_key_file"] and not reading.is_file(o["api_key_file"]):
+        raise UsageError(
+            f"--api-key-file {o['api_key_file']} does not exist",
+            rule="a file on this machine with the key and nothing else",
+        )
     console = Console()
     with console.step("gpu") as step:
         product, number = machine.product(o["product"])
@@ -81,6 +86,7 @@ def up(as_json: bool, dry_run: bool, no_smoke: bool, timeout: float, **o: Any) -
             rule="a server runs on the GPUs of one machine",
         )
     text = manifest.render(found, "compose")
+    override = reading.text(o["override"], UsageError, where="--override") if o["override"] else ""
     if dry_run:
         if as_json:
             print_json(found.as_json())
@@ -105,12 +111,14 @@ def up(as_json: bool, dry_run: bool, no_smoke: bool, timeout: float, **o: Any) -
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=_before(found.name, found.image),
     )
-    files.replace(made.folder / "compose.yaml", text)
-    if o["override"]:
-        override = reading.text(o["override"], UsageError, where="--override")
-        files.replace(made.folder / "override.yaml", override)
-    made.save()
-    servers.bring_up(made, console, timeout * 60, smoke=not no_smoke, as_json=as_json)
+    new = made.name not in deployments.names()
+    made.write(text, override)
+    try:
+        servers.bring_up(made, console, timeout * 60, smoke=not no_smoke, as_json=as_json)
+    finally:
+        if new and servers.state(made) == "gone":  # it was not even started
+            made.run("down", "--volumes")
+            made.remove()
 
 
 def _reached(listen: str) -> str:
@@ -124,9 +132,9 @@ def _model(o: dict[str, Any], console: Console, dry_run: bool) -> Path:
     from fp4forge.core.paths import STATE
 
     folder = Path(o["model"])
-    if reading.is_folder(folder):
+    if o["model"] and reading.is_folder(folder):
         return folder.absolute()
-    if o["model"].count("/") != 1 or folder.is_absolute() or o["model"].startswith("."):
+    if not fetch.is_name(o["model"]):
         raise UsageError(
             f"{o['model']!r} is neither a folder nor a model on the hub",
             rule="a folder with config.json, or OWNER/NAME",
@@ -166,7 +174,7 @@ def _image(o: dict[str, Any], gpu: str, console: Console, dry_run: bool) -> tupl
         repository = reference.repository(registry, o["repo"])
         arch, image = images.published(repository, {a: known[a][0] for a in archs})
     if not image:
-        arch, image = images.local(engine.connect(), archs, o["platform"], release)
+        arch, image = images.local(engine.connect(), archs, o["repo"], _labels(o, release))
     if image:
         return arch, image, release
     line = _build_line(o, archs[0], registry)
@@ -180,6 +188,21 @@ def _image(o: dict[str, Any], gpu: str, console: Console, dry_run: bool) -> tupl
         )
     _build(line)
     return archs[0], manifest.by_digest(f"{repository}:{known[archs[0]][0]}"), release
+
+
+def _labels(o: dict[str, Any], release: str) -> dict[str, str]:
+    """What an image says of itself that the options mean."""
+    from fp4forge.inputs import bases, defaults
+
+    usual = defaults.table().image
+    base = bases.load(o["base"] or usual.base)
+    return {
+        "io.fp4forge.release": release,
+        "io.fp4forge.platform": o["platform"],
+        "io.fp4forge.variant": o["variant"] or usual.variant,
+        "io.fp4forge.strategy": o["strategy"] or usual.strategy,
+        "org.opencontainers.image.base.name": base.reference(o["platform"]),
+    }
 
 
 def _build_line(o: dict[str, Any], arch: str, registry: str | None) -> list[str]:

@@ -62,6 +62,15 @@ class Deployment(Struct, frozen=True, kw_only=True):
         more = [self.folder / "override.yaml"] if self.override else []
         return [self.folder / "compose.yaml", *more]
 
+    def write(self, compose: str, override: str) -> None:
+        """Writes its files and its record; an override that it had before goes."""
+        files.replace(self.folder / "compose.yaml", compose)
+        if override:
+            files.replace(self.folder / "override.yaml", override)
+        else:
+            (self.folder / "override.yaml").unlink(missing_ok=True)
+        self.save()
+
     def save(self) -> None:
         """Writes the record."""
         files.replace(self.folder / _FILE, msgspec.json.format(msgspec.json.encode(self)))
@@ -118,10 +127,14 @@ def load(name: str | None) -> Deployment:
     if name is None and len(known) == 1:
         name = known[0]
     if name is None or name not in known:
-        what = f"no server {shown(name, 100)!r}" if name else "which server?"
+        what = f"no server {shown(name, 100)!r}." if name else "which server?"
         raise UsageError(
-            f"{what}: here are {', '.join(known) or 'none'}",
+            f"{what} " + (f"Here: {', '.join(known)}" if known else "none was started here"),
             rule="a name that build.py serve status lists",
             remedy="build.py serve up MODEL starts one",
         )
-    return reading.json_file(FOLDER / name / _FILE, Deployment, ServingError)
+    try:
+        return reading.json_file(FOLDER / name / _FILE, Deployment, ServingError)
+    except ServingError as error:
+        error.remedy = f"docker rm --force {name}, then remove {FOLDER / name}"
+        raise

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from fp4forge.kernels.gpus import TARGETS
 from fp4forge.oci import registry
+from fp4forge.publish import verified
 
 
 def targets(gpu: str, wanted: str | None) -> list[str]:
@@ -43,15 +43,21 @@ def published(repository: str, tags: dict[str, str]) -> tuple[str, str]:
     return "", ""
 
 
-def local(client: Any, archs: list[str], platform: str, release: str) -> tuple[str, str]:
-    """An image of this project that the engine has, by digest; both empty if there is none."""
-    labels = [f"io.fp4forge.release={release}", f"io.fp4forge.platform={platform}"]
-    found = dict(_local(client, labels))
-    return next(((arch, found[arch]) for arch in archs if arch in found), ("", ""))
+def local(client: Any, archs: list[str], repo: str, labels: dict[str, str]) -> tuple[str, str]:
+    """An image that the engine has, by digest, whose checks passed here; else both are empty.
 
-
-def _local(client: Any, labels: list[str]) -> Iterator[tuple[str, str]]:
-    for image in client.api.images(filters={"label": labels}):
+    Args:
+        client: docker SDK client.
+        archs: values of --arch, the best first.
+        repo: the end of the repository's name.
+        labels: what the image must say of itself.
+    """
+    named = [f"{name}={value}" for name, value in labels.items()]
+    found: dict[str, str] = {}
+    for image in client.api.images(filters={"label": named}):  # the newest first
         arch = (image.get("Labels") or {}).get("io.fp4forge.arch", "")
-        for digest in image.get("RepoDigests") or []:
-            yield arch, digest
+        for name in image.get("RepoDigests") or []:
+            repository, _, digest = name.partition("@")
+            if f"/{repository}".endswith(f"/{repo}") and verified.here(repository, digest):
+                found.setdefault(arch, name)
+    return next(((arch, found[arch]) for arch in archs if arch in found), ("", ""))

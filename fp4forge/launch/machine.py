@@ -83,7 +83,7 @@ def share(found: Product, wanted: float, needed: int) -> tuple[float, str]:
     Raises:
         FitError: what is free does not hold the weights.
     """
-    if not found.unified:
+    if not found.unified or needed > found.memory_bytes:  # of that, serve fit says what to do
         return wanted, ""
     free, cached = memory()
     able = math.floor((free - _HOST_BYTES) / found.memory_bytes * 100) / 100
@@ -91,9 +91,11 @@ def share(found: Product, wanted: float, needed: int) -> tuple[float, str]:
     if able * found.memory_bytes < needed or able < _LEAST:
         raise FitError(
             f"the memory that is free does not hold the server: {said}",
-            rule=f"{found.title} has one memory for the host and the GPU; the weights take"
-            f" {needed / 1e9:.1f} GB, and the host keeps {_HOST_BYTES / 1e9:.1f} GB",
-            remedy="stop other programs and servers (build.py serve status), then run again",
+            rule=f"{found.title} has one memory for the host and the GPU: the host keeps"
+            f" {_HOST_BYTES / 1e9:.1f} GB, the weights take {needed / 1e9:.1f} GB, and a server"
+            f" gets at least {_LEAST:.0%} of {found.memory_bytes / 1e9:.0f} GB",
+            remedy="stop other programs and servers (build.py serve status), then run again; or"
+            " --utilization decides instead",
         )
     if able >= wanted:
         return wanted, said

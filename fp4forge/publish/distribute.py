@@ -59,8 +59,8 @@ class Node:
         return f"{self.address}: {self.error or self.note}"
 
 
-def parse_nodes(text: str) -> list[str]:
-    """The nodes of ``--to``.
+def parse_nodes(text: str, flag: str = "--to") -> list[str]:
+    """The nodes of an option.
 
     Raises:
         UsageError: an entry is not [USER@]HOST.
@@ -69,7 +69,7 @@ def parse_nodes(text: str) -> list[str]:
     for entry in found:
         if not _NODE.fullmatch(entry):
             raise UsageError(
-                f"--to {entry!r} is not [USER@]HOST",
+                f"{flag} {entry!r} is not [USER@]HOST",
                 rule="names with commas; ports and keys belong in ~/.ssh/config",
             )
     return list(dict.fromkeys(found))

@@ -91,7 +91,8 @@ def remove(
     """
     with tagging.turn(repository):
         fates = choose(listing.images(repository, report), keep, locks)
-        staying = {part for f in fates if f.kept for part in (f.image.digest, *f.image.manifests)}
+        kept = [fate.image for fate in fates if fate.kept]
+        staying = {part for image in kept for part in (image.digest, *image.manifests)}
         count = 0
         for fate in fates:
             if fate.kept:
@@ -101,7 +102,8 @@ def remove(
             parts = [part for part in image.manifests if part not in staying]
             going = [image.digest, *parts]
             beside = [found for digest in going for found in _beside(repository, digest)]
-            for digest in dict.fromkeys([*going, *beside]):
+            # Who can write to the registry can have said that a kept image lies beside this one.
+            for digest in dict.fromkeys(d for d in (*going, *beside) if d not in staying):
                 report(f"{digest[:19]}")
                 catalog.delete(repository, digest)
                 count += 1
@@ -112,7 +114,20 @@ def remove(
                         rule="a removed image has no tag",
                         remedy="look at the registry's log; run again",
                     )
+        for image in kept:
+            lost = [t for t in image.tags or [image.digest] if not _names(repository, t, image)]
+            if lost:
+                raise RegistryError(
+                    f"{repository}: {', '.join(lost)} no longer names {image.digest[:19]}",
+                    rule="a kept image stays as it is",
+                    remedy="look at the registry's log; publish that image again",
+                )
     return fates, count
+
+
+def _names(repository: str, tag: str, image: Image) -> bool:
+    found = registry.manifest(repository, tag)
+    return found is not None and found.digest == image.digest
 
 
 def _beside(repository: str, digest: str) -> list[str]:

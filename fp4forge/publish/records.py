@@ -22,7 +22,9 @@ from fp4forge.oci.referrers import Kept
 KIND = "application/vnd.fp4forge.publish.v1+json"
 # What pipeline.py writes after the checks passed: now (checks.runner.summary), before on the same
 # machine, or for each image of an index.
-_PASSED = re.compile(r"[1-9][0-9]* of [0-9]+ checks passed|verified before|an index of verified ")
+_PASSED = re.compile(
+    r"(?!.*\bfailed\b)(?:[1-9][0-9]* of [0-9]+ checks passed|verified before|an index of verified )"
+)
 _FOLLOWED = 100  # earlier images of a tag
 
 

@@ -7,9 +7,10 @@ two rollbacks go back two steps, and ``--to`` goes anywhere, forward too.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
-from fp4forge.core.errors import RegistryError, UsageError, VerifyError
+from fp4forge.core.errors import RegistryError, TagError, UsageError, VerifyError
 from fp4forge.core.text import shown
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import reference, registry
@@ -52,15 +53,22 @@ def choose(repository: str, tag: str, to: str | None, trust: Trust | None = None
             remedy="give a tag that moves; build.py images lists them",
         )
     current = listing.find(repository, tag).digest
+    by = f" signed by {trust}" if trust else ""
     if to is not None:
-        named = reference.parse(f"{repository}@{to}", "--to").digest
+        if not re.fullmatch(r"sha256:[0-9a-f]{64}", to):
+            raise UsageError(
+                f"--to {shown(to, 100)!r} is not a digest",
+                rule="sha256: and 64 hexadecimal digits",
+                remedy="build.py images lists them",
+            )
+        named = to
         if named == current:
             raise UsageError(f"{tag} names {named[:19]} already", rule="--to another image")
         listing.find(repository, named)
         record = records.passed(records.of(repository, named, trust=trust), named)
         if record is None:
             raise VerifyError(
-                f"no record in {repository} says that the checks of {named} passed",
+                f"no record{by} in {repository} says that the checks of {named} passed",
                 rule="a moving tag only names an image whose checks passed here",
                 remedy="publish it again (--push), or give another --to (build.py images)",
             )
@@ -73,7 +81,7 @@ def choose(repository: str, tag: str, to: str | None, trust: Trust | None = None
         record = records.passed(records.of(repository, digest, trust=trust), digest)
         if record is not None:
             return Rollback(tag, current, digest, record.verdict, record.time, over)
-        over[digest] = "no record says that its checks passed"
+        over[digest] = f"no record{by} says that its checks passed"
     why = "".join(f"\n  {digest}: {reason}" for digest, reason in over.items())
     raise VerifyError(
         f"{repository}:{tag} named no verified image before {current[:19]}{why}",
@@ -102,6 +110,7 @@ def move(repository: str, chosen: Rollback, report: Progress) -> str:
             )
         labels = registry.image_labels(repository, chosen.after)
         registry.check_takes_nothing_away(repository, chosen.tag, labels)
+        _check_kind(repository, chosen, labels)
         verdict = f"rolled back from {chosen.before}: {shown(chosen.verdict, 200)}"
         return tagging.give(repository, chosen.after, (chosen.tag,), report, verdict=verdict)
 
@@ -116,3 +125,28 @@ def _past(repository: str, tag: str, current: str, trust: Trust | None) -> list[
     first.pop("", None)
     since = first.pop(current, "~")
     return sorted((d for d in first if first[d] < since), key=first.__getitem__, reverse=True)
+
+
+def _check_kind(repository: str, chosen: Rollback, labels: list[dict[str, str]]) -> None:
+    """Refuses an image of another kind for a tag that a plan made: its name says the kind.
+
+    Raises:
+        TagError: release, GPU or variant differ.
+    """
+    kinds = [_kind(entry) for entry in registry.image_labels(repository, chosen.before)]
+    own = {kind for kind in kinds if chosen.tag.startswith("-".join(kind) + "-")}
+    found = {_kind(entry) for entry in labels}
+    if own and found != own:
+        raise TagError(
+            f"{repository}:{chosen.tag} is for {' '.join(min(own))};"
+            f" {chosen.after[:19]} is for {' '.join(min(found, default=('', '', 'nothing')))}",
+            rule="the tag's name says release, GPU and variant, and so do the image's labels",
+            remedy="--to an image of that kind (build.py images)",
+        )
+
+
+def _kind(labels: dict[str, str]) -> tuple[str, str, str]:
+    release, arch, variant = (
+        labels.get(f"io.fp4forge.{name}", "") for name in ("release", "arch", "variant")
+    )
+    return release, arch, variant

@@ -209,8 +209,10 @@ def test_a_leader_worker_set(folder: Path) -> None:
     ("words", "code", "says"),
     [
         ((), 2, "which machines, and which model"),
-        (("--hosts", "a", "--model", "MODEL"), 2, "is one machine"),
-        (("--hosts", "a,a", "--model", "MODEL"), 2, "is one machine"),
+        (("--hosts", "a", "--model", "MODEL"), 2, "names one machine"),
+        (("--hosts", "a,a", "--model", "MODEL"), 2, "names one machine"),
+        (("--hosts", "u@a,v@a", "--model", "MODEL"), 2, "one of them twice"),
+        (("--format", "lws", "--hosts", "a,b"), 2, "do not go with --format lws"),
         (("--hosts", "a;b,c", "--model", "MODEL"), 2, "is not [USER@]HOST"),
         (("--hosts", "a,b", "--model", "/nowhere"), 19, "/nowhere"),
         (("--hosts", "a,b", "--model", "MODEL", "--backend", "ray"), 2, "have no Ray"),

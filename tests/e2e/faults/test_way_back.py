@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from fp4forge.oci import catalog, referrers, registry
+from fp4forge.oci import catalog, cosign, referrers, registry
 from fp4forge.publish import records, tagging
 from fp4forge.serve import runlock, settings
 from tests.e2e.faults import images
@@ -157,6 +157,35 @@ def test_two_rollbacks_go_back_two_steps(shelf: Shelf) -> None:
     assert shelf.run("rollback", MOVING, "--dry-run")["after"] == shelf.made[1].digest
 
 
+def test_a_verdict_with_failures_is_none(shelf: Shelf) -> None:
+    shelf.publish(0, "8 of 9 checks passed, 1 failed")
+    shelf.publish(1)
+    first = shelf.made[0].digest
+    assert "no record" in shelf.run("rollback", MOVING, "--to", first, code=12)["message"]
+    assert not shelf.run("images")[1]["verified"]
+
+
+@pytest.mark.parametrize("label", ["release", "arch", "variant"])
+def test_a_tag_goes_to_no_image_of_another_kind(shelf: Shelf, label: str, tmp_path: Path) -> None:
+    shelf.publish(0)
+    other = images.make(tmp_path, 77, **LABELS | {f"io.fp4forge.{label}": "0.9"})
+    images.seed(shelf.proxy.upstream, shelf.name, other)
+    tagging.give(shelf.repository, other.digest, ("other",), lambda _: None, "other", PASSED)
+    said = shelf.run("rollback", MOVING, "--to", other.digest, code=14)["message"]
+    assert "is for 1.0 sm121 awq" in said and shelf.named() == shelf.made[0].digest
+
+
+def test_a_record_of_an_impossible_time_hides_nothing(shelf: Shelf) -> None:
+    shelf.publish(0)
+    record = records.of(shelf.repository, shelf.made[0].digest)[0]
+    late = msgspec.structs.replace(record, time="0001-01-01T00:00:00+23:59")
+    content = msgspec.json.encode(late)
+    referrers.attach(shelf.repository, shelf.made[0].digest, records.KIND, content, late.time)
+    where = ("--registry", shelf.proxy.address, "--repo", shelf.name)
+    done = shelf.command("images", *where)
+    assert done.code == 0 and MOVING in done.out
+
+
 def test_what_is_not_verified_is_passed_over(shelf: Shelf) -> None:
     shelf.publish(0)
     shelf.publish(1, "")  # no verdict
@@ -192,7 +221,9 @@ def test_what_is_never_moved_to(shelf: Shelf) -> None:
         in shelf.run("rollback", MOVING, "--to", "sha256:" + "0" * 64, code=5)["message"]
     )
     assert "already" in shelf.run("rollback", MOVING, "--to", before or "", code=2)["message"]
-    assert "not an image" in shelf.run("rollback", MOVING, "--to", "sha256:1", code=2)["message"]
+    for word in ("sha256:1", "stable"):
+        said = shelf.run("rollback", MOVING, "--to", word, code=2)["message"]
+        assert "is not a digest" in said
     assert "immutable" in shelf.run("rollback", fixed(1), code=2)["message"]
     assert "has no 1.0-nothing" in shelf.run("rollback", "1.0-nothing", code=5)["message"]
     assert shelf.named() == before and shelf.named(fixed(1)) == before
@@ -281,6 +312,33 @@ def test_parts_of_an_index_that_stays_stay(shelf: Shelf, made: list[images.Image
     assert sum(not entry["kept"] for entry in done["images"]) == 2
     assert registry.images_of(shelf.repository, both) == parts
     assert len(registry.layer_sizes(shelf.repository, both)) == 2
+
+
+def test_what_is_said_to_lie_beside_an_old_image_stays_if_it_is_kept(
+    shelf: Shelf, made: list[images.Image]
+) -> None:
+    """Who can write to a registry can name a kept image like the signature of another."""
+    for number in range(3):
+        shelf.publish(number)
+    stays = made[1].digest
+    tagging.give(shelf.repository, stays, ("stable",), lambda _: None)
+    tag = f"{referrers.tag(made[0].digest)}.sig"
+    images.seed(shelf.proxy.upstream, shelf.name, made[1], tag)
+    done = shelf.run("prune", "--keep", "1")
+    assert {e["digest"]: e["kept"] for e in done["images"]}[made[0].digest] == ""
+    assert shelf.named("stable") == stays
+    assert registry.layer_sizes(shelf.repository, stays)
+
+
+def test_signatures_go_with_their_image(shelf: Shelf, made: list[images.Image]) -> None:
+    for number in range(3):
+        shelf.publish(number)
+    (part,) = made[0].layout.document(made[0].digest).image_digests
+    names = [cosign.signature_tag(made[0].digest), cosign.attestation_tag(part)]
+    for name, image in zip(names, made[3:], strict=False):
+        images.seed(shelf.proxy.upstream, shelf.name, image, name)
+    shelf.run("prune", "--keep", "1")
+    assert all(registry.manifest(shelf.repository, name) is None for name in names)
 
 
 def test_what_has_no_record_stays(shelf: Shelf, made: list[images.Image]) -> None:
