@@ -158,7 +158,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> deployment.Deployme
 
 def test_a_record_is_found_again(kept: deployment.Deployment) -> None:
     assert deployment.load(None) == deployment.load("vllm-m") == kept
-    with pytest.raises(UsageError, match="no server 'other'. Here: vllm-m"):
+    with pytest.raises(UsageError, match=r"no server 'other'\. Here: vllm-m"):
         deployment.load("other")
     (kept.folder / "deployment.json").write_text('{"name": 1}')
     with pytest.raises(ServingError, match=r"deployment\.json"):
