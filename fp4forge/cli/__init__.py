@@ -32,6 +32,7 @@ COMMANDS = {
     "unbundle": ("fp4forge.cli.transfer", "unbundle", "Check and unpack a bundle."),
     "history": ("fp4forge.cli.transfer", "history", "Show which publish moved which tag."),
     "checkpoint": ("fp4forge.cli.checkpoint", "checkpoint", "Inspect or fetch a checkpoint."),
+    "quantise": ("fp4forge.cli.quantise", "quantise", "Make a checked NVFP4 checkpoint."),
     "serve": ("fp4forge.cli.serve", "serve", "Configure, size and diagnose a server."),
     "bench": ("fp4forge.cli.bench", "bench", "Measure a server, and compare results."),
     "matrix": ("fp4forge.cli.files", "matrix", "List everything that can be built."),

@@ -61,5 +61,9 @@ PROGRAM_SECONDS = 120  # docker and its plugins, asked for a fact
 LOAD_SECONDS = 3600  # docker load of a whole image
 BACKENDS_SILENCE_SECONDS = 300
 
+# Quantising.
+QUANTISE_SILENCE_SECONDS = 3600  # without a line: loading 50 GB, or a search through one layer
+QUANTISE_CPU_BYTES = 4 << 30  # weights of a model that a CPU quantises without --allow-cpu
+
 # What is shown of foreign text.
 SHOWN_CHARACTERS = 4000

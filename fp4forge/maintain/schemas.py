@@ -12,6 +12,7 @@ from fp4forge.core.paths import SCHEMAS
 from fp4forge.inputs import bases, defaults, patches, release
 from fp4forge.inputs.reader import Format
 from fp4forge.models import family, faults, formats
+from fp4forge.quantise import release as quantiser
 from fp4forge.serve import recipes
 
 FORMATS: tuple[Format[Any], ...] = (
@@ -26,6 +27,7 @@ FORMATS: tuple[Format[Any], ...] = (
     suite.FORMAT,
     prompts.FORMAT,
     card.FORMAT,
+    quantiser.FORMAT,
 )
 
 
