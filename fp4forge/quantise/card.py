@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from humanize import naturalsize
+
 from fp4forge.core import files
 from fp4forge.core.text import shown
 
@@ -61,7 +63,7 @@ def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
     repaired = figures["repaired"]
     found += [
         ("Hardware", figures["device"]),
-        ("Peak memory", f"{figures['peak_bytes'] / 1e9:.2f} GB"),
+        ("Peak memory", naturalsize(figures["peak_bytes"])),
         ("Whole run", f"{figures['seconds']:.1f} s"),
         (
             "Statistics repaired",
@@ -70,7 +72,7 @@ def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("Excluded from quantisation", ", ".join(figures["excluded"]) or "nothing"),
         ("Asked to keep in BF16", ", ".join(plan["keep"])),
-        ("Size", f"{figures['bytes'] / 1e9:.2f} GB of {plan['weight_bytes'] / 1e9:.2f} GB"),
+        ("Size", f"{naturalsize(figures['bytes'])}, from {naturalsize(plan['weight_bytes'])}"),
         ("checkpoint inspect", figures["verdict"]),
     ]
     return found
@@ -130,8 +132,8 @@ def _batch(figures: dict[str, Any]) -> str:
     if not probes:
         return str(figures["batch"])
     return (
-        f"{figures['batch']} (probed: {probes['one'] / 1e6:,.0f} MB for one,"
-        f" {probes['two'] / 1e6:,.0f} MB for two, {probes['free'] / 1e9:,.1f} GB free)"
+        f"{figures['batch']} (probed: {naturalsize(probes['one'])} for one,"
+        f" {naturalsize(probes['two'])} for two, {naturalsize(probes['free'])} free)"
     )
 
 
