@@ -19,7 +19,7 @@ from fp4forge.cli.quantise import quantise
 from fp4forge.core import errors
 from fp4forge.core.errors import ForgeError
 from fp4forge.kernels.base import ToolError
-from fp4forge.quantise import card, checks, program, release
+from fp4forge.quantise import card, program, release
 from fp4forge.quantise.inside import batching, repair, texts
 from tests.checkpoints import TINY, Tensors, gemma4, write
 
@@ -112,7 +112,7 @@ def test_the_text_has_to_be_long_enough(model: Path, tmp_path: Path) -> None:
 
 def test_a_full_disk_is_seen_before(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(model)._replace(free=1000)
-    monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     assert "free" in refused(run(model, "--dry-run"), errors.DiskError)
 
 
