@@ -162,7 +162,11 @@ def quantise(plan: Plan, place: Place, console: Console) -> dict[str, Any]:
             figures = program.run(
                 place, folder, asked.model, partial, asked.text, _request(plan), step.report
             )
-            step.detail = f"{figures['samples']} samples in batches of {figures['batch']}"
+            step.detail = (
+                f"{figures['samples']} samples in batches of {figures['batch']}"
+                if figures["batch"]
+                else "weights only"
+            )
         with console.step("inspect") as step:
             found = inspecting.inspect(partial, step.report)
             step.detail = inspecting.verdict(found)
@@ -235,12 +239,11 @@ def _same(partial: Path, plan: Plan) -> None:
         UsageError: the statistics there belong to another request.
     """
     request = _request(plan)
-    for free in ("batch", "allow_cpu", "report", "weights", "cpu_weights"):
+    for free in ("batch", "allow_cpu", "weights", "cpu_weights"):
         request.pop(free)  # they change no statistic
-    text = (
-        plan.asked.text.read_bytes() if plan.release.formats[plan.asked.format].activations else b""
-    )
-    request["text"] = hashlib.sha256(text).hexdigest()
+    if plan.release.formats[plan.asked.format].activations:
+        with plan.asked.text.open("rb") as text:
+            request["text"] = hashlib.file_digest(text, "sha256").hexdigest()
     request["model"] = _identity(plan.source)
     wanted, file = as_json(request), partial / ".state" / "request.json"
     if file.exists() and reading.text(file, UsageError) != wanted:

@@ -19,6 +19,7 @@ from fp4forge.oci import process
 
 _INSIDE = Path(__file__).parent / "inside"
 _MARK = "fp4forge "
+_CONTAINER = "container"  # file with the container's id
 _KINDS: dict[str, type[ForgeError]] = {
     "text": CalibrationError,
     "checkpoint": CheckpointError,
@@ -65,6 +66,7 @@ class Place:
             f"{program}": "/program:ro",
         }
         line = ["docker", "run", "--rm", "--network=none", "--user=0", "--shm-size=8g"]
+        line.append(f"--cidfile={program}/{_CONTAINER}")
         if shutil.which("nvidia-smi"):
             line.append("--gpus=all")
         line += [part for one, two in mounts.items() for part in ("--volume", f"{one}:{two}")]
@@ -119,9 +121,13 @@ def run(
     (folder / "request.json").write_text(json.dumps(content))
     (folder / "request.json").chmod(0o644)
     listener = Listener(report)
-    code = process.follow(
-        [*line, f"{paths.program}/request.json"], listener.hear, QUANTISE_SILENCE_SECONDS, ToolError
-    )
+    line.append(f"{paths.program}/request.json")
+    try:
+        code = process.follow(line, listener.hear, QUANTISE_SILENCE_SECONDS, ToolError)
+    except BaseException:
+        if (folder / _CONTAINER).exists():  # its client is dead, the container is not
+            process.run(["docker", "kill", (folder / _CONTAINER).read_text()])
+        raise
     return listener.answer(place, code)
 
 

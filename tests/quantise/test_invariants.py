@@ -94,14 +94,16 @@ def test_what_cannot_be_exported_is_taken_from_siblings() -> None:
             super().__init__()
             self.q_proj, self.k_proj, self.v_proj = (torch.nn.Linear(32, 16) for _ in range(3))
 
-    model = torch.nn.ModuleDict({"attn": Attention()})
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            return self.q_proj(values) + self.k_proj(values) + self.v_proj(values)
 
-    def loop(_: Any) -> None:
-        for layer in model["attn"].children():
-            layer(torch.ones(2, 32))
+    model = torch.nn.Sequential(Attention())
+
+    def loop(called: Any) -> None:
+        called(torch.ones(2, 32))
 
     mtq.quantize(model, mtq.NVFP4_DEFAULT_CFG, loop)
-    parts = model["attn"]
+    parts = model[0]
     tool._set(parts.q_proj.input_quantizer, 0.0)  # ModelOpt's 1265
     parts.k_proj.input_quantizer.reset_amax()
     parts.k_proj.input_quantizer.amax = torch.full((32,), 7.0)  # 1264
@@ -179,7 +181,10 @@ def test_answers_with_quantizers_off_are_the_models(moe: Path, tmp_path: Path) -
 
 
 def test_a_killed_run_resumes_with_the_same_statistics(moe: Path, tmp_path: Path) -> None:
-    asked = tiny.request(moe, tmp_path / "out", samples=150, batch=1)
+    text = tmp_path / "text.txt"
+    text.write_text(tiny.TEXT.read_text() * 4)
+    changes: dict[str, Any] = {"samples": 300, "batch": 1, "calibration": str(text)}
+    asked = tiny.request(moe, tmp_path / "out", **changes)
     (tmp_path / "request.json").write_text(json.dumps(asked))
     running = subprocess.Popen(
         [sys.executable, "-m", "inside", str(tmp_path / "request.json")],
@@ -195,8 +200,8 @@ def test_a_killed_run_resumes_with_the_same_statistics(moe: Path, tmp_path: Path
     running.send_signal(signal.SIGKILL)
     running.wait()
     resumed = program.run(asked)
-    assert 0 < resumed["resumed"] < 150
-    whole = program.run(tiny.request(moe, tmp_path / "whole", samples=150, batch=1))
+    assert 0 < resumed["resumed"] < 300
+    whole = program.run(tiny.request(moe, tmp_path / "whole", **changes))
     assert whole["resumed"] == 0
     assert resumed["amax"] == whole["amax"] and resumed["coverage"] == whole["coverage"]
     first, second = (tmp_path / n / "model.safetensors" for n in ("out", "whole"))

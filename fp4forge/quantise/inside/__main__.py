@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import json
+import os
 import platform
 import sys
 import time
@@ -31,12 +33,16 @@ def main() -> None:
     except Exception as error:
         traceback.print_exc()
         say.line(kind="tool", error=f"{type(error).__name__}: {error}", rule="", remedy="")
+    else:
+        return
+    sys.exit(1)
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
     """Does it; returns the figures for the checkpoint's README."""
     began = time.monotonic()
     versions = _versions(request)
+    held = _alone(Path(request["state"]).parent)
     source, folder = Path(request["model"]), Path(request["output"])
     say.line(note="tokenizer and calibration text")
     samples, held_out = _samples(request, source)
@@ -83,7 +89,28 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     found["excluded"] = compare.declared(folder)
     found["peak_bytes"] = memory.peak()
     found["seconds"] = time.monotonic() - began
+    os.close(held)
     return found
+
+
+def _alone(folder: Path) -> int:
+    """Holds the folder of the statistics until the handle is closed, or this process ends.
+
+    Raises:
+        Refused: a program whose command was killed still writes there.
+    """
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise say.Refused(
+            "tool",
+            f"another process still writes {folder.parent}",
+            "one run writes a checkpoint",
+            "it ends with its next batch; run this again then",
+        ) from None
+    return handle
 
 
 def _versions(request: dict[str, Any]) -> dict[str, str]:
