@@ -104,15 +104,16 @@ def test_what_cannot_be_exported_is_taken_from_siblings() -> None:
 
     mtq.quantize(model, mtq.NVFP4_DEFAULT_CFG, loop)
     parts = model[0]
+    layers = (parts.q_proj, parts.k_proj, parts.v_proj)
     tool._set(parts.q_proj.input_quantizer, 0.0)  # ModelOpt's 1265
     parts.k_proj.input_quantizer.reset_amax()
     parts.k_proj.input_quantizer.amax = torch.full((32,), 7.0)  # 1264
     parts.v_proj.input_quantizer.reset_amax()  # saw nothing
     changed = tool.repaired(model)
     assert changed["scalar"] == 1 and len(changed["substituted"]) == 2
-    values = [float(layer.input_quantizer.amax) for layer in parts.children()]
+    values = [float(layer.input_quantizer.amax) for layer in layers]
     assert values == [7.0, 7.0, 7.0]
-    for layer in parts.children():
+    for layer in layers:
         tool._set(layer.input_quantizer, 0.0)
     with pytest.raises(say.Refused, match="no token reached 3 layers"):
         tool.repaired(model)
@@ -181,9 +182,7 @@ def test_answers_with_quantizers_off_are_the_models(moe: Path, tmp_path: Path) -
 
 
 def test_a_killed_run_resumes_with_the_same_statistics(moe: Path, tmp_path: Path) -> None:
-    text = tmp_path / "text.txt"
-    text.write_text(tiny.TEXT.read_text() * 4)
-    changes: dict[str, Any] = {"samples": 300, "batch": 1, "calibration": str(text)}
+    changes: dict[str, Any] = {"samples": 80, "batch": 1}
     asked = tiny.request(moe, tmp_path / "out", **changes)
     (tmp_path / "request.json").write_text(json.dumps(asked))
     running = subprocess.Popen(
@@ -200,7 +199,7 @@ def test_a_killed_run_resumes_with_the_same_statistics(moe: Path, tmp_path: Path
     running.send_signal(signal.SIGKILL)
     running.wait()
     resumed = program.run(asked)
-    assert 0 < resumed["resumed"] < 300
+    assert 0 < resumed["resumed"] < 80
     whole = program.run(tiny.request(moe, tmp_path / "whole", **changes))
     assert whole["resumed"] == 0
     assert resumed["amax"] == whole["amax"] and resumed["coverage"] == whole["coverage"]
