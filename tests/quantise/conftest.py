@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 from fp4forge.core.paths import IMAGE_TESTS
 
 sys.path.append(str(IMAGE_TESTS / "proofs"))  # checkpoint.py and nvfp4.py
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # such small tensors: threads would only wait
 
 MISSING = [n for n in ("modelopt", "torch", "transformers") if importlib.util.find_spec(n) is None]
 collect_ignore = ["test_invariants.py", "tiny.py"] if MISSING else []
