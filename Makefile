@@ -42,7 +42,7 @@ $(VENV)/.ready: requirements.txt
 	@touch $@
 
 
-.PHONY: venv setup image image-source test checks unit e2e e2e-heavy test-image test-gpu lint docs render requirements lock matrix drift follow archs audit bench clean help
+.PHONY: venv setup image image-source test checks unit e2e e2e-heavy test-image test-gpu quantise-venv test-quantise lint docs render requirements lock matrix drift follow archs audit bench clean help
 
 venv: $(VENV)/.ready
 
@@ -84,6 +84,19 @@ test-image: setup ## Run the image tests against IMAGE= (ARCH= RELEASE= ... what
 test-gpu: ## On a GPU: kernels and served checkpoints, without Docker (GPU_PYTHON=; docs/gpu.md)
 	@$(GPU_PYTHON) -m pytest tests/gpu -v -rs
 
+# torch with CUDA; a wheel of it without, such as torch-2.13.0+cpu-*.whl, is smaller.
+QUANTISE_TORCH ?= --require-hashes -r releases/quantise/torch-2.13.0.txt
+QUANTISE := .build/quantise-venv
+
+quantise-venv: venv ## A Python with ModelOpt for build.py quantise (QUANTISE_TORCH= a wheel of torch)
+	@$(VENV)/bin/uv venv -q --allow-existing --python $(RUN) $(QUANTISE)
+	@$(VENV)/bin/uv pip install -q --python $(QUANTISE)/bin/python --compile-bytecode --no-deps \
+	  --require-hashes -r releases/quantise/modelopt-0.47.0.txt
+	@$(VENV)/bin/uv pip install -q --python $(QUANTISE)/bin/python --compile-bytecode $(QUANTISE_TORCH)
+
+test-quantise: quantise-venv ## Quantise tiny models with the real ModelOpt, on a CPU
+	@$(QUANTISE)/bin/python -m pytest tests/quantise -v -rs --durations=10
+
 lint: venv docs ## ruff, mypy, codespell, shellcheck, actionlint, zizmor, hadolint, rendered files, locks
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
@@ -108,6 +121,10 @@ render: venv ## Render the Dockerfiles, schemas, docs/cli.md and docs/sabotage.m
 requirements: venv ## Pin this project's own packages anew, with hashes
 	@$(VENV)/bin/uv pip compile -q pyproject.toml --group dev --universal --python-version 3.11 \
 	  --generate-hashes --no-header --no-annotate -o requirements.txt
+	@cd releases/quantise && ../../$(VENV)/bin/uv pip compile -q modelopt-0.47.0.in --override without-torch.txt \
+	  --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -o modelopt-0.47.0.txt
+	@cd releases/quantise && ../../$(VENV)/bin/uv pip compile -q torch-2.13.0.in --python-platform linux \
+	  --python-version 3.11 --generate-hashes --no-header --no-annotate -o torch-2.13.0.txt
 
 lock: venv ## Make the dependency locks anew
 	@$(RUN) build.py lock

@@ -37,6 +37,7 @@ COMMANDS = {
     "rollback": ("fp4forge.cli.registry", "rollback", "Move a tag back to a verified image."),
     "prune": ("fp4forge.cli.registry", "prune", "Remove old images from a registry."),
     "checkpoint": ("fp4forge.cli.checkpoint", "checkpoint", "Inspect or fetch a checkpoint."),
+    "quantise": ("fp4forge.cli.quantise", "quantise", "Make a checked NVFP4 checkpoint."),
     "serve": ("fp4forge.cli.serve", "serve", "Run, configure, size and diagnose a server."),
     "bench": ("fp4forge.cli.bench", "bench", "Measure a server, and compare results."),
     "matrix": ("fp4forge.cli.files", "matrix", "List everything that can be built."),

@@ -125,6 +125,12 @@ class BenchError(ForgeError):
     exit_code = 24
 
 
+class CalibrationError(ForgeError):
+    """A calibration text is missing, malformed, or too short for what was asked for."""
+
+    exit_code = 28
+
+
 class TransferError(ForgeError):
     """The image did not reach a target machine."""
 

@@ -75,5 +75,9 @@ SIGNATURE_SECONDS = 60
 # An image's files and their packages: 100,000 are read in 5 s; emulated, or on a slow disk, longer.
 INVENTORY_SECONDS = 900
 
+# Quantising.
+QUANTISE_SILENCE_SECONDS = 3600  # without a line: loading 50 GB, or a search through one layer
+QUANTISE_CPU_BYTES = 4 << 30  # weights of a model that a CPU quantises without --allow-cpu
+
 # What is shown of foreign text.
 SHOWN_CHARACTERS = 4000

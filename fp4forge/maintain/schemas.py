@@ -13,6 +13,7 @@ from fp4forge.core.paths import SCHEMAS
 from fp4forge.inputs import bases, defaults, patches, policy, release, sbom
 from fp4forge.inputs.reader import Format
 from fp4forge.models import family, faults, formats, switches
+from fp4forge.quantise import release as quantiser
 from fp4forge.serve import recipes
 
 FORMATS: tuple[Format[Any], ...] = (
@@ -31,6 +32,7 @@ FORMATS: tuple[Format[Any], ...] = (
     card.FORMAT,
     vex.FORMAT,
     sbom.FORMAT,
+    quantiser.FORMAT,
 )
 
 

@@ -98,6 +98,14 @@ class Quirk(Statement, frozen=True, kw_only=True, forbid_unknown_fields=True):
     fix: str = ""
 
 
+class Kept(Statement, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Modules that stay in BF16 when the model is quantised."""
+
+    pattern: Annotated[
+        str, Meta(pattern=r"^[A-Za-z0-9_.*?-]+$", description="of their names, with * and ?")
+    ]
+
+
 # What Hugging Face's configurations call the kinds.
 _KINDS = {
     "full_attention": "full",
@@ -157,6 +165,10 @@ class Family(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     modules: Annotated[
         str, Meta(description="regular expression of the tensors of multimodal parts")
     ] = ""
+    keep: Annotated[
+        tuple[Kept, ...],
+        Meta(description="what quantising leaves in BF16, beyond releases/quantise's list"),
+    ] = ()
     settings: tuple[Setting, ...] = ()
     speculative: tuple[Speculation, ...] = ()
     quirks: tuple[Quirk, ...] = ()

@@ -1,0 +1,1 @@
+"""From BF16 weights to a checked NVFP4 checkpoint."""

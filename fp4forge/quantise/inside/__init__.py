@@ -1,0 +1,1 @@
+"""Runs in a Python that has ModelOpt and torch; imports nothing of fp4forge."""
