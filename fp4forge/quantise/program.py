@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,8 @@ class Place:
             text: the calibration text.
         """
         if not self.image:
-            line = ["env", f"PYTHONPATH={program}", "HF_HUB_OFFLINE=1", self.python, "-m", "inside"]
+            path = os.pathsep.join(filter(None, (str(program), os.environ.get("PYTHONPATH"))))
+            line = ["env", f"PYTHONPATH={path}", "HF_HUB_OFFLINE=1", self.python, "-m", "inside"]
             return line, Paths(str(model), str(output), str(text), str(program))
         mounts = {
             f"{model}": "/model:ro",

@@ -27,6 +27,7 @@ from tests.checkpoints import REFERENCE  # noqa: E402
 LAYERS = ["sliding_attention"] * 3 + ["full_attention"]
 LENGTH = 512
 SHAPES = REFERENCE | {
+    "enable_moe_block": True,
     "num_hidden_layers": len(LAYERS),
     "layer_types": LAYERS,
     "vocab_size": len(SPECIAL) + 256,
