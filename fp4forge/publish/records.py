@@ -25,6 +25,7 @@ KIND = "application/vnd.fp4forge.publish.v1+json"
 _PASSED = re.compile(
     r"(?!.*\bfailed\b)(?:[1-9][0-9]* of [0-9]+ checks passed|verified before|an index of verified )"
 )
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _FOLLOWED = 100  # earlier images of a tag
 
 
@@ -94,7 +95,8 @@ def of(repository: str, digest: str, tag: str = "", trust: Trust | None = None) 
                 continue
             found.append(record)
             before = record.tags[tag].before if tag in record.tags else ""
-            if before and before not in seen and before not in ahead:
+            # Anyone who can write to the registry can write a record: only a digest is asked for.
+            if DIGEST.fullmatch(before) and before not in seen and before not in ahead:
                 ahead.append(before)
     return sorted(found, key=lambda record: record.time, reverse=True)
 

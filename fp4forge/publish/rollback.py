@@ -7,7 +7,6 @@ two rollbacks go back two steps, and ``--to`` goes anywhere, forward too.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from fp4forge.core.errors import RegistryError, TagError, UsageError, VerifyError
@@ -55,7 +54,7 @@ def choose(repository: str, tag: str, to: str | None, trust: Trust | None = None
     current = listing.find(repository, tag).digest
     by = f" signed by {trust}" if trust else ""
     if to is not None:
-        if not re.fullmatch(r"sha256:[0-9a-f]{64}", to):
+        if not records.DIGEST.fullmatch(to):
             raise UsageError(
                 f"--to {shown(to, 100)!r} is not a digest",
                 rule="sha256: and 64 hexadecimal digits",
@@ -122,7 +121,7 @@ def _past(repository: str, tag: str, current: str, trust: Trust | None) -> list[
         if tag in record.tags:
             first.setdefault(record.tags[tag].before, "")  # from before the records
             first.setdefault(record.tags[tag].after, record.time)
-    first.pop("", None)
+    first = {name: time for name, time in first.items() if records.DIGEST.fullmatch(name)}
     since = first.pop(current, "~")
     return sorted((d for d in first if first[d] < since), key=first.__getitem__, reverse=True)
 
