@@ -71,19 +71,35 @@ def ask(
             rule="the release's own vLLM is asked, in its image",
             remedy="--image names another one; --kept shows the answers in releases/backends",
         ) from None
+    with engine.container(client, image, _platform(client, image)) as container:
+        return ask_in(client, container, image, gpus, models, report)
+
+
+def ask_in(
+    client: Any,
+    container: str,
+    image: str,
+    gpus: dict[str, tuple[int, int]],
+    models: tuple[Model, ...],
+    report: Progress,
+) -> tuple[Answer, ...]:
+    """The same in a container of the image that runs already.
+
+    Raises:
+        ToolError: as ``ask``.
+    """
     request = {
         "gpus": gpus,
         "models": {model.name: model.config for model in models},
         "caches": CACHES,
     }
     listener = _Listener(report)
-    with engine.container(client, image, _platform(client, image)) as container:
-        client.api.put_archive(container, "/tmp", archive(request))
-        line = ["docker", "exec", f"--workdir={_PLACE}", container, "python3", "-m", "inside.ask"]
-        report("starting Python in the image")
-        code = process.follow(
-            [*line, "request.json"], listener.hear, BACKENDS_SILENCE_SECONDS, EngineError
-        )
+    client.api.put_archive(container, "/tmp", archive(request))
+    line = ["docker", "exec", f"--workdir={_PLACE}", container, "python3", "-m", "inside.ask"]
+    report("starting Python in the image")
+    code = process.follow(
+        [*line, "request.json"], listener.hear, BACKENDS_SILENCE_SECONDS, EngineError
+    )
     families = {model.name: model.family for model in models}
     return tuple(
         structs.replace(answer, family=families.get(answer.model, ""))

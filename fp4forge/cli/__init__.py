@@ -144,7 +144,9 @@ def main() -> None:
         wrapped = errors.UsageError(error.format_message(), remedy="build.py --help")
         fail(wrapped, as_json)
     except (KeyboardInterrupt, click.Abort) as error:
-        said = "\n".join(getattr(error, "__notes__", ())) or "no tag was moved"
+        # click makes an Abort of an interrupt; the notes are the interrupt's.
+        notes = getattr(error, "__notes__", ()) or getattr(error.__cause__, "__notes__", ())
+        said = "\n".join(notes) or "no tag was moved"
         sys.stderr.write(f"interrupted: {block(said)}; running again resumes from the cache\n")
         sys.exit(errors.INTERRUPTED)
     except Exception as error:

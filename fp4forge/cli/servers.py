@@ -48,11 +48,11 @@ def bring_up(
     client = engine.connect()
     with console.step("pull") as step:
         step.detail = engine.have(client, made.image, host_platform(), step.report)
-    with console.step("start") as step:
-        starting.start(made, step.report)
-        step.detail = made.name
     tracker = Tracker(made.weights, made.seconds)
     try:
+        with console.step("start") as step:
+            starting.start(made, step.report)
+            step.detail = made.name
         with console.step("ready") as step:
             why = starting.wait(made, tracker, seconds, step.report)
             step.detail = why or tracker.summary()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 CONTAINER = "container"
 # The line that begins each phase; a phase may be missing, and none comes twice.
 _BEGINS = (
-    ("imports", re.compile(r"vLLM API server version ")),
+    ("imports", re.compile(r"vLLM API server version |non-default args: ")),
     ("engine", re.compile(r"Initializing a V1 LLM engine")),
     ("weights", re.compile(r"Starting to load model ")),
     ("compile", re.compile(r"Model loading took |Using cache directory: |Dynamo bytecode")),

@@ -15,7 +15,9 @@ FAMILIES = ("gemma4", "qwen3")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def asked(request: pytest.FixtureRequest, plan: dict[str, Any]) -> Iterator[Future[Any] | None]:
+def asked(
+    request: pytest.FixtureRequest, plan: dict[str, Any], container: Any
+) -> Iterator[Future[Any] | None]:
     """The image's answers, while other checks run. None if no test needs them."""
     from fp4forge.core.platform import host_platform
 
@@ -29,8 +31,11 @@ def asked(request: pytest.FixtureRequest, plan: dict[str, Any]) -> Iterator[Futu
     gpus = {name: GPUS[name].capability for name in plan["backends"]}
     models = tuple(model.of_family(name) for name in FAMILIES)
     image = request.config.getoption("--image")
+    # In the container of the checks: it goes with the process that holds it, if that is killed.
     with ThreadPoolExecutor(1) as pool:
-        yield pool.submit(ask.ask, image, plan["platform"], gpus, models, lambda _: None)
+        yield pool.submit(
+            ask.ask_in, container.client, container.id, image, gpus, models, lambda _: None
+        )
 
 
 def test_backends(asked: Future[Any] | None, plan: dict[str, Any]) -> None:

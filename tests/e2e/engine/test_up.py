@@ -117,7 +117,8 @@ def test_a_damaged_checkpoint_ends_in_the_doctors_verdict(
     assert said["verdict"]["name"] in ("ill", "unclear") and "input_scale" in done.stdout
 
 
-def test_an_interrupted_start_goes_on_and_can_be_stopped(here: Here, models: Path) -> None:
+def test_an_interrupted_start_goes_on_and_can_be_stopped(here: Here, up: dict[str, Any]) -> None:
+    here("stop", NAME)  # else it would be the old container that runs
     line = [sys.executable, "build.py", "serve", "restart", NAME]
     environment = os.environ | {"FP4FORGE_BUILD": str(here.folder)}
     running = subprocess.Popen(
