@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fp4forge.cli.options import resolve_registry
 from fp4forge.core import files
 from fp4forge.core.console import print_json
 from fp4forge.core.errors import FitError, UsageError
@@ -57,18 +56,10 @@ def fit(o: dict[str, Any], machines: int) -> tuple[list[Option], Option]:
 def server(o: dict[str, Any], chosen: Option) -> tuple[Server, str, str]:
     """The settings with the image by digest, the image as named, and its name on machines."""
     from fp4forge.cli import compose
-    from fp4forge.oci import reference
     from fp4forge.serve import recipes, settings
 
     tag, _, version = compose.published(o)
-    registry = resolve_registry(o["registry"])
-    if not o["image"] and not registry:
-        raise UsageError(
-            "which image? neither --image nor --registry is given",
-            rule="every machine runs the same bytes",
-            remedy=f"--registry HOST:PORT looks up {o['repo']}:{tag} there",
-        )
-    image = o["image"] or f"{reference.repository(registry, o['repo'])}:{tag}"
+    image = compose.named_image(o, tag)
     by_digest = compose.checked_image(image, o)
     digest = by_digest.partition("@")[2]
     wishes = replace(compose.wishes(o, version), split=chosen.split)

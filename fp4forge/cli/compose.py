@@ -185,7 +185,6 @@ def server(o: dict[str, Any], *, own_image: bool) -> Server:
         ForgeError: the model cannot be served so, or no image is known.
     """
     from fp4forge.checkpoint import tensors
-    from fp4forge.oci import reference
     from fp4forge.serve import recipes, settings
 
     found_tag, release, version = published(o)
@@ -195,15 +194,7 @@ def server(o: dict[str, Any], *, own_image: bool) -> Server:
         read = tensors.read(o["model"])
         _refuse_what_does_not_fit(read, chosen, o)
         chosen = _inspected(read, chosen, release, own_image)
-    registry = None if o["image"] else resolve_registry(o["registry"])
-    repository = reference.repository(registry, o["repo"])
-    if not o["image"] and not registry:
-        raise UsageError(
-            "which image? neither --image nor --registry is given",
-            rule="the manifest names the image by digest",
-            remedy=f"--registry HOST:PORT looks up {o['repo']}:{found_tag} there",
-        )
-    image = checked_image(o["image"] or f"{repository}:{found_tag}", o)
+    image = checked_image(named_image(o, found_tag), o)
     found = settings.server(o["model"], image, chosen)
     if o["recipe"]:
         return recipes.apply(found, recipe(o, chosen))
@@ -211,6 +202,26 @@ def server(o: dict[str, Any], *, own_image: bool) -> Server:
         option = "--feature" if o["features"] else "--recipe-variant"
         raise UsageError(f"{option} without --recipe", rule="features and variants are a recipe's")
     return found
+
+
+def named_image(o: dict[str, Any], tag: str) -> str:
+    """The image that the options name, or the tag in their registry.
+
+    Raises:
+        UsageError: neither is given.
+    """
+    from fp4forge.oci import reference
+
+    if o["image"]:
+        return str(o["image"])
+    registry = resolve_registry(o["registry"])
+    if not registry:
+        raise UsageError(
+            "which image? neither --image nor --registry is given",
+            rule="the manifest names the image by digest",
+            remedy=f"--registry HOST:PORT looks up {o['repo']}:{tag} there",
+        )
+    return f"{reference.repository(registry, o['repo'])}:{tag}"
 
 
 def checked_image(name: str, o: dict[str, Any]) -> str:

@@ -49,11 +49,12 @@ def up(as_json: bool, dry_run: bool, no_smoke: bool, timeout: float, **o: Any) -
     Finds the GPU and an image, downloads the model, inspects and sizes it, writes the compose
     file, starts it, and asks it a question.
     """
+    from fp4forge.checkpoint import tensors
     from fp4forge.cli import compose
     from fp4forge.launch import deployment as deployments
     from fp4forge.launch import machine
-    from fp4forge.serve import manifest
-    from fp4forge.serve.settings import LOOPBACKS
+    from fp4forge.serve import manifest, memory
+    from fp4forge.serve import model as models
 
     if o["api_key_file"] and not reading.is_file(o["api_key_file"]):
         raise UsageError(
@@ -69,7 +70,8 @@ def up(as_json: bool, dry_run: bool, no_smoke: bool, timeout: float, **o: Any) -
     with console.step("image") as step:
         o["arch"], o["image"], release = _image(o, product.gpu, console, dry_run)
         step.detail = o["image"]
-    weights = _weights(o["model"])
+    read = tensors.read(o["model"])
+    weights = sum(tensor.size for tensor in read.tensors.values())
     o["utilization"], said = (
         (o["utilization"], "")
         if o["utilization"] is not None
@@ -95,19 +97,17 @@ def up(as_json: bool, dry_run: bool, no_smoke: bool, timeout: float, **o: Any) -
         return
     _check_running(found)
     machine.check_port(found.listen, found.port)
-    key = found.key_file
-    host = f"[{found.listen}]" if ":" in found.listen else found.listen
     made = deployments.Deployment(
         name=found.name,
         model=str(o["model"]),
         served_name=found.served_name,
         image=found.image,
         release=release,
-        url=f"http://{host if found.listen in LOOPBACKS else _reached(found.listen)}:{found.port}",
-        key_file=key,
+        url=f"http://{_reached(found.listen)}:{found.port}",
+        key_file=found.key_file,
         override=bool(o["override"]),
         weights=weights,
-        expected=_expected(o["model"], product),
+        expected=memory.decode_rate(models.describe(read), product, 1, 1024),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=_before(found.name, found.image),
     )
@@ -225,20 +225,6 @@ def _build(line: list[str]) -> None:
     from fp4forge.cli import cli
 
     cli.main(line, standalone_mode=False)
-
-
-def _weights(model: Path) -> int:
-    from fp4forge.checkpoint import tensors
-
-    return sum(tensor.size for tensor in tensors.read(model).tensors.values())
-
-
-def _expected(model: Path, product: Any) -> float:
-    """Tokens a second of one stream, at most: by the memory's bandwidth."""
-    from fp4forge.serve import memory
-    from fp4forge.serve import model as models
-
-    return float(memory.decode_rate(models.read(model, "fp8_e4m3"), product, 1, 1024))
 
 
 def _before(name: str, image: str) -> dict[str, float]:

@@ -75,7 +75,7 @@ class Vendored(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Terms(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Terms that are no open-source licence."""
+    """Terms that are not an open-source licence."""
 
     title: Text
     url: Annotated[str, Meta(pattern="^https://[!-~]+$", description="where they can be read")]
@@ -165,7 +165,7 @@ def terms(found: Table) -> str:
         "Models are not in the image. A checkpoint that it serves has terms of its own, such as",
         "Gemma's terms of use: whoever downloads it accepts them.",
         "",
-        "## Terms that are no open-source licence",
+        "## Terms that are not an open-source licence",
         "",
     ]
     for name, entry in sorted(found.terms.items()):

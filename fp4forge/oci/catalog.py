@@ -59,7 +59,7 @@ def is_image(tag: str) -> bool:
 
 
 def delete(repository: str, digest: str) -> None:
-    """Deletes a manifest, and with it every tag that names it; that it is gone is no failure.
+    """Deletes a manifest and every tag that names it; one that is already gone is not an error.
 
     Raises:
         RegistryError: the registry does not delete, refuses, or does not answer.

@@ -13,7 +13,7 @@ def licences(components: list[Component], table: Table, image: str) -> str:
 
     Args:
         components: of the SBOM.
-        table: has the terms that are no open-source licence.
+        table: has the terms that are not an open-source licence.
         image: what they are of.
     """
     groups = {

@@ -95,7 +95,6 @@ def found(**more: Any) -> Found:
         "memory": (128 << 30, 120 << 30),
         "memlock": -1,
         "taken": [],
-        "tools": ["rsync"],
     }
     return Found(**values | more)
 

@@ -58,7 +58,6 @@ class Found(Struct, frozen=True):
     memory: tuple[int, int]
     memlock: int
     taken: list[int]
-    tools: list[str]
 
 
 class _Reached(Struct, frozen=True):

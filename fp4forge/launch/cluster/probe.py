@@ -11,7 +11,6 @@ import hashlib
 import json
 import re
 import resource
-import shutil
 import socket
 import subprocess
 import sys
@@ -136,7 +135,6 @@ def look(request: dict[str, Any]) -> dict[str, Any]:
         "memory": memory(),
         "memlock": resource.getrlimit(resource.RLIMIT_MEMLOCK)[1],
         "taken": taken(request["ports"]),
-        "tools": [name for name in ("iperf3", "ib_write_bw", "rsync") if shutil.which(name)],
     }
 
 
