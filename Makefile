@@ -42,7 +42,7 @@ $(VENV)/.ready: requirements.txt
 	@touch $@
 
 
-.PHONY: venv setup image image-source test checks unit e2e e2e-heavy test-image test-gpu quantise-venv test-quantise lint docs render requirements lock matrix drift follow archs audit bench clean help
+.PHONY: venv setup image image-source test checks unit e2e e2e-image beside e2e-heavy test-image test-gpu quantise-venv test-quantise lint docs render requirements lock matrix drift follow archs audit bench clean help
 
 venv: $(VENV)/.ready
 
@@ -60,21 +60,33 @@ image-source: setup ## Compile the reference's vLLM (components core) into an im
 	@$(RUN) build.py --arch $(ARCH) --from source --components core --source cutlass=pypi \
 	  --base $(BASE) --variant $(VARIANT) --registry $(TARGET_REGISTRY) --push $(OPTIONS)
 
-test: ## Lint and unit tests, and beside them e2e against the real engine and registry
-	@$(MAKE) --no-print-directory -j2 checks e2e
+test: setup ## Lint, unit tests, and end-to-end tests against the real engine and registry
+	@scripts/test-tools.sh
+	@$(MAKE) --no-print-directory -j2 e2e-image beside
 
 checks: lint unit
 
 unit: venv ## Unit tests: seconds, no engine
 	@$(RUN) -m pytest tests/unit -q -n auto --dist loadfile
 
-e2e: setup ## Tests against the real engine and registry (builds the image of `make image`)
+E2E = REGISTRY=$(TARGET_REGISTRY) $(RUN) -m pytest tests/e2e -v --durations=25 --durations-min=5
+
+e2e: setup ## End-to-end tests (they build the image of `make image`)
 	@scripts/test-tools.sh
-	@REGISTRY=$(TARGET_REGISTRY) $(RUN) -m pytest tests/e2e -v --durations=25 -m "not heavy"
+	@$(E2E) -m "not heavy"
+
+# The two halves of `make e2e`. The tests of the image take most of the time and little of it on
+# two cores; what else there is runs beside them.
+e2e-image:
+	@$(E2E) -m "image and not heavy"
+
+beside:
+	@$(MAKE) --no-print-directory -j1 checks
+	@$(E2E) -m "not image and not heavy"
 
 e2e-heavy: setup ## End-to-end tests that compile for minutes
 	@scripts/test-tools.sh
-	@REGISTRY=$(TARGET_REGISTRY) $(RUN) -m pytest tests/e2e -v --durations=25 -m heavy
+	@$(E2E) -m heavy
 
 test-image: REPORTS := $(or $(REPORTS),reports)
 test-image: setup ## Run the image tests against IMAGE= (ARCH= RELEASE= ... what it must be; GPU=1; ENGINE=cpu)

@@ -13,8 +13,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 # What the tests of a folder need; pyproject.toml describes the markers.
 _NEEDS = {"e2e": ("engine",), "gpu": ("gpu",)}
-# Fixtures that build or use the published image: minutes, when nothing is cached.
-_IMAGE = {"published", "edited", "inside", "built_upon", "examined", "cpu"}
+# Fixtures that build or use the published image: minutes, when nothing is cached. The tests of
+# e2e/faults have small images of their own, some by the same names.
+_IMAGE = {"published", "image"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -24,5 +25,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder = item.path.relative_to(tests).parts[0] if tests in item.path.parents else ""
         for name in _NEEDS.get(folder, ()):
             item.add_marker(name)
-        if _IMAGE & set(getattr(item, "fixturenames", ())):
+        asked = set(getattr(item, "fixturenames", ()))
+        if folder == "e2e" and item.path.parent.name != "faults" and asked & _IMAGE:
             item.add_marker("image")

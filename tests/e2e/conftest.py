@@ -140,7 +140,13 @@ def can_emulate() -> bool:
 
 
 def verify_containers() -> set[str]:
-    return set(shell("docker", "ps", "-aq", "--filter", "label=io.fp4forge.role").stdout.split())
+    """The engine's containers that check an image: started for its tests, made for its ledger."""
+    line = ("docker", "ps", "-aq", "--filter")
+    return {
+        name
+        for role in ("verify", "ledger")
+        for name in shell(*line, f"label=io.fp4forge.role={role}").stdout.split()
+    }
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -167,7 +173,7 @@ def drop_cache() -> None:
     shell("docker", "buildx", "prune", "--all", "--force", "--filter", "type=regular")
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def disk(may_drop: bool) -> None:
     """Makes room where a run might fill the disk."""
     from fp4forge.oci import engine
@@ -185,7 +191,7 @@ def disk(may_drop: bool) -> None:
 
 
 @pytest.fixture(scope="session")
-def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def published(tmp_path_factory: pytest.TempPathFactory, disk: None) -> dict[str, Any]:
     """The outcome of the run's first build; every step that fetches had a user's password."""
     netrc = tmp_path_factory.mktemp("login") / "netrc"
     netrc.write_text(f"machine 127.0.0.1 login me password {PASSWORD}\n")

@@ -96,7 +96,7 @@ def document(index: dict[str, Any]) -> Document:
     return msgspec.convert(index, Document)
 
 
-def test_nothing_temporary_stays(containers_before: set[str]) -> None:
+def test_nothing_temporary_stays(published: dict[str, Any], containers_before: set[str]) -> None:
     assert verify_containers() <= containers_before
 
 
