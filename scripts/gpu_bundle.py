@@ -44,8 +44,6 @@ NEVER = (
     "rignore",
     "cryptography",
     "quack",
-    "mistral-common",
-    "pycountry",
     "fastsafetensors",
     "detect-installer",
     "rich-toolkit",

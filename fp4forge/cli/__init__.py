@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import signal
 import sys
 import threading
 from typing import Any
@@ -12,7 +11,7 @@ import click
 
 from fp4forge.cli import defects, streams
 from fp4forge.cli.options import plan_options, registry_option, reports_option, sign_options
-from fp4forge.core import errors, scratch
+from fp4forge.core import errors, interrupts, scratch
 from fp4forge.core.text import block
 
 # Command name -> module and attribute; nothing is imported before the command is used.
@@ -128,9 +127,7 @@ def main() -> None:
     """Runs the command line; whatever fails becomes one message and an exit code."""
     streams.prepare()
     as_json = "--json" in sys.argv
-    # Background jobs inherit an ignored SIGINT; a runner that cancels sends SIGTERM.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+    interrupts.install()
     threading.excepthook = defects.in_thread
     try:
         with scratch.for_process():

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from fp4forge.core import interrupts
 from fp4forge.core.text import as_json, block, shown
 
 
@@ -26,6 +27,7 @@ class Step:
 
     def report(self, text: str) -> None:
         """What the step is doing now."""
+        interrupts.check()
         self.note = shown(text, 300)
 
 
@@ -43,6 +45,7 @@ class Console:
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[Step]:
         """Times a step and shows its notes until it ends."""
+        interrupts.check()
         step = Step(name)
         self.steps.append(step)
         start = time.monotonic()

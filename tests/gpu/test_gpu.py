@@ -85,6 +85,11 @@ def test_input_scales() -> None:
     assert served("no_input_scale", "plain")["ready_s"]
 
 
+def test_dense_input_scales() -> None:
+    """a dense layer without its input scale is refused by name, by the patch or by vLLM"""
+    assert any("mlp.down_proj" in line for line in served("no_dense_input_scale")["ended"])
+
+
 def test_awq() -> None:
     """modelopt-nvfp4-awq: the served logits are the reference's; without the patch refused"""
     found = served("awq_dense")

@@ -50,6 +50,7 @@ def marlin_linear(kind: str) -> tuple[float, float]:
     from vllm.model_executor.layers.quantization.utils import marlin_utils_fp4 as marlin
 
     packed, block, scale = quantise(matrix(WIDTH, HIDDEN, kind))
+    weights = dequantise(packed, block, scale)  # now: the layer's preparation writes in place
     layer = torch.nn.Module()
     layer.output_size_per_partition, layer.input_size_per_partition = WIDTH, HIDDEN
     layer.params_dtype = torch.bfloat16
@@ -66,11 +67,11 @@ def marlin_linear(kind: str) -> tuple[float, float]:
         layer.weight,
         layer.weight_scale,
         layer.weight_global_scale,
-        layer.workspace,
+        getattr(layer, "workspace", None),  # newer releases make one for each call
         WIDTH,
         HIDDEN,
     )
-    return relative(out, x.float() @ dequantise(packed, block, scale).T), WEIGHT_ONLY
+    return relative(out, x.float() @ weights.T), WEIGHT_ONLY
 
 
 def experts(kind: str) -> SimpleNamespace:
@@ -131,9 +132,13 @@ def gelu_tanh() -> Any:
 
 def marlin_moe(kind: str) -> tuple[float, float]:
     """Marlin's NVFP4 MoE with tanh-GELU, 704 wide."""
-    from vllm.model_executor.layers.fused_moe.fused_marlin_moe import fused_marlin_moe
     from vllm.model_executor.layers.quantization.utils import marlin_utils_fp4 as marlin
     from vllm.scalar_type import scalar_types
+
+    try:
+        from vllm.model_executor.layers.fused_moe.experts.marlin_moe import fused_marlin_moe
+    except ImportError:  # where older releases have it
+        from vllm.model_executor.layers.fused_moe.fused_marlin_moe import fused_marlin_moe
 
     made = experts(kind)
     layer = SimpleNamespace(
@@ -168,7 +173,7 @@ def marlin_moe(kind: str) -> tuple[float, float]:
         activation=gelu_tanh(),
         global_scale1=g13,
         global_scale2=g2,
-        workspace=layer.workspace,
+        workspace=getattr(layer, "workspace", None),
     )
     return relative(out, moe_reference(x, weights, ids, made)), WEIGHT_ONLY
 

@@ -45,13 +45,13 @@ from checkpoint import (
     write_tokenizer,
 )
 
-PORT = 8123
 RELATIVE_TOLERANCE = 0.25
 CASES = (
     Case("native"),
     Case("moe_prefix", moe_prefix=True),
     Case("nan_scales", nan_scales=(("down_proj.weight_scale", 0x7F),), nan_everywhere=True),
     Case("no_input_scale", no_input_scale=(2, 6)),
+    Case("no_dense_input_scale", no_dense_input_scale="layers.1.mlp.down_proj"),
     Case("multimodal", multimodal=True),
     Case("awq_dense", algo="NVFP4_AWQ", awq_dense=True, dense=True),
 )
@@ -78,14 +78,16 @@ BACKENDS = {
 class Server:
     """``vllm serve`` in a process group of its own, until closed."""
 
-    def __init__(self, folder: Path, log: Path, plain: Path | None, options: list[str]) -> None:
-        self.log = log
+    def __init__(
+        self, folder: Path, log: Path, plain: Path | None, options: list[str], port: int
+    ) -> None:
+        self.log, self.port = log, port
         environment = dict(os.environ)
         if plain:
             environment["PYTHONPATH"] = f"{plain}:{environment.get('PYTHONPATH', '')}"
         line = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder)]
         line += ["--quantization", "modelopt", "--kv-cache-dtype", "fp8_e4m3"]
-        line += ["--moe-backend", "marlin", "--max-model-len", "2048", "--port", str(PORT)]
+        line += ["--moe-backend", "marlin", "--max-model-len", "2048", "--port", str(port)]
         line += ["--gpu-memory-utilization", "0.4", "--served-model-name", "m"]
         line += ["--reasoning-parser", "gemma4", "--tool-call-parser", "gemma4"]
         line += ["--enable-auto-tool-choice", "--limit-mm-per-prompt", '{"video": 0, "audio": 0}']
@@ -102,7 +104,7 @@ class Server:
             if self.process.poll() is not None:
                 return None
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health", timeout=2):
+                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2):
                     return time.monotonic() - self.started
             except (urllib.error.URLError, OSError):
                 time.sleep(0.5)
@@ -111,7 +113,7 @@ class Server:
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """The JSON answer to a request."""
         request = urllib.request.Request(
-            f"http://127.0.0.1:{PORT}{path}",
+            f"http://127.0.0.1:{self.port}{path}",
             json.dumps(body).encode(),
             {"Content-Type": "application/json"},
         )
@@ -251,11 +253,18 @@ def chat(server: Server) -> dict[str, Any]:
     }
 
 
-def ask(checkout: Path) -> dict[str, Any]:
+def ask(checkout: Path, server: Server) -> dict[str, Any]:
     """What fp4forge's doctor and smoke test say of the live server."""
     said = {}
     for command in ("doctor", "smoke"):
-        line = [sys.executable, "build.py", "serve", command, "--url", f"http://127.0.0.1:{PORT}"]
+        line = [
+            sys.executable,
+            "build.py",
+            "serve",
+            command,
+            "--url",
+            f"http://127.0.0.1:{server.port}",
+        ]
         done = subprocess.run([*line, "--json"], cwd=checkout, capture_output=True, text=True)
         said[command] = {"exit": done.returncode, "json": done.stdout, "said": done.stderr[-500:]}
     return said
@@ -275,6 +284,7 @@ def main() -> None:
     parser.add_argument("--only", help="Names of cases, with commas.")
     parser.add_argument("--eager", action="store_true", help="No CUDA graphs anywhere.")
     parser.add_argument("--options", default="", help="More options for vllm serve.")
+    parser.add_argument("--port", type=int, default=8123)
     parser.add_argument(
         "--doctor",
         type=Path,
@@ -305,7 +315,7 @@ def main() -> None:
                     continue
                 log = args.out / f"{case.name}-{side}.log"
                 eager = ["--enforce-eager"] if args.eager or case.name != "native" else []
-                server = Server(folder, log, plain, [*eager, *args.options.split()])
+                server = Server(folder, log, plain, [*eager, *args.options.split()], args.port)
                 try:
                     entry: dict[str, Any] = {"ready_s": server.wait()}
                     if entry["ready_s"] is None:
@@ -315,7 +325,7 @@ def main() -> None:
                             entry |= compare(server, want, prompt)
                         entry["backends"] = backends(log)
                         if args.doctor and not plain and "asked" not in results:
-                            results["asked"] = ask(args.doctor)
+                            results["asked"] = ask(args.doctor, server)
                         entry |= chat(server)
                         entry |= look(server) if case.multimodal else {}
                         entry["tool_call"] = call(server)
