@@ -81,7 +81,7 @@ def test_served(served: dict[str, Any], case: str) -> None:
     found = served[case]["patched"]
     assert found.get("ready_s"), f"{case}: {found.get('ended') or found.get('failed')}"
     assert found["deterministic"], f"{case}: two answers at temperature 0 differ"
-    assert found["tool_call"], f"{case}: no tool call came back"
+    assert not found["tool_call"].startswith("none"), f"{case}: {found['tool_call']}"
     if case == "multimodal":
         assert found["image_tokens"], "a request with an image got no answer"
     else:

@@ -297,7 +297,24 @@ def tensor_parallel() -> dict[str, Any]:
         "second_half": torch.equal(row.data, whole[16:]),
         "differing": refused,
         "half_filled": half,
+        "kept": scheme is None or _kept(scheme, fused, whole),
     }
+
+
+def _kept(scheme: Any, filled: Any, whole: torch.Tensor) -> bool:
+    """Whether the factors outlive a kernel that replaces its layer's parameters, as Humming's does.
+
+    ``prepare_humming_linear_layer_config`` in vLLM's quantization/utils/humming/linear.py.
+    """
+    layer = torch.nn.Module()
+    layer.logical_widths = [8, 8]
+    filled.loads = 2
+    layer.register_parameter("pre_quant_scale", filled)
+    scheme.pre_process(layer)
+    for name, _ in list(layer.named_parameters(recurse=False)):
+        delattr(layer, name)
+    out = scheme.apply(layer, torch.ones(1, len(whole)), None, lambda _layer, x, _bias: x)
+    return torch.equal(out[0], whole)
 
 
 def without_flash_attn() -> dict[str, Any]:

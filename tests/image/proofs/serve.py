@@ -228,7 +228,10 @@ def call(server: Server) -> str:
         "tool_choice": {"type": "function", "function": {"name": "weather"}},
     }
     message = server.post("/v1/chat/completions", body)["choices"][0]["message"]
-    made = message["tool_calls"][0]["function"]
+    calls = message.get("tool_calls")
+    if not calls:
+        return f"none: {json.dumps(message)[:300]}"
+    made = calls[0]["function"]
     return f"{made['name']}({made['arguments'].strip()})"
 
 
