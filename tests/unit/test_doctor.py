@@ -308,14 +308,17 @@ def test_a_mount_with_the_baked_contents_is_no_finding(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("log", "wanted", "absent"),
     [
-        ("compiled.log", "not-blackwell", "moe-backend"),
-        ("moe-prefix-keyerror.log", "moe-prefix", "gpu-memory"),
-        ("no-flash-attn-extension.log", "flash-attention", "moe-prefix"),
-        ("no-input-scale-refused.log", "missing-input-scale", "moe-prefix"),
+        ("0.20.2-h200/compiled.log", "not-blackwell", "moe-backend"),
+        ("0.20.2-h200/moe-prefix-keyerror.log", "moe-prefix", "gpu-memory"),
+        ("0.20.2-h200/no-flash-attn-extension.log", "flash-attention", "moe-prefix"),
+        ("0.20.2-h200/no-input-scale-refused.log", "missing-input-scale", "moe-prefix"),
+        ("0.33.0-h100/moe-prefix.log", "moe-prefix", "missing-input-scale"),
+        ("0.33.0-h100/nan-scales.log", "nan-block-scales-refused", "nan-block-scales"),
+        ("0.33.0-h100/awq.log", "quant-algo-rare", "quant-algo"),
     ],
 )
 def test_real_logs_of_a_real_gpu(log: str, wanted: str, absent: str) -> None:
-    found = ids(Evidence(log=(LOGS / "vllm-0.20.2-h200" / log).read_text()))
+    found = ids(Evidence(log=(LOGS / f"vllm-{log}").read_text()))
     assert wanted in found
     assert absent not in found
 
