@@ -23,19 +23,6 @@ class Defaults(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     base: Annotated[str, Meta(min_length=1, description="a base of releases/bases.yaml")]
 
 
-class Image(Defaults, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The image that ``make image`` builds; without a release, of the newest one."""
-
-    release: Annotated[
-        str,
-        Meta(
-            pattern=r"^([0-9]+\.[0-9][a-z0-9.]*)?$",
-            description="a release, while the newest one's image for every GPU was not built yet",
-            examples=["1.2.0"],
-        ),
-    ] = ""
-
-
 class Reference(Defaults, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The reference image, with its release."""
 
@@ -46,7 +33,7 @@ class Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a command takes for an option that is not given."""
 
     reference: Annotated[Reference, Meta(description="what the reference card asks for")]
-    image: Annotated[Image, Meta(description="what make image and serve compose mean")]
+    image: Annotated[Defaults, Meta(description="what make image and serve compose mean")]
 
 
 FORMAT = Format(Table, "defaults", ReleaseError)
@@ -65,15 +52,12 @@ def table() -> Table:
 def newest(strategy: str, variant: str) -> str:
     """The newest release that can be built by a strategy as a variant.
 
-    A variant whose patches are not written yet does not count; a release that
-    ``releases/defaults.yaml`` names for the image comes first.
+    A variant whose patches are not written yet does not count.
 
     Raises:
         UsageError: there is none.
     """
-    image = table().image
-    chosen = [image.release] if image.release and image.strategy == strategy else []
-    for name in (*chosen, *reversed(releases.names())):
+    for name in reversed(releases.names()):
         found = releases.load(name)
         if strategy in found.strategies and variant in load("vllm", found.vllm_version).variants:
             return name
