@@ -44,6 +44,19 @@ class Stream:
         return lambda *args, **kwargs: None
 
 
+class _Versionless(ctypes.CDLL):
+    """A library that does not say which CUDA its driver supports.
+
+    The stub says 0, for which CuTe DSL refuses to be imported; without an answer it takes the CUDA
+    of its own package (nvidia_cutlass_dsl/dsl_packages/cutlass/_mlir/_mlir_libs/__init__.py).
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "cuDriverGetVersion":
+            raise AttributeError(name)
+        return super().__getattr__(name)
+
+
 def driver() -> None:
     """Loads the stub of the driver's library, which vLLM's extensions link.
 
@@ -56,6 +69,7 @@ def driver() -> None:
         for pattern in ("cu*/lib/stubs/libcuda.so", "lib*/stubs/libcuda.so"):
             for stub in sorted(Path(root).glob(pattern)):
                 ctypes.CDLL(str(stub), mode=ctypes.RTLD_GLOBAL)
+                ctypes.CDLL = _Versionless  # type: ignore[misc]
                 return
     raise RuntimeError("the image has no stubs/libcuda.so, so vLLM's extensions cannot be loaded")
 
