@@ -53,6 +53,12 @@ KINDS: dict[str, Kind] = {
         "this release's vLLM does not load the checkpoint",
         fix="use an image of a release that does",
     ),
+    "unknown-architecture": Kind(
+        ERROR,
+        "no vLLM release here has a class for the model",
+        fix="correct architectures in config.json; vLLM may run other models by transformers'"
+        " classes (--model-impl transformers), which was not tried here",
+    ),
     "wrong-strategy": Kind(
         ERROR,
         "4-bit weights without the strategy tensor_group: vLLM finds no scheme for them",

@@ -59,7 +59,7 @@ def inspect(
     Args:
         folder: the checkpoint's folder.
         report: called with progress.
-        release: a release of this project; by default the newest.
+        release: a release of this project; by default that of the image that compose takes.
 
     Raises:
         CheckpointError: the folder is not a checkpoint, or its configuration cannot be used.
@@ -100,7 +100,10 @@ def judge(
                 seen.add("tied-twice", name)
     if _tanh_gelu(found):
         seen.add("gelu-tanh", "config.json")
-    support = loading(declaration.format, judged, declaration.promised, release, seen)
+    architectures = found.config.architectures or ()
+    support = loading(
+        declaration.format, judged, declaration.promised, architectures, release, seen
+    )
     return _result(found, declaration, judged, support, seen)
 
 

@@ -28,6 +28,7 @@ from tests.checkpoints import (
 Linear = Callable[[str, int, int], Tensors]
 Config = dict[str, Any]
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+NEWEST = releases.names()[-1]
 NAN, ONE = struct.pack("<f", float("nan")), struct.pack("<f", 1.0)
 
 
@@ -259,14 +260,44 @@ WHOLE: dict[str, tuple[Tensors, Config, str, str, str, set[str]]] = {
 def test_a_whole_checkpoint_has_no_fault(name: str, tmp_path: Path) -> None:
     tensors, quantisation, format_, flag, since, schemes = WHOLE[name]
     experts = {"num_local_experts": 4} if name == "mxfp4" else {}
-    found = inspect.inspect(publish(tmp_path, tensors, model(quantisation, **experts)))
+    folder = publish(tmp_path, tensors, model(quantisation, **experts))
+    found = inspect.inspect(folder, release=NEWEST)
     assert not found.findings
     assert found.servable
     assert (found.format, found.flag, found.since) == (format_, flag, since)
     assert set(found.schemes) == schemes
     assert sum(found.schemes.values()) == found.quantised_modules
-    assert found.release == releases.names()[-1]
     assert f"loads from vLLM {since} on" in inspect.verdict(found)
+
+
+def test_without_a_release_it_is_judged_by_the_one_that_compose_takes(tmp_path: Path) -> None:
+    from fp4forge.cli.compose import published
+
+    folder = publish(tmp_path, dense(linear), model(modelopt("NVFP4")))
+    options = dict.fromkeys(("release", "variant", "strategy", "base", "platform"))
+    _, release, _ = published(options | {"arch": "sm121"})
+    assert inspect.inspect(folder).release == release
+
+
+@pytest.mark.parametrize(
+    ("architecture", "releases_", "finding"),
+    [
+        ("Qwen3ForCausalLM", ("0.19.1", "0.20.2", "0.33.0"), ""),
+        ("Qwen3ForSequenceClassification", ("0.19.1", "0.20.2", "0.33.0"), ""),
+        ("Gemma4UnifiedForConditionalGeneration", ("0.33.0",), "needs-newer-vllm"),
+        ("BambaForCausalLM", ("0.19.1", "0.20.2"), ""),
+        ("Qwen9ForCausalLM", (), "unknown-architecture"),
+    ],
+)
+def test_a_release_loads_models_that_it_has_a_class_for(
+    architecture: str, releases_: tuple[str, ...], finding: str, tmp_path: Path
+) -> None:
+    config = model(modelopt("NVFP4")) | {"architectures": [architecture]}
+    found = inspect.inspect(publish(tmp_path, dense(linear), config), release="0.20.2")
+    assert found.releases == releases_
+    assert [one.id for one in found.findings] == [finding] * bool(finding)
+    newer = inspect.inspect(tmp_path, release="0.33.0")
+    assert newer.servable == ("0.33.0" in releases_)
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -385,7 +416,7 @@ def test_a_set_of_experts_may_be_one_entry(tmp_path: Path) -> None:
     tensors = moe(weights_only, GATED)
     layers = {f"model.layers.{n}.mlp.experts": {"quant_algo": "W4A16_NVFP4"} for n in range(2)}
     config = model(modelopt("MIXED_PRECISION", quantized_layers=layers), num_experts=4)
-    found = inspect.inspect(publish(tmp_path, tensors, config))
+    found = inspect.inspect(publish(tmp_path, tensors, config), release=NEWEST)
     assert not found.findings
     assert found.schemes == {"W4A16_NVFP4": 24}
     assert found.since == "0.24.0"
@@ -489,7 +520,13 @@ DEFECTS: dict[str, tuple[Tensors, Config | None, Config | None, str]] = {
     "kv-undeclared": (dense(linear) | SCALE, modelopt("NVFP4"), None, "self_attn"),
     "bad-scalar-negative": (dense(linear) | MINUS, modelopt("NVFP4", **CACHE), None, "k_scale"),
 }
-ELSEWHERE = {"needs-newer-vllm", "wrong-strategy", "experts-plain", "expert-count"}
+ELSEWHERE = {
+    "needs-newer-vllm",
+    "unknown-architecture",
+    "wrong-strategy",
+    "experts-plain",
+    "expert-count",
+}
 
 
 @pytest.mark.parametrize("name", DEFECTS)
