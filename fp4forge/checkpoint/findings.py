@@ -100,6 +100,23 @@ KINDS: dict[str, Kind] = {
         fix="keep the declaration that the tensors have",
     ),
     "missing-layer": Kind(ERROR, "layers have no tensors", fix=_AGAIN),
+    "missing-tensor": Kind(
+        ERROR,
+        "tensors that every model of this family has are not there; vLLM does not notice it of a"
+        " quantised model, and serves what memory held",
+        fix=_AGAIN,
+    ),
+    "wrong-size": Kind(
+        ERROR,
+        "tensors have other sizes than config.json says",
+        fix="correct config.json, or export the checkpoint again",
+    ),
+    "cut-down": Kind(
+        WARNING,
+        "several kinds of small tensors are nowhere in the checkpoint; vLLM would serve their"
+        " initial values: right only for a checkpoint that was cut for a test",
+        fix=_AGAIN,
+    ),
     "missing-part": Kind(ERROR, "parts of quantised layers are not there", fix=_AGAIN),
     "unknown-part": Kind(
         ERROR,

@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fp4forge.checkpoint import contradictions, declared, experts, scales, schemes, tensors
+from fp4forge.checkpoint import (
+    contradictions,
+    declared,
+    experts,
+    scales,
+    schemes,
+    structure,
+    tensors,
+)
 from fp4forge.checkpoint.declared import Declaration
 from fp4forge.checkpoint.findings import ERROR, NOTE, PATCH, WARNING, Collected, Finding
 from fp4forge.checkpoint.releases import Loading, loading
@@ -28,7 +36,6 @@ _VISION = re.compile(r"(vision_tower|embed_vision|multi_modal_projector|audio_to
 _UNQUANTISED_VISION = re.compile(r"(vision_tower|vision_model)")  # modelopt.py, for any model
 _ROUTER = re.compile(r"layers\.\d+\.(?:\w+\.)*router\.")
 _LINEAR = re.compile(r"\.\w+_proj$")
-_LAYER = re.compile(r"^((?:.*\.)?layers)\.(\d{1,9})\.")
 
 
 @dataclass(frozen=True)
@@ -88,10 +95,10 @@ def judge(
     if declaration.format != declared.UNKNOWN:
         report("layers")
         judged = _layers(found, modules, declaration, seen)
-        _missing_layers(found, seen)
         for name in filter(schemes.foreign, found.tensors):
             seen.add("unknown-part", name)
         experts.check(found, modules, seen)
+        structure.check(found, modules, judged, seen)
         contradictions.check(found, declaration, modules, judged, caches, seen)
         scales.check(found, judged, caches, seen, report)
     if found.config.tied:
@@ -214,26 +221,6 @@ def _named(
         seen.add("moe-prefix", module)
 
 
-def _missing_layers(found: Checkpoint, seen: Collected) -> None:
-    """Layers that the configuration counts and no tensor has."""
-    count = found.config.text.num_hidden_layers or 0
-    there: dict[str, set[int]] = {}
-    for name in found.tensors:
-        if match := _LAYER.match(name):
-            there.setdefault(match[1], set()).add(int(match[2]))
-    language = {name: numbers for name, numbers in there.items() if not _tower(name)}
-    if not language:
-        return
-    name, numbers = max(language.items(), key=lambda item: len(item[1]))
-    lost = sorted(set(range(count)) - numbers)
-    for number in lost:
-        seen.add("missing-layer", f"{name}.{number}")
-
-
-def _tower(name: str) -> bool:
-    return bool(re.search(r"vision|visual|audio|encoder|mtp", name))
-
-
 def _gemma(found: Checkpoint) -> bool:
     types = (found.config.model_type, found.config.text.model_type)
     return any((name or "").startswith("gemma4") for name in types)
@@ -280,6 +267,8 @@ def verdict(found: Inspection) -> str:
     else:
         return "not servable: " + ", ".join(sorted(errors))
     said += f": loads from vLLM {found.since} on{flag}" if found.since else flag
+    if any(finding.id == "cut-down" for finding in found.findings):
+        said += "; answers are right only with the tensors that are missing (cut-down)"
     if found.releases:
         said += f"; this project's releases {', '.join(found.releases)} have it"
     if found.patches:

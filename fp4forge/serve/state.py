@@ -8,14 +8,13 @@ states are in vllm/model_executor/layers/mamba/mamba_utils.py (MambaStateShapeCa
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from fp4forge.checkpoint import kinds as states
 from fp4forge.checkpoint.config import Config, TextConfig
 from fp4forge.core.errors import CheckpointError
 from fp4forge.core.text import shown
-from fp4forge.models import family
 
 KV_BYTES = {"fp8_e4m3": 1, "fp8": 1, "auto": 2, "bfloat16": 2}
 _ELEMENT = {"float32": 4, "float16": 2, "bfloat16": 2, "auto": 2}
@@ -73,9 +72,8 @@ def layers(config: Config, folder: Path, kv_dtype: str) -> tuple[Layers, ...]:
     """
     text = config.complete
     number = need(folder, "num_hidden_layers", text.num_hidden_layers)
-    kinds = _kinds(text, config.family, number, folder)
-    # gemma4.py: the last num_kv_shared_layers keep no cache of their own.
-    own = number - (text.num_kv_shared_layers or 0)
+    kinds = states.of(config, number, folder)
+    own = states.own(text, number)
     if own <= 0 or len(kinds) < number:
         raise CheckpointError(
             f"{shown(folder, 300)}/config.json: {number} layers, {len(kinds)} layer_types and"
@@ -89,37 +87,6 @@ def layers(config: Config, folder: Path, kv_dtype: str) -> tuple[Layers, ...]:
             rule="a language model has layers with attention or a recurrent state",
         )
     return tuple(_one(text, kind, count, folder, kv_dtype) for kind, count in counted.items())
-
-
-def _kinds(text: TextConfig, name: str, number: int, folder: Path) -> list[str]:
-    """The state of every layer, in order."""
-    known = family.get(name).layers
-    if text.kv_lora_rank and not name:
-        return ["latent"] * number
-    listed: Iterable[str] | None = text.layers_block_type
-    if listed is None:
-        listed = getattr(text, known.field, None)
-    if listed:
-        return [_state(entry, known, folder) for entry in listed]
-    if text.no_rope_layers:  # llama4.py: 0 marks a layer without rotary embeddings, full attention
-        return [known.between if rope else "full" for rope in text.no_rope_layers]
-    every = (getattr(text, known.interval, None) if known.interval else None) or known.every
-    if every:
-        return ["full" if (n + 1) % every == 0 else known.between for n in range(number)]
-    slides = text.sliding_window and text.use_sliding_window is not False
-    if known.otherwise == "sliding" and not slides:
-        return ["full"] * number
-    return [known.otherwise] * number
-
-
-def _state(entry: str, known: family.Layers, folder: Path) -> str:
-    if entry not in known.kinds:
-        raise CheckpointError(
-            f"{shown(folder, 300)}/config.json: the layer kind {shown(entry, 60)!r} is not known",
-            rule="known of this model: " + ", ".join(known.kinds or ("none",)),
-            remedy="add the kind to the model's file in models/families",
-        )
-    return known.kinds[entry]
 
 
 def _one(text: TextConfig, kind: str, count: int, folder: Path, kv_dtype: str) -> Layers:
