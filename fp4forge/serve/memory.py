@@ -151,8 +151,10 @@ def fit(
         batched_tokens: --max-num-batched-tokens: the profile run's activations.
     """
     # The profile run's peak: Marlin's expert buffers (input, gate and up, product; bf16) or the
-    # sampler's logits (f32, and a copy), whichever is larger; hidden states beside them.
-    experts = batched_tokens * max(model.top_k, 1) * (3 * model.expert_width + model.hidden) * 2
+    # sampler's logits (f32, and a copy), whichever is larger; hidden states beside them. Experts
+    # get the tokens of all data-parallel ranks.
+    picked = batched_tokens * model.expert_ranks * max(model.top_k, 1)
+    experts = picked * (3 * model.expert_width + model.hidden) * 2
     logits = sequences * model.vocabulary * 4 * 2
     activations = max(experts, logits) + batched_tokens * model.hidden * 2 * 6
     graphs = GRAPH_BYTES * model.num_layers * graph_sizes(sequences)
