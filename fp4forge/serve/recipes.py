@@ -316,8 +316,8 @@ def _refused(flag: Setting, server: Server, known: switches.Switches | None) -> 
             return f"{flag.value!r} is not {SHARE_RULE}"
         case "--kv-cache-dtype" if known and flag.value not in known.kv_cache_types:
             return f"vLLM {server.version} lacks {flag.value}"
-        case "--kv-cache-dtype" if KV_BYTES.get(flag.value, 9) > KV_BYTES.get(ours, 9):
-            return f"what fits was computed for {ours}"
+        case "--kv-cache-dtype" if KV_BYTES.get(flag.value) != KV_BYTES.get(ours):
+            return f"what fits was computed for {ours} (--kv-cache-dtype)"
         case "--speculative-config":
             return _speculation(flag, server, bool(ours))
     return ""

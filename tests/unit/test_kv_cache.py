@@ -78,7 +78,7 @@ def test_an_fp4_cache_has_a_scale_for_16_values() -> None:
         layers("deepseek-v3", "nvfp4")
 
 
-def test_a_recipe_s_type_is_taken_if_it_is_no_larger(tmp_path: Path) -> None:
+def test_a_recipe_s_type_is_taken_if_it_has_the_size_that_fits(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIGS["llama-3.3-70b"]))
     made = settings.server(tmp_path, IMAGE, settings.Wishes(version="0.20.2"))
     for value, says in (("fp8", ""), ("bfloat16", "fits was computed"), ("int4", "lacks int4")):
