@@ -53,6 +53,11 @@ KINDS: dict[str, Kind] = {
         "this release's vLLM does not load the checkpoint",
         fix="use an image of a release that does",
     ),
+    "bad-config": Kind(
+        ERROR,
+        "config.json contradicts itself",
+        fix="take the config.json that the model was published with",
+    ),
     "unknown-architecture": Kind(
         ERROR,
         "no vLLM release here has a class for the model",
@@ -223,7 +228,7 @@ KINDS: dict[str, Kind] = {
     "tied-twice": Kind(NOTE, "tie_word_embeddings is set and lm_head.weight is there as well"),
     "not-in-index": Kind(
         WARNING,
-        "tensors are in files but not in the index: vLLM skips such files",
+        "files or tensors are there and not in the index: vLLM skips files that it does not name",
         fix="write the index again",
     ),
     "index-only": Kind(

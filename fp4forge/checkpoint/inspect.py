@@ -17,6 +17,7 @@ from fp4forge.checkpoint import (
     contradictions,
     declared,
     experts,
+    plausible,
     scales,
     schemes,
     structure,
@@ -101,6 +102,8 @@ def judge(
         structure.check(found, modules, judged, seen)
         contradictions.check(found, declaration, modules, judged, caches, seen)
         scales.check(found, judged, caches, seen, report)
+    for problem in plausible.problems(found.config):
+        seen.add("bad-config", problem)
     if found.config.tied:
         for name in found.tensors:
             if name.endswith("lm_head.weight"):
@@ -156,7 +159,7 @@ def _files(found: Checkpoint, seen: Collected) -> None:
     for name, file in found.index.items():
         if name not in found.tensors and file not in unreadable:
             seen.add("index-only", name)
-    for name in found.tensors:
+    for name in (*found.skipped, *found.tensors):
         if name not in found.index:
             seen.add("not-in-index", name)
 

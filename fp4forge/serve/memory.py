@@ -18,6 +18,7 @@ from fp4forge.serve.state import Layers
 
 GIB = 2**30
 SHARE_RULE = "a share of memory, 0.1 to 0.98"
+UNLIMITED = 1 << 24  # tokens: more than any context, of a model whose configuration has no limit
 BLOCK_TOKENS = 16  # CacheConfig.block_size on CUDA
 # A state in use, and one kept for prefix caching (MambaSpec.max_memory_usage_bytes, "align").
 STATES_PER_SEQUENCE = 2
@@ -182,7 +183,7 @@ def sequences_for(model: Model, found: Fit, context: int, batched_tokens: int) -
 
 def context_for(model: Model, found: Fit, sequences: int, batched_tokens: int) -> int:
     """The largest context, in tokens, that so many sequences can each have; 0 if none."""
-    low, high = 0, model.max_context
+    low, high = 0, model.max_context or UNLIMITED
     while low < high:
         middle = (low + high + 1) // 2
         if blocks_per_sequence(model, middle, batched_tokens) * sequences <= found.blocks:

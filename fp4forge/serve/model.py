@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fp4forge.checkpoint import config as configs
-from fp4forge.checkpoint import kinds
+from fp4forge.checkpoint import kinds, plausible
 from fp4forge.checkpoint.tensors import Checkpoint, Tensor
 from fp4forge.core.errors import CheckpointError
 from fp4forge.core.text import shown
@@ -91,6 +91,12 @@ def describe(found: Checkpoint, kv_dtype: str = "fp8_e4m3") -> Model:
     """
     config, folder = found.config.complete, found.folder
     _whole(found)
+    for problem in plausible.problems(found.config):
+        raise CheckpointError(
+            f"{shown(folder, 300)}/config.json contradicts itself: {problem}",
+            rule="memory depends on its sizes",
+            remedy="take the config.json that the model was published with",
+        )
     number = need(folder, "num_hidden_layers", config.num_hidden_layers)
     name = found.config.family
     sizes = _sizes(found.tensors, family.get(name).modules, number)

@@ -534,6 +534,7 @@ DEFECTS: dict[str, tuple[Tensors, Config | None, Config | None, str]] = {
     "bad-scalar-negative": (dense(linear) | MINUS, modelopt("NVFP4", **CACHE), None, "k_scale"),
 }
 ELSEWHERE = {
+    "bad-config",
     "missing-tensor",
     "wrong-size",
     "cut-down",

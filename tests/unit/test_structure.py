@@ -10,13 +10,14 @@ import msgspec
 import pytest
 
 from fp4forge.checkpoint import config as configs
-from fp4forge.checkpoint import inspect, kinds, structure
+from fp4forge.checkpoint import inspect, kinds, plausible, structure
 from fp4forge.core.errors import CheckpointError, ReleaseError
 from fp4forge.core.paths import MODELS
 from fp4forge.inputs.release import names
 from fp4forge.models import family
 from fp4forge.models import tensors as layouts
-from tests.checkpoints import Tensors, linear, norms, packed, plain, publish
+from fp4forge.serve import model
+from tests.checkpoints import Tensors, linear, norms, packed, plain, publish, write_file
 
 NEWEST = names()[-1]
 LLAMA: dict[str, Any] = {
@@ -258,3 +259,90 @@ def test_a_layout_that_names_what_it_lacks_is_refused() -> None:
             "    tensors: {c: [__import__]}\n".replace("__import__", "hidden_size - 1"),
             "tensors.yaml",
         )
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"num_experts_per_tok": 9}, "9 experts for each token, 2 experts in a layer"),
+        ({"num_experts_per_tok": 0}, "no expert for each token"),
+        ({"num_key_value_heads": 3}, "32 attention heads cannot share 3 KV heads"),
+        ({"layer_types": ["full_attention"] * 3}, "3 layer_types, 8 layers"),
+        ({"num_kv_shared_layers": 8}, "8 layers share a KV cache, of 8"),
+        ({"vocab_size": 0}, "vocab_size is 0"),
+    ],
+)
+def test_a_configuration_that_contradicts_itself_is_told_so(
+    changes: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    tensors, config = whole("qwen3-30b-a3b")
+    folder = publish(tmp_path, tensors, config | changes)
+    found = {one.id: one for one in inspect.inspect(folder).findings}
+    assert says in " ".join(found["bad-config"].where)
+    with pytest.raises(CheckpointError, match="contradicts itself"):
+        model.read(folder)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_configuration_does_not(name: str) -> None:
+    assert not list(plausible.problems(msgspec.convert(PUBLISHED[name], configs.Config)))
+
+
+@pytest.mark.parametrize("file", ["/etc/passwd", "../a.safetensors", "b/a.safetensors", "a\0", ""])
+def test_an_index_names_files_of_its_folder(file: str, tmp_path: Path) -> None:
+    folder = publish(tmp_path, llama(), LLAMA)
+    index = {"weight_map": dict.fromkeys(llama(), file)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError) as caught:
+        inspect.inspect(folder)
+    assert "model.embed_tokens.weight is in" in caught.value.message
+
+
+def test_files_that_the_index_does_not_name_are_skipped_as_vllm_does(tmp_path: Path) -> None:
+    """Mistral publishes consolidated.safetensors beside the files of the index."""
+    folder = publish(tmp_path, llama(), LLAMA)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(llama(), "model.safetensors")}))
+    size = inspect.inspect(folder, release=NEWEST).weight_bytes
+    write_file(folder / "consolidated.safetensors", llama())
+    found = inspect.inspect(folder, release=NEWEST)
+    assert (found.servable, found.weight_bytes) == (True, size)
+    assert [(one.id, one.where) for one in found.findings] == [
+        ("not-in-index", ("consolidated.safetensors",))
+    ]
+    index.write_text('{"weight_map": {}}')
+    with pytest.raises(CheckpointError, match="names none of the folder's files"):
+        inspect.inspect(folder)
+    index.unlink()
+    (finding,) = inspect.inspect(folder, release=NEWEST).findings
+    assert (finding.id, finding.count) == ("bad-file", 1)  # one line, not one for each tensor
+
+
+@pytest.mark.parametrize("name", ["model-rank-{}-part-0.safetensors", "rank{}.safetensors"])
+def test_a_set_by_ranks_is_one_message(name: str, tmp_path: Path) -> None:
+    folder = publish(tmp_path, {}, LLAMA)
+    (folder / "model.safetensors").unlink()
+    for rank in (0, 1):
+        write_file(folder / name.format(rank), llama())
+    with pytest.raises(CheckpointError, match="one GPU's part"):
+        inspect.inspect(folder)
+    with pytest.raises(CheckpointError, match="one GPU's part"):
+        model.read(folder)
+
+
+def test_a_numbered_file_is_missed_without_an_index(tmp_path: Path) -> None:
+    folder = publish(tmp_path, {}, LLAMA)
+    (folder / "model.safetensors").rename(folder / "model-00002-of-00003.safetensors")
+    found = {one.id: one for one in inspect.inspect(folder).findings}
+    assert [place[:28] for place in found["bad-file"].where] == [
+        "model-00001-of-00003.safeten",
+        "model-00003-of-00003.safeten",
+    ]
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.gguf", "__0_0.distcp"])
+def test_weights_of_another_kind_are_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    (tmp_path / name).touch()
+    with pytest.raises(CheckpointError, match=name):
+        inspect.inspect(tmp_path)
