@@ -117,7 +117,7 @@ KINDS: dict[str, Kind] = {
         fix="correct config.json, or export the checkpoint again",
     ),
     "cut-down": Kind(
-        WARNING,
+        NOTE,
         "several kinds of small tensors are nowhere in the checkpoint; vLLM would serve their"
         " initial values: right only for a checkpoint that was cut for a test",
         fix=_AGAIN,
