@@ -110,7 +110,7 @@ def judge(
                 seen.add("tied-twice", name)
     if _tanh_gelu(found):
         seen.add("gelu-tanh", "config.json")
-    architectures = found.config.architectures or ()
+    architectures = tuple(found.config.architectures or ())
     support = loading(
         declaration.format, judged, declaration.promised, architectures, release, seen
     )

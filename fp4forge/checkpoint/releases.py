@@ -36,7 +36,7 @@ def loading(
     format_: str,
     judged: Mapping[str, tuple[Parts, Scheme]],
     promised: Iterable[Scheme],
-    architectures: Iterable[str],
+    architectures: tuple[str, ...],
     release: str | None,
     seen: Collected,
 ) -> Loading:
@@ -46,7 +46,7 @@ def loading(
         format_: as models/formats.yaml names it.
         judged: the quantised layers with their schemes.
         promised: schemes that the configuration names, whether layers have them or not.
-        architectures: config.json's; vLLM takes the first that it has a class for.
+        architectures: config.json's names of the model's class; vLLM takes the first it has.
         release: a release of this project; None: that of the image that ``serve compose`` takes.
         seen: findings are added to it.
 
@@ -57,9 +57,9 @@ def loading(
     release = release or defaults.image_release()
     version = inputs.load(release).vllm_version
     versions = {name: found for name in inputs.names() if (found := _version(name))}
-    having = _having(tuple(architectures), versions)
+    having = _having(architectures, versions)
+    named = ", ".join(shown(name, 100) for name in architectures)
     if not having:
-        named = ", ".join(shown(name, 100) for name in architectures)
         seen.add("unknown-architecture", f"{named}: not in vLLM {', '.join(versions.values())}")
     entry = formats.table().get(format_)
     if entry is None or format_ == UNKNOWN:
@@ -78,8 +78,8 @@ def loading(
     have = tuple(name for name in having if _loads(versions[name], since, entry.patch))
     here = f"; releases here: {', '.join(have)}" if have else "; no release here has it"
     if release not in having:
-        said = f"{', '.join(map(versions.__getitem__, having))} has its class"
-        seen.add("needs-newer-vllm", f"release {release} has vLLM {version}; vLLM {said}{here}")
+        said = f"{named} is in vLLM {', '.join(versions[name] for name in having)}"
+        seen.add("needs-newer-vllm", f"release {release} has vLLM {version}; {said}{here}")
     elif not _loads(version, since, entry.patch):
         said = f"format {format_} loads from vLLM {since} on" if since else "no vLLM release does"
         seen.add("needs-newer-vllm", f"release {release} has vLLM {version}; {said}{here}")

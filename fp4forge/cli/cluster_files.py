@@ -32,7 +32,7 @@ def fit(o: dict[str, Any], machines: int) -> tuple[list[Option], Option]:
     from fp4forge.serve.split import ONE
 
     product = gpus.product(o["product"])
-    described = models.read(o["model"], "fp8_e4m3")
+    described = models.read(o["model"], o["kv_cache_dtype"])
     chosen = settings.workload(settings.Wishes(workload=o["workload"], version="0", gpus=()))
     wanted = placing.Wanted(
         context=min(chosen.max_model_len, described.max_context or chosen.max_model_len),

@@ -53,6 +53,9 @@ def published(o: dict[str, Any]) -> tuple[str, str, str]:
     return tag, chosen.release, release.load(chosen.release).vllm_version
 
 
+_NOT_LOADED = {"needs-newer-vllm", "unknown-architecture"}  # findings of checkpoint inspect
+
+
 @click.command()
 @click.option("--model", type=click.Path(path_type=Path), help="The checkpoint's folder.")
 @click.option("--arch", default="sm121", show_default=True, help="GPU of the image.")
@@ -337,7 +340,7 @@ def _inspected(read: Checkpoint, chosen: Wishes, release: str, own_image: bool) 
         found = inspecting.judge(read, step.report, release)
         step.detail = found.format
     errors = [f for f in found.findings if f.severity == inspecting.ERROR]
-    older = [f for f in errors if f.id == "needs-newer-vllm"]
+    older = [f for f in errors if f.id in _NOT_LOADED]
     if older and not own_image:
         raise CheckpointError(
             f"release {release} does not load {read.folder.name} ({found.format})",
@@ -347,12 +350,10 @@ def _inspected(read: Checkpoint, chosen: Wishes, release: str, own_image: bool) 
             else "no release of this project loads it yet",
         )
     remarks = [*chosen.remarks]
-    if older:
-        remarks.append(
-            f"vLLM {chosen.version} does not load this checkpoint: {found.format} loads"
-            f" from {found.since or 'no release known here'} on"
-        )
-    wrong = sorted({f.id for f in errors} - {"needs-newer-vllm"})
+    remarks += [
+        f"vLLM {chosen.version} does not load this checkpoint: {'; '.join(f.where)}" for f in older
+    ]
+    wrong = sorted({f.id for f in errors} - _NOT_LOADED)
     if wrong:
         remarks.append(f"checkpoint inspect finds errors: {', '.join(wrong)}")
     if found.patches:
