@@ -346,3 +346,19 @@ def test_weights_of_another_kind_are_named(name: str, tmp_path: Path) -> None:
     (tmp_path / name).touch()
     with pytest.raises(CheckpointError, match=name):
         inspect.inspect(tmp_path)
+
+
+def test_compose_refuses_an_architecture_that_no_release_has(tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from fp4forge.cli import cli
+
+    folder = publish(tmp_path, llama(), LLAMA | {"architectures": ["FooBarForCausalLM"]})
+    command = ["serve", "compose", "--model", str(folder), "--arch", "sm120", "--gpu", "rtx5090"]
+    refused = CliRunner().invoke(cli, [*command, "--registry", "127.0.0.1:9"])
+    assert isinstance(refused.exception, CheckpointError)
+    assert "unknown-architecture" in str(refused.exception.rule)
+    image = "127.0.0.1:5000/own/image@sha256:" + "a" * 64  # it may be patched: a note
+    noted = CliRunner().invoke(cli, [*command, "--image", image])
+    assert noted.exit_code == 0
+    assert "FooBarForCausalLM: not in vLLM" in noted.output
