@@ -76,12 +76,16 @@ def gemma4(shapes: dict[str, Any], scale: int = 0x38) -> Tensors:
     out: Tensors = {
         "model.embed_tokens.weight": ("BF16", (shapes["vocab_size"], hidden), None),
         "model.vision_tower.patch.weight": ("BF16", (hidden, 64), None),
+        "model.norm.weight": ("BF16", (hidden,), None),
     }
     for layer, kind in enumerate(shapes["layer_types"]):
         at = f"model.layers.{layer}"
         full = kind == "full_attention"
         width = shapes["global_head_dim" if full else "head_dim"]
         few = shapes["num_global_key_value_heads" if full else "num_key_value_heads"]
+        for norm in ("input", "post_attention", "pre_feedforward", "post_feedforward"):
+            out |= plain(f"{at}.{norm}_layernorm", hidden)
+        out |= plain(f"{at}.self_attn.q_norm", width) | plain(f"{at}.self_attn.k_norm", width)
         out |= linear(f"{at}.self_attn.q_proj", heads * width, hidden, scale)
         out |= linear(f"{at}.self_attn.k_proj", few * width, hidden, scale)
         if not full:
@@ -185,6 +189,18 @@ def scaled(name: str, rows: int, columns: int, scale: str, *shape: int) -> Tenso
 def plain(name: str, *shape: int) -> Tensors:
     """One layer in BF16."""
     return {f"{name}.weight": ("BF16", shape, None)}
+
+
+def norms(layers: int, hidden: int, head: int = 0) -> Tensors:
+    """The norms of a model whose layers are Llama's, or with a head's size Qwen3's."""
+    out = plain("model.norm", hidden)
+    for layer in range(layers):
+        at = f"model.layers.{layer}"
+        out |= plain(f"{at}.input_layernorm", hidden)
+        out |= plain(f"{at}.post_attention_layernorm", hidden)
+        if head:
+            out |= plain(f"{at}.self_attn.q_norm", head) | plain(f"{at}.self_attn.k_norm", head)
+    return out
 
 
 def publish(

@@ -107,6 +107,8 @@ class TextConfig(Struct, frozen=True):
     num_global_key_value_heads: _Size | None = None
     num_kv_shared_layers: _Size | None = None
     attention_k_eq_v: bool | None = None
+    use_double_wide_mlp: bool | None = None
+    hidden_size_per_layer_input: _Size | None = None
     layer_types: list[str] | None = None
     hybrid_override_pattern: list[str] | str | None = None
     layers_block_type: list[str] | None = None
@@ -121,6 +123,9 @@ class TextConfig(Struct, frozen=True):
     # Multi-head latent attention.
     kv_lora_rank: _Size | None = None
     qk_rope_head_dim: _Size | None = None
+    q_lora_rank: _Size | None = None
+    qk_nope_head_dim: _Size | None = None
+    v_head_dim: _Size | None = None
     index_head_dim: _Size | None = None
     # Gated delta net.
     linear_num_value_heads: _Size | None = None

@@ -53,6 +53,17 @@ KINDS: dict[str, Kind] = {
         "this release's vLLM does not load the checkpoint",
         fix="use an image of a release that does",
     ),
+    "bad-config": Kind(
+        ERROR,
+        "config.json contradicts itself",
+        fix="take the config.json that the model was published with",
+    ),
+    "unknown-architecture": Kind(
+        ERROR,
+        "no vLLM release here has a class for the model",
+        fix="correct architectures in config.json; vLLM may run other models by transformers'"
+        " classes (--model-impl transformers), which was not tried here",
+    ),
     "wrong-strategy": Kind(
         ERROR,
         "4-bit weights without the strategy tensor_group: vLLM finds no scheme for them",
@@ -94,6 +105,23 @@ KINDS: dict[str, Kind] = {
         fix="keep the declaration that the tensors have",
     ),
     "missing-layer": Kind(ERROR, "layers have no tensors", fix=_AGAIN),
+    "missing-tensor": Kind(
+        ERROR,
+        "tensors that every model of this family has are not there; vLLM does not notice it of a"
+        " quantised model, and serves what memory held",
+        fix=_AGAIN,
+    ),
+    "wrong-size": Kind(
+        ERROR,
+        "tensors have other sizes than config.json says",
+        fix="correct config.json, or export the checkpoint again",
+    ),
+    "cut-down": Kind(
+        NOTE,
+        "several kinds of small tensors are nowhere in the checkpoint; vLLM would serve their"
+        " initial values: right only for a checkpoint that was cut for a test",
+        fix=_AGAIN,
+    ),
     "missing-part": Kind(ERROR, "parts of quantised layers are not there", fix=_AGAIN),
     "unknown-part": Kind(
         ERROR,
@@ -200,7 +228,7 @@ KINDS: dict[str, Kind] = {
     "tied-twice": Kind(NOTE, "tie_word_embeddings is set and lm_head.weight is there as well"),
     "not-in-index": Kind(
         WARNING,
-        "tensors are in files but not in the index: vLLM skips such files",
+        "files or tensors are there and not in the index: vLLM skips files that it does not name",
         fix="write the index again",
     ),
     "index-only": Kind(

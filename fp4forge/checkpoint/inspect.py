@@ -13,7 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fp4forge.checkpoint import contradictions, declared, experts, scales, schemes, tensors
+from fp4forge.checkpoint import (
+    contradictions,
+    declared,
+    experts,
+    plausible,
+    scales,
+    schemes,
+    structure,
+    tensors,
+)
 from fp4forge.checkpoint.declared import Declaration
 from fp4forge.checkpoint.findings import ERROR, NOTE, PATCH, WARNING, Collected, Finding
 from fp4forge.checkpoint.releases import Loading, loading
@@ -28,7 +37,6 @@ _VISION = re.compile(r"(vision_tower|embed_vision|multi_modal_projector|audio_to
 _UNQUANTISED_VISION = re.compile(r"(vision_tower|vision_model)")  # modelopt.py, for any model
 _ROUTER = re.compile(r"layers\.\d+\.(?:\w+\.)*router\.")
 _LINEAR = re.compile(r"\.\w+_proj$")
-_LAYER = re.compile(r"^((?:.*\.)?layers)\.(\d{1,9})\.")
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ def inspect(
     Args:
         folder: the checkpoint's folder.
         report: called with progress.
-        release: a release of this project; by default the newest.
+        release: a release of this project; by default that of the image that compose takes.
 
     Raises:
         CheckpointError: the folder is not a checkpoint, or its configuration cannot be used.
@@ -88,19 +96,24 @@ def judge(
     if declaration.format != declared.UNKNOWN:
         report("layers")
         judged = _layers(found, modules, declaration, seen)
-        _missing_layers(found, seen)
         for name in filter(schemes.foreign, found.tensors):
             seen.add("unknown-part", name)
         experts.check(found, modules, seen)
+        structure.check(found, modules, judged, seen)
         contradictions.check(found, declaration, modules, judged, caches, seen)
         scales.check(found, judged, caches, seen, report)
+    for problem in plausible.problems(found.config):
+        seen.add("bad-config", problem)
     if found.config.tied:
         for name in found.tensors:
             if name.endswith("lm_head.weight"):
                 seen.add("tied-twice", name)
     if _tanh_gelu(found):
         seen.add("gelu-tanh", "config.json")
-    support = loading(declaration.format, judged, declaration.promised, release, seen)
+    architectures = tuple(found.config.architectures or ())
+    support = loading(
+        declaration.format, judged, declaration.promised, architectures, release, seen
+    )
     return _result(found, declaration, judged, support, seen)
 
 
@@ -146,7 +159,7 @@ def _files(found: Checkpoint, seen: Collected) -> None:
     for name, file in found.index.items():
         if name not in found.tensors and file not in unreadable:
             seen.add("index-only", name)
-    for name in found.tensors:
+    for name in (*found.skipped, *found.tensors):
         if name not in found.index:
             seen.add("not-in-index", name)
 
@@ -211,26 +224,6 @@ def _named(
         seen.add("moe-prefix", module)
 
 
-def _missing_layers(found: Checkpoint, seen: Collected) -> None:
-    """Layers that the configuration counts and no tensor has."""
-    count = found.config.text.num_hidden_layers or 0
-    there: dict[str, set[int]] = {}
-    for name in found.tensors:
-        if match := _LAYER.match(name):
-            there.setdefault(match[1], set()).add(int(match[2]))
-    language = {name: numbers for name, numbers in there.items() if not _tower(name)}
-    if not language:
-        return
-    name, numbers = max(language.items(), key=lambda item: len(item[1]))
-    lost = sorted(set(range(count)) - numbers)
-    for number in lost:
-        seen.add("missing-layer", f"{name}.{number}")
-
-
-def _tower(name: str) -> bool:
-    return bool(re.search(r"vision|visual|audio|encoder|mtp", name))
-
-
 def _gemma(found: Checkpoint) -> bool:
     types = (found.config.model_type, found.config.text.model_type)
     return any((name or "").startswith("gemma4") for name in types)
@@ -277,6 +270,8 @@ def verdict(found: Inspection) -> str:
     else:
         return "not servable: " + ", ".join(sorted(errors))
     said += f": loads from vLLM {found.since} on{flag}" if found.since else flag
+    if any(finding.id == "cut-down" for finding in found.findings):
+        said += "; answers are right only with the tensors that are missing (cut-down)"
     if found.releases:
         said += f"; this project's releases {', '.join(found.releases)} have it"
     if found.patches:

@@ -1,25 +1,29 @@
-"""Which of this project's releases load a checkpoint's format."""
+"""Which of this project's releases load a checkpoint: its format, and its model's class."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from packaging.version import Version as Ordered
+
 from fp4forge.checkpoint.declared import UNKNOWN
 from fp4forge.checkpoint.findings import Collected
 from fp4forge.checkpoint.schemes import Parts, Scheme
 from fp4forge.core.errors import ForgeError
+from fp4forge.core.text import shown
+from fp4forge.inputs import defaults, switches
 from fp4forge.inputs import patches as series
 from fp4forge.inputs import release as inputs
 from fp4forge.models import formats
 
 # No release of vLLM loads what has one of these findings.
-_NEVER = {"unknown-format", "wrong-strategy"}
+_NEVER = {"unknown-format", "wrong-strategy", "unknown-architecture"}
 
 
 @dataclass(frozen=True)
 class Loading:
-    """How a format is loaded: vLLM's flag, its oldest release, the patch, and the releases here."""
+    """How a checkpoint is loaded: vLLM's flag, its oldest release, the patch, the releases here."""
 
     release: str
     flag: str = ""
@@ -32,27 +36,31 @@ def loading(
     format_: str,
     judged: Mapping[str, tuple[Parts, Scheme]],
     promised: Iterable[Scheme],
+    architectures: tuple[str, ...],
     release: str | None,
     seen: Collected,
 ) -> Loading:
-    """Looks a format up, and reports what a release does not load.
+    """Looks a format and a model's class up, and reports what a release does not load.
 
     Args:
         format_: as models/formats.yaml names it.
         judged: the quantised layers with their schemes.
         promised: schemes that the configuration names, whether layers have them or not.
-        release: a release of this project; None: the newest.
+        architectures: config.json's names of the model's class; vLLM takes the first it has.
+        release: a release of this project; None: that of the image that ``serve compose`` takes.
         seen: findings are added to it.
 
     Raises:
         UsageError: there is no such release.
         ReleaseError: a file of models/ or releases/ cannot be read.
     """
-    names = inputs.names()
-    release = release or (names[-1] if names else "")
-    if not release:
-        return Loading("")
+    release = release or defaults.image_release()
     version = inputs.load(release).vllm_version
+    versions = {name: found for name in inputs.names() if (found := _version(name))}
+    having = _having(architectures, versions)
+    named = ", ".join(shown(name, 100) for name in architectures)
+    if not having:
+        seen.add("unknown-architecture", f"{named}: not in vLLM {', '.join(versions.values())}")
     entry = formats.table().get(format_)
     if entry is None or format_ == UNKNOWN:
         return Loading(release)
@@ -67,12 +75,29 @@ def loading(
     since = formats.since(entry, layers)
     if _NEVER & seen.places.keys():
         return Loading(release, entry.flag)
-    have = tuple(name for name in names if _loads(_version(name), since, entry.patch))
-    if not _loads(version, since, entry.patch):
-        said = f"format {format_} loads from vLLM {since} on" if since else "no vLLM release does"
-        here = f"; releases here: {', '.join(have)}" if have else "; no release here has it"
+    have = tuple(name for name in having if _loads(versions[name], since, entry.patch))
+    here = f"; releases here: {', '.join(have)}" if have else "; no release here has it"
+    if release not in having:
+        said = f"{named} is in vLLM {', '.join(versions[name] for name in having)}"
         seen.add("needs-newer-vllm", f"release {release} has vLLM {version}; {said}{here}")
+    elif not _loads(version, since, entry.patch):
+        said = f"format {format_} loads from vLLM {since} on" if since else "no vLLM release does"
+        seen.add("needs-newer-vllm", f"release {release} has vLLM {version}; {said}{here}")
+    oldest = next(iter(versions), "")
+    first = versions[having[0]] if having[0] != oldest else ""
+    since = max(filter(None, (since, first)), key=Ordered, default="") if since else ""
     return Loading(release, entry.flag, since, entry.patch, have)
+
+
+def _having(architectures: tuple[str, ...], versions: Mapping[str, str]) -> tuple[str, ...]:
+    """The releases that have a class for a model; all if it does not name one."""
+
+    def has(version: str) -> bool:
+        known = switches.load(version)
+        return known is None or any(map(known.architecture, architectures))
+
+    # Without architectures vLLM takes transformers' class for the model_type.
+    return tuple(name for name in versions if not architectures or has(versions[name]))
 
 
 def _version(release: str) -> str:
@@ -84,10 +109,6 @@ def _version(release: str) -> str:
 
 
 def _loads(version: str, since: str, patch: str) -> bool:
-    from packaging.version import Version
-
-    if not version:
-        return False
     if since:
-        return Version(version) >= Version(since)
+        return Ordered(version) >= Ordered(since)
     return bool(patch) and any(one.id == patch for one in series.load("vllm", version).patches)

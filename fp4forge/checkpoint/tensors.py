@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -43,6 +44,12 @@ ELEMENT_BYTES = {
     "U8": 1,
     "BOOL": 1,
 }
+INDEX = "model.safetensors.index.json"
+SHARDS = 10_000  # files of one checkpoint
+_FILE = re.compile(r"(?!\.)[^/\\\x00-\x1f]{1,255}")
+_RANK = re.compile(r"(?:^|-)rank-?\d+(?:-part-\d+)?\.safetensors$")
+_NUMBERED = re.compile(r"(.*-)(\d{5})-of-(\d{5})\.safetensors")
+_OTHERS = (".bin", ".gguf", ".pt", ".pth", ".ckpt", ".h5", ".npz", ".distcp", ".engine")
 _LFS = b"version https://git-lfs"
 _Place = Annotated[int, Meta(ge=0, le=1 << 48)]  # a size or an offset in a file
 
@@ -82,6 +89,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     index: dict[str, str] | None  # tensor -> file, of model.safetensors.index.json
     problems: tuple[Problem, ...] = field(default=())
+    skipped: tuple[str, ...] = ()  # files that the index does not name: vLLM reads none of them
 
 
 class _Index(Struct, frozen=True):
@@ -119,29 +127,99 @@ def read(folder: Path) -> Checkpoint:
     if os.path.lexists(folder / "hf_quant_config.json"):
         modelopt = configs.read_modelopt(folder)
         quantisation = configs.merged(quantisation, modelopt)
+    index = _index(folder)
     files = sorted(path.name for path in folder.glob("*.safetensors"))
     if not files:
+        raise _no_files(folder)
+    _by_rank(folder, files)
+    skipped = [name for name in files if index is not None and name not in index.values()]
+    if len(skipped) == len(files):
         raise CheckpointError(
-            f"{shown(folder, 300)} has no *.safetensors",
-            rule="weights are read from safetensors files",
-            remedy="build.py checkpoint fetch REPO downloads a checkpoint whole",
+            f"{shown(folder, 300)}/{INDEX} names none of the folder's files",
+            rule="vLLM reads the files that the index names",
+            remedy="write the index again, or remove it",
         )
     tensors: dict[str, Tensor] = {}
-    problems: list[Problem] = []
+    problems = [] if index is not None else [Problem(name, "is not there") for name in _lost(files)]
     for name in files:
+        if name in skipped:
+            continue
+        twice: dict[str, str] = {}
         try:
             for tensor in header(folder / name):
                 if tensor.name in tensors:
-                    other = tensors[tensor.name].file
-                    problems.append(Problem(name, f"{tensor.name} is also in {other}"))
+                    twice[tensor.name] = tensors[tensor.name].file
                 tensors[tensor.name] = tensor
         except CheckpointError as error:
             problems.append(Problem(name, error.message.removeprefix(f"{shown(name, 200)}: ")))
-    index_file = folder / "model.safetensors.index.json"
-    index = None
-    if os.path.lexists(index_file):
-        index = reading.json_file(index_file, _Index, CheckpointError).weight_map
-    return Checkpoint(folder, config, quantisation, modelopt, tensors, index, tuple(problems))
+        if twice:
+            first, other = next(iter(twice.items()))
+            more = f", and {len(twice) - 1} more tensors" if len(twice) > 1 else ""
+            problems.append(Problem(name, f"{first}{more}: also in {other}"))
+    return Checkpoint(
+        folder, config, quantisation, modelopt, tensors, index, tuple(problems), tuple(skipped)
+    )
+
+
+def _index(folder: Path) -> dict[str, str] | None:
+    """The file of each tensor, as the index says; None without one.
+
+    Raises:
+        CheckpointError: it is not one, or names what cannot be a file of the folder.
+    """
+    if not os.path.lexists(folder / INDEX):
+        return None
+    found = reading.json_file(folder / INDEX, _Index, CheckpointError).weight_map
+    for tensor, file in found.items():
+        if not _FILE.fullmatch(file):
+            raise CheckpointError(
+                f"{shown(folder, 300)}/{INDEX}: {shown(tensor, 200)} is in {shown(file, 200)!r}",
+                rule="a file of the same folder, by its name alone; vLLM looks nowhere else",
+                remedy="move the files beside config.json, and write the index again",
+            )
+    return found
+
+
+def _no_files(folder: Path) -> CheckpointError:
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in _OTHERS)
+    there = f"; {shown(others[0], 100)} is there" if others else ""
+    return CheckpointError(
+        f"{shown(folder, 300)} has no *.safetensors{there}",
+        rule="weights are read from safetensors files",
+        remedy="export the model as safetensors"
+        if others
+        else "build.py checkpoint fetch REPO downloads a checkpoint whole",
+    )
+
+
+def _by_rank(folder: Path, files: list[str]) -> None:
+    """Refuses files that each have one GPU's part of every tensor.
+
+    Raises:
+        CheckpointError: they are named as vLLM's sharded_state_loader.py or TensorRT-LLM does it.
+    """
+    ranks = [name for name in files if _RANK.search(name)]
+    if ranks and len(ranks) == len(files):
+        raise CheckpointError(
+            f"{shown(folder, 300)}: {shown(ranks[0], 200)} has one GPU's part of the tensors",
+            rule="whole tensors are inspected and divided; a set by ranks fits one split alone",
+            remedy="give the checkpoint that it was made from",
+        )
+
+
+def _lost(files: list[str]) -> list[str]:
+    """Files of a numbered set that are not there."""
+    sets = {
+        (match[1], int(match[3]))
+        for name in files
+        if (match := _NUMBERED.fullmatch(name)) and int(match[3]) <= SHARDS
+    }
+    wanted = [
+        f"{before}{number + 1:05}-of-{count:05}.safetensors"
+        for before, count in sorted(sets)
+        for number in range(count)
+    ]
+    return [name for name in wanted if name not in files]
 
 
 class _Entry(Struct, frozen=True):

@@ -19,7 +19,7 @@ def checkpoint() -> None:
 
 @checkpoint.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--release", help="Release to serve it with; by default the newest.")
+@click.option("--release", help="Release to serve it with; by default that of `serve compose`.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def inspect(folder: Path, release: str | None, as_json: bool) -> None:
     """Report whether the checkpoint in FOLDER can be served, with which flags and patches."""

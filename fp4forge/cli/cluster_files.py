@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fp4forge.cli.options import split_of
 from fp4forge.core import files
 from fp4forge.core.console import print_json
 from fp4forge.core.errors import FitError, UsageError
@@ -28,10 +29,10 @@ def fit(o: dict[str, Any], machines: int) -> tuple[list[Option], Option]:
     from fp4forge.launch.cluster import plan
     from fp4forge.serve import link, placing, settings
     from fp4forge.serve import model as models
-    from fp4forge.serve.split import ONE, Split
+    from fp4forge.serve.split import ONE
 
     product = gpus.product(o["product"])
-    described = models.read(o["model"], "fp8_e4m3")
+    described = models.read(o["model"], o["kv_cache_dtype"])
     chosen = settings.workload(settings.Wishes(workload=o["workload"], version="0", gpus=()))
     wanted = placing.Wanted(
         context=min(chosen.max_model_len, described.max_context or chosen.max_model_len),
@@ -40,7 +41,7 @@ def fit(o: dict[str, Any], machines: int) -> tuple[list[Option], Option]:
         batched_tokens=chosen.max_num_batched_tokens,
     )
     found = plan.options(described, product, machines, wanted, link.ROCE)
-    asked = Split(o["tensor_parallel"], o["pipeline_parallel"], o["expert_parallel"])
+    asked = split_of(o)
     if asked != ONE:
         found = [one for one in found if one.split == asked]
         if not found:

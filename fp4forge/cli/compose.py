@@ -53,6 +53,9 @@ def published(o: dict[str, Any]) -> tuple[str, str, str]:
     return tag, chosen.release, release.load(chosen.release).vllm_version
 
 
+_NOT_LOADED = {"needs-newer-vllm", "unknown-architecture"}  # findings of checkpoint inspect
+
+
 @click.command()
 @click.option("--model", type=click.Path(path_type=Path), help="The checkpoint's folder.")
 @click.option("--arch", default="sm121", show_default=True, help="GPU of the image.")
@@ -192,7 +195,7 @@ def server(o: dict[str, Any], *, own_image: bool) -> Server:
     if reading.is_folder(o["model"]) and any(o["model"].glob("*.safetensors")):
         # Otherwise it is on the host that serves, and the manifest says that it was not checked.
         read = tensors.read(o["model"])
-        _refuse_what_does_not_fit(read, chosen, o)
+        chosen = _fitting(read, chosen, o)
         chosen = _inspected(read, chosen, release, own_image)
     image = checked_image(named_image(o, found_tag), o)
     found = settings.server(o["model"], image, chosen)
@@ -245,8 +248,10 @@ def checked_image(name: str, o: dict[str, Any]) -> str:
 
 def wishes(o: dict[str, Any], version: str) -> Wishes:
     """What the options ask of a server."""
-    from fp4forge.serve import lora
+    from fp4forge.serve import kv_cache, lora
     from fp4forge.serve.settings import Wishes
+
+    kv_cache.available(o["kv_cache_dtype"], version)
 
     target = tuple(chip.name for chip in gpu.target(o["arch"]).gpus)
     chips = (gpu.product(o["product"]).gpu,) if o["product"] else ()
@@ -270,6 +275,7 @@ def wishes(o: dict[str, Any], version: str) -> Wishes:
         drafter=o["draft"],
         adapters=lora.parse(o["lora"]),
         offline=o["offline"],
+        kv_cache=o["kv_cache_dtype"],
     )
 
 
@@ -282,8 +288,12 @@ def recipe(o: dict[str, Any], chosen: Wishes) -> Chosen:
     return recipes.choose(recipes.read(o["recipe"]), o["recipe_variant"], o["features"], product)
 
 
-def _refuse_what_does_not_fit(read: Checkpoint, chosen: Wishes, o: dict[str, Any]) -> None:
-    """Ends the command if no product that the options mean holds the model."""
+def _fitting(read: Checkpoint, chosen: Wishes, o: dict[str, Any]) -> Wishes:
+    """The wishes with what was assumed of the model's memory.
+
+    Raises:
+        FitError: no product that the options mean holds the model.
+    """
     from dataclasses import replace
 
     from fp4forge.checkpoint import tensors
@@ -291,7 +301,7 @@ def _refuse_what_does_not_fit(read: Checkpoint, chosen: Wishes, o: dict[str, Any
     from fp4forge.serve import placing, settings
 
     workload = settings.workload(chosen)
-    described = models.describe(read)
+    described = models.describe(read, chosen.kv_cache)
     if chosen.drafter and any(chosen.drafter.glob("*.safetensors")):
         size = sum(tensor.size for tensor in tensors.read(chosen.drafter).tensors.values())
         described = replace(described, weights=described.weights + size)
@@ -311,6 +321,7 @@ def _refuse_what_does_not_fit(read: Checkpoint, chosen: Wishes, o: dict[str, Any
         ),
         chosen.split,
     )
+    return replace(chosen, remarks=(described.assumed,) if described.assumed else ())
 
 
 def _inspected(read: Checkpoint, chosen: Wishes, release: str, own_image: bool) -> Wishes:
@@ -329,7 +340,7 @@ def _inspected(read: Checkpoint, chosen: Wishes, release: str, own_image: bool) 
         found = inspecting.judge(read, step.report, release)
         step.detail = found.format
     errors = [f for f in found.findings if f.severity == inspecting.ERROR]
-    older = [f for f in errors if f.id == "needs-newer-vllm"]
+    older = [f for f in errors if f.id in _NOT_LOADED]
     if older and not own_image:
         raise CheckpointError(
             f"release {release} does not load {read.folder.name} ({found.format})",
@@ -338,13 +349,11 @@ def _inspected(read: Checkpoint, chosen: Wishes, release: str, own_image: bool) 
             if found.releases
             else "no release of this project loads it yet",
         )
-    remarks = []
-    if older:
-        remarks.append(
-            f"vLLM {chosen.version} does not load this checkpoint: {found.format} loads"
-            f" from {found.since or 'no release known here'} on"
-        )
-    wrong = sorted({f.id for f in errors} - {"needs-newer-vllm"})
+    remarks = [*chosen.remarks]
+    remarks += [
+        f"vLLM {chosen.version} does not load this checkpoint: {'; '.join(f.where)}" for f in older
+    ]
+    wrong = sorted({f.id for f in errors} - _NOT_LOADED)
     if wrong:
         remarks.append(f"checkpoint inspect finds errors: {', '.join(wrong)}")
     if found.patches:

@@ -43,7 +43,7 @@ from fp4forge.kernels import gpus as gpu
     "--kv-cache-dtype",
     default="fp8_e4m3",
     show_default=True,
-    type=click.Choice(["fp8_e4m3", "fp8", "auto", "bfloat16"]),
+    type=click.Choice(["fp8_e4m3", "fp8", "fp8_e5m2", "auto", "bfloat16", "float16", "nvfp4"]),
 )
 @click.option("--batched-tokens", type=click.IntRange(1), help="--max-num-batched-tokens.")
 @click.option(
@@ -78,6 +78,7 @@ def fit(model: Path, products: tuple[str, ...], as_json: bool, plot: Path | None
     data: dict[str, Any] = {
         "model": str(model),
         "family": described.family,
+        "assumed": described.assumed,
         "weights": described.weights,
         "kv_cache_dtype": o["kv_cache_dtype"],
         "kv_bytes_per_token": within,
@@ -152,6 +153,8 @@ def _show(data: dict[str, Any], o: dict[str, Any]) -> None:
         f" ({data['kv_cache_dtype']}) {cache}; one decode step reads"
         f" {data['read_per_token'] / 1e9:.2f} GB"
     )
+    if data["assumed"]:
+        terminal.print(f"note: {data['assumed']}", markup=False)
     table = Table()
     for head in (
         "GPU",

@@ -212,6 +212,13 @@ def split_options(function: Function) -> Function:
     for option in (
         click.option("--expert-parallel", is_flag=True, help="Whole experts to each GPU."),
         click.option(
+            "--data-parallel",
+            type=click.IntRange(1, 64),
+            default=1,
+            show_default=True,
+            help="Ranks that answer requests of their own, and share the experts.",
+        ),
+        click.option(
             "--pipeline-parallel",
             type=click.IntRange(1, 64),
             default=1,
@@ -234,7 +241,9 @@ def split_of(o: dict[str, Any]) -> Any:
     """The split that the options of ``split_options`` mean."""
     from fp4forge.serve.split import Split
 
-    return Split(o["tensor_parallel"], o["pipeline_parallel"], o["expert_parallel"])
+    return Split(
+        o["tensor_parallel"], o["pipeline_parallel"], o["expert_parallel"], o["data_parallel"]
+    )
 
 
 _SERVER = (
@@ -285,6 +294,12 @@ _SERVER = (
     ),
     click.option("--lora", multiple=True, metavar="NAME=DIR", help="A LoRA adapter, by its name."),
     click.option("--offline", is_flag=True, help="The site has no hub: none is asked."),
+    click.option(
+        "--kv-cache-dtype",
+        default="fp8_e4m3",
+        show_default=True,
+        help="Type of the KV cache: one that the release's attention takes on the GPU.",
+    ),
     split_options,
 )
 

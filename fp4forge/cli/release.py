@@ -139,7 +139,7 @@ def _built(version: str, variant: str, o: dict[str, Any], console: Console) -> d
 @click.argument("version")
 @click.option("--check", is_flag=True, help="Write nothing; exit code 15 if the file would change.")
 def switches(version: str, check: bool) -> None:
-    """Read from the sources which flags, variables and parsers vLLM VERSION knows."""
+    """Read from the sources which flags, variables, parsers and models vLLM VERSION knows."""
     from fp4forge.inputs.release import check_version
     from fp4forge.maintain import sources
     from fp4forge.maintain import switches as reading

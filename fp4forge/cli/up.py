@@ -107,7 +107,7 @@ def up(as_json: bool, dry_run: bool, no_smoke: bool, timeout: float, **o: Any) -
         key_file=found.key_file,
         override=bool(o["override"]),
         weights=weights,
-        expected=memory.decode_rate(models.describe(read), product, 1, 1024),
+        expected=memory.decode_rate(models.describe(read, o["kv_cache_dtype"]), product, 1, 1024),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=_before(found.name, found.image),
     )

@@ -67,6 +67,16 @@ def newest(strategy: str, variant: str) -> str:
     )
 
 
+def image_release() -> str:
+    """The release of the image that ``make image`` builds: what a served model is judged by.
+
+    Raises:
+        UsageError: no release can be built that way.
+    """
+    image = table().image
+    return release_and_strategy(None, image.strategy, image.variant)[0]
+
+
 def release_and_strategy(
     release: str | None, strategy: str | None, variant: str
 ) -> tuple[str, str]:

@@ -11,6 +11,23 @@ from fp4forge.core.errors import ReleaseError
 from fp4forge.core.paths import RELEASES
 
 FOLDER = RELEASES / "switches"
+_HEADS = (
+    "ForCausalLM",
+    "ForConditionalGeneration",
+    "ChatModel",
+    "LMHeadModel",
+    "ForTextEncoding",
+    "EmbeddingModel",
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForAudioClassification",
+    "ForImageClassification",
+    "ForVideoClassification",
+    "ClassificationModel",
+    "ForRewardModeling",
+    "RewardModel",
+    "Model",
+)
 
 
 class Switches(Struct, frozen=True, forbid_unknown_fields=True):
@@ -20,6 +37,8 @@ class Switches(Struct, frozen=True, forbid_unknown_fields=True):
     environment: list[str]
     tool_parsers: list[str]
     reasoning_parsers: list[str]
+    architectures: list[str]
+    kv_cache_types: list[str]
 
     def flag(self, name: str) -> bool:
         """Whether ``vllm serve`` takes a flag, by any of its spellings.
@@ -29,6 +48,18 @@ class Switches(Struct, frozen=True, forbid_unknown_fields=True):
         """
         plain = name.replace("_", "-").split(".")[0]
         return {plain, plain.replace("--no-", "--", 1)} & set(self.flags) != set()
+
+    def architecture(self, name: str) -> bool:
+        """Whether vLLM has a class for an entry of config.json's ``architectures``.
+
+        A head that vLLM can put on a generating model is taken off first (``_normalize_arch`` in
+        vllm/model_executor/models/registry.py, ``_SUFFIX_TO_DEFAULTS`` in vllm/config/model.py).
+        """
+        for suffix in _HEADS:
+            if name.endswith(suffix):
+                stem = name.removesuffix(suffix)
+                return any(stem + other in self.architectures for other in _HEADS)
+        return name in self.architectures
 
 
 @cache

@@ -12,7 +12,7 @@ from fp4forge.bench import card, prompts, suite
 from fp4forge.core.paths import SCHEMAS
 from fp4forge.inputs import bases, defaults, patches, policy, release, sbom
 from fp4forge.inputs.reader import Format
-from fp4forge.models import family, faults, formats, switches
+from fp4forge.models import family, faults, formats, switches, tensors
 from fp4forge.quantise import release as quantiser
 from fp4forge.serve import recipes
 
@@ -26,6 +26,7 @@ FORMATS: tuple[Format[Any], ...] = (
     faults.FORMAT,
     recipes.FORMAT,
     formats.FORMAT,
+    tensors.FORMAT,
     switches.FORMAT,
     suite.FORMAT,
     prompts.FORMAT,

@@ -1,4 +1,4 @@
-"""Reads from vLLM's sources which flags, variables and parsers a release knows."""
+"""Reads from vLLM's sources which flags, variables, parsers and models a release knows."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import ast
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from fp4forge.core import files
 from fp4forge.core.errors import DriftError, ReleaseError
 from fp4forge.inputs.switches import FOLDER
 
+_Node = TypeVar("_Node", bound=ast.expr)
 # The registries that vLLM fills from a dictionary of names, by the file that has it.
-_PARSERS = {
+_REGISTRIES = {
     "tool_parsers": ("vllm/tool_parsers/__init__.py", "_TOOL_PARSERS_TO_REGISTER"),
     "reasoning_parsers": ("vllm/reasoning/__init__.py", "_REASONING_PARSERS_TO_REGISTER"),
+    "architectures": ("vllm/model_executor/models/registry.py", "_VLLM_MODELS"),
 }
+_CACHE = ("vllm/config/cache.py", "CacheDType")
 
 
 def extract(tree: Path) -> dict[str, list[str]]:
@@ -27,8 +31,9 @@ def extract(tree: Path) -> dict[str, list[str]]:
     found = {"flags": sorted(set(_flags(tree)))}
     variables = _keys(tree, "vllm/envs.py", "environment_variables")
     found["environment"] = sorted(set(variables))
-    for kind, (file, name) in _PARSERS.items():
+    for kind, (file, name) in _REGISTRIES.items():
         found[kind] = sorted(set(_keys(tree, file, name)))
+    found["kv_cache_types"] = sorted(set(_literal(tree, *_CACHE)))
     return found
 
 
@@ -54,18 +59,41 @@ def _flags(tree: Path) -> Iterator[str]:
 
 
 def _keys(tree: Path, file: str, name: str) -> list[str]:
-    """Keys of a dictionary that a module assigns to a name.
+    """Keys of a dictionary that a module assigns to a name, and of those spread into it.
 
     Raises:
         ReleaseError: it has no such dictionary.
     """
-    for node in ast.walk(_parsed(tree / file, tree)):
+    module = _parsed(tree / file, tree)
+    return list(_keys_of(module, _assigned(module, file, name, ast.Dict), file))
+
+
+def _keys_of(module: ast.Module, found: ast.Dict, file: str) -> Iterator[str]:
+    for key, value in zip(found.keys, found.values, strict=True):
+        if isinstance(key, ast.Constant):
+            yield str(key.value)
+        elif key is None and isinstance(value, ast.Name):  # **NAME
+            yield from _keys_of(module, _assigned(module, file, value.id, ast.Dict), file)
+
+
+def _literal(tree: Path, file: str, name: str) -> list[str]:
+    """The values of a ``Literal`` that a module assigns to a name.
+
+    Raises:
+        ReleaseError: it has no such type.
+    """
+    found = _assigned(_parsed(tree / file, tree), file, name, ast.Subscript)
+    return [str(node.value) for node in ast.walk(found) if isinstance(node, ast.Constant)]
+
+
+def _assigned(module: ast.Module, file: str, name: str, kind: type[_Node]) -> _Node:
+    for node in ast.walk(module):
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         value = getattr(node, "value", None)
-        if isinstance(target, ast.Name) and target.id == name and isinstance(value, ast.Dict):
-            return [str(key.value) for key in value.keys if isinstance(key, ast.Constant)]
+        if isinstance(target, ast.Name) and target.id == name and isinstance(value, kind):
+            return value
     raise ReleaseError(
-        f"{file} has no dictionary {name}",
+        f"{file} has no {kind.__name__.lower()} {name}",
         rule="the names that a release knows are read from it",
         remedy="see where the release has it now, and correct maintain/switches.py",
     )

@@ -165,6 +165,10 @@ class Family(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     modules: Annotated[
         str, Meta(description="regular expression of the tensors of multimodal parts")
     ] = ""
+    tensors: Annotated[
+        tuple[_Name, ...],
+        Meta(description="layouts of models/tensors.yaml; none: tensors are not compared"),
+    ] = ()
     keep: Annotated[
         tuple[Kept, ...],
         Meta(description="what quantising leaves in BF16, beyond releases/quantise's list"),

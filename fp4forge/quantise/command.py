@@ -14,6 +14,7 @@ from fp4forge.core.console import Console
 from fp4forge.core.errors import CheckpointError, UsageError
 from fp4forge.core.paths import MODELS
 from fp4forge.core.text import as_json, shown
+from fp4forge.inputs import release as releases
 from fp4forge.models import family as families
 from fp4forge.quantise import card, checks, program
 from fp4forge.quantise.program import Place
@@ -168,7 +169,8 @@ def quantise(plan: Plan, place: Place, console: Console) -> dict[str, Any]:
                 else "weights only"
             )
         with console.step("inspect") as step:
-            found = inspecting.inspect(partial, step.report)
+            # By the newest release: older ones lack some formats, and the verdict says which.
+            found = inspecting.inspect(partial, step.report, releases.names()[-1])
             step.detail = inspecting.verdict(found)
         figures |= {"plan": plan.as_json(), "verdict": inspecting.verdict(found)}
         figures["bytes"] = sum(path.stat().st_size for path in partial.glob("*.safetensors"))

@@ -18,6 +18,7 @@ from fp4forge.serve.state import Layers
 
 GIB = 2**30
 SHARE_RULE = "a share of memory, 0.1 to 0.98"
+UNLIMITED = 1 << 24  # tokens: more than any context, of a model whose configuration has no limit
 BLOCK_TOKENS = 16  # CacheConfig.block_size on CUDA
 # A state in use, and one kept for prefix caching (MambaSpec.max_memory_usage_bytes, "align").
 STATES_PER_SEQUENCE = 2
@@ -151,8 +152,10 @@ def fit(
         batched_tokens: --max-num-batched-tokens: the profile run's activations.
     """
     # The profile run's peak: Marlin's expert buffers (input, gate and up, product; bf16) or the
-    # sampler's logits (f32, and a copy), whichever is larger; hidden states beside them.
-    experts = batched_tokens * max(model.top_k, 1) * (3 * model.expert_width + model.hidden) * 2
+    # sampler's logits (f32, and a copy), whichever is larger; hidden states beside them. Experts
+    # get the tokens of all data-parallel ranks.
+    picked = batched_tokens * model.expert_ranks * max(model.top_k, 1)
+    experts = picked * (3 * model.expert_width + model.hidden) * 2
     logits = sequences * model.vocabulary * 4 * 2
     activations = max(experts, logits) + batched_tokens * model.hidden * 2 * 6
     graphs = GRAPH_BYTES * model.num_layers * graph_sizes(sequences)
@@ -180,7 +183,7 @@ def sequences_for(model: Model, found: Fit, context: int, batched_tokens: int) -
 
 def context_for(model: Model, found: Fit, sequences: int, batched_tokens: int) -> int:
     """The largest context, in tokens, that so many sequences can each have; 0 if none."""
-    low, high = 0, model.max_context
+    low, high = 0, model.max_context or UNLIMITED
     while low < high:
         middle = (low + high + 1) // 2
         if blocks_per_sequence(model, middle, batched_tokens) * sequences <= found.blocks:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fp4forge.checkpoint import config as configs
+from fp4forge.checkpoint import kinds, plausible
 from fp4forge.checkpoint.tensors import Checkpoint, Tensor
 from fp4forge.core.errors import CheckpointError
 from fp4forge.core.text import shown
@@ -19,6 +20,7 @@ MARLIN_MULTIPLE = 64
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 _EXPERT = re.compile(r"\.experts\.")
 _EMBEDDING = re.compile(r"(embed_tokens|\bembeddings|word_embeddings|wte)\.weight$")
+_LOOKUP = re.compile(r"embed_tokens_per_layer\.")  # Gemma-4 E2B and E4B
 _OUTPUT = re.compile(r"(?:^|\.)lm_head\.")
 # Whole on each GPU of a tensor-parallel group: norms, routers, and MLA's projections into the
 # latent (ReplicatedLinear in vllm/model_executor/models).
@@ -34,6 +36,7 @@ class Model:
     weights: int
     experts: int = 0  # bytes of all experts' tensors
     embeddings: int = 0
+    lookups: int = 0  # embeddings for each layer: a token reads one row of them
     output: int = 0  # the output projection; 0 if the embeddings are it
     multimodal: int = 0
     drafter: int = 0  # layers for multi-token prediction, loaded only for speculative decoding
@@ -42,6 +45,7 @@ class Model:
     top_k: int = 0
     hidden: int
     expert_width: int
+    expert_ranks: int = 1  # data-parallel ranks whose tokens the experts get
     expert_multiple: int = MARLIN_MULTIPLE  # what an expert's width must be a multiple of
     heads: int = 0
     vocabulary: int
@@ -49,6 +53,7 @@ class Model:
     num_layers: int
     attention: tuple[Layers, ...]
     family: str = ""
+    assumed: str = ""  # of a model of no known family
 
     @property
     def tied(self) -> bool:
@@ -66,7 +71,7 @@ class Model:
         Args:
             batch: sequences decoded together; each picks top_k experts, evenly spread.
         """
-        dense = self.weights - self.experts - self.multimodal - self.drafter
+        dense = self.weights - self.experts - self.multimodal - self.drafter - self.lookups
         dense -= 0 if self.tied else self.embeddings
         if not self.num_experts:
             return dense + self.experts
@@ -86,6 +91,12 @@ def describe(found: Checkpoint, kv_dtype: str = "fp8_e4m3") -> Model:
     """
     config, folder = found.config.complete, found.folder
     _whole(found)
+    for problem in plausible.problems(found.config):
+        raise CheckpointError(
+            f"{shown(folder, 300)}/config.json contradicts itself: {problem}",
+            rule="memory depends on its sizes",
+            remedy="take the config.json that the model was published with",
+        )
     number = need(folder, "num_hidden_layers", config.num_hidden_layers)
     name = found.config.family
     sizes = _sizes(found.tensors, family.get(name).modules, number)
@@ -93,6 +104,7 @@ def describe(found: Checkpoint, kv_dtype: str = "fp8_e4m3") -> Model:
         weights=sum(tensor.size for tensor in found.tensors.values()),
         experts=sizes["experts"],
         embeddings=sizes["embeddings"],
+        lookups=sizes["lookups"],
         output=sizes["output"],
         multimodal=sizes["multimodal"],
         drafter=sizes["drafter"],
@@ -109,6 +121,7 @@ def describe(found: Checkpoint, kv_dtype: str = "fp8_e4m3") -> Model:
         num_layers=number,
         attention=layers(found.config, folder, kv_dtype),
         family=name,
+        assumed=kinds.assumed(found.config, folder),
     )
 
 
@@ -149,11 +162,22 @@ def read(folder: Path, kv_dtype: str = "fp8_e4m3") -> Model:
     return describe(tensors.read(folder), kv_dtype)
 
 
+_PARTS = (
+    "experts",
+    "embeddings",
+    "lookups",
+    "output",
+    "multimodal",
+    "drafter",
+    "replicated",
+    "rest",
+)
+
+
 def _sizes(tensors: dict[str, Tensor], modules: str, layers: int) -> dict[str, int]:
     """Bytes by the part of the model that a tensor is of."""
     multimodal = re.compile(modules or family.MODULES)
-    parts = ("experts", "embeddings", "output", "multimodal", "drafter", "replicated", "rest")
-    sizes = dict.fromkeys(parts, 0)
+    sizes = dict.fromkeys(_PARTS, 0)
     for name, tensor in tensors.items():
         sizes[_part(name, multimodal, layers)] += tensor.size
     return sizes
@@ -167,6 +191,8 @@ def _part(name: str, multimodal: re.Pattern[str], layers: int) -> str:
         return "drafter"
     if _EXPERT.search(name):
         return "experts"
+    if _LOOKUP.search(name):
+        return "lookups"
     if _EMBEDDING.search(name):
         return "embeddings"
     if _OUTPUT.search(name):

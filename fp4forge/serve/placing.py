@@ -52,7 +52,8 @@ def on(model: Model, product: Product, split: Split, wanted: Wanted) -> Placemen
         split: one that ``split.problems`` has nothing against.
     """
     part, batched = shard(model, split), wanted.batched(product)
-    found = memory.fit(part, product, wanted.utilization, wanted.sequences, batched)
+    each = -(-wanted.sequences // split.data)  # every rank answers its share, from its own cache
+    found = memory.fit(part, product, wanted.utilization, each, batched)
     context = min(wanted.context, model.max_context or wanted.context)
     return Placement(
         product=product,
@@ -61,8 +62,8 @@ def on(model: Model, product: Product, split: Split, wanted: Wanted) -> Placemen
         model=part,
         fit=found,
         batched_tokens=batched,
-        sequences=memory.sequences_for(part, found, context, batched),
-        context=memory.context_for(part, found, wanted.sequences, batched),
+        sequences=memory.sequences_for(part, found, context, batched) * split.data,
+        context=memory.context_for(part, found, each, batched),
     )
 
 
@@ -70,7 +71,9 @@ def smallest(
     model: Model, product: Product, wanted: Wanted, sequences: int = 1
 ) -> Placement | None:
     """The placement on the fewest GPUs that holds so many sequences of the wanted context."""
-    for split in choices(model, WAYS[-1]):
+    for split in choices(model, WAYS[-1], data=True):
+        if split.data > 1 and machines(product, split) > 1:
+            continue  # serve cluster has no data parallelism
         found = on(model, product, split, wanted)
         if found.fit.fits and found.sequences >= sequences:
             return found

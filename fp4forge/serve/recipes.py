@@ -314,8 +314,10 @@ def _refused(flag: Setting, server: Server, known: switches.Switches | None) -> 
             return f"{flag.value!r} is not a number"
         case "--gpu-memory-utilization" if not _share(flag.value):
             return f"{flag.value!r} is not {SHARE_RULE}"
-        case "--kv-cache-dtype" if flag.value not in KV_BYTES:
-            return f"what fits was computed for {ours}"
+        case "--kv-cache-dtype" if known and flag.value not in known.kv_cache_types:
+            return f"vLLM {server.version} lacks {flag.value}"
+        case "--kv-cache-dtype" if KV_BYTES.get(flag.value) != KV_BYTES.get(ours):
+            return f"what fits was computed for {ours} (--kv-cache-dtype)"
         case "--speculative-config":
             return _speculation(flag, server, bool(ours))
     return ""

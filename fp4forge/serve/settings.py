@@ -23,7 +23,7 @@ from fp4forge.inputs import switches
 from fp4forge.kernels.gpus import PRODUCTS
 from fp4forge.models import family
 from fp4forge.models.switches import left_out
-from fp4forge.serve import lora, speculation
+from fp4forge.serve import kv_cache, lora, speculation
 from fp4forge.serve.memory import check_share
 from fp4forge.serve.setting import Setting
 from fp4forge.serve.split import ONE, Split
@@ -37,6 +37,7 @@ SHM_GB = 8
 PIDS = 16384  # processes and threads: vLLM's, and those of compilers at the first start
 HOST_GB = 64  # beside a GPU of its own memory; on unified memory what the product has
 START_MINUTES = 10
+_CACHES = {kv_cache.DEFAULT: "twice the tokens of BF16; the format by name"}
 LOOPBACK = "127.0.0.1"
 LOOPBACKS = (LOOPBACK, "::1")
 
@@ -125,6 +126,7 @@ class Wishes:
         drafter: the drafter's folder on the host.
         adapters: LoRA adapters' folders on the host, by name.
         offline: whether the server is kept from asking a hub.
+        kv_cache: --kv-cache-dtype.
         quantisation: vLLM's option for the checkpoint's format, as an inspection found it; None:
             what config.json declares decides.
         remarks: what the inspection found that a reader of the manifest should know.
@@ -143,6 +145,7 @@ class Wishes:
     drafter: Path | None = None
     adapters: dict[str, Path] = field(default_factory=dict)
     offline: bool = False
+    kv_cache: str = kv_cache.DEFAULT
     quantisation: str | None = None
     remarks: tuple[str, ...] = ()
 
@@ -169,6 +172,7 @@ def server(model: Path, image: str, wishes: Wishes) -> Server:
             f"--lora {served} has the model's own name in the API", rule="names differ"
         )
     name = config.family
+    cache = kv_cache.check(wishes.kv_cache, wishes.version, wishes.gpus, name)
     known = family.get(name)
     limit = config.text.max_position_embeddings
     length = min(chosen.max_model_len, limit) if limit else chosen.max_model_len
@@ -176,7 +180,7 @@ def server(model: Path, image: str, wishes: Wishes) -> Server:
     flags += _quantisation(model, config, wishes.quantisation)
     flags += _family(known, config, wishes, "flag")
     flags += [
-        Setting("--kv-cache-dtype", "fp8_e4m3", "twice the tokens of BF16; the format by name"),
+        Setting("--kv-cache-dtype", wishes.kv_cache, _CACHES.get(wishes.kv_cache, "as asked for")),
         *_split(wishes.split, config),
         Setting("--max-model-len", str(length), f"workload {chosen.name}: {chosen.card}"),
         Setting("--max-num-seqs", str(chosen.max_num_seqs), f"workload {chosen.name}"),
@@ -222,7 +226,7 @@ def server(model: Path, image: str, wishes: Wishes) -> Server:
         workload=chosen,
         flags=tuple({flag.name: flag for flag in flags}.values()),  # the last of a name counts
         environment=(*_environment(wishes), *_family(known, config, wishes, "variable")),
-        notes=tuple(_notes(known, name, wishes, read)),
+        notes=(*_notes(known, name, wishes, read), *([cache] if cache else [])),
         start_minutes=START_MINUTES,
         shm_gb=SHM_GB,
         memory_gb=_memory(wishes.gpus),
@@ -330,6 +334,10 @@ def _split(split: Split, config: configs.Config) -> list[Setting]:
     if split.pipeline > 1:
         stages = str(split.pipeline)
         out.append(Setting("--pipeline-parallel-size", stages, f"layers in {stages} stages"))
+    if split.data > 1:
+        ranks = str(split.data)
+        why = f"{ranks} ranks answer requests, each with a cache of its own"
+        out.append(Setting("--data-parallel-size", ranks, why))
     if split.experts and config.text.experts:
         why = f"each GPU gets whole experts of {config.text.experts}"
         out.append(Setting("--enable-expert-parallel", "", why))

@@ -2,7 +2,9 @@
 
 Tensor parallelism cuts heads and widths (vllm/model_executor/layers/linear.py), pipeline
 parallelism cuts the list of layers, expert parallelism gives each GPU whole experts
-(vllm/model_executor/layers/fused_moe/layer.py).
+(vllm/model_executor/layers/fused_moe/layer.py). Data parallelism keeps everything but the experts
+whole in each rank, with a cache of its own; the experts are cut over all ranks
+(FusedMoEParallelConfig.make in vllm/model_executor/layers/fused_moe/config.py).
 """
 
 from __future__ import annotations
@@ -22,18 +24,25 @@ class Split:
 
     tensor: int = 1
     pipeline: int = 1
-    experts: bool = False  # whole experts to each GPU of the tensor-parallel group
+    experts: bool = False  # whole experts to each GPU
+    data: int = 1  # ranks that answer requests of their own
 
     @property
     def gpus(self) -> int:
-        """GPUs of one copy of the model."""
-        return self.tensor * self.pipeline
+        """GPUs of one server."""
+        return self.tensor * self.pipeline * self.data
+
+    @property
+    def over_experts(self) -> int:
+        """GPUs that a layer's experts are divided over."""
+        return self.tensor * self.data
 
     @property
     def text(self) -> str:
         """As people write it: TP 2, PP 2, EP."""
         parts = [f"TP {self.tensor}"] if self.tensor > 1 else []
         parts += [f"PP {self.pipeline}"] if self.pipeline > 1 else []
+        parts += [f"DP {self.data}"] if self.data > 1 else []
         parts += ["EP"] if self.experts else []
         return ", ".join(parts) or "one GPU"
 
@@ -42,6 +51,7 @@ class Split:
         """As the command line takes it."""
         parts = [f"--tensor-parallel {self.tensor}"] if self.tensor > 1 else []
         parts += [f"--pipeline-parallel {self.pipeline}"] if self.pipeline > 1 else []
+        parts += [f"--data-parallel {self.data}"] if self.data > 1 else []
         parts += ["--expert-parallel"] if self.experts else []
         return " ".join(parts)
 
@@ -58,20 +68,21 @@ def problems(model: Model, split: Split) -> list[str]:
         heads = kind.kv_heads
         if kind.token_bytes and heads > 1 and heads % ways and ways % heads:
             found.append(f"{heads} KV heads do not go over {ways} GPUs")
+    over = split.over_experts
     if (
         model.num_experts
         and not split.experts
-        and ways > 1
-        and model.expert_width % (ways * model.expert_multiple)
+        and over > 1
+        and model.expert_width % (over * model.expert_multiple)
     ):
         found.append(
-            f"experts {model.expert_width:,} wide cannot be cut {ways} ways: kernels want"
+            f"experts {model.expert_width:,} wide cannot be cut {over} ways: kernels want"
             f" multiples of {model.expert_multiple}"
         )
     if split.experts and not model.num_experts:
         found.append("this model has no experts")
-    elif split.experts and model.num_experts < ways:
-        found.append(f"{model.num_experts} experts are fewer than {ways} GPUs")
+    elif split.experts and model.num_experts < over:
+        found.append(f"{model.num_experts} experts are fewer than {over} GPUs")
     if split.pipeline > model.num_layers:
         found.append(f"{model.num_layers} layers are fewer than {split.pipeline} stages")
     return list(dict.fromkeys(found))
@@ -88,24 +99,26 @@ def shard(model: Model, split: Split) -> Model:
     """
     if split == ONE:
         return model
-    ways, stages = split.tensor, split.pipeline
+    ways, stages, over = split.tensor, split.pipeline, split.over_experts
     whole = model.multimodal + model.replicated
-    ends = model.embeddings + model.output
+    ends = model.embeddings + model.lookups + model.output
     rest = model.weights - model.experts - whole - ends
     per_stage = -(-model.num_layers // stages) / model.num_layers
-    experts = int(model.experts * per_stage) // ways
-    held_ends = ends // ways if stages == 1 else max(model.embeddings, model.output) // ways
+    experts = int(model.experts * per_stage) // over
+    held_ends = ends // ways if stages == 1 else max(ends - model.output, model.output) // ways
     held_whole = model.multimodal + int(model.replicated * per_stage)
     return replace(
         model,
         weights=experts + held_ends + held_whole + int(rest * per_stage) // ways,
         experts=experts,
         embeddings=model.embeddings // ways,
+        lookups=model.lookups // ways,
         output=model.output // ways,
         replicated=int(model.replicated * per_stage),
         drafter=model.drafter // ways,
         vocabulary=-(-model.vocabulary // ways),
-        expert_width=model.expert_width if split.experts else -(-model.expert_width // ways),
+        expert_width=model.expert_width if split.experts else -(-model.expert_width // over),
+        expert_ranks=split.data,
         num_layers=-(-model.num_layers // stages),
         attention=tuple(
             replace(kind.divided(ways), count=-(-kind.count // stages)) for kind in model.attention
@@ -113,17 +126,26 @@ def shard(model: Model, split: Split) -> Model:
     )
 
 
-def choices(model: Model, most: int) -> Iterator[Split]:
-    """Splits that the model's widths allow, fewest GPUs first, tensor parallelism first."""
+def choices(model: Model, most: int, data: bool = False) -> Iterator[Split]:
+    """Splits that the model's widths allow, fewest GPUs first, tensor parallelism first.
+
+    Args:
+        data: with data parallelism too, of models with experts: of others the ranks are copies.
+    """
     for gpus in WAYS:
         if gpus > most:
             return
-        pairs = [(gpus // stages, stages) for stages in WAYS if gpus % stages == 0]
-        for tensor, pipeline in pairs:
-            for experts in (False, True) if model.num_experts and tensor > 1 else (False,):
-                split = Split(tensor, pipeline, experts)
-                if not problems(model, split):
-                    yield split
+        for ranks in WAYS if data and model.num_experts else (1,):
+            if gpus % ranks:
+                continue
+            group = gpus // ranks
+            pairs = [(group // stages, stages) for stages in WAYS if group % stages == 0]
+            for tensor, pipeline in pairs:
+                over = tensor * ranks
+                for experts in (False, True) if model.num_experts and over > 1 else (False,):
+                    split = Split(tensor, pipeline, experts, ranks)
+                    if not problems(model, split):
+                        yield split
 
 
 def machines(product: Product, split: Split) -> int:

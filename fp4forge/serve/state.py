@@ -8,16 +8,25 @@ states are in vllm/model_executor/layers/mamba/mamba_utils.py (MambaStateShapeCa
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from fp4forge.checkpoint import kinds as states
 from fp4forge.checkpoint.config import Config, TextConfig
-from fp4forge.core.errors import CheckpointError
+from fp4forge.core.errors import CheckpointError, UsageError
 from fp4forge.core.text import shown
-from fp4forge.models import family
 
-KV_BYTES = {"fp8_e4m3": 1, "fp8": 1, "auto": 2, "bfloat16": 2}
+# Bytes of one element by vLLM's --kv-cache-dtype; the types whose layout is known here.
+KV_BYTES: dict[str, float] = {
+    "fp8_e4m3": 1,
+    "fp8": 1,
+    "fp8_e5m2": 1,
+    "auto": 2,
+    "bfloat16": 2,
+    "float16": 2,
+    # A byte of scale for 16 (nvfp4_kv_cache_full_dim in vllm/utils/torch_utils.py of 0.33.0).
+    "nvfp4": 0.5625,
+}
 _ELEMENT = {"float32": 4, "float16": 2, "bfloat16": 2, "auto": 2}
 _CONV_BYTES = 2  # the convolution's state has the model's dtype, BF16
 _SSM_DEFAULT = {"mamba2": "float32", "gated-delta-net": "auto"}
@@ -73,9 +82,8 @@ def layers(config: Config, folder: Path, kv_dtype: str) -> tuple[Layers, ...]:
     """
     text = config.complete
     number = need(folder, "num_hidden_layers", text.num_hidden_layers)
-    kinds = _kinds(text, config.family, number, folder)
-    # gemma4.py: the last num_kv_shared_layers keep no cache of their own.
-    own = number - (text.num_kv_shared_layers or 0)
+    kinds = states.of(config, number, folder)
+    own = states.own(text, number)
     if own <= 0 or len(kinds) < number:
         raise CheckpointError(
             f"{shown(folder, 300)}/config.json: {number} layers, {len(kinds)} layer_types and"
@@ -91,43 +99,17 @@ def layers(config: Config, folder: Path, kv_dtype: str) -> tuple[Layers, ...]:
     return tuple(_one(text, kind, count, folder, kv_dtype) for kind, count in counted.items())
 
 
-def _kinds(text: TextConfig, name: str, number: int, folder: Path) -> list[str]:
-    """The state of every layer, in order."""
-    known = family.get(name).layers
-    if text.kv_lora_rank and not name:
-        return ["latent"] * number
-    listed: Iterable[str] | None = text.layers_block_type
-    if listed is None:
-        listed = getattr(text, known.field, None)
-    if listed:
-        return [_state(entry, known, folder) for entry in listed]
-    if text.no_rope_layers:  # llama4.py: 0 marks a layer without rotary embeddings, full attention
-        return [known.between if rope else "full" for rope in text.no_rope_layers]
-    every = (getattr(text, known.interval, None) if known.interval else None) or known.every
-    if every:
-        return ["full" if (n + 1) % every == 0 else known.between for n in range(number)]
-    slides = text.sliding_window and text.use_sliding_window is not False
-    if known.otherwise == "sliding" and not slides:
-        return ["full"] * number
-    return [known.otherwise] * number
-
-
-def _state(entry: str, known: family.Layers, folder: Path) -> str:
-    if entry not in known.kinds:
-        raise CheckpointError(
-            f"{shown(folder, 300)}/config.json: the layer kind {shown(entry, 60)!r} is not known",
-            rule="known of this model: " + ", ".join(known.kinds or ("none",)),
-            remedy="add the kind to the model's file in models/families",
-        )
-    return known.kinds[entry]
-
-
 def _one(text: TextConfig, kind: str, count: int, folder: Path, kv_dtype: str) -> Layers:
     element = KV_BYTES[kv_dtype]
     if kind == "latent":
+        if element < 1:
+            raise UsageError(
+                f"--kv-cache-dtype {kv_dtype} is not for this model",
+                rule="MLA keeps a latent, in FP8 or 16 bits",
+            )
         latent = need(folder, "kv_lora_rank", text.kv_lora_rank)
         latent += need(folder, "qk_rope_head_dim", text.qk_rope_head_dim)
-        size = latent * element
+        size = int(latent * element)
         if text.index_head_dim:
             size = _SPARSE_LATENT_BYTES if element == 1 else size
             size += text.index_head_dim + -(-text.index_head_dim // _INDEX_BLOCK) * 4
@@ -145,11 +127,17 @@ def _one(text: TextConfig, kind: str, count: int, folder: Path, kv_dtype: str) -
         width = text.global_head_dim or width
         few = text.num_global_key_value_heads if text.attention_k_eq_v else None
         kv_heads = few or kv_heads
-        return Layers(count, 2 * kv_heads * width * element, None, kv_heads=kv_heads)
+        return Layers(count, _both(kv_heads, width, element), None, kv_heads=kv_heads)
     name = "sliding_window" if kind == "sliding" else "attention_chunk_size"
     window = need(folder, name, getattr(text, name))
-    size = 2 * kv_heads * width * element
+    size = _both(kv_heads, width, element)
     return Layers(count, size, window, kv_heads=kv_heads, kind=kind)
+
+
+def _both(heads: int, width: int, element: float) -> int:
+    """Bytes of a token's keys and values; each head's row has whole bytes."""
+    row = width // 2 + width // 16 if element < 1 else int(width * element)
+    return 2 * heads * row
 
 
 def _fixed(text: TextConfig, kind: str, folder: Path) -> int:

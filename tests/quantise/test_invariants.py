@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from fp4forge.checkpoint.inspect import inspect
 from fp4forge.core.paths import PACKAGE, ROOT
+from fp4forge.inputs.release import names
 from fp4forge.quantise import release
 from fp4forge.quantise.inside import __main__ as program
 from fp4forge.quantise.inside import compare, memory, say, tool
@@ -136,17 +137,17 @@ def test_every_format_makes_a_servable_checkpoint(
 ) -> None:
     source = request.getfixturevalue(model)
     found = program.run(tiny.request(source, tmp_path, kind))
-    inspected = inspect(tmp_path)
+    inspected = inspect(tmp_path, release=names()[-1])
     bad = [finding.id for finding in inspected.findings if finding.severity == "error"]
     assert not bad, bad
     assert inspected.servable and inspected.quantised_modules > 10
-    names = {
+    formats = {
         "nvfp4": "modelopt NVFP4",
         "w4a16_nvfp4": "modelopt W4A16_NVFP4",
         "mixed": "modelopt MIXED_PRECISION",
         "nvfp4_awq": "modelopt NVFP4_AWQ",
     }
-    assert inspected.format == names[kind]
+    assert inspected.format == formats[kind]
     if release.load().formats[kind].comparable:
         assert len(found["errors"]) == inspected.quantised_modules
         assert max(found["errors"].values()) < 0.12, max(

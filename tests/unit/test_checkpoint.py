@@ -132,7 +132,7 @@ CASES: dict[str, tuple[Callable[[Tensors], None], str, str]] = {
     "router-quantised": (
         lambda found: (
             drop("layers.0.router")(found),
-            found.update(linear("model.layers.0.router.proj", 16, 64)),
+            found.update(linear("model.layers.0.router.proj", 4, 64)),
         )[0],
         inspect.ERROR,
         "router",

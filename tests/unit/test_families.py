@@ -120,7 +120,7 @@ def test_a_model_that_no_file_covers_gets_nothing_of_a_family() -> None:
     assert other.family == ""
 
 
-def whole(name: str, weights: int, **sizes: int) -> Model:
+def whole(name: str, weights: int, **sizes: Any) -> Model:
     """A model of those shapes whose weights have a given size, its experts nine tenths of it."""
     config = msgspec.convert(CONFIGS[name], Config)
     text = config.complete

@@ -18,6 +18,7 @@ from tests.checkpoints import (
     Tensors,
     fp8,
     linear,
+    norms,
     packed,
     plain,
     publish,
@@ -28,6 +29,7 @@ from tests.checkpoints import (
 Linear = Callable[[str, int, int], Tensors]
 Config = dict[str, Any]
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+NEWEST = releases.names()[-1]
 NAN, ONE = struct.pack("<f", float("nan")), struct.pack("<f", 1.0)
 
 
@@ -40,8 +42,7 @@ def dense(layer: Linear, mlp: Linear | None = None) -> Tensors:
         for name in ("gate_proj", "up_proj"):
             out |= (mlp or layer)(f"{at}.mlp.{name}", 256, 128)
         out |= (mlp or layer)(f"{at}.mlp.down_proj", 128, 256)
-        out |= plain(f"{at}.input_layernorm", 128)
-    return out
+    return out | norms(2, 128, 128)
 
 
 def moe(layer: Linear, kinds: tuple[str, ...], around: str = "mlp", count: int = 4) -> Tensors:
@@ -51,8 +52,9 @@ def moe(layer: Linear, kinds: tuple[str, ...], around: str = "mlp", count: int =
         out |= plain(f"{at}.{around}.gate", count, 128)
         for expert in range(count):
             for kind in kinds:
-                out |= layer(f"{at}.{around}.experts.{expert}.{kind}", 64, 128)
-    return out
+                rows, columns = (128, 64) if kind in ("down_proj", "w2") else (64, 128)
+                out |= layer(f"{at}.{around}.experts.{expert}.{kind}", rows, columns)
+    return out | norms(2, 128, 128)
 
 
 def model(quantisation: Any, **more: Any) -> Config:
@@ -129,10 +131,11 @@ def packed_weights_only(name: str, rows: int, columns: int) -> Tensors:
 
 
 def gpt_oss(count: int = 4) -> Tensors:
-    out = plain("model.embed_tokens", 256, 128)
+    out = plain("model.embed_tokens", 256, 128) | norms(2, 128)
     for layer in range(2):
         at = f"model.layers.{layer}"
         out |= plain(f"{at}.self_attn.q_proj", 128, 128) | plain(f"{at}.mlp.router", count, 128)
+        out |= plain(f"{at}.self_attn.k_proj", 512, 128) | plain(f"{at}.self_attn.v_proj", 512, 128)
         for kind, rows in (("gate_up_proj", 256), ("down_proj", 128)):
             name = f"{at}.mlp.experts.{kind}"
             out[f"{name}_blocks"] = ("U8", (count, rows, 4, 16), None)
@@ -152,6 +155,7 @@ def output_too() -> Tensors:
     return out | weights_only("lm_head", 256, 128)
 
 
+GPT_OSS = {"num_local_experts": 4, "model_type": "gpt_oss"}
 MXFP4 = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
 BLOCK = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
 NO_INPUTS = {"config_groups": {"group_0": {"input_activations": None, "targets": ["Linear"]}}}
@@ -258,15 +262,45 @@ WHOLE: dict[str, tuple[Tensors, Config, str, str, str, set[str]]] = {
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_whole_checkpoint_has_no_fault(name: str, tmp_path: Path) -> None:
     tensors, quantisation, format_, flag, since, schemes = WHOLE[name]
-    experts = {"num_local_experts": 4} if name == "mxfp4" else {}
-    found = inspect.inspect(publish(tmp_path, tensors, model(quantisation, **experts)))
+    experts = GPT_OSS if name == "mxfp4" else {}
+    folder = publish(tmp_path, tensors, model(quantisation, **experts))
+    found = inspect.inspect(folder, release=NEWEST)
     assert not found.findings
     assert found.servable
     assert (found.format, found.flag, found.since) == (format_, flag, since)
     assert set(found.schemes) == schemes
     assert sum(found.schemes.values()) == found.quantised_modules
-    assert found.release == releases.names()[-1]
     assert f"loads from vLLM {since} on" in inspect.verdict(found)
+
+
+def test_without_a_release_it_is_judged_by_the_one_that_compose_takes(tmp_path: Path) -> None:
+    from fp4forge.cli.compose import published
+
+    folder = publish(tmp_path, dense(linear), model(modelopt("NVFP4")))
+    options = dict.fromkeys(("release", "variant", "strategy", "base", "platform"))
+    _, release, _ = published(options | {"arch": "sm121"})
+    assert inspect.inspect(folder).release == release
+
+
+@pytest.mark.parametrize(
+    ("architecture", "releases_", "finding"),
+    [
+        ("Qwen3ForCausalLM", ("0.19.1", "0.20.2", "0.33.0"), ""),
+        ("Qwen3ForSequenceClassification", ("0.19.1", "0.20.2", "0.33.0"), ""),
+        ("Gemma4UnifiedForConditionalGeneration", ("0.33.0",), "needs-newer-vllm"),
+        ("BambaForCausalLM", ("0.19.1", "0.20.2"), ""),
+        ("Qwen9ForCausalLM", (), "unknown-architecture"),
+    ],
+)
+def test_a_release_loads_models_that_it_has_a_class_for(
+    architecture: str, releases_: tuple[str, ...], finding: str, tmp_path: Path
+) -> None:
+    config = model(modelopt("NVFP4")) | {"architectures": [architecture]}
+    found = inspect.inspect(publish(tmp_path, dense(linear), config), release="0.20.2")
+    assert found.releases == releases_
+    assert [one.id for one in found.findings] == [finding] * bool(finding)
+    newer = inspect.inspect(tmp_path, release="0.33.0")
+    assert newer.servable == ("0.33.0" in releases_)
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -274,7 +308,7 @@ def test_every_part_is_missed(name: str, tmp_path: Path) -> None:
     """Each tensor of one layer is taken away; only FP8's input_scale may be absent."""
     tensors, quantisation, *_ = WHOLE[name]
     where = "mlp.experts.down_proj_" if name == "mxfp4" else "layers.1.mlp.down_proj."
-    experts = {"num_local_experts": 4} if name == "mxfp4" else {}
+    experts = GPT_OSS if name == "mxfp4" else {}
     parts = [part for part in tensors if where in part and not part.endswith("_bias")]
     if name == "fp8":
         parts = [part for part in parts if not part.endswith("input_scale")]
@@ -291,7 +325,7 @@ def test_every_part_is_missed(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", WHOLE)
 def test_every_shape_is_checked(name: str, tmp_path: Path) -> None:
     tensors, quantisation, *_ = WHOLE[name]
-    experts = {"num_local_experts": 4} if name == "mxfp4" else {}
+    experts = GPT_OSS if name == "mxfp4" else {}
     scale = next(part for part in tensors if part.endswith(("scale", "scales", "scale_inv")))
     dtype, *_ = tensors[scale]
     spoilt = tensors | {scale: (dtype, (3, 5), None)}
@@ -344,11 +378,19 @@ def test_strategy_group_is_refused_as_vllm_does(tmp_path: Path) -> None:
 
 
 GATED, MINIMAX = ("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2")
+
+
+def keys_and_values(rows: int) -> Tensors:
+    """Of a model whose family supplies the number of heads."""
+    places = [f"model.layers.{layer}.self_attn.{kind}_proj" for layer in (0, 1) for kind in "kv"]
+    return {part: one for place in places for part, one in linear(place, rows, 128).items()}
+
+
 SETS = {
     "gated": (moe(linear, GATED), "num_experts", "mlp"),
     "not gated": (moe(linear, ("up_proj", "down_proj")), "n_routed_experts", "mlp"),
     "minimax": (
-        moe(linear, MINIMAX, "block_sparse_moe"),
+        moe(linear, MINIMAX, "block_sparse_moe") | keys_and_values(8 * 128),
         "num_local_experts",
         "block_sparse_moe",
     ),
@@ -358,7 +400,8 @@ SETS = {
 @pytest.mark.parametrize("name", SETS)
 def test_experts_are_counted_by_their_siblings(name: str, tmp_path: Path) -> None:
     tensors, count, around = SETS[name]
-    config = model(modelopt("NVFP4"), **{count: 4})
+    type_ = "minimax_m2" if name == "minimax" else "qwen3_moe"
+    config = model(modelopt("NVFP4"), **{count: 4, "model_type": type_})
     found = inspect.inspect(publish(tmp_path / "whole", tensors, config))
     assert found.experts == 4
     assert not found.findings
@@ -371,13 +414,15 @@ def test_experts_are_counted_by_their_siblings(name: str, tmp_path: Path) -> Non
     (finding,) = inspect.inspect(publish(tmp_path / "few", few, config)).findings
     assert (finding.id, finding.count) == ("missing-expert", 2)
     none = {
-        part: one for part, one in tensors.items() if "layers.1." not in part or "gate." in part
+        part: one
+        for part, one in tensors.items()
+        if "layers.1." not in part or "experts." not in part
     }
     (finding,) = inspect.inspect(publish(tmp_path / "none", none, config)).findings
     assert finding.where == ("model.layers.1: all 4",)
     config[count] = 3
-    (finding, *_) = inspect.inspect(publish(tmp_path / "more", tensors, config)).findings
-    assert finding.id == "expert-count"
+    more = inspect.inspect(publish(tmp_path / "more", tensors, config)).findings
+    assert [one.id for one in more] == ["wrong-size", "expert-count"]  # the router's rows
 
 
 def test_a_set_of_experts_may_be_one_entry(tmp_path: Path) -> None:
@@ -385,7 +430,7 @@ def test_a_set_of_experts_may_be_one_entry(tmp_path: Path) -> None:
     tensors = moe(weights_only, GATED)
     layers = {f"model.layers.{n}.mlp.experts": {"quant_algo": "W4A16_NVFP4"} for n in range(2)}
     config = model(modelopt("MIXED_PRECISION", quantized_layers=layers), num_experts=4)
-    found = inspect.inspect(publish(tmp_path, tensors, config))
+    found = inspect.inspect(publish(tmp_path, tensors, config), release=NEWEST)
     assert not found.findings
     assert found.schemes == {"W4A16_NVFP4": 24}
     assert found.since == "0.24.0"
@@ -393,8 +438,7 @@ def test_a_set_of_experts_may_be_one_entry(tmp_path: Path) -> None:
 
 def test_names_of_multimodal_models_and_fused_layers_cover_their_parts(tmp_path: Path) -> None:
     tensors = {
-        name.replace("model.layers", "model.language_model.layers"): one
-        for name, one in dense(fp8).items()
+        name.replace("model.", "model.language_model.", 1): one for name, one in dense(fp8).items()
     }
     at = "language_model.model.layers"
     fused = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
@@ -489,7 +533,17 @@ DEFECTS: dict[str, tuple[Tensors, Config | None, Config | None, str]] = {
     "kv-undeclared": (dense(linear) | SCALE, modelopt("NVFP4"), None, "self_attn"),
     "bad-scalar-negative": (dense(linear) | MINUS, modelopt("NVFP4", **CACHE), None, "k_scale"),
 }
-ELSEWHERE = {"needs-newer-vllm", "wrong-strategy", "experts-plain", "expert-count"}
+ELSEWHERE = {
+    "bad-config",
+    "missing-tensor",
+    "wrong-size",
+    "cut-down",
+    "needs-newer-vllm",
+    "unknown-architecture",
+    "wrong-strategy",
+    "experts-plain",
+    "expert-count",
+}
 
 
 @pytest.mark.parametrize("name", DEFECTS)
@@ -532,7 +586,7 @@ def test_vllm_reads_config_json_first(tmp_path: Path) -> None:
 
 
 def test_names_and_patterns_exclude_layers(tmp_path: Path) -> None:
-    tensors = without(dense(packed), "self_attn")
+    tensors = without(dense(packed), *ATTENTION)
     for layer in range(2):
         for name in ATTENTION:
             tensors |= plain(f"model.layers.{layer}.self_attn.{name}", 128, 128)

@@ -185,6 +185,11 @@ def tree(folder: Path, **changes: str) -> Path:
         "vllm/envs.py": 'environment_variables: dict = {"VLLM_A": lambda: 1}\n',
         "vllm/tool_parsers/__init__.py": '_TOOL_PARSERS_TO_REGISTER = {"hermes": ("a", "b")}\n',
         "vllm/reasoning/__init__.py": '_REASONING_PARSERS_TO_REGISTER = {"qwen3": ("a", "b")}\n',
+        "vllm/model_executor/models/registry.py": (
+            '_TEXT = {"AForCausalLM": ("a", "A")}\n_DRAFTERS = {"BModel": ("b", "B")}\n'
+            "_VLLM_MODELS = {**_TEXT, **_DRAFTERS}\n"
+        ),
+        "vllm/config/cache.py": 'CacheDType = Literal["auto", "fp8"]\n',
     }
     for name, text in (files | changes).items():
         path = folder / name
@@ -199,6 +204,8 @@ def test_switches_are_read_from_the_sources(tmp_path: Path) -> None:
         "environment": ["VLLM_A"],
         "tool_parsers": ["hermes"],
         "reasoning_parsers": ["qwen3"],
+        "architectures": ["AForCausalLM", "BModel"],
+        "kv_cache_types": ["auto", "fp8"],
     }
 
 
@@ -208,6 +215,8 @@ def test_switches_are_read_from_the_sources(tmp_path: Path) -> None:
         ("vllm/envs.py", "environment_variables = make()\n"),
         ("vllm/tool_parsers/__init__.py", "PARSERS = {}\n"),
         ("vllm/engine/arg_utils.py", "def (:\n"),
+        ("vllm/model_executor/models/registry.py", "_VLLM_MODELS = {**_GONE}\n"),
+        ("vllm/config/cache.py", "CacheDType = str\n"),
     ],
 )
 def test_a_source_that_is_built_another_way_is_an_error(
