@@ -141,7 +141,7 @@ def _needles(found: Live, server: Server, report: Progress) -> None:
     with contextlib.suppress(ForgeError):
         context = server.context()
         counts = server.count("") > 0
-    seed = round(time.time())  # a text that no cache has
+    seed = time.time_ns()  # a text that no cache has
     asked = 0
     for wanted in NEEDLES:
         tokens = min(wanted, context - needle.ROOM) if context else wanted

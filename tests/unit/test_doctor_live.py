@@ -229,7 +229,7 @@ def test_a_thinking_model_that_never_ends(model: Model) -> None:
 def test_thinking_is_switched_off_as_the_family_says(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live.client, "models", lambda _: ["nvidia/Qwen3-32B-NVFP4"])
+    monkeypatch.setattr("fp4forge.serve.client.models", lambda _: ["nvidia/Qwen3-32B-NVFP4"])
     run(model)
     switches = [asked.get("chat_template_kwargs") for asked in model.asked]
     assert switches == [{"enable_thinking": False}] * 5
