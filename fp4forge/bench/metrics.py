@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -24,25 +25,33 @@ _DRAFTS = "vllm:spec_decode_num_drafts_total"
 _DRAFTED = "vllm:spec_decode_num_draft_tokens_total"
 _ACCEPTED = "vllm:spec_decode_num_accepted_tokens_total"
 
+_LABEL = re.compile(r'(\w{1,100})="[^"\\]{0,200}"')
+
 Values = dict[str, float]
 PAUSE = 0.25  # seconds between two looks
 WINDOW = 1.0  # seconds that a peak is taken over
 
 
-def parse(text: str) -> Values:
-    """Each metric's value, summed over its labels."""
+def parse(text: str, *labels: str) -> Values:
+    """Each metric's value, summed over its labels; of the named ones, by their values.
+
+    ``parse('a{x="1",y="2"} 3', "y")`` is ``{'a{y="2"}': 3.0}``.
+    """
     found: Values = {}
     for line in text.splitlines():
         if line.startswith("#"):
             continue
         name, _, rest = line.partition("{") if "{" in line else line.partition(" ")
-        words = rest.rpartition("}")[2].split()
+        inside, _, after = rest.rpartition("}")
+        words = after.split()
         try:
             value = float(words[0])
         except (IndexError, ValueError):
             continue
+        kept = [m[0] for m in _LABEL.finditer(inside) if m[1] in labels] if labels else []
+        key = name.strip() + (f"{{{','.join(kept)}}}" if kept else "")
         if math.isfinite(value):
-            found[name.strip()] = found.get(name.strip(), 0.0) + value
+            found[key] = found.get(key, 0.0) + value
     return found
 
 

@@ -116,6 +116,15 @@ class Server:
         entry = found[0]
         return Described(entry.id, entry.root or "", entry.max_model_len or 0, version)
 
+    def context(self) -> int:
+        """The model's context in tokens, its answer included; 0 if the server does not say.
+
+        Raises:
+            ServingError: the server does not list its models.
+        """
+        listed = self._get("/v1/models", _Models).data
+        return next((entry.max_model_len or 0 for entry in listed if entry.id == self.model), 0)
+
     def is_there(self) -> bool:
         """Whether it still answers."""
         return not client.unreachable(self.url)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from fp4forge.bench import needle
 from fp4forge.bench.compare import interval, verdict
 from fp4forge.bench.figures import FIGURES, samples
-from fp4forge.bench.prompts import text
 from fp4forge.bench.result import Result, Trial
 from fp4forge.bench.server import Server
 from fp4forge.core.text import shown
@@ -18,7 +17,6 @@ from fp4forge.serve.client import Answer
 
 PAUSE = 60.0  # seconds between two checks of the answers
 DRIFTS = ("ttft_median", "decode_median", "aggregate")
-NEEDLE = "48213"
 _QUESTIONS = tuple(prompt for prompt in quality.PROMPTS if prompt.name in ("capital", "product"))
 
 
@@ -33,16 +31,9 @@ class Question:
 
 def questions(seed: int) -> list[Question]:
     """A fact, arithmetic, and a number to be found in prose."""
-    sentences = list(text().sentences)
-    random.Random(seed).shuffle(sentences)  # noqa: S311 - prose is no secret
-    sentences.insert(len(sentences) // 3, f"The keeper's number is {NEEDLE}.")
-    asked = " ".join(sentences) + " What is the keeper's number? Answer with the number alone."
     found = [Question(prompt.name, prompt.text, prompt.wrong) for prompt in _QUESTIONS]
-    return [*found, Question("needle", asked, _needle)]
-
-
-def _needle(answer: Answer) -> str:
-    return "" if NEEDLE in answer.text.replace(",", "") else f"it does not say {NEEDLE}"
+    hidden = needle.hidden(seed)
+    return [*found, Question("needle", hidden.text, hidden.wrong)]
 
 
 @dataclass

@@ -57,9 +57,24 @@ for command in (up, *servers.COMMANDS, cluster, compose, fit):
     type=click.Path(path_type=Path, dir_okay=False),
     help="A bundle to read; with other evidence, the bundle to write from it.",
 )
+@click.option(
+    "--soak",
+    type=click.FloatRange(0.01, 10_080),
+    is_flag=False,
+    flag_value=60.0,
+    metavar="[MINUTES]",
+    help="Ask a live server again for so long, an hour by default: what goes wrong after hours"
+    " shows. Ctrl-C ends it with the verdict so far.",
+)
+@click.option("--quick", is_flag=True, help="Ask a live server for France's capital alone.")
 @_JSON
-def doctor(as_json: bool, bundle: Path | None, **given: Any) -> None:
+def doctor(
+    as_json: bool, bundle: Path | None, soak: float | None, quick: bool, **given: Any
+) -> None:
     """Find what is wrong with a server, from its container, compose file, log or URL.
+
+    A live server is asked for France's capital, a tool call (at once and as a stream) and a number
+    hidden in 8,192 and 32,768 tokens, as far as its context goes; its metrics are read.
 
     Exit code 0 if the server is healthy, 20 if it is ill (each finding has its cause), 26 if the
     evidence shows neither.
@@ -77,7 +92,9 @@ def doctor(as_json: bool, bundle: Path | None, **given: Any) -> None:
     if bundle and not handed.anything and not handed.smi:
         found = packing.read(bundle)
     else:
-        found = gather.evidence(handed)
+        if soak and not (handed.url or handed.container):
+            raise UsageError("--soak asks a live server", rule="--soak with --url or --container")
+        found = _asked(handed, soak, quick)
         if bundle:
             packing.write(bundle, handed, found)
             click.echo(f"bundle: {shown(bundle, 300)}", err=True)
@@ -91,6 +108,25 @@ def doctor(as_json: bool, bundle: Path | None, **given: Any) -> None:
         if as_json:
             sys.exit(failure.exit_code)
         raise failure
+
+
+def _asked(handed: Any, minutes: float | None, quick: bool) -> Any:
+    """The evidence; a live server is asked more, unless ``quick``, and for some minutes."""
+    from fp4forge.doctor import gather, live
+
+    if not (handed.url or handed.container):
+        return gather.evidence(handed)
+    console = Console()
+    with console.step("ask") as step:
+        step.report("health, and France's capital")
+        found = gather.evidence(handed)
+        if found.live and found.answered and not quick:
+            live.more(found.live, found.url, step.report)
+    if found.live and found.answered and minutes:
+        with console.step("soak") as step:
+            live.soak(found.live, found.url, minutes * 60, step.report)
+            step.detail = step.note if step.note == "interrupted" else ""
+    return found
 
 
 @serve.command()

@@ -39,6 +39,7 @@ OSV_PAGES = 100  # of one package
 SERVER_BYTES = 4 << 20  # one answer; 2,048 tokens as a stream have some 600 KB
 ANSWER_CHARACTERS = 100_000  # of a model's text
 SERVER_SECONDS = 10  # /health and /v1/models
+LONG_ANSWER_SECONDS = 600  # to a prompt of 32,768 tokens
 
 # Benchmarks.
 BENCH_BYTES = 512 << 20  # one trial's result; 256 requests of 1,000 tokens have some 6 MB

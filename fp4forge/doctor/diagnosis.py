@@ -11,7 +11,7 @@ from fp4forge.doctor.evidence import Evidence
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 # They say that something is wrong, not what: alone they leave the cause unclear.
-SYMPTOMS = ("exited", "unhealthy", "restarts", "stall")
+SYMPTOMS = ("exited", "unhealthy", "restarts", "stall", "tool-call", "needle")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from fp4forge.core.errors import UsageError
 from fp4forge.core.limits import LOG_BYTES, LOG_LINE_CHARACTERS
 from fp4forge.doctor import command as commands
 from fp4forge.doctor import logs
+from fp4forge.doctor.live import Live
 from fp4forge.doctor.smi import Gpu, gpus
 from fp4forge.oci import acquire
 
@@ -67,7 +68,7 @@ class Evidence:
     events: list[str] = field(default_factory=list)  # of Kubernetes
     log: str | None = None
     url: str = ""
-    answered: bool = False  # the live server gave a good answer
+    live: Live | None = None  # what the server at ``url`` answered
     address: str = ""  # where the container's server is published on this host
     gpus: list[Gpu] = field(default_factory=list)
     record: acquire.Patches | None = None  # patches.json of the image
@@ -91,6 +92,11 @@ class Evidence:
     def parsed(self) -> logs.Log:
         """The log, by lines."""
         return logs.parse(self.log or "")
+
+    @property
+    def answered(self) -> bool:
+        """Whether the live server gave good answers."""
+        return self.live is not None and self.live.answered
 
     @property
     def ready(self) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fp4forge.core.text import shown
-from fp4forge.doctor import composed, described, facts, inspected, logs, smi
+from fp4forge.doctor import composed, described, facts, inspected, live, logs, smi
 from fp4forge.doctor import evidence as _evidence
 from fp4forge.doctor.evidence import Evidence, Given
 
@@ -44,13 +44,14 @@ def evidence(handed: Handed) -> Evidence:
         found.inputs.append(Given(f"log {handed.logs}", log_facts(found), LOG_FORM))
     if handed.url:
         found.url = handed.url
-        found.inputs.append(Given(handed.url, ("health, and an answer",)))
     if handed.smi:
         found.gpus = smi.gpus(_evidence.read_log(handed.smi))
         names = tuple(f"{g.name}, driver {g.driver or 'unknown'}" for g in found.gpus)
         found.inputs.append(Given(f"nvidia-smi {handed.smi}", names, smi.FORM))
     elif handed.container or handed.url:
         _evidence.host(found)
+    if found.url:
+        found.live = live.first(found.url, facts.family_of(found))
     return found
 
 

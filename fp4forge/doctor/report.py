@@ -17,7 +17,7 @@ def data(found: Evidence, findings: list[Finding], verdict: Verdict) -> dict[str
     """The report as JSON."""
     return {
         "verdict": asdict(verdict),
-        "examined": [asdict(entry) for entry in found.inputs],
+        "examined": [asdict(entry) for entry in _examined(found)],
         "log": asdict(diagnosis.read_log(found.parsed.text)),
         "findings": [asdict(f) for f in findings],
     }
@@ -36,7 +36,12 @@ def rows(found: Evidence, findings: list[Finding], verdict: Verdict) -> list[tup
         out.append(
             (f"{f.severity}: {f.id}", f"{f.evidence}\ncause: {f.cause}\nfix: {f.fix}{source}")
         )
-    return out + [(f"from {shown(entry.name, 200)}", gave(entry)) for entry in found.inputs]
+    return out + [(f"from {shown(entry.name, 200)}", gave(entry)) for entry in _examined(found)]
+
+
+def _examined(found: Evidence) -> list[Given]:
+    """What was handed over, and the live server."""
+    return found.inputs + ([Given(found.url, found.live.facts)] if found.live else [])
 
 
 def gave(entry: Given) -> str:

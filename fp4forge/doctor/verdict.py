@@ -49,8 +49,10 @@ def judge(found: Evidence, findings: list[Finding]) -> Verdict:
     if errors:
         seen = "; ".join(f.evidence for f in errors)
         return Verdict(UNCLEAR, f"{seen}; cause not known here", log.excerpt(logs.alive(log)))
-    if found.answered:
-        return Verdict(HEALTHY, "the server knows France's capital")
+    if found.live and found.answered:
+        minutes = found.live.seconds / 60
+        asked = f"{len(found.live.asked)} answers" + (f" in {minutes:.0f} minutes" * (minutes > 2))
+        return Verdict(HEALTHY, f"the server knows France's capital; nothing bad in {asked}")
     if found.url:
         return Verdict(UNCLEAR, "the server gave no answer that can be judged")
     if ready >= 0:

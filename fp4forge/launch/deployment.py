@@ -13,7 +13,7 @@ from fp4forge.core.errors import EngineError, ServingError, UsageError
 from fp4forge.core.limits import PROGRAM_SECONDS
 from fp4forge.core.paths import STATE
 from fp4forge.core.text import shown
-from fp4forge.oci import process
+from fp4forge.oci import engine, process
 from fp4forge.serve import manifest
 
 FOLDER = STATE / "serve"
@@ -95,10 +95,12 @@ class Deployment(Struct, frozen=True, kw_only=True):
         """Has Docker Compose do something; returns its output.
 
         Raises:
+            EngineError: no engine answers.
             ServingError: it fails, with its last line.
         """
         done = process.run(self.compose(*words), seconds, ServingError)
         if done.returncode != 0:
+            engine.connect()  # an engine that does not answer has its own message
             said = [line for line in done.stderr.splitlines() if line.strip()]
             raise ServingError(
                 f"docker compose {words[0]} fails: {shown(said[-1] if said else '', 400)}",

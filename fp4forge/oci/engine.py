@@ -29,6 +29,16 @@ from fp4forge.kernels.base import Progress
 from fp4forge.oci import process
 
 ROLE = "io.fp4forge.role"
+# Why the engine does not answer, by what the SDK says.
+_SILENCES = (
+    (r"FileNotFoundError|No such file", "there is no such socket, so no engine runs"),
+    (r"PermissionError|Permission denied", "this user may not use it, and is not in group docker"),
+    (r"[Cc]onnection ?[Rr]efused", "nothing listens there"),
+    (r"[Tt]imed? ?out", "it does not answer in time"),
+    (r"NameResolutionError|Name or service not known", "no machine has that name"),
+    (r"Client Error", "something else than an engine listens there"),
+    (r"paramiko", "the Docker SDK takes no ssh:// address here"),
+)
 
 
 def connect() -> Any:
@@ -46,12 +56,17 @@ def connect() -> Any:
     except (DockerException, OSError, ValueError) as error:  # ValueError: an odd DOCKER_HOST
         where = os.environ.get("DOCKER_HOST", "the default socket")
         raise EngineError(
-            f"no Docker engine answers at {shown(where, 200)}: {_last(str(error))}",
-            rule="building needs an engine with buildx",
+            f"no Docker engine answers at {shown(where, 200)}: {_silence(str(error))}",
+            rule="this command needs a running engine",
             remedy="run make setup, start the engine, or set DOCKER_HOST",
         ) from None
     require_client()
     return client
+
+
+def _silence(said: str) -> str:
+    """Why an engine does not answer; the SDK's own text is a chain of its libraries' exceptions."""
+    return next((why for pattern, why in _SILENCES if re.search(pattern, said)), _last(said))
 
 
 def require_client() -> None:

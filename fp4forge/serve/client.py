@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from msgspec import Struct
@@ -48,7 +49,7 @@ class ToolCall(Struct, frozen=True):
 
 
 class _Message(Struct, frozen=True):
-    """A message, or the part of one that an event brings."""
+    """A message."""
 
     content: str | None = None
     reasoning_content: str | None = None
@@ -56,9 +57,30 @@ class _Message(Struct, frozen=True):
     tool_calls: list[ToolCall] | None = None
 
 
+class _FunctionPart(Struct, frozen=True):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _CallPart(Struct, frozen=True):
+    """A part of the tool call with that index."""
+
+    index: int = 0
+    function: _FunctionPart | None = None
+
+
+class _Delta(Struct, frozen=True):
+    """The part of a message that an event brings."""
+
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[_CallPart] | None = None
+
+
 class _Choice(Struct, frozen=True):
     message: _Message | None = None
-    delta: _Message | None = None
+    delta: _Delta | None = None
     finish_reason: str | None = None
 
 
@@ -76,6 +98,11 @@ class _Models(Struct, frozen=True):
     data: list[_Model]
 
 
+def key() -> str:
+    """The server's key, as vLLM's and OpenAI's own clients take it; empty if there is none."""
+    return os.environ.get("OPENAI_API_KEY") or os.environ.get("VLLM_API_KEY") or ""
+
+
 def unreachable(url: str, timeout: float = 5.0) -> str:
     """Why /health does not answer; empty if it does."""
     try:
@@ -87,12 +114,19 @@ def unreachable(url: str, timeout: float = 5.0) -> str:
     return "" if done.status in (200, 404) else f"HTTP {done.status}"
 
 
+def ahead(url: str) -> float | None:
+    """Seconds that the server's clock is ahead of this one, by its Date; None if it has none."""
+    try:
+        done = _ask("GET", url, "/health", SERVER_SECONDS)
+        return parsedate_to_datetime(done.headers.get("date", "")).timestamp() - time.time()
+    except (http.NoAnswer, ValueError, TypeError, OverflowError):
+        return None
+
+
 def _ask(method: str, url: str, path: str, seconds: float, body: Any = None) -> http.Answer:
     headers = {"Content-Type": "application/json"} if body else {}
-    # As vLLM's and OpenAI's own clients take it.
-    key = os.environ.get("OPENAI_API_KEY") or os.environ.get("VLLM_API_KEY")
-    if key:
-        headers["Authorization"] = f"Bearer {key}"
+    if given := key():
+        headers["Authorization"] = f"Bearer {given}"
     # Not redirected: the question would go to a server that nobody named.
     return http.ask(
         method,
@@ -180,6 +214,7 @@ def _whole(done: http.Answer) -> Answer:
 
 def _stream(done: http.Answer) -> Answer:
     text, reasoning, finish, ended = [], [], "", False
+    calls: dict[int, tuple[str, str]] = {}
     problem = done.cut
     for data in _events(_utf8(done.content)):
         if ended := _DONE.endswith(f" {data}"):
@@ -193,15 +228,20 @@ def _stream(done: http.Answer) -> Answer:
             )
             break
         for choice in found.choices[:1]:
-            delta = choice.delta or _Message()
+            delta = choice.delta or _Delta()
             text.append(delta.content or "")
             reasoning.append(delta.reasoning_content or delta.reasoning or "")
+            for part in delta.tool_calls or ():
+                more = part.function or _FunctionPart()
+                name, arguments = calls.get(part.index, ("", ""))
+                calls[part.index] = (name or more.name or "", arguments + (more.arguments or ""))
             finish = choice.finish_reason or finish
     if not problem and not finish:
         problem = "the stream was cut before its end"
     if ended and finish:
         problem = ""
-    return Answer("".join(text), "".join(reasoning), finish=finish, problem=problem)
+    made = tuple(ToolCall(Function(*calls[index])) for index in sorted(calls))
+    return Answer("".join(text), "".join(reasoning), made, finish=finish, problem=problem)
 
 
 def _events(text: str) -> Iterator[str]:
@@ -215,14 +255,19 @@ def _utf8(content: bytes) -> str:
     return content.decode(errors="replace")
 
 
-def paris(url: str) -> Answer:
+def paris(url: str, off: dict[str, Any] | None = None) -> Answer:
     """The reference card's probe: France's capital by raw chat.
 
     A thinking model may end inside its reasoning: it is asked again with more tokens, then with
     thinking off.
+
+    Args:
+        url: the server's root, without /v1.
+        off: chat_template_kwargs that switch the model's thinking off, if its family is known.
     """
     question = [{"role": "user", "content": PARIS}]
-    answer = chat(url, question, max_tokens=64, timeout=60)
+    known: dict[str, Any] = {"chat_template_kwargs": off} if off else {}
+    answer = chat(url, question, max_tokens=64, timeout=60, **known)
     for more in (
         {"max_tokens": 1024},
         {"max_tokens": 256, "chat_template_kwargs": {"enable_thinking": False}},

@@ -101,7 +101,7 @@ def _photosynthesis(answer: Answer) -> str:
 
 def _reasoned(answer: Answer) -> str:
     if not answer.reasoning.strip():
-        return "no reasoning apart from the answer: is --reasoning-parser gemma4 set?"
+        return "no reasoning apart from the answer: is --reasoning-parser set?"
     return _words(answer.text, "391")
 
 
@@ -113,7 +113,7 @@ class _City(Struct, frozen=True):
 
 def _called(answer: Answer) -> str:
     if not answer.tool_calls:
-        return "no tool call: are --enable-auto-tool-choice and --tool-call-parser gemma4 set?"
+        return "no tool call: are --enable-auto-tool-choice and --tool-call-parser set?"
     called = answer.tool_calls[0].function
     try:
         given = reading.json(called.arguments, _City, "its arguments", ServingError)
@@ -183,32 +183,37 @@ PROMPTS = (
 )
 
 
-def ask(url: str, prompt: Prompt, model: str, stream: bool, timeout: float) -> Verdict:
-    """Asks one prompt and checks the answer."""
+def answer(url: str, prompt: Prompt, model: str, stream: bool, timeout: float) -> Answer:
+    """Asks one prompt."""
     content: Any = prompt.text
     if prompt.kind == "vision":
         content = [
             {"type": "image_url", "image_url": {"url": red_square()}},
             {"type": "text", "text": prompt.text},
         ]
-    answer = client.chat(
+    return client.chat(
         url,
         [{"role": "user", "content": content}],
         model=model,
         timeout=timeout,
-        stream=stream and prompt.kind != "tool",
+        stream=stream,
         **(prompt.options or {}),
     )
-    problem = answer.problem
-    if not problem and not answer.text.strip() and not answer.tool_calls:
+
+
+def ask(url: str, prompt: Prompt, model: str, stream: bool, timeout: float) -> Verdict:
+    """Asks one prompt and checks the answer."""
+    given = answer(url, prompt, model, stream, timeout)
+    problem = given.problem
+    if not problem and not given.text.strip() and not given.tool_calls:
         problem = "an empty answer"
     passed: bool | None
     try:
-        problem = problem or prompt.wrong(answer)
+        problem = problem or prompt.wrong(given)
         passed = not problem
     except sandbox.NotJudged as reason:
         passed, problem = None, str(reason)
-    return Verdict(prompt.name, passed, answer.text, problem, answer.seconds)
+    return Verdict(prompt.name, passed, given.text, problem, given.seconds)
 
 
 def examine(

@@ -13,6 +13,7 @@ from fp4forge.core.errors import ServingError, UsageError
 from fp4forge.doctor import described, diagnosis, evidence
 from fp4forge.doctor import examine as doctor
 from fp4forge.doctor.evidence import Evidence, Gpu, Mount
+from fp4forge.doctor.live import Live
 from fp4forge.oci.acquire import Hashes, Ledger, Patches
 from fp4forge.serve import manifest, settings
 from tests.checkpoints import TINY, gemma4, write
@@ -263,7 +264,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         {"labels": {"maintainer": "x"}, "image": "vllm/vllm-openai:latest"},
         "image",
     ),
-    "nothing at the port": ({"url": "http://127.0.0.1:9"}, "port"),
+    "nothing at the port": ({"live": Live(unreachable="Connection refused")}, "port"),
 }
 
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import tarfile
-import threading
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
 
 import pytest
 from click.testing import CliRunner, Result
@@ -388,67 +384,3 @@ def test_a_compose_file_fills_what_inspect_lacks(tmp_path: Path) -> None:
     found = gather.evidence(handed)
     assert found.image == "vllm/vllm-openai:v1.2.3"
     assert [entry.name.split()[0] for entry in found.inputs] == ["inspect", "compose"]
-
-
-class Thinking(http.server.BaseHTTPRequestHandler):
-    """A server of a thinking model: 64 tokens end inside its reasoning."""
-
-    key: ClassVar[str] = ""
-    never: ClassVar[bool] = False
-
-    def answer(self, data: Any, status: int = 200) -> None:
-        body = json.dumps(data).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def do_GET(self) -> None:
-        self.answer({"data": [{"id": "m"}]} if "models" in self.path else {})
-
-    def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.key and self.headers.get("Authorization") != f"Bearer {self.key}":
-            self.answer({"error": "Unauthorized"}, 401)
-            return
-        short = asked["max_tokens"] < 200 or self.never
-        message = {"content": None if short else "Paris.", "reasoning": "The user wants"}
-        finish = "length" if short else "stop"
-        self.answer({"choices": [{"message": message, "finish_reason": finish}]})
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def thinking(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.delenv("VLLM_API_KEY", raising=False)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Thinking)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
-def verdict(done: Result) -> tuple[str, set[str]]:
-    data = json.loads(done.stdout)
-    return data["verdict"]["name"], {f["id"] for f in data["findings"]}
-
-
-def test_a_thinking_model_gets_more_tokens(thinking: str) -> None:
-    assert verdict(run("--url", thinking, "--json")) == ("healthy", set())
-
-
-def test_a_thinking_model_that_never_ends(thinking: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Thinking, "never", True)
-    assert verdict(run("--url", thinking, "--json")) == ("unclear", {"thinking"})
-
-
-def test_a_server_that_wants_a_key(thinking: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Thinking, "key", "right")
-    done = run("--url", thinking, "--json")
-    assert verdict(done) == ("unclear", {"api-key"})
-    assert done.exit_code == UnclearError.exit_code
-    monkeypatch.setenv("OPENAI_API_KEY", "right")
-    assert verdict(run("--url", thinking, "--json")) == ("healthy", set())

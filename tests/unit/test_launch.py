@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import sys
 from pathlib import Path
 
+import click
 import pytest
+from click.testing import CliRunner
 
-from fp4forge.core.errors import FitError, ForgeError, ServingError, UsageError
+from fp4forge.cli import servers
+from fp4forge.core.errors import EngineError, FitError, ForgeError, ServingError, UsageError
 from fp4forge.doctor.smi import Gpu
 from fp4forge.kernels.gpus import PRODUCTS
 from fp4forge.launch import deployment, image, machine, phases, upgrading
@@ -166,6 +170,29 @@ def test_a_record_is_found_again(kept: deployment.Deployment) -> None:
     kept.remove()
     with pytest.raises(UsageError, match="which server"):
         deployment.load(None)
+
+
+@pytest.mark.parametrize(
+    ("host", "why"),
+    [
+        ("unix:///tmp/none.sock", "there is no such socket"),
+        ("tcp://127.0.0.1:9", "nothing listens there"),
+    ],
+)
+@pytest.mark.parametrize("command", [servers.status, servers.stop])
+def test_without_an_engine(
+    kept: deployment.Deployment,
+    command: click.Command,
+    host: str,
+    why: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (kept.folder / "compose.yaml").write_text("services: {vllm: {image: x}}")
+    monkeypatch.setenv("DOCKER_HOST", host)
+    error = CliRunner().invoke(command, []).exception
+    assert isinstance(error, EngineError)
+    assert error.message.startswith(f"no Docker engine answers at {host}: {why}")
+    assert not re.search(r"Connection|Errno|daemon|Traceback", error.message)
 
 
 def test_another_image_in_the_file_and_back(kept: deployment.Deployment) -> None:
