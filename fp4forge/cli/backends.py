@@ -63,7 +63,7 @@ def _kept(o: dict[str, Any]) -> tuple[Answer, ...]:
 
     if o["model"]:
         raise UsageError("--kept has no answers for --model", rule="--kept --family NAME")
-    version = release.load(o["release"] or defaults.table().image.release).vllm_version
+    version = release.load(o["release"] or defaults.image_release()).vllm_version
     found = []
     for gpu in o["gpus"]:
         for name in o["families"]:

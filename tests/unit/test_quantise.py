@@ -212,7 +212,7 @@ def test_every_sample_runs_once_whatever_fits(count: int, batch: int, fits: int,
     assert [n for start, end in ran for n in range(start, end)] == list(
         range(min(at, count), count)
     )
-    assert all(size <= max(fits, 1) for size in sizes) or count - at < fits or batch <= fits
+    assert all(size <= max(fits, 1) for size in sizes) or count - at <= fits or batch <= fits
 
 
 def test_a_sample_that_does_not_fit_ends_it() -> None:

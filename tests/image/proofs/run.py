@@ -314,7 +314,7 @@ def _kept(scheme: Any, filled: Any, whole: torch.Tensor) -> bool:
     for name, _ in list(layer.named_parameters(recurse=False)):
         delattr(layer, name)
     out = scheme.apply(layer, torch.ones(1, len(whole)), None, lambda _layer, x, _bias: x)
-    return torch.equal(out[0], whole)
+    return bool(torch.equal(out[0], whole))
 
 
 def without_flash_attn() -> dict[str, Any]:
