@@ -175,19 +175,27 @@ def drop_cache() -> None:
 
 @pytest.fixture(scope="session")
 def disk(may_drop: bool) -> None:
-    """Makes room where a run might fill the disk."""
+    """Makes room if a run might fill the disk: images, build cache, and the packages at last."""
+    if not may_drop or roomy():
+        return
+    images = shell("docker", "images", "-q", "--filter", "label=io.fp4forge.plan").stdout
+    for image in sorted(set(images.split())):
+        shell("docker", "rmi", "--force", image, check=False)
+    drop_cache()
+    if not roomy():  # uv's cache grows with each release: 8 to 16 GB
+        shell("docker", "buildx", "prune", "--all", "--force")
+
+
+def roomy() -> bool:
+    """Whether the engine's disk has room for a whole run."""
     from fp4forge.oci import engine
     from fp4forge.publish import machine
 
-    if not may_drop:
-        return
     try:
         engine.check_disk(engine.connect().info(), NEEDED_GB + machine.WARM_GB)
     except DiskError:
-        images = shell("docker", "images", "-q", "--filter", "label=io.fp4forge.plan").stdout
-        for image in sorted(set(images.split())):
-            shell("docker", "rmi", "--force", image, check=False)
-        drop_cache()
+        return False
+    return True
 
 
 @pytest.fixture(scope="session")
