@@ -13,9 +13,11 @@ from fp4forge.core.platform import host_platform
 from fp4forge.doctor import diagnosis
 from fp4forge.models import backends
 from fp4forge.models.backends import Answer
-from tests.e2e.conftest import ROOT, shell
+from tests.e2e.conftest import ROOT, WHEEL, shell
 
-LOGS = {path.stem: path for path in (ROOT / "tests/unit/data/logs").rglob("*.log")}
+# Of the vLLM that the image has.
+FOLDERS = (ROOT / "tests/unit/data/logs").glob(f"vllm-{WHEEL[1]}-*")
+LOGS = {path.stem: path for folder in FOLDERS for path in folder.glob("*.log")}
 # Servers on Hopper that came as far as their kernels: Gemma-4 in NVFP4, with an FP8 cache.
 FACTS = {
     name: facts
