@@ -47,7 +47,14 @@ class _Device(Struct, frozen=True):
     PathOnHost: str | None = None
 
 
+class _Ulimit(Struct, frozen=True):
+    Name: str | None = None
+    Soft: int | None = None
+
+
 class _Host(Struct, frozen=True):
+    Memory: int | None = None  # bytes; 0: no limit
+    Ulimits: list[_Ulimit] | None = None
     ShmSize: int | None = None
     IpcMode: str | None = None
     NetworkMode: str | None = None
@@ -63,6 +70,7 @@ class _Health(Struct, frozen=True):
 
 class _State(Struct, frozen=True):
     Status: str | None = None
+    Pid: int | None = None
     ExitCode: int | None = None
     OOMKilled: bool | None = None
     Health: _Health | None = None
@@ -124,10 +132,18 @@ def from_inspect(data: object, where: str = "docker inspect", here: bool = False
         ipc=host.IpcMode or "",
         gpu_requested=requested,
         gpu_count=count,
+        memory_limit=host.Memory or None,
+        open_files=next((u.Soft for u in host.Ulimits or () if _nofile(u.Name)), None),
+        pid=state.Pid or None,
         published=_host_ports(host.PortBindings),
     )
     _address(out, found, host)
     return out
+
+
+def _nofile(name: str | None) -> bool:
+    """Whether it is the limit of open files; podman's is RLIMIT_NOFILE."""
+    return (name or "").lower().removeprefix("rlimit_") == "nofile"
 
 
 def _mount(entry: _Mounted, here: bool) -> Mount:
