@@ -70,6 +70,7 @@ class Evidence:
     live: Live | None = None  # what the server at ``url`` answered
     address: str = ""  # where the container's server is published on this host
     gpus: list[Gpu] = field(default_factory=list)
+    smi_failed: str = ""  # what nvidia-smi said in place of GPUs
     record: acquire.Patches | None = None  # patches.json of the image
     ledger: acquire.Ledger | None = None  # ledger.json of the image
     host: Host = field(default_factory=Host)  # the machine that it runs on, if that is this one
@@ -124,13 +125,16 @@ def read_log(path: Path) -> str:
     return as_log(reading.content(path, UsageError, LOG_BYTES))
 
 
+def decoded(content: bytes) -> str:
+    """A file's text, whatever program saved it."""
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):  # PowerShell's > writes UTF-16
+        return content.decode("utf-16", errors="replace")
+    return content.decode("utf-8-sig", errors="replace")
+
+
 def as_log(content: bytes) -> str:
     """A log's text; of absurd lines, over which a pattern would need hours, the beginning."""
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):  # PowerShell's > writes UTF-16
-        text = content.decode("utf-16", errors="replace")
-    else:
-        text = content.decode("utf-8-sig", errors="replace")
-    lines = text.split("\n")
+    lines = decoded(content).split("\n")
     return "\n".join(line[:LOG_LINE_CHARACTERS] for line in lines)
 
 

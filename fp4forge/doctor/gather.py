@@ -45,13 +45,19 @@ def evidence(handed: Handed) -> Evidence:
     if handed.url:
         found.url = handed.url
     if handed.smi:
-        found.gpus = smi.gpus(_evidence.read_log(handed.smi))
-        names = tuple(f"{g.name}, driver {g.driver or 'unknown'}" for g in found.gpus)
-        found.inputs.append(Given(f"nvidia-smi {handed.smi}", names, smi.FORM))
+        take_smi(found, _evidence.read_log(handed.smi), f"nvidia-smi {handed.smi}")
     _this_machine(handed, found)
     if found.url:
         found.live = live.first(found.url, facts.family_of(found))
     return found
+
+
+def take_smi(found: Evidence, text: str, name: str) -> None:
+    """Adds what nvidia-smi printed."""
+    found.gpus, found.smi_failed = smi.gpus(text), shown(smi.failure(text), 300)
+    said = [f"{g.name}, driver {g.driver or 'unknown'}" for g in found.gpus]
+    said += ["a failure"] if found.smi_failed else []
+    found.inputs.append(Given(name, tuple(said), smi.FORM))
 
 
 def _this_machine(handed: Handed, found: Evidence) -> None:

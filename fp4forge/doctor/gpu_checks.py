@@ -42,6 +42,35 @@ def gpu(found: Evidence) -> Iterator[Finding]:
         )
 
 
+# What nvidia-smi says if it fails: cause, fix (NVIDIA's manual page of nvidia-smi; Xid errors).
+_FAILURES = (
+    (
+        r"mismatch",
+        "the driver was updated, and the kernel still runs the old one",
+        "restart the machine",
+    ),
+    (
+        r"lost|device handle",
+        "a GPU does not answer on PCIe any more",
+        "restart the machine; dmesg shows its Xid; power, cooling and seating are the usual causes",
+    ),
+    (
+        r"",
+        "the driver's kernel module is not loaded, or sees no GPU",
+        "install the driver for this kernel (dkms status, Secure Boot), then restart; lspci shows"
+        " whether the GPU is there",
+    ),
+)
+
+
+@check
+def smi_failed(found: Evidence) -> Iterator[Finding]:
+    """nvidia-smi itself fails."""
+    if found.smi_failed:
+        cause, fix = next(rest for words, *rest in _FAILURES if re.search(words, found.smi_failed))
+        yield Finding("nvidia-smi", ERROR, found.smi_failed, cause, fix)
+
+
 @check
 def blackwell(found: Evidence) -> Iterator[Finding]:
     """A GPU without FP4 tensor cores, for an NVFP4 model."""

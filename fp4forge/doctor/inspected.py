@@ -14,7 +14,10 @@ from fp4forge.doctor.evidence import Evidence, Mount
 
 _PORT = re.compile(r"[0-9]{1,5}")
 _NVIDIA = re.compile(r"nvidia\.com/gpu|/dev/nvidia")
-FORM = "JSON of docker inspect or podman inspect, or kubectl describe pod"
+FORM = (
+    "JSON of docker inspect or podman inspect, kubectl describe pod, or kubectl get pod -o json or"
+    " yaml"
+)
 
 
 class _Container(Struct, frozen=True):
@@ -109,7 +112,9 @@ def from_inspect(data: object, where: str = "docker inspect", here: bool = False
     Raises:
         UsageError: it is something else.
     """
-    if isinstance(data, list) and data:
+    if data == []:
+        raise UsageError(f"{where} describes no container", rule=FORM)
+    if isinstance(data, list):
         data = next((one for one in data if "vllm" in str(one)[:100_000].lower()), data[0])
     found = reading.shaped(data, Inspected, where, UsageError)
     config, host = found.Config or _Container(), found.HostConfig or _Host()
@@ -117,7 +122,7 @@ def from_inspect(data: object, where: str = "docker inspect", here: bool = False
     image = found.ImageName or config.Image or ""
     entrypoint = _listed(config.Entrypoint)
     given = commands.words([*entrypoint, *_listed(config.Cmd)])
-    requested, count = _requested(config, host)
+    requested, count = _requested(config, host, known=found.HostConfig is not None)
     out = Evidence(
         image=image,
         labels=config.Labels or {},
@@ -151,8 +156,14 @@ def _mount(entry: _Mounted, here: bool) -> Mount:
     return Mount(entry.Source or "", entry.Destination or "", kind, here)
 
 
-def _requested(config: _Container, host: _Host) -> tuple[bool | None, int | None]:
-    """Whether the container asks for a GPU, and for how many; None is all, or unknown."""
+def _requested(config: _Container, host: _Host, *, known: bool) -> tuple[bool | None, int | None]:
+    """Whether the container asks for a GPU, and for how many; None is all, or unknown.
+
+    Args:
+        config: of the container.
+        host: of the container.
+        known: whether the description has a HostConfig; an image's has none.
+    """
     if requests := host.DeviceRequests:
         ids = [name for entry in requests for name in entry.DeviceIDs or ()]
         if any("=" in name or name == "all" for name in ids):  # CDI: nvidia.com/gpu=0
@@ -165,7 +176,7 @@ def _requested(config: _Container, host: _Host) -> tuple[bool | None, int | None
     if host.Runtime == "nvidia":
         visible = dict(entry.split("=", 1) for entry in config.Env or () if "=" in entry)
         return True, _visible(visible.get("NVIDIA_VISIBLE_DEVICES", "all"))
-    return False, None
+    return False if known else None, None
 
 
 def _visible(text: str) -> int | None:

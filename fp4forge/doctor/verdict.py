@@ -11,7 +11,8 @@ from fp4forge.doctor.evidence import Evidence
 
 ILL, UNCLEAR, HEALTHY = "ill", "unclear", "healthy"
 _BAD = re.compile(
-    r"Segmentation fault|core dumped|^Killed|EngineDeadError|EngineCore encountered"
+    r"Segmentation fault|core dumped|^Killed|: segfault at |blocked for more than [0-9]+ seconds"
+    r"|EngineDeadError|EngineCore encountered"
     r"|\b50[0-9] Internal Server Error|\" 50[0-9]\b|Engine core proc \S+ died"
 )
 # A client's mistake is no fault of the server.
