@@ -52,7 +52,7 @@ _RAISED = re.compile(
     r"|Error|fatal error|FATAL|Fatal Python error|terminate called after throwing)(?::|$| an )"
 )
 # They wrap another exception, which stands before them.
-_WRAPPERS = re.compile(
+WRAPPERS = re.compile(
     r"See root cause above|Engine core initialization failed|EngineDeadError|"
     r"WorkerProc (?:initialization|hit an exception)|EngineCore encountered|SystemExit|"
     r"KeyboardInterrupt|CancelledError|CalledProcessError|Engine core proc|Traceback \(most recent"
@@ -219,7 +219,7 @@ def raised(log: Log, since: int = 0) -> Iterator[Raised]:
     for number, line in enumerate(log.lines[since:], since):
         if match := _PLACE.match(line.text):
             place = f"{match[1]}, line {match[2]}, in {match[3]}"
-        elif _RAISED.match(line.text) and not _WRAPPERS.search(line.text):
+        elif _RAISED.match(line.text) and not WRAPPERS.search(line.text):
             yield Raised(shown(line.text, 400), shown(place, 300), number)
             place = ""
 
