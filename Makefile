@@ -42,7 +42,7 @@ $(VENV)/.ready: requirements.txt
 	@touch $@
 
 
-.PHONY: venv setup image image-source test checks unit e2e e2e-image beside e2e-heavy test-image test-gpu quantise-venv test-quantise lint docs render requirements lock matrix drift follow archs audit bench clean help
+.PHONY: venv setup image image-source test checks unit e2e e2e-image beside e2e-heavy test-image test-gpu quantise-venv test-quantise lint docs render requirements lock matrix drift follow archs faults audit bench clean help
 
 venv: $(VENV)/.ready
 
@@ -156,6 +156,9 @@ archs: venv ## Compare releases/archs/ and switches/ with the sources of each re
 	@for file in releases/archs/*.json; do version=$$(basename $$file .json); \
 	  $(RUN) build.py arch extract --check --vllm $$version || exit; \
 	  $(RUN) build.py release switches --check $$version || exit; done
+
+faults: venv ## The doctor's known faults to look at again (NOTES= release notes of REPOSITORY=)
+	@$(RUN) build.py release faults $(if $(NOTES),--notes $(NOTES)) $(if $(REPOSITORY),--repository $(REPOSITORY))
 
 audit: venv ## Known vulnerabilities of the locks, with verdicts (asks OSV's service, or DB=FOLDER)
 	@$(RUN) build.py audit $(if $(DB),--db $(DB))

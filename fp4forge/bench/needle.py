@@ -67,6 +67,7 @@ def of_length(seed: int, tokens: int, count: Callable[[str], int] | None) -> Nee
         found = replace(found, tokens=count(found.text) if count else found.tokens)
         if 0.97 * tokens <= found.tokens <= tokens:
             break
-        words = max(int(words * 0.985 * tokens / max(found.tokens, 1)), 20)
+        # A word has at least one token, whatever the server says.
+        words = min(max(int(words * 0.985 * tokens / max(found.tokens, 1)), 20), tokens)
         found = hidden(seed, words)
     return found

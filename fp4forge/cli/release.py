@@ -1,4 +1,4 @@
-"""Commands about releases: add, follow, switches, list, show, remove, diff."""
+"""Commands about releases: add, follow, switches, list, show, remove, diff, faults."""
 
 from __future__ import annotations
 
@@ -241,3 +241,34 @@ def diff(old: str, new: str, as_json: bool) -> None:
         print_json([dict(zip(("name", "old", "new"), row, strict=True)) for row in found])
         return
     print_rows((name, f"{before or '-'} -> {after or '-'}") for name, before, after in found)
+
+
+@release.command()
+@click.option(
+    "--notes",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Text of release notes: faults whose issues it mentions are listed.",
+)
+@click.option(
+    "--repository",
+    default="vllm-project/vllm",
+    show_default=True,
+    help="Whose notes they are: #123 in them is its own.",
+)
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+def faults(notes: Path | None, repository: str, as_json: bool) -> None:
+    """List the doctor's known faults to look at again, because a release may have fixed them."""
+    from dataclasses import asdict
+
+    from fp4forge.core import reading
+    from fp4forge.core.errors import UsageError
+    from fp4forge.maintain import rechecks
+
+    text = reading.text(notes, UsageError) if notes else ""
+    found = rechecks.due(text, repository)
+    if as_json:
+        print_json([asdict(one) for one in found])
+    elif found:
+        print_rows((one.id, one.why) for one in found)
+    else:
+        click.echo("no known fault is to be looked at again")

@@ -42,6 +42,8 @@ class _Service(Struct, frozen=True):
     volumes: list[str | _Volume] | None = None
     labels: Any = None
     shm_size: _Scalar = None
+    mem_limit: _Scalar = None
+    ulimits: Any = None
     ipc: _Scalar = None
     runtime: _Scalar = None
     gpus: Any = None
@@ -91,6 +93,8 @@ def from_text(text: str, where: str, folder: Path) -> Evidence:
             for entry, raw in zip(service.volumes or (), chosen.get("volumes") or (), strict=True)
         ],
         shm_bytes=_bytes(service.shm_size),
+        memory_limit=_bytes(service.mem_limit) or _bytes(_limit(service.deploy)),
+        open_files=_nofile(service.ulimits),
         ipc=_text(service.ipc),
         gpu_requested=requested,
         gpu_count=count,
@@ -138,6 +142,20 @@ def _requested(service: _Service, given: dict[str, str]) -> tuple[bool, int | No
         numbers = re.fullmatch(r"[0-9]{1,3}(,[0-9]{1,3}){0,63}", listed)
         return True, listed.count(",") + 1 if numbers else None
     return False, None
+
+
+def _limit(deploy: Any) -> _Scalar:
+    """``deploy.resources.limits.memory``."""
+    for name in ("resources", "limits", "memory"):
+        deploy = deploy.get(name) if isinstance(deploy, dict) else None
+    return deploy if isinstance(deploy, str | int) else None
+
+
+def _nofile(ulimits: Any) -> int | None:
+    """The soft limit of open files, in both of compose's forms."""
+    given = ulimits.get("nofile") if isinstance(ulimits, dict) else None
+    soft = str(given.get("soft") if isinstance(given, dict) else given)
+    return int(soft) if re.fullmatch("[0-9]{1,12}", soft) else None
 
 
 def _reserved(deploy: Any) -> list[Any]:

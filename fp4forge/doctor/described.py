@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from pathlib import Path
 
 from fp4forge.core import reading
@@ -32,16 +34,34 @@ def from_text(data: bytes, where: str) -> Evidence:
     Raises:
         UsageError: it is something else.
     """
-    text = data.decode(errors="replace")
+    text = evidence.decoded(data)
     if kubernetes.is_description(text):
         return kubernetes.from_description(text)
-    found = reading.json(data, object, where, UsageError)
-    if isinstance(found, dict) and found.get("kind") == "Pod":
-        return kubernetes.from_object(found)
+    found = _values(text, where)
+    if isinstance(found, dict) and (pod := kubernetes.pod(found)):
+        return kubernetes.from_object(pod)
     try:
         return from_inspect(found, where)
     except UsageError as error:
         raise UsageError(error.message, rule=inspected.FORM) from None
+
+
+def _values(text: str, where: str) -> object:
+    """The JSON in a text, as one value or one on each line, or its YAML.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    try:
+        return reading.json(text.encode(errors="replace"), object, where, UsageError)
+    except UsageError as error:
+        failed = error
+    lines = [line for line in text.splitlines() if line.strip()]
+    with contextlib.suppress(UsageError):
+        return [reading.json(line, object, where, UsageError) for line in lines]
+    if re.search(r"(?m)^kind: ", text):
+        return reading.yaml(text, where, UsageError)
+    raise UsageError(failed.message, rule=inspected.FORM)
 
 
 def container(name: str) -> Evidence:

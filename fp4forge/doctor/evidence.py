@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
-import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,11 +12,12 @@ from fp4forge.core.errors import UsageError
 from fp4forge.core.limits import LOG_BYTES, LOG_LINE_CHARACTERS
 from fp4forge.doctor import command as commands
 from fp4forge.doctor import logs
+from fp4forge.doctor.host import Host
 from fp4forge.doctor.live import Live
-from fp4forge.doctor.smi import Gpu, gpus
+from fp4forge.doctor.smi import Gpu
 from fp4forge.oci import acquire
 
-__all__ = ["Evidence", "Given", "Gpu", "Mount", "as_log", "digest", "gpus", "host", "read_log"]
+__all__ = ["Evidence", "Given", "Gpu", "Mount", "as_log", "digest", "read_log"]
 
 PATCH_RECORD = "/opt/fp4forge/patches.json"
 LEDGER = "/opt/fp4forge/ledger.json"
@@ -71,10 +70,14 @@ class Evidence:
     live: Live | None = None  # what the server at ``url`` answered
     address: str = ""  # where the container's server is published on this host
     gpus: list[Gpu] = field(default_factory=list)
+    smi_failed: str = ""  # what nvidia-smi said in place of GPUs
     record: acquire.Patches | None = None  # patches.json of the image
     ledger: acquire.Ledger | None = None  # ledger.json of the image
-    memory_total: int | None = None  # of the host, bytes
-    memory_free: int | None = None
+    host: Host = field(default_factory=Host)  # the machine that it runs on, if that is this one
+    memory_limit: int | None = None  # of the container, bytes; it may be above the host's memory
+    open_files: int | None = None  # that the server may have
+    shm_free: int | None = None  # bytes
+    pid: int | None = None  # of the container's first process, on its host
     inputs: list[Given] = field(default_factory=list)
 
     @property
@@ -122,30 +125,17 @@ def read_log(path: Path) -> str:
     return as_log(reading.content(path, UsageError, LOG_BYTES))
 
 
+def decoded(content: bytes) -> str:
+    """A file's text, whatever program saved it."""
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):  # PowerShell's > writes UTF-16
+        return content.decode("utf-16", errors="replace")
+    return content.decode("utf-8-sig", errors="replace")
+
+
 def as_log(content: bytes) -> str:
     """A log's text; of absurd lines, over which a pattern would need hours, the beginning."""
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):  # PowerShell's > writes UTF-16
-        text = content.decode("utf-16", errors="replace")
-    else:
-        text = content.decode("utf-8-sig", errors="replace")
-    lines = text.split("\n")
+    lines = decoded(content).split("\n")
     return "\n".join(line[:LOG_LINE_CHARACTERS] for line in lines)
-
-
-def host(out: Evidence) -> None:
-    """Adds what this machine reports: its memory, and its GPUs if nvidia-smi is there."""
-    text = Path("/proc/meminfo").read_text(errors="replace")
-    sizes = {m[1]: int(m[2]) * 1024 for m in re.finditer(r"^(\w+):\s+([0-9]{1,15}) kB", text, re.M)}
-    out.memory_total, out.memory_free = sizes.get("MemTotal"), sizes.get("MemAvailable")
-    if shutil.which("nvidia-smi"):
-        line = ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version,memory.total"]
-        try:
-            done = subprocess.run(
-                [*line, "--format=csv,noheader,nounits"], capture_output=True, timeout=10
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return
-        out.gpus = gpus(done.stdout.decode(errors="replace"))
 
 
 def digest(path: str) -> str | None:

@@ -133,8 +133,8 @@ def unified(found: Evidence) -> bool:
 
 def memory(found: Evidence) -> int:
     """Bytes of unified memory: of this host, or of the product."""
-    if found.memory_total:
-        return found.memory_total
+    if found.host.memory_total:
+        return found.host.memory_total
     spark = PRODUCTS["gb10"]
     return spark.memory_mib * 2**20
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fp4forge.core.text import shown
-from fp4forge.doctor import composed, described, facts, inspected, live, logs, smi
+from fp4forge.doctor import composed, described, facts, host, inspected, live, logs, smi
 from fp4forge.doctor import evidence as _evidence
 from fp4forge.doctor.evidence import Evidence, Given
 
@@ -45,14 +45,43 @@ def evidence(handed: Handed) -> Evidence:
     if handed.url:
         found.url = handed.url
     if handed.smi:
-        found.gpus = smi.gpus(_evidence.read_log(handed.smi))
-        names = tuple(f"{g.name}, driver {g.driver or 'unknown'}" for g in found.gpus)
-        found.inputs.append(Given(f"nvidia-smi {handed.smi}", names, smi.FORM))
-    elif handed.container or handed.url:
-        _evidence.host(found)
+        take_smi(found, _evidence.read_log(handed.smi), f"nvidia-smi {handed.smi}")
+    _this_machine(handed, found)
     if found.url:
         found.live = live.first(found.url, facts.family_of(found))
     return found
+
+
+def take_smi(found: Evidence, text: str, name: str) -> None:
+    """Adds what nvidia-smi printed."""
+    found.gpus, found.smi_failed = smi.gpus(text), shown(smi.failure(text), 300)
+    said = [f"{g.name}, driver {g.driver or 'unknown'}" for g in found.gpus]
+    said += ["a failure"] if found.smi_failed else []
+    found.inputs.append(Given(name, tuple(said), smi.FORM))
+
+
+def _this_machine(handed: Handed, found: Evidence) -> None:
+    """What this machine reports, if the server runs here; of a saved file nothing says so."""
+    if handed.container and host.has_engine():
+        own = host.limits(found.pid) if found.pid else host.Limits()
+        found.open_files = own.open_files or found.open_files
+        found.memory_limit = own.memory or found.memory_limit
+        found.shm_free = own.shm_free
+    elif not host.is_url(handed.url or ""):
+        if not handed.compose_file:
+            return
+        found.host = host.Host(disks=_disks(found))  # a compose file is about to be started here
+        return
+    found.host = host.here()
+    found.host.disks = _disks(found)
+    found.gpus = found.gpus or host.cards()
+
+
+def _disks(found: Evidence) -> dict[str, int]:
+    """What the disks of the mounted folders of this machine have left."""
+    folders = {mount.source for mount in found.mounts if mount.here and mount.kind == "bind"}
+    sizes = {folder: host.free(folder) for folder in sorted(folders)}
+    return {folder: size for folder, size in sizes.items() if size is not None}
 
 
 def _described(handed: Handed) -> Evidence:

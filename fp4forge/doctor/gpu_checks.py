@@ -42,6 +42,35 @@ def gpu(found: Evidence) -> Iterator[Finding]:
         )
 
 
+# What nvidia-smi says if it fails: cause, fix (NVIDIA's manual page of nvidia-smi; Xid errors).
+_FAILURES = (
+    (
+        r"mismatch",
+        "the driver was updated, and the kernel still runs the old one",
+        "restart the machine",
+    ),
+    (
+        r"lost|device handle",
+        "a GPU does not answer on PCIe any more",
+        "restart the machine; dmesg shows its Xid; power, cooling and seating are the usual causes",
+    ),
+    (
+        r"",
+        "the driver's kernel module is not loaded, or sees no GPU",
+        "install the driver for this kernel (dkms status, Secure Boot), then restart; lspci shows"
+        " whether the GPU is there",
+    ),
+)
+
+
+@check
+def smi_failed(found: Evidence) -> Iterator[Finding]:
+    """nvidia-smi itself fails."""
+    if found.smi_failed:
+        cause, fix = next(rest for words, *rest in _FAILURES if re.search(words, found.smi_failed))
+        yield Finding("nvidia-smi", ERROR, found.smi_failed, cause, fix)
+
+
 @check
 def blackwell(found: Evidence) -> Iterator[Finding]:
     """A GPU without FP4 tensor cores, for an NVFP4 model."""
@@ -56,7 +85,7 @@ def blackwell(found: Evidence) -> Iterator[Finding]:
     names = ", ".join(f"{g.name} (compute capability {g.capability})" for g in weak)
     yield Finding(
         "not-blackwell",
-        WARNING if (marlin or found.ready) and not refused else ERROR,
+        ERROR if refused else WARNING,  # vLLM serves it weight-only, with Marlin
         refused or names or said,
         "native FP4 begins with compute capability 10.0",
         "a Blackwell GPU: GB10, RTX 5090, RTX PRO 6000 Blackwell, B200",
@@ -68,9 +97,11 @@ def _unsupported(found: Evidence) -> str:
 
 
 def _fp4(found: Evidence) -> bool:
-    """Whether the model may be NVFP4: nothing says that it is something else."""
-    chosen = (facts.setting(found, "quantization") or "").lower()
-    return not re.fullmatch(r"none|fp8|awq\w*|gptq\w*|bitsandbytes|gguf|mxfp4", chosen)
+    """Whether the model is NVFP4, by its name, the flags, the log or the image."""
+    named = f"{facts.model(found)} {facts.setting(found, 'quantization') or ''}".lower()
+    if re.search(r"nvfp4|modelopt_(?:fp4|mixed)", named) or "io.fp4forge.release" in found.labels:
+        return True
+    return bool(line_of(found, r"NVFP4|NvFp4|(?:native support for|no) FP4\b"))
 
 
 def _forced(found: Evidence) -> bool:

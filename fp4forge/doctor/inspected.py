@@ -14,7 +14,10 @@ from fp4forge.doctor.evidence import Evidence, Mount
 
 _PORT = re.compile(r"[0-9]{1,5}")
 _NVIDIA = re.compile(r"nvidia\.com/gpu|/dev/nvidia")
-FORM = "JSON of docker inspect or podman inspect, or kubectl describe pod"
+FORM = (
+    "JSON of docker inspect or podman inspect, kubectl describe pod, or kubectl get pod -o json or"
+    " yaml"
+)
 
 
 class _Container(Struct, frozen=True):
@@ -47,7 +50,14 @@ class _Device(Struct, frozen=True):
     PathOnHost: str | None = None
 
 
+class _Ulimit(Struct, frozen=True):
+    Name: str | None = None
+    Soft: int | None = None
+
+
 class _Host(Struct, frozen=True):
+    Memory: int | None = None  # bytes; 0: no limit
+    Ulimits: list[_Ulimit] | None = None
     ShmSize: int | None = None
     IpcMode: str | None = None
     NetworkMode: str | None = None
@@ -63,6 +73,7 @@ class _Health(Struct, frozen=True):
 
 class _State(Struct, frozen=True):
     Status: str | None = None
+    Pid: int | None = None
     ExitCode: int | None = None
     OOMKilled: bool | None = None
     Health: _Health | None = None
@@ -101,7 +112,9 @@ def from_inspect(data: object, where: str = "docker inspect", here: bool = False
     Raises:
         UsageError: it is something else.
     """
-    if isinstance(data, list) and data:
+    if data == []:
+        raise UsageError(f"{where} describes no container", rule=FORM)
+    if isinstance(data, list):
         data = next((one for one in data if "vllm" in str(one)[:100_000].lower()), data[0])
     found = reading.shaped(data, Inspected, where, UsageError)
     config, host = found.Config or _Container(), found.HostConfig or _Host()
@@ -109,7 +122,7 @@ def from_inspect(data: object, where: str = "docker inspect", here: bool = False
     image = found.ImageName or config.Image or ""
     entrypoint = _listed(config.Entrypoint)
     given = commands.words([*entrypoint, *_listed(config.Cmd)])
-    requested, count = _requested(config, host)
+    requested, count = _requested(config, host, known=found.HostConfig is not None)
     out = Evidence(
         image=image,
         labels=config.Labels or {},
@@ -124,10 +137,18 @@ def from_inspect(data: object, where: str = "docker inspect", here: bool = False
         ipc=host.IpcMode or "",
         gpu_requested=requested,
         gpu_count=count,
+        memory_limit=host.Memory or None,
+        open_files=next((u.Soft for u in host.Ulimits or () if _nofile(u.Name)), None),
+        pid=state.Pid or None,
         published=_host_ports(host.PortBindings),
     )
     _address(out, found, host)
     return out
+
+
+def _nofile(name: str | None) -> bool:
+    """Whether it is the limit of open files; podman's is RLIMIT_NOFILE."""
+    return (name or "").lower().removeprefix("rlimit_") == "nofile"
 
 
 def _mount(entry: _Mounted, here: bool) -> Mount:
@@ -135,8 +156,14 @@ def _mount(entry: _Mounted, here: bool) -> Mount:
     return Mount(entry.Source or "", entry.Destination or "", kind, here)
 
 
-def _requested(config: _Container, host: _Host) -> tuple[bool | None, int | None]:
-    """Whether the container asks for a GPU, and for how many; None is all, or unknown."""
+def _requested(config: _Container, host: _Host, *, known: bool) -> tuple[bool | None, int | None]:
+    """Whether the container asks for a GPU, and for how many; None is all, or unknown.
+
+    Args:
+        config: of the container.
+        host: of the container.
+        known: whether the description has a HostConfig; an image's has none.
+    """
     if requests := host.DeviceRequests:
         ids = [name for entry in requests for name in entry.DeviceIDs or ()]
         if any("=" in name or name == "all" for name in ids):  # CDI: nvidia.com/gpu=0
@@ -149,7 +176,7 @@ def _requested(config: _Container, host: _Host) -> tuple[bool | None, int | None
     if host.Runtime == "nvidia":
         visible = dict(entry.split("=", 1) for entry in config.Env or () if "=" in entry)
         return True, _visible(visible.get("NVIDIA_VISIBLE_DEVICES", "all"))
-    return False, None
+    return False if known else None, None
 
 
 def _visible(text: str) -> int | None:

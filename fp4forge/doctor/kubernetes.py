@@ -12,18 +12,22 @@ _FIELD = re.compile(r"^( {2,40})([A-Z][\w /]{1,40}):(?: +(.*))?$")
 _EVENT = re.compile(r"^ {2}(?:Normal|Warning) +(\w+) .*")
 _GPUS = re.compile(r"nvidia\.com/(?:gpu|mig-[\w.-]+): +([0-9]{1,4})")
 _SERVER = re.compile(r"vllm", re.I)
+_CONTAINERS = re.compile(r"(?m)^ {0,2}Containers:\s*$")  # two spaces: of a deployment's template
 
 
 def is_description(text: str) -> bool:
     """Whether a text is what kubectl describe pod prints."""
-    return bool(re.search(r"(?m)^Name: ", text) and re.search(r"(?m)^Containers:", text))
+    return bool(re.search(r"(?m)^Name: ", text) and _CONTAINERS.search(text))
 
 
 def from_description(text: str) -> Evidence:
     """From kubectl describe pod: the container that serves a model, and the events."""
-    parts = re.split(r"(?m)^ {2}(?=[a-z0-9][\w-]{0,62}:\s*$)", text.partition("\nContainers:")[2])
+    described = [part for part in re.split(r"(?m)^(?=Name: )", text) if _CONTAINERS.search(part)]
+    text = next((part for part in described if _SERVER.search(part)), described[0])
+    after = _CONTAINERS.split(text, maxsplit=1)[1]
+    parts = re.split(r"(?m)^ {2,3}(?=[a-z0-9][\w-]{0,62}:\s*$)", after)
     chosen = next((part for part in parts[1:] if _SERVER.search(part)), "".join(parts[1:2]))
-    chosen = re.split(r"(?m)^[A-Z]\w+:", chosen)[0]
+    chosen = re.split(r"(?m)^ {0,2}[A-Z]\w+:", chosen)[0]
     fields = _fields(chosen)
     image = "".join(fields.get("Image", ())[:1])
     entry, arguments = fields.get("Command", []), fields.get("Args", [])
@@ -68,6 +72,16 @@ def _fields(part: str) -> dict[str, list[str]]:
 def _environment(lines: list[str]) -> dict[str, str]:
     pairs = (line.partition(":") for line in lines)
     return {name.strip(): value.strip() for name, colon, value in pairs if colon}
+
+
+def pod(data: dict[str, Any]) -> dict[str, Any] | None:
+    """The pod in what kubectl get prints: one, of a list, or a deployment's; None if it is none."""
+    if "kind" not in data:
+        return None
+    found = [item for item in _at(data, "items") or [data] if isinstance(item, dict)]
+    pods = [_at(item, "spec", "template") or item for item in found]
+    pods = [one for one in pods if _at(one, "spec", "containers")]
+    return next((one for one in pods if _SERVER.search(str(one))), pods[0] if pods else None)
 
 
 def from_object(data: dict[str, Any]) -> Evidence:

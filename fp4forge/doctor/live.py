@@ -66,6 +66,8 @@ class Live:
     @property
     def facts(self) -> tuple[str, ...]:
         """What the server contributed: each question with its outcome, and what was not asked."""
+        if self.unreachable:
+            return (f"/health: {self.unreachable}",)
         out = []
         for name in dict.fromkeys(asked.name for asked in self.asked):
             wrong = [asked.wrong for asked in self.asked if asked.name == name]

@@ -15,7 +15,7 @@ _ENDLESS = re.compile(r"(-?\w{2,}-?)\1{3,}|(\S)\2{30,}|(\b\S{1,20} )\3{9,}")
 _REPORT = "build.py serve doctor with --logs and --bundle packs the evidence for a report"
 _FULL = 0.95  # of the KV cache
 _CLOCK = 120.0  # seconds
-_METRICS = "vllm/v1/metrics/loggers.py"
+_METRICS = "vLLM, vllm/v1/metrics/loggers.py"
 
 
 @check

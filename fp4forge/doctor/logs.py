@@ -26,7 +26,16 @@ _ISO = re.compile(
     r"([0-9]{4}-[01][0-9]-[0-3][0-9])[T ]([0-2][0-9]:[0-5][0-9]:[0-5][0-9])"
     r"(?:[.,][0-9]{1,9})?(?:Z|[+-][0-9]{2}:?[0-9]{2})? +(?:std(?:out|err) [FP] )?"
 )
-_SYSLOG = re.compile(r"[A-Z][a-z]{2} [ 0-9][0-9] ([0-2][0-9]:[0-5][0-9]:[0-5][0-9]) (?=\S+ \S+: )")
+_SYSLOG = re.compile(
+    r"[A-Z][a-z]{2} [ 0-9][0-9] ([0-2][0-9]:[0-5][0-9]:[0-5][0-9])(?:\.[0-9]{1,9})? (?=\S+ \S+: )"
+)
+_FIELD = re.compile(r" {0,8}MESSAGE=")  # journalctl -o verbose and -o export
+# With this begins a line of vLLM or uvicorn; what stands before it is a collector's.
+_MARK = re.compile(
+    r"\([\w-]{1,60} pid=[0-9]{1,9}"
+    r"|(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)(?: [01][0-9]-[0-3][0-9] |: {2})"
+)
+_COLLECTOR = 120  # characters of its prefix, at most
 _UNIT = re.compile(r"[\w.-]{1,64} [\w@./-]{1,64}(?:\[[0-9]{1,9}\])?: ")
 _PROCESS = re.compile(r"\([\w-]{1,60} pid=[0-9]{1,9}(?:, ip=[^)\s]{1,45})?\) ?")
 _LOGGER = re.compile(
@@ -43,7 +52,7 @@ _RAISED = re.compile(
     r"|Error|fatal error|FATAL|Fatal Python error|terminate called after throwing)(?::|$| an )"
 )
 # They wrap another exception, which stands before them.
-_WRAPPERS = re.compile(
+WRAPPERS = re.compile(
     r"See root cause above|Engine core initialization failed|EngineDeadError|"
     r"WorkerProc (?:initialization|hit an exception)|EngineCore encountered|SystemExit|"
     r"KeyboardInterrupt|CancelledError|CalledProcessError|Engine core proc|Traceback \(most recent"
@@ -94,10 +103,28 @@ def parse(text: str) -> Log:
     prefixed = sum(1 for line in raw if _SERVICE.match(line) and "| UNEXPECTED" not in line)
     service = prefixed >= max(2, 0.8 * sum(1 for line in raw if line.strip()))
     lines = tuple(_line(line, service) for line in raw)
+    if collected := _collected(lines):
+        raw = [collected.sub("", line.text, count=1) for line in lines]
+        lines = tuple(_line(line, False) for line in raw)
     starts = [number for number, line in enumerate(lines) if START.search(line.text)]
     if len(starts) > 1 and any(READY.search(line.text) for line in lines[starts[-1] :]):
         lines = lines[starts[-1] :]
     return Log(lines, "\n".join(line.text for line in lines))
+
+
+def _collected(lines: tuple[Line, ...]) -> re.Pattern[str] | None:
+    """The prefix that a collector unknown here puts before most lines; None if there is none."""
+    shapes: Counter[str] = Counter()
+    full = [line.text for line in lines if line.text.strip()]
+    for text in full:
+        if (mark := _MARK.search(text[: _COLLECTOR + 30])) and 0 < mark.start() <= _COLLECTOR:
+            parts = re.split(r"([0-9]+)", text[: mark.start()])
+            shapes["".join("[0-9]+" if p.isdecimal() else re.escape(p) for p in parts)] += 1
+    for shape, _ in shapes.most_common(1):
+        pattern = re.compile(shape)
+        if sum(1 for text in full if pattern.match(text)) >= max(2, 0.8 * len(full)):
+            return pattern
+    return None
 
 
 def _thinned(raw: list[str]) -> list[str]:
@@ -129,7 +156,8 @@ def last(log: Log, pattern: re.Pattern[str]) -> int:
 def _line(raw: str, service: bool) -> Line:
     text, seconds = raw, -1.0
     if raw.startswith("{"):
-        text = _unpacked(raw)
+        text = _ESCAPES.sub("", _unpacked(raw))
+    text = _FIELD.sub("", text, count=1) if "MESSAGE=" in text[:20] else text
     if service:
         text = _SERVICE.sub("", text, count=1)
     text = _POD.sub("", text, count=1) if text.startswith("[pod/") else text
@@ -155,17 +183,25 @@ def _line(raw: str, service: bool) -> Line:
 
 
 def _unpacked(raw: str) -> str:
-    """The message of a line of Docker's json-file driver or of ``journalctl -o json``."""
+    """The message in a line of JSON: of Docker's json-file driver, the journal, or a collector."""
     try:
         found = json.loads(raw)
     except (ValueError, RecursionError):
         return raw
     if not isinstance(found, dict):
         return raw
-    message = next(
-        (found[key] for key in ("log", "MESSAGE") if isinstance(found.get(key), str)), ""
-    )
-    return message.rstrip("\n") or raw
+    for key in ("log", "MESSAGE", "message", "msg", "line"):
+        value = found.get(key)
+        if isinstance(value, list):  # the journal's form of a text with colours
+            value = _from_bytes(value)
+        if isinstance(value, str) and value:
+            return value.rstrip("\n")
+    return raw
+
+
+def _from_bytes(value: list[object]) -> str:
+    numbers = [n for n in value if isinstance(n, int) and 0 <= n < 256]
+    return bytes(numbers).decode(errors="replace") if len(numbers) == len(value) else ""
 
 
 @lru_cache(maxsize=1 << 16)
@@ -183,7 +219,7 @@ def raised(log: Log, since: int = 0) -> Iterator[Raised]:
     for number, line in enumerate(log.lines[since:], since):
         if match := _PLACE.match(line.text):
             place = f"{match[1]}, line {match[2]}, in {match[3]}"
-        elif _RAISED.match(line.text) and not _WRAPPERS.search(line.text):
+        elif _RAISED.match(line.text) and not WRAPPERS.search(line.text):
             yield Raised(shown(line.text, 400), shown(place, 300), number)
             place = ""
 

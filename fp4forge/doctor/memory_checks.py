@@ -18,6 +18,8 @@ from fp4forge.doctor.evidence import Evidence
 from fp4forge.models import faults
 
 HEADROOM_GIB = 10  # unified memory that the host's own programs and page cache need
+# Programs of a server, as the kernel names them (15 characters).
+_OURS = r"(?i:vllm|python|pt_main|ray|ninja|nvcc|cicc|ptxas|cudafe|cc1plus)"
 _SHARE = re.compile(r"0?\.[0-9]{1,6}|1(\.0{1,6})?")
 _FREE = re.compile(
     r"Free memory on device .{0,40}?\(([0-9.]{1,10})/([0-9.]{1,10}) GiB\).{0,60}"
@@ -73,7 +75,7 @@ def killed(found: Evidence) -> Iterator[Finding]:
     """The kernel ended the server for memory."""
     line = line_of(
         found,
-        r"[Oo]ut of memory: Killed process|oom-kill|OOMKilled|Memory cgroup out of memory"
+        rf"Killed process [0-9]+ \({_OURS}|oom-kill:.*task={_OURS}|OOMKilled"
         r"|NVRM: .*(?:NV_ERR_NO_MEMORY|out of memory)",
     )
     # 137 is SIGKILL from whoever sent it: without more it is a symptom of memory, most often.
@@ -89,6 +91,24 @@ def killed(found: Evidence) -> Iterator[Finding]:
         "lower --gpu-memory-utilization; see that MAX_JOBS caps FlashInfer's compiling; dmesg"
         " shows what the kernel did",
     )
+
+
+@check
+def others_killed(found: Evidence) -> Iterator[Finding]:
+    """The kernel ended another program for memory: the host is short of it."""
+    line = line_of(
+        found,
+        rf"Killed process [0-9]+ \((?!{_OURS})|oom-kill:.*task=(?!{_OURS})"
+        r"|Killed \S+ due to memory pressure|\S+ invoked oom-killer",
+    )
+    if line and not line_of(found, rf"Killed process [0-9]+ \({_OURS}"):
+        yield Finding(
+            "host-memory",
+            WARNING,
+            line,
+            "the machine ran out of memory, and a program was ended",
+            "lower --gpu-memory-utilization on unified memory; stop other programs",
+        )
 
 
 @check

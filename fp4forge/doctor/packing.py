@@ -12,7 +12,7 @@ from fp4forge.core import files, reading
 from fp4forge.core.errors import UsageError
 from fp4forge.core.limits import LOG_BYTES
 from fp4forge.core.text import as_json, without_secrets
-from fp4forge.doctor import described, gather, inspected, smi
+from fp4forge.doctor import described, gather, inspected
 from fp4forge.doctor import evidence as evidences
 from fp4forge.doctor.evidence import Evidence, Given
 
@@ -168,9 +168,7 @@ def read(path: Path) -> Evidence:
         found.log = evidences.as_log(parts["log.txt"])
         found.inputs.append(Given("log.txt", gather.log_facts(found), gather.LOG_FORM))
     if "nvidia-smi.txt" in parts:
-        found.gpus = smi.gpus(evidences.as_log(parts["nvidia-smi.txt"]))
-        names = tuple(g.name for g in found.gpus)
-        found.inputs.append(Given("nvidia-smi.txt", names, smi.FORM))
+        gather.take_smi(found, evidences.as_log(parts["nvidia-smi.txt"]), "nvidia-smi.txt")
     return found
 
 

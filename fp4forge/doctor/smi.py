@@ -37,7 +37,12 @@ _CAPABILITIES = (
 )
 _NUMBER = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6}){1,3}")
 _CAPABILITY = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}")
-_DRIVER = re.compile(r"Driver Version\s*: *([0-9.]{3,20})")
+# KMD Version from R610 on; -q keeps the old name, with a note for a value.
+_DRIVER = re.compile(r"(?:Driver|KMD) Version\s*: *([0-9][0-9.]{2,19})")
+_FAILED = re.compile(
+    r"NVIDIA-SMI has failed because|Failed to initialize NVML|Driver/library version mismatch"
+    r"|No devices were found|GPU is lost|[Uu]nable to determine the device handle"
+)
 _ROW = re.compile(
     r"\|\s+[0-9]{1,3}\s+((?:NVIDIA|Tesla|Quadro|GeForce)[^|]{1,60}?)\s+(?:On|Off|N/A)\s*\|"
 )
@@ -47,6 +52,11 @@ _USED = re.compile(r"/\s*([0-9]{1,9})MiB")
 def capability(name: str) -> str:
     """Compute capability of a product; empty if the name is not known."""
     return next((found for pattern, found in _CAPABILITIES if re.search(pattern, name)), "")
+
+
+def failure(text: str) -> str:
+    """The line in which nvidia-smi says that it, or a GPU, failed; empty if it does not."""
+    return next((line.strip(" |") for line in text.splitlines() if _FAILED.search(line)), "")
 
 
 def gpus(text: str) -> list[Gpu]:
@@ -73,7 +83,8 @@ def _csv(text: str) -> list[Gpu]:
         found = dict(zip(columns, cells, strict=False))
         name, driver = found.get("name", ""), found.get("driver_version", "")
         able = found.get("compute_cap") or capability(name)
-        if name and _CAPABILITY.fullmatch(able) and _NUMBER.fullmatch(driver):
+        known = _NUMBER.fullmatch(driver) or "driver_version" not in columns
+        if name and _CAPABILITY.fullmatch(able) and known:
             out.append(Gpu(name, able, driver, _mib(found.get("memory.total", ""))))
     return out
 
@@ -122,7 +133,7 @@ def _query(text: str) -> list[Gpu]:
 
 def _xml(text: str) -> list[Gpu]:
     """By patterns: they expand no entities, and read a file that was cut as far as it goes."""
-    driver = re.search(r"<driver_version>([^<]{1,40})<", text)
+    driver = re.search(r"<(?:driver|kmd)_version>\s*([0-9][^<]{1,40})<", text)
     out = []
     for part in text.split("<gpu ")[1:]:
         name = re.search(r"<product_name>([^<]{1,80})<", part)

@@ -11,9 +11,20 @@ from fp4forge.doctor.evidence import Evidence
 
 ILL, UNCLEAR, HEALTHY = "ill", "unclear", "healthy"
 _BAD = re.compile(
-    r"Segmentation fault|core dumped|^Killed|EngineDeadError|EngineCore encountered"
-    r"|\b50[0-9] Internal Server Error|\" 50[0-9]\b|Engine core proc \S+ died"
+    # What kills a process without a Python exception: signals, glibc, C++, Rust, compilers.
+    r"Segmentation fault|SIGSEGV|SIGABRT|core dumped|^Killed|: segfault at |: Assertion `"
+    r"|double free|free\(\): invalid|malloc\(\): |corrupted size|panicked at |CUDA error: "
+    r"|^nvcc fatal|^ninja: build stopped|^Exception in thread |^Process \S+:$|slurmstepd: error"
+    r"|blocked for more than [0-9]+ seconds"
+    # What whoever started it says of its end.
+    r"|(?:exited with|terminated with exit) code [1-9]|Main process exited|Failed with result"
+    # vLLM's and uvicorn's own words.
+    r"|EngineDeadError|EngineCore encountered|\b50[0-9] Internal Server Error|\" 50[0-9]\b"
+    r"|Engine core proc \S+ died"
 )
+_AGAIN = re.compile(rf"{logs.START.pattern}|Initializing a V1 LLM engine")
+_EXCEPTION = re.compile(r"[A-Za-z_][\w.]{2,200}(?::|$)")
+_ENDED = re.compile(r"^Application shutdown complete|^Finished server process")
 # A client's mistake is no fault of the server.
 _CLIENT = re.compile(
     r"code=4[0-9][0-9]|Error in preprocessing prompt|BadRequestError|NotFoundError"
@@ -55,11 +66,19 @@ def judge(found: Evidence, findings: list[Finding]) -> Verdict:
         return Verdict(HEALTHY, f"the server knows France's capital; nothing bad in {asked}")
     if found.url:
         return Verdict(UNCLEAR, "the server gave no answer that can be judged")
+    if ready >= 0 and (again := _later(log, ready, _AGAIN)):
+        return Verdict(UNCLEAR, "the server started again, and has not been ready since", again)
     if ready >= 0:
-        return Verdict(
-            HEALTHY, "the server became ready, and nothing bad follows", log.excerpt(ready)
-        )
+        ended = "; it was shut down in order" if _later(log, ready, _ENDED) else ""
+        why = f"the server became ready, and nothing bad follows{ended}"
+        return Verdict(HEALTHY, why, log.excerpt(ready))
     return _silent(found, log)
+
+
+def _later(log: logs.Log, since: int, pattern: re.Pattern[str]) -> str:
+    """The first line after another that matches."""
+    found = (n for n in range(since + 1, len(log.lines)) if pattern.search(log.lines[n].text))
+    return log.excerpt(next(found, -1))
 
 
 def _silent(found: Evidence, log: logs.Log) -> Verdict:
@@ -87,4 +106,18 @@ def _bad(log: logs.Log, since: int) -> str:
             return log.excerpt(number)
         if line.level == "ERROR" and line.text.strip() and line.place:
             return log.excerpt(number)
-    return ""
+    return _traceback(log, since)
+
+
+def _traceback(log: logs.Log, since: int) -> str:
+    """The exception of a traceback, whatever its name; of one that was cut, its first line."""
+    begun = -1
+    for number, line in enumerate(log.lines[since:], since):
+        if line.text.startswith("Traceback (most recent call last)"):
+            begun = number
+        elif begun >= 0 and line.text[:1].strip():
+            ends = _EXCEPTION.match(line.text) and not logs.WRAPPERS.search(line.text)
+            if ends and not _CLIENT.search(line.text):
+                return log.excerpt(number)
+            begun = -1
+    return log.excerpt(begun)

@@ -17,6 +17,7 @@ from fp4forge.bench import (
     identity,
     inside,
     metrics,
+    needle,
     suite,
     tables,
     tool,
@@ -28,6 +29,7 @@ from fp4forge.bench.result import Identity, Request, Result, Server, Trial
 from fp4forge.bench.suite import Load, Named
 from fp4forge.core.errors import BenchError, UsageError
 from fp4forge.core.paths import BENCHMARKS
+from fp4forge.serve.client import Answer
 from tests.bench_fakes import ITL, TTFT, raw, tokens
 
 SUITES = suite.names()
@@ -388,3 +390,28 @@ def test_charts_escape_and_scale() -> None:
     assert svg.count("<circle") == 3  # 0 has no place on a logarithmic axis
     assert ">2,000</text>" in svg
     assert charts.lines([charts.Series("x", ())], charts.Axis("x"), charts.Axis("y")) == ""
+
+
+@pytest.mark.parametrize("tokens", [1024, 8192, 32768])
+@pytest.mark.parametrize("per_word", [1.0, 1.3, 2.5])
+def test_a_needle_fills_a_length_and_is_found(tokens: int, per_word: float) -> None:
+    def count(text: str) -> int:
+        return 9 + round(len(text.split()) * per_word)
+
+    made = needle.of_length(7, tokens, count)
+    assert made == needle.of_length(7, tokens, count)
+    assert 0.9 * tokens <= count(made.text) <= tokens
+    assert made.text.count(f"The keeper's number is {made.number}.") == 1
+    assert not made.wrong(Answer(text=f"It is {int(made.number):,}."))
+    assert made.wrong(Answer(text="It is 7."))
+
+
+@pytest.mark.parametrize("count", [0, -5, 10**18])
+def test_a_tokenizer_that_counts_nonsense_ends(count: int) -> None:
+    assert len(needle.of_length(7, 32768, lambda _: count).text.split()) < 40_000
+
+
+def test_metrics_by_label() -> None:
+    text = 'a{x="1",y="2"} 3\na{x="2",y="2"} 4\nb 5\nc{y="\\"" 6\n'
+    assert metrics.parse(text) == {"a": 7, "b": 5}
+    assert metrics.parse(text, "x") == {'a{x="1"}': 3, 'a{x="2"}': 4, "b": 5}

@@ -10,9 +10,10 @@ import pytest
 from click.testing import CliRunner
 
 from fp4forge.core.errors import ServingError, UsageError
-from fp4forge.doctor import described, diagnosis, evidence
+from fp4forge.doctor import described, diagnosis, evidence, smi
 from fp4forge.doctor import examine as doctor
 from fp4forge.doctor.evidence import Evidence, Gpu, Mount
+from fp4forge.doctor.host import Host
 from fp4forge.doctor.live import Live
 from fp4forge.oci.acquire import Hashes, Ledger, Patches
 from fp4forge.serve import manifest, settings
@@ -61,7 +62,7 @@ def healthy(tmp_path: Path, **changes: Any) -> Evidence:
         gpu_requested=True,
         log=GOOD_LOG,
         gpus=[SPARK],
-        memory_total=int(119.6 * 2**30),
+        host=Host(memory_total=int(119.6 * 2**30)),
         ledger=Ledger(gpus={"sm121": {"ok": True}}),
         record=Patches(),
     )
@@ -413,7 +414,7 @@ def test_what_is_no_inspection(tmp_path: Path) -> None:
 
 def test_nvidia_smi_of_a_spark() -> None:
     """GB10 reports no memory of its own."""
-    found = evidence.gpus("NVIDIA GB10, 12.1, 580.95.05, [N/A]\nnonsense\n")
+    found = smi.gpus("NVIDIA GB10, 12.1, 580.95.05, [N/A]\nnonsense\n")
     assert found == [SPARK]
 
 

@@ -15,6 +15,7 @@ from fp4forge.doctor import command as commands
 from fp4forge.doctor import (
     composed,
     described,
+    examine,
     facts,
     gather,
     inspected,
@@ -318,8 +319,6 @@ def test_exit_codes_and_what_each_file_gave(tmp_path: Path) -> None:
 
 
 def test_nothing_known_is_unclear() -> None:
-    from fp4forge.doctor import examine
-
     found = Evidence()
     assert examine.judge(found, examine.examine(found)).name == "unclear"
 

@@ -141,6 +141,12 @@ def test_a_good_server_is_asked_everything(model: Model) -> None:
     assert "a needle in 32,768 tokens: right" in given(done)
 
 
+def test_nothing_answers() -> None:
+    done = CliRunner().invoke(command, ["--url", "http://127.0.0.1:9", "--soak", "--json"])
+    assert verdict(done) == ("ill", {"port"})
+    assert given(done).startswith("/health: ")
+
+
 def test_quick_asks_for_the_capital_alone(model: Model) -> None:
     model.garbage_from = 1000
     assert verdict(run(model, "--quick")) == ("healthy", set())

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from msgspec.structs import replace as replace_struct
 from packaging.version import Version
 
+from fp4forge.cli.release import faults as command
 from fp4forge.core.errors import ReleaseError
 from fp4forge.core.paths import FAULTS as FAULTS_FILE
 from fp4forge.doctor import facts, fault_checks
 from fp4forge.doctor.evidence import Evidence, Gpu
+from fp4forge.maintain import rechecks
 from fp4forge.models import family, faults
 from fp4forge.models.faults import Fault
 
@@ -121,3 +128,66 @@ def test_defaults_and_drivers_by_version() -> None:
     assert older and newer
     assert older.driver < newer.driver
     assert faults.driver("") is None
+
+
+def test_every_source_names_where_it_is_from() -> None:
+    """A tracker's thread, a file and its version, or a run of our own."""
+    kinds = (
+        r"[\w.-]+/[\w.-]+#\d+|\w+/[\w./-]+\.\w{1,4}\b|\brun on\b|^[\w.-]+,? \w+|errno\(3\)|\(2\)"
+    )
+    for fault in FAULTS.values():
+        assert re.search(kinds, fault.source), f"{fault.id}: {fault.source}"
+
+
+def faulty(source: str, **more: str) -> Fault:
+    return replace_struct(
+        FAULTS["ptxas"], id="x", component="vllm", source=source, **{"fixed_in": "", **more}
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "issues"),
+    [
+        (
+            "vllm-project/vllm#35031; PR #45739",
+            ["vllm-project/vllm#35031", "vllm-project/vllm#45739"],
+        ),
+        ("NVIDIA/nccl#2079; #1151", ["NVIDIA/nccl#2079", "NVIDIA/nccl#1151"]),
+        ("vllm/config/cache.py of 0.19.1", []),
+    ],
+)
+def test_issues_of_a_source(source: str, issues: list[str]) -> None:
+    found = [f"{owner}#{number}" for owner, number in rechecks.issues(faulty(source))]
+    assert found == issues
+
+
+@pytest.mark.parametrize(
+    ("fault", "notes", "why"),
+    [
+        (faulty("vllm-project/vllm#35031"), "* Fix the drafter (#35031)", "mention vllm-project"),
+        (faulty("NVIDIA/nccl#2079"), "* Fix the drafter (#2079)", ""),
+        (
+            faulty("NVIDIA/nccl#2079"),
+            "see https://github.com/NVIDIA/nccl/issues/2079.",
+            "mention NVIDIA/nccl#2079",
+        ),
+        (faulty("vllm-project/vllm#35031"), "* Fix (#350310)", ""),
+        (faulty("vllm-project/vllm#35031", fixed_in="0.25.0"), "* Fix (#35031)", ""),
+        (faulty("vllm/config/cache.py of 0.1.2 and 0.1.3"), "", "read in 0.1.3"),
+        (faulty("vllm/config/cache.py of 999.0.0"), "", ""),
+        (faulty("a thread somewhere", fixed_in="999.0"), "", "fixed in 999.0"),
+    ],
+)
+def test_what_is_to_be_looked_at_again(
+    fault: Fault, notes: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faults, "table", lambda: faults.Faults(faults=(fault,)))
+    found = rechecks.due(notes)
+    assert (why in found[0].why) if why else not found
+
+
+def test_the_command_reads_notes(tmp_path: Path) -> None:
+    notes = tmp_path / "notes.md"
+    notes.write_text("* Load BF16 drafters (#35031)\n")
+    done = CliRunner().invoke(command, ["--notes", str(notes), "--json"])
+    assert "mtp-shape" in [one["id"] for one in json.loads(done.stdout) if "mention" in one["why"]]

@@ -275,7 +275,7 @@ LINES = [
 def test_logs_and_nvidia_smi(parts: list[str], rest: bytes) -> None:
     content = "\n".join(parts).encode(errors="surrogatepass") + rest
     text = evidence.as_log(content)
-    survives(lambda: diagnose(Evidence(log=text, gpus=evidence.gpus(text), command=parts)))
+    survives(lambda: diagnose(Evidence(log=text, gpus=smi.gpus(text), command=parts)))
 
 
 SMI = (Path(__file__).parent / "data/doctor/smi-table/smi.txt").read_bytes()
