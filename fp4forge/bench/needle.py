@@ -32,7 +32,7 @@ class Needle:
 
 def hidden(seed: int, words: int = 0) -> Needle:
     """A needle in about so many words; by default in the whole prose once."""
-    choose = random.Random(seed)  # noqa: S311 - prose is no secret
+    choose = random.Random(seed)  # noqa: S311 - not a secret
     number = str(choose.randrange(10_000, 100_000))
     said = f"The keeper's number is {number}."
     sentences: list[str] = []

@@ -135,7 +135,7 @@ def _shapes(
     modules: Mapping[str, Parts],
     judged: Mapping[str, tuple[Parts, Scheme]],
 ) -> dict[str, Shape]:
-    """The sizes of layers' weights before packing, where they can be told."""
+    """The sizes of layers' weights before packing, if they are known."""
     shapes = {name: tensor.shape for name, tensor in found.tensors.items()}
     for name, parts in modules.items():
         if name in judged:

@@ -35,6 +35,11 @@ def check() -> None:
         raise KeyboardInterrupt
 
 
+def taken() -> None:
+    """An interrupt has ended what it should, and the command goes on."""
+    _arrived.clear()
+
+
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
     _arrived.set()
     raise KeyboardInterrupt

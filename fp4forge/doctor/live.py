@@ -12,6 +12,7 @@ from typing import Any
 
 from fp4forge.bench import metrics, needle
 from fp4forge.bench.server import Server
+from fp4forge.core import interrupts
 from fp4forge.core.errors import ForgeError
 from fp4forge.core.limits import LONG_ANSWER_SECONDS
 from fp4forge.core.text import shown
@@ -184,4 +185,5 @@ def soak(found: Live, url: str, seconds: float, report: Progress) -> None:
         if found.answered:
             more(found, url, report)
     except KeyboardInterrupt:
+        interrupts.taken()
         report("interrupted")

@@ -24,7 +24,7 @@ KV_BYTES: dict[str, float] = {
     "auto": 2,
     "bfloat16": 2,
     "float16": 2,
-    # A byte of scale for 16 (nvfp4_kv_cache_full_dim in vllm/utils/torch_utils.py of 0.33.0).
+    # A byte of scale for 16 (nvfp4_kv_cache_full_dim in vllm/utils/torch_utils.py).
     "nvfp4": 0.5625,
 }
 _ELEMENT = {"float32": 4, "float16": 2, "bfloat16": 2, "auto": 2}

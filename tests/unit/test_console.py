@@ -57,6 +57,29 @@ except KeyboardInterrupt:
 """
 
 
+TAKES = """
+import os, signal
+from fp4forge.core import interrupts
+from fp4forge.core.console import Console
+
+interrupts.install()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    interrupts.taken()
+with Console().step("verdict") as step:
+    step.report("going on")
+    print("said")
+"""
+
+
+def test_an_interrupt_that_a_command_takes_as_its_end_is_not_raised_again() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TAKES], capture_output=True, text=True, cwd=ROOT, timeout=30
+    )
+    assert (done.returncode, done.stdout) == (0, "said\n"), done.stderr
+
+
 def test_an_interrupt_that_a_finaliser_swallowed_stops_the_next_step() -> None:
     done = subprocess.run(
         [sys.executable, "-c", LOSES], capture_output=True, text=True, cwd=ROOT, timeout=30
