@@ -74,6 +74,7 @@ def test_tags_move_in_their_order_until_one_is_refused(
     assert after == [image.digest] * (refused - 1) + before[refused - 1 :]
     said = re.findall(r":([^:/\s]+) now names (\S+)", caught.value.message)
     assert said == [(n, d or "nothing") for n, d in zip(NAMES, after, strict=True)]
+    patient()
     give(proxy, published, image)
     assert now(proxy, published) == [image.digest] * 3
 
