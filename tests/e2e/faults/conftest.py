@@ -36,8 +36,8 @@ def disk() -> None:
 @pytest.fixture
 def limits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Waits of seconds in place of minutes, and no login of the user's."""
-    # 3: beside a build, an answer without a fault may take more than one second
-    monkeypatch.setattr(api, "REGISTRY_SECONDS", 3)
+    # beside a build, an answer without a fault may take more than one second
+    monkeypatch.setattr(api, "REGISTRY_SECONDS", 2)
     monkeypatch.setattr(api, "REGISTRY_PAUSES", (0.01, 0.01))
     monkeypatch.setattr(copying, "COPY_SILENCE_SECONDS", 2)
     monkeypatch.setattr(client, "SERVER_SECONDS", 1)
