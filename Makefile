@@ -42,7 +42,7 @@ $(VENV)/.ready: requirements.txt
 	@touch $@
 
 
-.PHONY: venv setup image image-source test checks unit e2e e2e-image beside e2e-heavy test-image test-gpu quantise-venv test-quantise lint docs render requirements lock matrix drift follow archs faults audit bench clean help
+.PHONY: venv setup image image-source test checks unit e2e e2e-builds beside e2e-heavy test-image test-gpu quantise-venv test-quantise lint docs render requirements lock matrix drift follow archs faults audit bench clean help
 
 venv: $(VENV)/.ready
 
@@ -62,7 +62,7 @@ image-source: setup ## Compile the reference's vLLM (components core) into an im
 
 test: setup ## Lint, unit tests, and end-to-end tests against the real engine and registry
 	@scripts/test-tools.sh
-	@$(MAKE) --no-print-directory -j2 e2e-image beside
+	@$(MAKE) --no-print-directory -j2 e2e-builds beside
 
 checks: lint unit
 
@@ -75,14 +75,15 @@ e2e: setup ## End-to-end tests (they build the image of `make image`)
 	@scripts/test-tools.sh
 	@$(E2E) -m "not heavy"
 
-# The two halves of `make e2e`. The tests of the image take most of the time and little of it on
-# two cores; what else there is runs beside them.
-e2e-image:
-	@$(E2E) -m "image and not heavy"
+# The parts of `make e2e`. Building the image and upon it takes most of the time and little of it
+# on two cores; what else there is runs beside it, without room made on the disk meanwhile (CI=).
+e2e-builds:
+	@$(E2E) -m "builds and not heavy"
 
 beside:
 	@$(MAKE) --no-print-directory -j1 checks
-	@$(E2E) -m "not image and not heavy"
+	@$(E2E) -m "not builds and not runs and not heavy"
+	@CI= $(E2E) -m "runs and not heavy"
 
 e2e-heavy: setup ## End-to-end tests that compile for minutes
 	@scripts/test-tools.sh

@@ -13,9 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 # What the tests of a folder need; pyproject.toml describes the markers.
 _NEEDS = {"e2e": ("engine",), "gpu": ("gpu",)}
-# Fixtures that build or use the published image: minutes, when nothing is cached. The tests of
-# e2e/faults have small images of their own, some by the same names.
-_IMAGE = {"published", "image"}
+# Fixtures of the published image: minutes, when nothing is cached. Who asks for the second alone
+# runs it and builds nothing. The tests of e2e/faults have small images of their own, some by the
+# same names.
+_BUILDS, _RUNS = {"published", "edited", "built_upon"}, {"image"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -26,5 +27,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for name in _NEEDS.get(folder, ()):
             item.add_marker(name)
         asked = set(getattr(item, "fixturenames", ()))
-        if folder == "e2e" and item.path.parent.name != "faults" and asked & _IMAGE:
-            item.add_marker("image")
+        if folder == "e2e" and item.path.parent.name != "faults":
+            for name in ("builds",) if asked & _BUILDS else ("runs",) if asked & _RUNS else ():
+                item.add_marker(name)

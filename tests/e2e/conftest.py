@@ -215,6 +215,24 @@ def published(tmp_path_factory: pytest.TempPathFactory, disk: None) -> dict[str,
 
 
 @pytest.fixture(scope="session")
+def image(request: pytest.FixtureRequest) -> str:
+    """The published image, or IMAGE of ``make test-image ENGINE=cpu``, for tests that only run it.
+
+    They run beside those that build (``make beside``). A test that asks for ``published`` too does
+    not.
+    """
+    from fp4forge.oci import engine
+
+    given = os.environ.get("ENGINE_IMAGE")
+    if given:
+        if not engine.present(given):
+            shell("docker", "pull", "--quiet", given)
+        return given
+    published: dict[str, Any] = request.getfixturevalue("published")
+    return str(published["image"])
+
+
+@pytest.fixture(scope="session")
 def edited(published: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The outcome of a build after a line of a patch was edited, as a developer would.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
 
 import pytest
 
@@ -29,9 +28,9 @@ FAMILIES = ("gemma4", "qwen3")
 
 
 @pytest.fixture(scope="module")
-def answers(published: dict[str, Any]) -> dict[tuple[str, str], Answer]:
+def answers(image: str) -> dict[tuple[str, str], Answer]:
     models = tuple(model.of_family(name) for name in FAMILIES)
-    found = ask.ask(published["image"], host_platform(), GPUS, models, print)
+    found = ask.ask(image, host_platform(), GPUS, models, print)
     return {(answer.gpu, answer.family): answer for answer in found}
 
 

@@ -21,7 +21,7 @@ from tests import bench_fakes
 from tests.bench_fakes import ITL, TTFT, Fake
 from tests.e2e.conftest import Completed, shell
 from tests.e2e.engine import server as engine
-from tests.e2e.engine.conftest import cpu, image, models, start  # noqa: F401 - fixtures
+from tests.e2e.engine.conftest import cpu, models, start  # noqa: F401 - fixtures
 from tests.e2e.engine.server import Server
 
 SMALL = """
@@ -62,7 +62,7 @@ def bench(*arguments: object) -> Completed:
     return shell(sys.executable, "build.py", "bench", *line, check=False)
 
 
-def test_known_times_are_found(url: str, image: str, small: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_known_times_are_found(url: str, image: str, small: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = bench("--url", url, "--image", image, "--suite", small, "--out", out, "--json")
     assert done.returncode == 0, done.stderr
@@ -88,7 +88,7 @@ def test_faults_are_found(
     fault: str,
     url: str,
     fake: Fake,
-    image: str,  # noqa: F811
+    image: str,
     tmp_path: Path,
 ) -> None:
     suite = tmp_path / "one.yaml"
@@ -107,7 +107,7 @@ def test_faults_are_found(
     assert "Traceback" not in done.stderr
 
 
-def test_a_server_that_refuses(url: str, fake: Fake, image: str, small: Path) -> None:  # noqa: F811
+def test_a_server_that_refuses(url: str, fake: Fake, image: str, small: Path) -> None:
     fake.status["/v1/chat/completions"] = 503
     done = bench("--url", url, "--image", image, "--suite", small, "--out", small.parent / "out")
     assert done.returncode == 24
@@ -120,12 +120,12 @@ def server(start: Any, models: Path) -> Server:  # noqa: F811
     return found
 
 
-def measure(server: Server, image: str, out: Path, *more: object) -> Completed:  # noqa: F811
+def measure(server: Server, image: str, out: Path, *more: object) -> Completed:
     line = ["--url", server.url, "--network", engine.NETWORK, "--image", image]
     return bench(*line, "--container", server.container, "--out", out, *more)
 
 
-def test_a_real_engine(server: Server, image: str, tmp_path: Path) -> None:  # noqa: F811
+def test_a_real_engine(server: Server, image: str, tmp_path: Path) -> None:
     """The quick suite, its page, a comparison with itself; then the server dies."""
     out = tmp_path / "out"
     done = measure(server, image, out, "--json", "--allow-empty")
@@ -147,7 +147,7 @@ def test_a_real_engine(server: Server, image: str, tmp_path: Path) -> None:  # n
     _kill_during(server, image, tmp_path / "dead")
 
 
-def _kill_during(server: Server, image: str, out: Path) -> None:  # noqa: F811
+def _kill_during(server: Server, image: str, out: Path) -> None:
     result = out / "result.json"
 
     def kill() -> None:

@@ -21,11 +21,11 @@ ABOVE = ("deepseek-v3.2",)
 
 
 @pytest.fixture(scope="module")
-def made(published: dict[str, Any]) -> dict[str, Any]:
+def made(image: str) -> dict[str, Any]:
     mounts = {PROGRAMS: "/p", ROOT / "tests/image/proofs": "/proofs", FILE: "/configs.json"}
     volumes = [f"--volume={source}:{target}:ro" for source, target in mounts.items()]
     flags = ["--rm", "--network=none", "--env=PYTHONPATH=/proofs", "--entrypoint=python3"]
-    line = [published["image"], "/p/layers.py", "/configs.json"]
+    line = [image, "/p/layers.py", "/configs.json"]
     done = shell("docker", "run", *flags, *volumes, *line)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found

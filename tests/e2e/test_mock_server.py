@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -46,7 +45,7 @@ Start = Callable[..., str]
 
 
 @pytest.fixture
-def start(published: dict[str, Any], site: Path) -> Iterator[Start]:
+def start(image: str, site: Path) -> Iterator[Start]:
     """Starts mock servers in the image's Python; each one's URL."""
     names: list[str] = []
 
@@ -61,7 +60,7 @@ def start(published: dict[str, Any], site: Path) -> Iterator[Start]:
             "--env=PYTHONPATH=/g",
             "--env=HF_HUB_OFFLINE=1",
             "--entrypoint=python3",
-            published["image"],
+            image,
             "-m",
             "guidellm",
             "mock-server",

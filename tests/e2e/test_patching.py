@@ -165,12 +165,10 @@ def prove(image: str, root: Path, *runs: str) -> dict[str, Any]:
     return results
 
 
-def test_the_series_of_0_19_1_does_what_it_says(
-    published: dict[str, Any], vllm_0_19_1: Path
-) -> None:
+def test_the_series_of_0_19_1_does_what_it_says(image: str, vllm_0_19_1: Path) -> None:
     """Its image takes hours to compile: here its Python runs on 0.20.2's packages."""
     runs = ("patched", "original:/v/originals", "emulation:/v/emulation:native")
-    found = prove(published["image"], vllm_0_19_1, *runs)
+    found = prove(image, vllm_0_19_1, *runs)
     patched = found["patched"]
     for case in ("native", "moe_prefix", "multimodal", "multimodal_moe_prefix", "nan_scales"):
         assert patched[case]["outcome"] == "done", patched[case]

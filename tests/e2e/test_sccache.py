@@ -101,15 +101,15 @@ def total(stats: dict[str, Any], name: str) -> int:
 
 
 def test_a_second_builder_compiles_nothing(
-    published: dict[str, Any], sccache: Path, redis: int, tmp_path: Path
+    image: str, sccache: Path, redis: int, tmp_path: Path
 ) -> None:
     (tmp_path / "fp4.cu").write_bytes((KERNELS / "fp4.cu").read_bytes())
     (tmp_path / "host.cpp").write_text(
         "#include <vector>\nint f() { return sizeof(std::vector<int>); }\n"
     )
     tmp_path.chmod(0o755)
-    first = builder(published["image"], sccache, redis, tmp_path)
+    first = builder(image, sccache, redis, tmp_path)
     assert total(first, "cache_misses") >= 3 and total(first, "cache_hits") == 0
-    second = builder(published["image"], sccache, redis, tmp_path)
+    second = builder(image, sccache, redis, tmp_path)
     hits, misses = total(second, "cache_hits"), total(second, "cache_misses")
     assert hits / (hits + misses) >= 0.95, f"{hits} hits, {misses} misses"

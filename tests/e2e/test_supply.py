@@ -35,7 +35,7 @@ MD5SUMS = "var/lib/dpkg/info/libssl3t64:arm64.md5sums"
 
 
 @pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def imported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """An image for another machine with a plan and one Debian package: never started."""
     archive = tmp_path_factory.mktemp("image") / "layer.tar"
     plan = json.dumps(prepare(REQUEST).plan.as_json())
@@ -80,9 +80,9 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_an_image_is_audited_with_its_distribution(image: str, data: Path) -> None:
+def test_an_image_is_audited_with_its_distribution(imported: str, data: Path) -> None:
     done = shell(
-        sys.executable, "build.py", "audit", image, "--db", str(data), "--json", check=False
+        sys.executable, "build.py", "audit", imported, "--db", str(data), "--json", check=False
     )
     assert done.returncode == 30, done.stderr
     report = json.loads(done.stdout)
@@ -93,7 +93,7 @@ def test_an_image_is_audited_with_its_distribution(image: str, data: Path) -> No
     assert found["CVE-2026-105760"]["explained"]
 
 
-def test_a_publish_is_refused_for_what_only_the_image_has(image: str, data: Path) -> None:
+def test_a_publish_is_refused_for_what_only_the_image_has(imported: str, data: Path) -> None:
     from dataclasses import replace
 
     from fp4forge.core.errors import UsageError, VulnerableError
@@ -102,22 +102,22 @@ def test_a_publish_is_refused_for_what_only_the_image_has(image: str, data: Path
     plan = prepare(replace(REQUEST, allow_vulnerable=known)).plan
     assert gate.lock(plan, str(data), lambda _: None)
     with pytest.raises(VulnerableError, match="CVE-2026-1 "):
-        gate.image(plan, image, str(data), lambda _: None)
+        gate.image(plan, imported, str(data), lambda _: None)
     accepted = prepare(replace(REQUEST, allow_vulnerable=(*known, "CVE-2026-1"))).plan
-    assert "accepted: CVE-2026-1" in gate.image(accepted, image, str(data), lambda _: None)
+    assert "accepted: CVE-2026-1" in gate.image(accepted, imported, str(data), lambda _: None)
     nothing = prepare(replace(REQUEST, allow_vulnerable=(*known, "CVE-2026-1", "CVE-2026-2"))).plan
     with pytest.raises(UsageError, match="CVE-2026-2: nothing"):
-        gate.image(nothing, image, str(data), lambda _: None)
+        gate.image(nothing, imported, str(data), lambda _: None)
 
 
 def test_its_packages_are_recorded_and_compared(
-    image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    imported: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packages, "FOLDER", tmp_path)
-    path, moved = packages.record_image(image)
+    path, moved = packages.record_image(imported)
     assert path == tmp_path / "bootstrap-arm64.txt"
     assert moved == ["libssl3t64:arm64 3.5.1-1 is new"]
-    same = packages.check(image, "bootstrap", "linux/arm64", packages.REFUSE)
+    same = packages.check(imported, "bootstrap", "linux/arm64", packages.REFUSE)
     assert same.startswith("1 packages, as in")
 
 

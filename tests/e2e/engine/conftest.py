@@ -1,33 +1,19 @@
-"""An image that serves on this CPU: IMAGE of ``make test-image ENGINE=cpu``, or e2e's own."""
+"""An image made to serve on this machine's CPU."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fp4forge.oci import engine as oci
 from tests.e2e.conftest import shell
 from tests.e2e.engine import server as engine
 from tests.e2e.engine.server import Cpu, Server
 
 Start = Callable[..., Server]
-
-
-@pytest.fixture(scope="session")
-def image(request: pytest.FixtureRequest) -> str:
-    """The image under test, in the engine."""
-    given = os.environ.get("ENGINE_IMAGE")
-    if given:
-        if not oci.present(given):
-            shell("docker", "pull", "--quiet", given)
-        return given
-    published: dict[str, Any] = request.getfixturevalue("published")
-    return str(published["image"])
 
 
 @pytest.fixture(scope="session")
