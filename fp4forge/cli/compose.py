@@ -21,7 +21,6 @@ from fp4forge.kernels import gpus as gpu
 
 if TYPE_CHECKING:
     from fp4forge.checkpoint.tensors import Checkpoint
-    from fp4forge.serve.recipes import Chosen
     from fp4forge.serve.settings import Server, Wishes
 
 
@@ -188,7 +187,7 @@ def server(o: dict[str, Any], *, own_image: bool) -> Server:
         ForgeError: the model cannot be served so, or no image is known.
     """
     from fp4forge.checkpoint import tensors
-    from fp4forge.serve import recipes, settings
+    from fp4forge.serve import settings
 
     found_tag, release, version = published(o)
     chosen = wishes(o, version)
@@ -198,13 +197,7 @@ def server(o: dict[str, Any], *, own_image: bool) -> Server:
         chosen = _fitting(read, chosen, o)
         chosen = _inspected(read, chosen, release, own_image)
     image = checked_image(named_image(o, found_tag), o)
-    found = settings.server(o["model"], image, chosen)
-    if o["recipe"]:
-        return recipes.apply(found, recipe(o, chosen))
-    if o["features"] or o["recipe_variant"]:
-        option = "--feature" if o["features"] else "--recipe-variant"
-        raise UsageError(f"{option} without --recipe", rule="features and variants are a recipe's")
-    return found
+    return with_recipe(settings.server(o["model"], image, chosen), o, chosen)
 
 
 def named_image(o: dict[str, Any], tag: str) -> str:
@@ -279,13 +272,26 @@ def wishes(o: dict[str, Any], version: str) -> Wishes:
     )
 
 
-def recipe(o: dict[str, Any], chosen: Wishes) -> Chosen:
-    """The recipe's settings for the product that the options mean, if they mean one."""
+def with_recipe(found: Server, o: dict[str, Any], chosen: Wishes) -> Server:
+    """The server with the flags of ``--recipe`` for the product that the options mean, if any.
+
+    Raises:
+        UsageError: ``--feature`` or ``--recipe-variant`` without ``--recipe``.
+        ForgeError: the recipe is not one, or does not fit.
+    """
     from fp4forge.serve import recipes
 
+    if not o["recipe"]:
+        if o["features"] or o["recipe_variant"]:
+            option = "--feature" if o["features"] else "--recipe-variant"
+            rule = "features and variants are a recipe's"
+            raise UsageError(f"{option} without --recipe", rule=rule)
+        return found
     products = [name for name, p in gpu.PRODUCTS.items() if p.gpu in chosen.gpus and p.recipe]
     product = o["product"] or (products[0] if len(products) == 1 else None)
-    return recipes.choose(recipes.read(o["recipe"]), o["recipe_variant"], o["features"], product)
+    read = recipes.read(o["recipe"])
+    settings = recipes.choose(read, o["recipe_variant"], o["features"], product)
+    return recipes.apply(found, settings)
 
 
 def _fitting(read: Checkpoint, chosen: Wishes, o: dict[str, Any]) -> Wishes:

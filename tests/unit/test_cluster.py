@@ -205,6 +205,16 @@ def test_a_leader_worker_set(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "command", [("cluster", "--format", "lws", "--machines", "2"), ("compose",)]
+)
+@pytest.mark.parametrize("option", ["--feature", "--recipe-variant"])
+def test_what_only_a_recipe_has(folder: Path, command: tuple[str, ...], option: str) -> None:
+    done = run("serve", *command, "--model", str(folder), "--image", IMAGE, option, "x")
+    assert done.returncode == 2
+    assert f"{option} without --recipe" in done.stderr
+
+
+@pytest.mark.parametrize(
     ("words", "code", "says"),
     [
         ((), 2, "which machines, and which model"),
