@@ -27,7 +27,7 @@ _EXCEPTION = re.compile(r"[A-Za-z_][\w.]{2,200}(?::|$)")
 _ENDED = re.compile(r"^Application shutdown complete|^Finished server process")
 # A client's mistake is no fault of the server.
 _CLIENT = re.compile(
-    r"code=4[0-9][0-9]|Error in preprocessing prompt|BadRequestError|NotFoundError"
+    r"code=4[0-9][0-9]|Error in preprocessing prompt|\b(?:BadRequest|NotFound)Error"
     r"|maximum context length"
     r"|RequestValidationError|VLLMValidationError|ClientDisconnect|HTTPException"
 )

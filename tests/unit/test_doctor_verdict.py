@@ -16,6 +16,7 @@ LOGS = {
     if name.startswith("healthy") and (doctor_cases.DATA / name / "server.log").exists()
 }
 HOPPER = Path(__file__).parent / "data/logs/vllm-0.20.2-h200"
+LATER = Path(__file__).parent / "data/logs/vllm-0.33.0-h100"
 READY = ("Application startup complete", "Uvicorn running on")
 ENGINE = "(EngineCore pid=7) "
 BAD = (
@@ -40,6 +41,7 @@ BAD = (
     "Traceback (most recent call last):",
     'Traceback (most recent call last):\n  File "x.py", line 1, in f\n    g()',
     'Traceback (most recent call last):\n  File "x.py", line 1, in f\nzmq.error.Again: Resource',
+    "FileNotFoundError: [Errno 2] No such file or directory: 'x.cubin'",
     'INFO:     127.0.0.1:1 - "POST /v1/chat/completions HTTP/1.1" 500 Internal Server Error',
     "vllm-1 exited with code 137",
     "command terminated with exit code 137",
@@ -99,3 +101,9 @@ def test_a_real_log_with_an_orderly_end(log: str) -> None:
     found = Evidence(log=(HOPPER / log).read_text())
     judged = examine.judge(found, examine.examine(found))
     assert judged.name == verdict.HEALTHY and "shut down in order" in judged.why
+
+
+def test_the_exception_is_quoted_and_not_an_earlier_error() -> None:
+    found = Evidence(log=(LATER / "without-flashinfer.log").read_text())
+    judged = examine.judge(found, examine.examine(found))
+    assert judged.quote == "ModuleNotFoundError: No module named 'flashinfer'"
