@@ -85,7 +85,7 @@ beside:
 	@$(E2E) -m "not builds and not runs and not heavy"
 	@CI= $(E2E) -m "runs and not heavy"
 
-e2e-heavy: setup ## End-to-end tests that compile for minutes
+e2e-heavy: setup ## End-to-end tests that compile, or read many wheels: nightly
 	@scripts/test-tools.sh
 	@$(E2E) -m heavy
 

@@ -78,6 +78,7 @@ def marked(published: dict[str, Any]) -> tuple[float, list[str]]:
     return mark, build(REQUEST, lambda files: instruct(files, mark=mark))
 
 
+@pytest.mark.heavy
 def test_one_fp4_object_is_compiled_and_read_first(published: dict[str, Any]) -> None:
     reports = build(REQUEST)
     ran = any("compile gate" in text for text in reports)  # not, where nothing changed since
@@ -167,6 +168,7 @@ def test_a_component_beside_core_goes_into_the_wheel(
     assert (tmp_path / "vllm/cumem_allocator.abi3.so").is_file()
 
 
+@pytest.mark.heavy
 def test_a_wrong_prediction_stops_the_build_at_the_gate(published: dict[str, Any]) -> None:
     def predict(files: dict[str, bytes]) -> None:
         instructions = json.loads(files["compile.json"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from fp4forge.checks import ledgers
+from fp4forge.core.platform import PLATFORMS
 from fp4forge.inputs import release
 from fp4forge.inputs.release import Artefact
 from fp4forge.kernels import ledger as kernels
@@ -156,7 +157,17 @@ WHEELS = {
 }
 
 
-@pytest.mark.parametrize("name", WHEELS)
+OF_WHEELS = [name for name in release.names() if "wheel" in release.load(name).strategies]
+
+
+def nightly(values: Iterable[str], kept: Callable[[str], bool]) -> list[Any]:
+    """Parameters of which a test without ``heavy`` takes only some: a wheel takes a minute."""
+    return [
+        value if kept(value) else pytest.param(value, marks=pytest.mark.heavy) for value in values
+    ]
+
+
+@pytest.mark.parametrize("name", nightly(WHEELS, lambda name: name == "0.20.2 x86_64"))
 def test_published_wheels(name: str) -> None:
     version, platform, wanted = WHEELS[name]
     artefact: Artefact = release.load(version).wheels[platform]
@@ -176,23 +187,21 @@ def test_published_wheels(name: str) -> None:
         assert omma == [(f"sm_120{suffix}", 64), (f"sm_120{suffix}", 384)]
 
 
-@pytest.mark.parametrize("version", release.names())
+@pytest.mark.parametrize("version", OF_WHEELS)
+@pytest.mark.parametrize("platform", nightly(PLATFORMS, lambda name: name == "linux/amd64"))
 @pytest.mark.parametrize("group", ["nvfp4_gemm", "nvfp4_grouped_gemm", "nvfp4_kv_cache"])
-def test_a_wheel_without_a_groups_cubins_for_sm12x(version: str, group: str) -> None:
+def test_a_wheel_without_a_groups_cubins_for_sm12x(version: str, platform: str, group: str) -> None:
     """Every other kernel with FP4 instructions is still there, and hides nothing."""
     what = release.load(version)
-    if "wheel" not in what.strategies:
-        pytest.skip("no published wheel goes into an image")
-    for platform, artefact in what.wheels.items():
-        found = ledgers.read(str(sources.fetch(artefact)), lambda _: None)
-        prediction = predict(what.wheel_arch_lists[platform], version, what.cuda)
-        wanted = kernels.expected(prediction.groups, prediction.fp8_guards)
-        assert kernels.differences(wanted, found.targets()) == []
-        spoilt = kernels.Ledger(
-            "spoilt", tuple(replace(f, code=without(f, group)) for f in found.files)
-        )
-        (line,) = kernels.differences(wanted, spoilt.targets())
-        assert line.startswith(f"{group}: ") and "12.0f" not in line.split("found")[1]
+    found = ledgers.read(str(sources.fetch(what.wheels[platform])), lambda _: None)
+    prediction = predict(what.wheel_arch_lists[platform], version, what.cuda)
+    wanted = kernels.expected(prediction.groups, prediction.fp8_guards)
+    assert kernels.differences(wanted, found.targets()) == []
+    spoilt = kernels.Ledger(
+        "spoilt", tuple(replace(f, code=without(f, group)) for f in found.files)
+    )
+    (line,) = kernels.differences(wanted, spoilt.targets())
+    assert line.startswith(f"{group}: ") and "12.0f" not in line.split("found")[1]
 
 
 def without(file: kernels.File, group: str) -> DeviceCode:
