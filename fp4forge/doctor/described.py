@@ -81,8 +81,7 @@ def container(name: str) -> Evidence:
         raise ServingError(
             f"container {shown(name, 200)!r} does not exist", remedy="docker ps --all lists them"
         ) from None
-    out.record = acquire.read(found, evidence.PATCH_RECORD, acquire.Patches)
-    out.ledger = acquire.read(found, evidence.LEDGER, acquire.Ledger)
+    out.records = acquire.records_of(found)
     out.inputs = [evidence.Given(f"container {name}", inspected.summary(out))]
     out.url = out.address
     return out

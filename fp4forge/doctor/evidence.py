@@ -19,8 +19,6 @@ from fp4forge.oci import acquire
 
 __all__ = ["Evidence", "Given", "Gpu", "Mount", "as_log", "digest", "read_log"]
 
-PATCH_RECORD = "/opt/fp4forge/patches.json"
-LEDGER = "/opt/fp4forge/ledger.json"
 _VERSION = re.compile(r"[0-9]{1,4}\.[0-9]{1,4}\.[0-9]{1,4}")
 _SAID = re.compile(
     rf"(?:LLM engine \(v|vLLM API server version |vLLM [Vv]ersion:? |vllm==)({_VERSION.pattern})"
@@ -71,8 +69,7 @@ class Evidence:
     address: str = ""  # where the container's server is published on this host
     gpus: list[Gpu] = field(default_factory=list)
     smi_failed: str = ""  # what nvidia-smi said in place of GPUs
-    record: acquire.Patches | None = None  # patches.json of the image
-    ledger: acquire.Ledger | None = None  # ledger.json of the image
+    records: acquire.Records = field(default_factory=acquire.Records)  # plan.json etc. of the image
     host: Host = field(default_factory=Host)  # the machine that it runs on, if that is this one
     memory_limit: int | None = None  # of the container, bytes; it may be above the host's memory
     open_files: int | None = None  # that the server may have

@@ -9,6 +9,7 @@ from fp4forge.core.text import shown
 from fp4forge.doctor import composed, described, facts, host, inspected, live, logs, smi
 from fp4forge.doctor import evidence as _evidence
 from fp4forge.doctor.evidence import Evidence, Given
+from fp4forge.oci import acquire
 
 LOG_FORM = "what the server printed: docker logs, docker compose logs, kubectl logs or journalctl"
 # What a description may leave to another one, in the order of these fields.
@@ -86,7 +87,9 @@ def _disks(found: Evidence) -> dict[str, int]:
 
 def _described(handed: Handed) -> Evidence:
     if handed.container:
-        return described.container(handed.container)
+        found = described.container(handed.container)
+        found.inputs += [recorded(found)] if found.records.contents else []
+        return found
     if handed.inspection:
         found = described.read_inspect(handed.inspection)
         name, form = f"inspect {handed.inspection}", inspected.FORM
@@ -109,6 +112,23 @@ def _complete(found: Evidence, other: Evidence, path: Path) -> None:
             setattr(found, name, getattr(other, name))
     form = composed.FORM
     found.inputs.append(Given(f"compose file {path}", inspected.summary(other), form))
+
+
+def recorded(found: Evidence) -> Given:
+    """What the image's records contributed.
+
+    Raises:
+        BinaryError: one of them is damaged.
+    """
+    plan, ledger = found.records.plan, found.records.ledger or acquire.Ledger()
+    served = [name for name, verdicts in ledger.gpus.items() if verdicts.get("ok")]
+    said = [
+        f"release {plan.release}" if plan.release else "",
+        f"kernels for {', '.join(served)}" if served else "",
+        f"{len(found.records.patches.files)} patched files" if found.records.patches.files else "",
+    ]
+    form = f"what {acquire.FOLDER} in the image holds"
+    return Given("the image's records", tuple(shown(one, 200) for one in said if one), form)
 
 
 def log_facts(found: Evidence) -> tuple[str, ...]:

@@ -191,7 +191,8 @@ def kernels(found: Evidence) -> Iterator[Finding]:
             "build.py ledger IMAGE shows which GPUs it serves; build for this one with --arch",
         )
         return
-    served = found.ledger.gpus if found.ledger else {}
+    ledger = found.records.ledger
+    served = ledger.gpus if ledger else {}
     for device in found.gpus:
         name = "sm" + device.capability.replace(".", "")
         able = device.capability and float(device.capability) >= 10

@@ -15,8 +15,10 @@ from fp4forge.core.text import as_json, without_secrets
 from fp4forge.doctor import described, gather, inspected
 from fp4forge.doctor import evidence as evidences
 from fp4forge.doctor.evidence import Evidence, Given
+from fp4forge.oci import acquire
 
-_MEMBERS = ("log.txt", "inspect.json", "compose.yaml", "nvidia-smi.txt", "versions.json")
+_RECORDS = {f"{name}.json": name for name in acquire.RECORDS}
+_MEMBERS = ("log.txt", "inspect.json", "compose.yaml", "nvidia-smi.txt", "versions.json", *_RECORDS)
 _KEPT = ("127.0.0.1", "0.0.0.0")  # noqa: S104
 # Four numbers after "==" are the version of a package.
 _ADDRESS = re.compile(r"(?<![\w.])(?<!==)(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![\w]|\.[0-9])")
@@ -62,7 +64,7 @@ def _cleaned(value: Any) -> Any:
             for key, entry in value.items()
         }
     if isinstance(value, list):
-        before = ["", *(str(entry) for entry in value[:-1])]
+        before = ["", *(str(entry) for entry in value)][:-1] if value else []
         return [
             "..." if name.startswith("--") and _SECRET.search(name) else _cleaned(entry)
             for name, entry in zip(before, value, strict=True)
@@ -93,15 +95,26 @@ def write(path: Path, handed: gather.Handed, found: Evidence) -> None:
     parts["versions.json"] = as_json(
         {"versions": _versions(found), "inputs": [entry.name for entry in found.inputs]}
     )
+    parts |= {  # the image's own, public files: no address is in them, and versions look like one
+        name: found.records.contents[stem].decode(errors="replace")
+        for name, stem in _RECORDS.items()
+        if stem in found.records.contents
+    }
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
         for name, text in parts.items():
-            kept = clean(text) if name.endswith(".txt") else structured(text, name)
+            kept = _kept(name, text)
             content = kept.encode(errors="replace")
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
     files.replace(path, buffer.getvalue())
+
+
+def _kept(name: str, text: str) -> str:
+    if name in _RECORDS:
+        return without_secrets(text)
+    return clean(text) if name.endswith(".txt") else structured(text, name)
 
 
 def _versions(found: Evidence) -> dict[str, str]:
@@ -169,6 +182,10 @@ def read(path: Path) -> Evidence:
         found.inputs.append(Given("log.txt", gather.log_facts(found), gather.LOG_FORM))
     if "nvidia-smi.txt" in parts:
         gather.take_smi(found, evidences.as_log(parts["nvidia-smi.txt"]), "nvidia-smi.txt")
+    found.records = acquire.Records(
+        {stem: parts[name] for name, stem in _RECORDS.items() if name in parts}
+    )
+    found.inputs += [gather.recorded(found)] if found.records.contents else []
     return found
 
 

@@ -56,7 +56,7 @@ def _family(found: Evidence) -> family.Family:
 @check
 def patch_mounts(found: Evidence) -> Iterator[Finding]:
     """A file mounted over one that the image's patches made, or any over vLLM's code."""
-    files = found.record.files if found.record else {}
+    files = found.records.patches.files
     said = False
     for mount in found.mounts:
         place = _PACKAGES.search(mount.target)

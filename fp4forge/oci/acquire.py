@@ -18,6 +18,7 @@ from fp4forge.core.text import shown
 from fp4forge.oci import engine
 
 FOLDER = "/opt/fp4forge"
+RECORDS = ("plan", "ledger", "patches")
 T = TypeVar("T")
 
 
@@ -97,9 +98,14 @@ def records(client: Any, image: str) -> Records:
     Raises:
         RegistryError: the engine does not have it any more.
     """
-    wanted = {f"fp4forge/{name}.json": name for name in ("plan", "ledger", "patches")}
     with _unstarted(client, image) as made:
-        found = _files(made, FOLDER, wanted.__contains__)
+        return records_of(made)
+
+
+def records_of(container: Any) -> Records:
+    """As ``records``, of a container of docker's SDK: what the image put there, mounts aside."""
+    wanted = {f"fp4forge/{name}.json": name for name in RECORDS}
+    found = _files(container, FOLDER, wanted.__contains__)
     return Records({wanted[name]: content for name, content in found.items()})
 
 
@@ -150,17 +156,6 @@ def _unstarted(client: Any, image: str) -> Iterator[Any]:
         yield made
     finally:
         engine.discard(made)
-
-
-def read(container: Any, path: str, shape: type[T]) -> T | None:
-    """A JSON file of a container; what the image put there, mounts aside.
-
-    Raises:
-        BinaryError: it is there, and is not of that shape.
-    """
-    name = PurePosixPath(path).name
-    content = _files(container, path, {name}.__contains__).get(name)
-    return None if content is None else reading.json(content, shape, path, BinaryError)
 
 
 def _files(container: Any, path: str, wanted: Callable[[str], bool]) -> dict[str, bytes]:

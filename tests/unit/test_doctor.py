@@ -15,7 +15,7 @@ from fp4forge.doctor import examine as doctor
 from fp4forge.doctor.evidence import Evidence, Gpu, Mount
 from fp4forge.doctor.host import Host
 from fp4forge.doctor.live import Live
-from fp4forge.oci.acquire import Hashes, Ledger, Patches
+from fp4forge.oci.acquire import Records
 from fp4forge.serve import manifest, settings
 from tests.checkpoints import TINY, gemma4, write
 
@@ -41,6 +41,11 @@ GOOD_LOG = (
 )
 
 
+def judged(name: str, *, ok: bool) -> Records:
+    """An image's records, of which the ledger of one GPU alone says anything."""
+    return Records({"ledger": json.dumps({"gpus": {name: {"ok": ok}}}).encode()})
+
+
 def healthy(tmp_path: Path, **changes: Any) -> Evidence:
     folder = write(tmp_path / "model", gemma4(TINY), TINY)
     server = settings.server(
@@ -63,8 +68,7 @@ def healthy(tmp_path: Path, **changes: Any) -> Evidence:
         log=GOOD_LOG,
         gpus=[SPARK],
         host=Host(memory_total=int(119.6 * 2**30)),
-        ledger=Ledger(gpus={"sm121": {"ok": True}}),
-        record=Patches(),
+        records=judged("sm121", ok=True),
     )
     for name, value in changes.items():
         setattr(found, name, value)
@@ -181,7 +185,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "FlashInfer's MoE": ({"environment": {"VLLM_USE_FLASHINFER_MOE_FP4": "1"}}, "flashinfer-moe"),
     "Hopper": ({"gpus": [Gpu("NVIDIA H200", "9.0", "580.95.05")]}, "not-blackwell"),
     "an old driver": ({"gpus": [Gpu("NVIDIA GB10", "12.1", "570.86.10")]}, "driver"),
-    "kernels missing by the ledger": ({"ledger": Ledger(gpus={"sm121": {"ok": False}})}, "kernels"),
+    "kernels missing by the ledger": ({"records": judged("sm121", ok=False)}, "kernels"),
     "kernels missing by the log": (
         {"log": "RuntimeError: No compiled nvfp4 mm kernel for SM 121\n"},
         "kernels",
@@ -293,6 +297,12 @@ def test_an_empty_model_folder(tmp_path: Path) -> None:
     assert "is empty" in finding.evidence
 
 
+def patched(name: str, digest: str) -> Records:
+    """An image's records, of which patches.json alone says anything."""
+    content = json.dumps({"files": {name: {"after": digest}}})
+    return Records({"patches": content.encode()})
+
+
 def test_a_mount_with_the_baked_contents_is_no_finding(tmp_path: Path) -> None:
     file = tmp_path / "gemma4.py"
     file.write_text("patched")
@@ -300,9 +310,9 @@ def test_a_mount_with_the_baked_contents_is_no_finding(tmp_path: Path) -> None:
     digest = evidence.digest(str(file))
     place = f"{SITE}/model_executor/models/gemma4.py"
     mounts = [*healthy(tmp_path).mounts, Mount(str(file), place)]
-    found = healthy(tmp_path, mounts=mounts, record=Patches({name: Hashes(after=str(digest))}))
+    found = healthy(tmp_path, mounts=mounts, records=patched(name, str(digest)))
     assert "patch-mount" not in ids(found)
-    found.record = Patches({name: Hashes(after="0" * 64)})
+    found.records = patched(name, "0" * 64)
     finding = next(f for f in doctor.examine(found) if f.id == "patch-mount")
     assert str(digest)[:12] in finding.evidence
 

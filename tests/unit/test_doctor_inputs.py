@@ -27,6 +27,7 @@ from fp4forge.doctor import (
 )
 from fp4forge.doctor.evidence import Evidence, Gpu
 from fp4forge.models import family
+from fp4forge.oci import acquire
 
 TABLE = """
 | NVIDIA-SMI 580.142             Driver Version: 580.142     CUDA Version: 13.0     |
@@ -345,6 +346,7 @@ def test_a_bundle_keeps_the_verdict_and_no_secret(tmp_path: Path) -> None:
         "Env": [f"HF_TOKEN={token}", f"VLLM_API_KEY={key}", f"VLLM_HOST_IP={host}"],
         "Entrypoint": ["vllm", "serve"],
         "Cmd": ["org/m", "--api-key", key, "--master-addr", host],
+        "Volumes": [],
     }
     inspection.write_text(json.dumps([{"Config": config, "State": {"Status": "exited"}}]))
     smi_file = tmp_path / "smi.txt"
@@ -364,6 +366,27 @@ def test_a_bundle_keeps_the_verdict_and_no_secret(tmp_path: Path) -> None:
     ]
     assert ids[0] == ids[1]
     assert first.exit_code == second.exit_code == ServingError.exit_code
+
+
+def test_a_bundle_of_a_container_has_its_images_plan_and_ledger(tmp_path: Path) -> None:
+    contents = {
+        "plan": {"release": "0.20.2", "packages": {"nvidia-cublas": "13.1.0.3"}},
+        "ledger": {"gpus": {"sm121": {"ok": False}, "sm120": {"ok": True}}},
+        "patches": {"files": {"vllm/x.py": {"after": "0" * 64}}},
+    }
+    records = acquire.Records({name: json.dumps(c).encode() for name, c in contents.items()})
+    bundle = tmp_path / "report.tar.gz"
+    found = Evidence(
+        log="Application startup complete.\n",
+        gpus=[Gpu("NVIDIA GB10", "12.1", "580.95.05")],
+        records=records,
+    )
+    packing.write(bundle, gather.Handed(), found)
+    again = packing.read(bundle)
+    assert again.records == records
+    (given,) = (entry for entry in again.inputs if "records" in entry.name)
+    assert given.gave == ("release 0.20.2", "kernels for sm120", "1 patched files")
+    assert "kernels" in {finding.id for finding in examine.examine(again)}
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"\x1f\x8b\x08\x00broken"])

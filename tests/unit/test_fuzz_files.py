@@ -382,10 +382,10 @@ RECORD = {
 @fuzz
 @given(record=documents(RECORD), data=st.data())
 def test_records_of_an_image(record: bytes, data: st.DataObject) -> None:
-    content = tar({"ledger.json": record})
+    content = tar({f"fp4forge/{name}.json": record for name in acquire.RECORDS})
     content = data.draw(st.just(content) | spoilt_bytes(content, 600))
-    for shape in (acquire.Plan, acquire.Ledger, acquire.Patches):
-        survives(lambda shape=shape: acquire.read(Container(content), "/x/ledger.json", shape))  # type: ignore[misc]
+    for name in acquire.RECORDS:
+        survives(lambda name=name: getattr(acquire.records_of(Container(content)), name))  # type: ignore[misc]
 
 
 def bundled(index: bytes, evidence_: bytes = b"{}") -> dict[str, bytes]:
