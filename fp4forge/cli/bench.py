@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from fp4forge.cli.options import Function, json_option
+from fp4forge.cli.options import Function, Group, json_option
 from fp4forge.core.errors import BenchError, RegressionError, UsageError
 
 _PATH = click.Path(path_type=Path, exists=True)
@@ -44,7 +44,7 @@ def _server_options(function: Function) -> Function:
     return function
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Group, invoke_without_command=True)
 @_server_options
 @click.option(
     "--suite",

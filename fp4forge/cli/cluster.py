@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fp4forge.cli import cluster_files, clusters
-from fp4forge.cli.options import json_option, server_options
+from fp4forge.cli.options import Group, json_option, server_options
 from fp4forge.core import files, reading
 from fp4forge.core.console import Console, print_json, print_rows, rich
 from fp4forge.core.errors import ServingError, TransferError, UsageError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fp4forge.serve.settings import Server
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Group, invoke_without_command=True)
 @click.option("--hosts", metavar="USER@HOST,…", help="The machines; the first one answers.")
 @click.option(
     "--model", type=click.Path(path_type=Path), help="The model, at the same path on all."
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     help="ssh configuration file to use instead of the default.",
 )
 @click.option("--copy", is_flag=True, help="Copy the model to machines that lack it (rsync).")
-@click.option("--check", is_flag=True, help="Look at the machines; start nothing.")
+@click.option("--check", is_flag=True, help="Check the machines; start nothing.")
 @click.option(
     "--override",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -82,7 +82,7 @@ if TYPE_CHECKING:
 @json_option
 @click.pass_context
 def cluster(ctx: click.Context, /, **o: Any) -> None:
-    """Serve one model over several machines, or look whether they could.
+    """Serve one model over several machines, or check whether they could.
 
     Example: build.py serve cluster --hosts spark1,spark2 --model /models/big. Each machine gets
     the same image by digest, and the model must have the same files on each.
