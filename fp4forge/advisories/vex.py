@@ -203,7 +203,7 @@ def _verdict(one: _Statement, where: str, expires: dict[str, str]) -> Verdict:
         for name in [sub.id for sub in product.subcomponents] or [product.id]
     ]
     if not packages:
-        raise wrong("names no product", "a verdict is on a package")
+        raise wrong("names no product", "a verdict concerns a package")
     try:
         last = date.fromisoformat(expires[name])
     except KeyError:

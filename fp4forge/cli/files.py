@@ -17,7 +17,7 @@ from fp4forge.core.errors import BrokenReleasesError, DriftError
     "--packages-of",
     "image",
     metavar="IMAGE",
-    help="Instead: record the distribution's packages of an image of the engine.",
+    help="Make no locks: record the distribution packages of an image in the engine.",
 )
 def lock(check: bool, image: str | None) -> None:
     """Resolve the hashed dependency locks, one per release, strategy, platform and Python."""

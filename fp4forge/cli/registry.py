@@ -49,8 +49,8 @@ def images(registry: str | None, repo: str, as_json: bool) -> None:
     """List what a registry holds: tags, digest, release, age, size; the newest first.
 
     verified: a record in the registry says that the image's checks passed. signed: a signature is
-    kept beside it; whether it holds is not looked at. The verdicts on known vulnerabilities are
-    those of its release (releases/vex); build.py audit looks for further ones.
+    kept beside it; whether it is valid is not checked. The verdicts on known vulnerabilities are
+    those of its release (releases/vex); build.py audit looks for new vulnerabilities.
     """
     from fp4forge.publish import listing
 

@@ -85,7 +85,7 @@ def _interrupted(made: Deployment) -> str:
     if stop:
         made.run("down", seconds=120)
         return f"{made.name} was stopped"
-    return f"{made.name} goes on starting: build.py serve logs {made.name} shows it"
+    return f"{made.name} is still starting: build.py serve logs {made.name} shows it"
 
 
 def _smoke(made: Deployment, console: Console) -> str:

@@ -244,7 +244,7 @@ def _check_running(found: Server) -> None:
     if found.name in deployment.names() and servers.state(deployment.load(found.name)) == "running":
         raise UsageError(
             f"{found.name} is running",
-            rule="up starts a server that is not there",
+            rule="up starts a new server",
             remedy=f"build.py serve restart {found.name}; serve upgrade {found.name} --image NEW;"
             f" serve stop {found.name}",
         )

@@ -1,7 +1,7 @@
 """Model families: how vLLM serves each, read from ``models/families/<name>.yaml``.
 
 A statement about a family has its source and what proved it. A model that no file covers is served
-with neutral flags, and told so.
+with neutral flags and a note that says so.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ def _check_blob(layout: Layout, repository: str, digest: str) -> None:
     if not kept:
         raise RegistryError(
             f"{repository} does not keep blob {digest[:19]} as it was pushed",
-            rule=f"{size} bytes, those of the local blob",
+            rule=f"{size} bytes, identical to the local blob",
             remedy="check the registry's storage; nothing was tagged",
         )
 

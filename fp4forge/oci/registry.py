@@ -81,8 +81,8 @@ def manifest(repository: str, name: str) -> Manifest | None:
     digest = "sha256:" + hashlib.sha256(answer.content).hexdigest()
     if name.startswith("sha256:") and digest != name:
         raise RegistryError(
-            f"{repository}@{name[:19]} has other content than its digest says",
-            rule="what is addressed by digest has that digest",
+            f"{repository}@{name[:19]} does not match its digest",
+            rule="content fetched by digest must have that digest",
             remedy="do not use this registry's copy; check its storage",
         )
     return Manifest(digest, answer.content, answer.headers.get("content-type", INDEX))
@@ -173,7 +173,7 @@ def check_names(repository: str, name: str, digest: str) -> None:
     if found is None or found.digest != digest:
         raise RegistryError(
             f"{repository}:{name} names {found.digest if found else 'nothing'}",
-            rule=f"it was to name {digest}",
+            rule=f"it should name {digest}",
             remedy="somebody else may have pushed; run again",
         )
 
