@@ -242,6 +242,7 @@ def verify(
     each platform's image, its provenance and its SBOM. With a key and without --arch, only that is
     checked. Without --gpu, checks that need a GPU are skipped, and the output says so.
     """
+    from fp4forge.checks import check as checking
     from fp4forge.checks import runner as verifying
     from fp4forge.oci import engine
 
@@ -264,7 +265,7 @@ def verify(
         step.detail = engine.have(engine.connect(), image, wanted.platform, step.report)
     with console.step("verify") as step:
         checks = verifying.run(image, wanted.as_json(), step.report, reports, gpu=gpu)
-        step.detail = verifying.summary(checks)
+        step.detail = checking.summary(checks)
     if as_json:
         print_json([asdict(check) for check in checks])
     else:
