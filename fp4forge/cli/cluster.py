@@ -93,6 +93,7 @@ def cluster(ctx: click.Context, /, **o: Any) -> None:
 
 def _start(o: dict[str, Any]) -> None:
     from fp4forge.launch.cluster import plan, preflight
+    from fp4forge.oci import reference
     from fp4forge.publish import distribute
 
     if o["kind"] == "lws":
@@ -116,7 +117,7 @@ def _start(o: dict[str, Any]) -> None:
         options, chosen = cluster_files.fit(o, len(hosts))
         step.detail = f"{chosen.split.text}: at most {chosen.rate:.0f} tokens a second"
     whole, image, name = cluster_files.server(o, chosen)
-    digest = whole.image.partition("@")[2]
+    digest = reference.parse(whole.image).digest
     whole = replace(whole, image=name)
     if o["dry_run"]:
         cluster_files.dry_run(o, whole, hosts, options)

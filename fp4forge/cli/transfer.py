@@ -124,7 +124,7 @@ def unbundle(
         if repository:
             with console.step("push") as step:
                 # A bundle never moves a tag: its image was not checked here.
-                tag = found.image.rpartition(":")[2]
+                tag = references.parse(found.image).tag
                 registry.check_free(repository, tag, found.digest)
                 copying.push(layout.folder, repository, found.digest, step.report)
                 beside.publish(repository, found.beside, layout, step.report)

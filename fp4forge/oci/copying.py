@@ -151,7 +151,7 @@ def _copy(line: list[str], what: str, action: str, report: Progress) -> None:
 
 def _tls(repository: str, side: str = "") -> list[str]:
     flag = f"--{side}-tls-verify" if side else "--tls-verify"
-    loopback = Reference(repository.partition("@")[0]).loopback
+    loopback = Reference(repository).loopback
     return [f"{flag}=false"] if loopback else []
 
 

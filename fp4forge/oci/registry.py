@@ -19,6 +19,7 @@ from fp4forge.core.errors import RegistryError, TagError, ToolError
 from fp4forge.oci import api
 from fp4forge.oci import layout as layouts
 from fp4forge.oci.layout import Descriptor, Document, OsArchitecture
+from fp4forge.oci.reference import Reference
 
 INDEX = "application/vnd.oci.image.index.v1+json"
 _ACCEPT = ", ".join(
@@ -60,7 +61,7 @@ def reach(repository: str) -> None:
         raise ToolError("skopeo is not installed", remedy="run make setup")
     status = api.ask("GET", repository, "", {}).status
     if status not in (200, 401):
-        host = repository.split("/", 1)[0]
+        host = Reference(repository).host or repository
         raise RegistryError(
             f"{host} answers {status} to GET /v2/: not a registry",
             rule="--push needs a registry (OCI distribution spec, GET /v2/)",

@@ -167,7 +167,7 @@ def test_a_manifest_that_comes_out_differently(
     locked: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fp4forge.serve.manifest.TMPFS", {"/tmp": "mode=700"})
-    with pytest.raises(RunLockError, match="does not write the manifest"):
+    with pytest.raises(RunLockError, match="writes another manifest"):
         again(locked[0])
 
 
