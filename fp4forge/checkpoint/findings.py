@@ -81,7 +81,7 @@ KINDS: dict[str, Kind] = {
     ),
     "declared-missing": Kind(
         ERROR,
-        "the configuration names quantised layers, and their tensors are not there",
+        "the configuration names quantised layers, but their tensors are missing",
         fix=_AGAIN,
     ),
     "declared-plain": Kind(
@@ -122,13 +122,13 @@ KINDS: dict[str, Kind] = {
         " initial values: right only for a checkpoint cut down for a test",
         fix=_AGAIN,
     ),
-    "missing-part": Kind(ERROR, "parts of quantised layers are not there", fix=_AGAIN),
+    "missing-part": Kind(ERROR, "parts of quantised layers are missing", fix=_AGAIN),
     "unknown-part": Kind(
         ERROR,
         "layers have tensors of another scheme (GPTQ, AWQ, integers)",
         fix="quantise again with one of the formats that models/formats.yaml lists",
     ),
-    "missing-expert": Kind(ERROR, "experts are not there", fix=_AGAIN),
+    "missing-expert": Kind(ERROR, "experts are missing", fix=_AGAIN),
     "expert-count": Kind(
         ERROR,
         "the experts are not those that config.json says",

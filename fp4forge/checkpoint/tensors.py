@@ -140,7 +140,7 @@ def read(folder: Path) -> Checkpoint:
             remedy="write the index again, or remove it",
         )
     tensors: dict[str, Tensor] = {}
-    problems = [] if index is not None else [Problem(name, "is not there") for name in _lost(files)]
+    problems = [] if index is not None else [Problem(name, "is missing") for name in _lost(files)]
     for name in files:
         if name in skipped:
             continue

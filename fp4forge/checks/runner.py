@@ -167,5 +167,5 @@ def demand(checks: tuple[Check, ...]) -> None:
         raise VerifyError(
             "\n".join(f"{check.name}: {check.message}" for check in failed),
             rule="a tag never points at an image that was not verified",
-            remedy="no tag was moved; the image is there by digest for a look",
+            remedy="no tag was moved; the image can be examined by its digest",
         )

@@ -225,7 +225,7 @@ def soak_(hours: float, as_json: bool, **options: Any) -> None:
 @click.argument("result", type=_PATH)
 @json_option
 def show(result: Path, as_json: bool) -> None:
-    """Show a result again, and write its page anew."""
+    """Show a result again, and rewrite its page."""
     from fp4forge.bench import result as results
     from fp4forge.bench import tables
     from fp4forge.core.console import print_json

@@ -52,7 +52,9 @@ if TYPE_CHECKING:
     help="A compose file that is merged over each machine's.",
 )
 @click.option(
-    "--any-gpu", is_flag=True, help="Do not look for GPUs: the override makes the engine run."
+    "--any-gpu",
+    is_flag=True,
+    help="Do not check for GPUs: the override runs the engine without one.",
 )
 @click.option(
     "--timeout",
@@ -61,7 +63,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Minutes until the server must be ready.",
 )
-@click.option("--no-smoke", is_flag=True, help="Ask the ready server nothing.")
+@click.option("--no-smoke", is_flag=True, help="Ask the ready server no question.")
 @click.option("--dry-run", is_flag=True, help="Write the files here; start nothing.")
 @click.option(
     "-o",

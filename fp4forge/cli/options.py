@@ -306,7 +306,7 @@ _SERVER = (
         "--draft", type=click.Path(path_type=Path, file_okay=False), help="Drafter's folder."
     ),
     click.option("--lora", multiple=True, metavar="NAME=DIR", help="A LoRA adapter, by its name."),
-    click.option("--offline", is_flag=True, help="The site has no hub: none is asked."),
+    click.option("--offline", is_flag=True, help="Ask no hub: the site has none."),
     click.option(
         "--kv-cache-dtype",
         default="fp8_e4m3",

@@ -23,7 +23,7 @@ _UTILIZATION = 0.85
 
 @click.command()
 @click.argument("model")
-@click.option("--gpu", "product", help="This machine's GPU; by default nvidia-smi is asked.")
+@click.option("--gpu", "product", help="This machine's GPU; by default what nvidia-smi reports.")
 @click.option("--arch", help="GPU of the image; by default this machine's, then sets with it.")
 @server_options
 @click.option("--utilization", type=float, help="Share of the GPU's memory; by default 0.85.")

@@ -59,7 +59,7 @@ def read(path: Path) -> dict[str, Package]:
             raise DriftError(
                 f"{shown(path, 300)} line {number} is {shown(line, 80)!r}",
                 rule="PACKAGE:ARCHITECTURE VERSION sha256:DIGEST",
-                remedy="build.py lock --packages-of IMAGE writes it anew",
+                remedy="build.py lock --packages-of IMAGE writes it again",
             )
         found[match[1]] = Package(match[2], match[3])
     return found

@@ -319,7 +319,7 @@ def _push(job: _Job, ledger: str) -> Made:
     output = f"type=oci,tar=false,dest={LAYOUT.folder},{COMPRESSION}"
     own = _build(job, output, ledger)
     if cut := LAYOUT.drop_cut(own):
-        console.say(f"  {LAYOUT.folder}: {len(cut)} blobs were cut short; they are exported anew")
+        console.say(f"  {LAYOUT.folder}: {len(cut)} blobs were cut short; they are exported again")
         own = _build(job, output, ledger)
     LAYOUT.name_only(own)
     index = LAYOUT.document(own)
