@@ -131,7 +131,7 @@ render: venv ## Render the Dockerfiles, schemas, docs/cli.md and docs/sabotage.m
 	@$(RUN) build.py render
 	@$(RUN) -m tests.e2e.test_sabotage
 
-requirements: venv ## Pin this project's own packages anew, with hashes
+requirements: venv ## Pin this project's own packages again, with hashes
 	@$(VENV)/bin/uv pip compile -q pyproject.toml --group dev --universal --python-version 3.11 \
 	  --generate-hashes --no-header --no-annotate -o requirements.txt
 	@cd releases/quantise && ../../$(VENV)/bin/uv pip compile -q modelopt-0.47.0.in --override without-torch.txt \
@@ -139,7 +139,7 @@ requirements: venv ## Pin this project's own packages anew, with hashes
 	@cd releases/quantise && ../../$(VENV)/bin/uv pip compile -q torch-2.13.0.in --python-platform linux \
 	  --python-version 3.11 --generate-hashes --no-header --no-annotate -o torch-2.13.0.txt
 
-lock: venv ## Make the dependency locks anew
+lock: venv ## Make the dependency locks again
 	@$(RUN) build.py lock
 
 matrix: venv ## What the build workflow builds, as JSON for its matrix (OPTIONS=)

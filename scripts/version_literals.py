@@ -1,4 +1,4 @@
-"""Finds versions of vLLM in code: they belong into releases/, models/ and patches/.
+"""Finds versions of vLLM in code: they belong in releases/, models/ and patches/.
 
 Docstrings and comments may name the version that a fact was read in.
 """
@@ -42,7 +42,7 @@ def main() -> None:
     for line in found:
         sys.stderr.write(line + "\n")
     if found:
-        sys.exit("versions belong into releases/, models/ or patches/ (CONTRIBUTING.md)")
+        sys.exit("versions belong in releases/, models/ or patches/")
 
 
 if __name__ == "__main__":

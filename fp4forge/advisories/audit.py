@@ -107,7 +107,7 @@ def demand(report: Report, allowed: tuple[str, ...] = (), complete: bool = True)
     unknown = [name for name in allowed if name not in known]
     if unknown and complete:
         raise UsageError(
-            f"--allow-vulnerable {', '.join(unknown)}: nothing in this image has it",
+            f"--allow-vulnerable {', '.join(unknown)}: this image has no such vulnerability",
             rule="an exception names a vulnerability that the audit finds",
             remedy="leave it out; build.py audit lists what is found",
         )

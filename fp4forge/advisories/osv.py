@@ -104,7 +104,7 @@ class Record(Struct, frozen=True):
     def __post_init__(self) -> None:
         """Checks the identifier, which is shown, and used in a service's path."""
         if not IDENTIFIER.fullmatch(self.id):
-            raise ValueError(f"id {shown(self.id, 80)!r} has not the form DATABASE-ENTRY")
+            raise ValueError(f"id {shown(self.id, 80)!r} is not of the form DATABASE-ENTRY")
 
     @property
     def names(self) -> frozenset[str]:

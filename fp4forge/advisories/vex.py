@@ -203,7 +203,7 @@ def _verdict(one: _Statement, where: str, expires: dict[str, str]) -> Verdict:
         for name in [sub.id for sub in product.subcomponents] or [product.id]
     ]
     if not packages:
-        raise wrong("names no product", "a verdict is on a package")
+        raise wrong("names no product", "a verdict concerns a package")
     try:
         last = date.fromisoformat(expires[name])
     except KeyError:
@@ -211,12 +211,12 @@ def _verdict(one: _Statement, where: str, expires: dict[str, str]) -> Verdict:
     except ValueError:
         raise wrong(f"expires on {expires[name]!r}", "a day that exists, YYYY-MM-DD") from None
     return Verdict(
-        name,
-        frozenset((name, *one.vulnerability.aliases)),
-        tuple(packages),
-        one.status,
-        one.justification,
-        reason,
-        one.action_statement,
-        last,
+        name=name,
+        names=frozenset((name, *one.vulnerability.aliases)),
+        packages=tuple(packages),
+        status=one.status,
+        justification=one.justification,
+        reason=reason,
+        action=one.action_statement,
+        expires=last,
     )

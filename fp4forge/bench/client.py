@@ -93,7 +93,7 @@ class Session:
         reader.join(seconds)
         if reader.is_alive():
             self._end()
-            return f"the load generator does not end within {seconds:.0f} s"
+            return f"the load generator did not finish within {seconds:.0f} s"
         if found and found[0]:
             said = reading.json(found[0], _Answer, "the load generator's answer", BenchError)
             return shown(said.error, 300)

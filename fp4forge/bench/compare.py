@@ -107,16 +107,16 @@ def _change(
     low, high = interval(first, second, reduce)
     ratio = after / before
     yield Change(
-        load.table,
-        load.label,
-        name,
-        before,
-        after,
-        ratio,
-        low,
-        high,
-        verdict(FIGURES[name].better, low, high, threshold),
-        card.figures(load.table, load.label).get(name) if with_card else None,
+        table=load.table,
+        label=load.label,
+        figure=name,
+        old=before,
+        new=after,
+        ratio=ratio,
+        low=low,
+        high=high,
+        verdict=verdict(FIGURES[name].better, low, high, threshold),
+        card=card.figures(load.table, load.label).get(name) if with_card else None,
     )
 
 

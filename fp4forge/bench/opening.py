@@ -61,7 +61,7 @@ def start(wanted: Wanted, report: Progress) -> Runner:
     image = wanted.image or (found.image if found else "")
     if not image:
         raise UsageError(
-            "with which image's vllm bench serve? no container here publishes the server's port",
+            "no image to run vllm bench serve in: no container here publishes the server's port",
             rule="the load generator runs in an image with vLLM",
             remedy="give --image IMAGE, or --container NAME",
         )
@@ -72,7 +72,7 @@ def start(wanted: Wanted, report: Progress) -> Runner:
     result.left_out |= left_out
     for table in wanted.suite.tables:
         if why := extras.why_not(server, table.kind):
-            result.left_out[table.id] = f"the server cannot do it: {why}"
+            result.left_out[table.id] = f"the server cannot run it: {why}"
     result.load_seconds = found.load_seconds if found else None
     result.roofline = _roofline(wanted)
     return Runner(server, client, wanted.suite, result, wanted.folder, report)

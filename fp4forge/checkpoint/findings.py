@@ -81,7 +81,7 @@ KINDS: dict[str, Kind] = {
     ),
     "declared-missing": Kind(
         ERROR,
-        "the configuration names quantised layers, and their tensors are not there",
+        "the configuration names quantised layers, but their tensors are missing",
         fix=_AGAIN,
     ),
     "declared-plain": Kind(
@@ -107,31 +107,31 @@ KINDS: dict[str, Kind] = {
     "missing-layer": Kind(ERROR, "layers have no tensors", fix=_AGAIN),
     "missing-tensor": Kind(
         ERROR,
-        "tensors that every model of this family has are not there; vLLM does not notice it of a"
-        " quantised model, and serves what memory held",
+        "tensors that every model of this family has are missing; vLLM does not notice this in a"
+        " quantised model, and serves uninitialised memory",
         fix=_AGAIN,
     ),
     "wrong-size": Kind(
         ERROR,
-        "tensors have other sizes than config.json says",
+        "tensors differ in size from what config.json says",
         fix="correct config.json, or export the checkpoint again",
     ),
     "cut-down": Kind(
         NOTE,
         "several kinds of small tensors are nowhere in the checkpoint; vLLM would serve their"
-        " initial values: right only for a checkpoint that was cut for a test",
+        " initial values: right only for a checkpoint cut down for a test",
         fix=_AGAIN,
     ),
-    "missing-part": Kind(ERROR, "parts of quantised layers are not there", fix=_AGAIN),
+    "missing-part": Kind(ERROR, "parts of quantised layers are missing", fix=_AGAIN),
     "unknown-part": Kind(
         ERROR,
         "layers have tensors of another scheme (GPTQ, AWQ, integers)",
         fix="quantise again with one of the formats that models/formats.yaml lists",
     ),
-    "missing-expert": Kind(ERROR, "experts are not there", fix=_AGAIN),
+    "missing-expert": Kind(ERROR, "experts are missing", fix=_AGAIN),
     "expert-count": Kind(
         ERROR,
-        "there are more or other experts than config.json says",
+        "the experts are not those that config.json says",
         fix="correct the number of experts in config.json, or export again",
     ),
     "wrong-shape": Kind(
@@ -142,14 +142,14 @@ KINDS: dict[str, Kind] = {
     ),
     "no-input-scale": Kind(
         ERROR,
-        "no input_scale: vLLM leaves memory's garbage there and serves it",
+        "no input_scale: vLLM serves uninitialised memory in its place",
         "modelopt-expert-input-scales",
         "the patch refuses such a checkpoint; calibrate until every expert saw a token, or give"
         " it the largest input_scale of its siblings",
     ),
     "no-input-global-scale": Kind(
         ERROR,
-        "no input_global_scale: vLLM leaves memory's garbage there and serves it",
+        "no input_global_scale: vLLM serves uninitialised memory in its place",
         fix="calibrate again, or quantise with scheme NVFP4A16, whose activations stay BF16",
     ),
     "nan-block-scale": Kind(
@@ -228,15 +228,15 @@ KINDS: dict[str, Kind] = {
     "tied-twice": Kind(NOTE, "tie_word_embeddings is set and lm_head.weight is there as well"),
     "not-in-index": Kind(
         WARNING,
-        "files or tensors are there and not in the index: vLLM skips files that it does not name",
+        "files or tensors are missing from the index: vLLM skips files that it does not name",
         fix="write the index again",
     ),
     "index-only": Kind(
-        ERROR, "the index names tensors that no file has", fix="fetch the files again"
+        ERROR, "the index names tensors that are in no file", fix="fetch the files again"
     ),
     "missing-file": Kind(
         ERROR,
-        "files of the index are not there",
+        "files that the index names are missing",
         fix="build.py checkpoint fetch resumes a download",
     ),
     "bad-file": Kind(ERROR, "files cannot be read", fix="fetch them again"),

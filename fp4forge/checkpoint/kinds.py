@@ -98,6 +98,6 @@ def _state(entry: str, known: family.Layers, folder: Path) -> str:
             rule="known of this model: " + ", ".join(known.kinds or ("none",)),
             remedy="add the kind to the model's file in models/families"
             if known is not family.UNKNOWN.layers
-            else "add a file of the model's family to models/families",
+            else "add a file for the model's family to models/families",
         )
     return known.kinds[entry]

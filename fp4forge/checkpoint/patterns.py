@@ -75,7 +75,7 @@ class Names:
             raise CheckpointError(
                 f"{self._where}: its patterns take too long to match",
                 rule=f"{_SECONDS:.0f} s for all layers",
-                remedy="write them simpler",
+                remedy="simplify them",
             )
         return found
 
@@ -112,5 +112,5 @@ def _refused(text: str, where: str) -> CheckpointError:
     return CheckpointError(
         f"{where}: the pattern {shown(text, 200)} could take hours to match",
         rule=f"at most {_CHARACTERS} characters and {_REPEATS} repeats, none inside another",
-        remedy="write it simpler",
+        remedy="simplify it",
     )

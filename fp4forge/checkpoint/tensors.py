@@ -140,7 +140,7 @@ def read(folder: Path) -> Checkpoint:
             remedy="write the index again, or remove it",
         )
     tensors: dict[str, Tensor] = {}
-    problems = [] if index is not None else [Problem(name, "is not there") for name in _lost(files)]
+    problems = [] if index is not None else [Problem(name, "is missing") for name in _lost(files)]
     for name in files:
         if name in skipped:
             continue
@@ -157,7 +157,14 @@ def read(folder: Path) -> Checkpoint:
             more = f", and {len(twice) - 1} more tensors" if len(twice) > 1 else ""
             problems.append(Problem(name, f"{first}{more}: also in {other}"))
     return Checkpoint(
-        folder, config, quantisation, modelopt, tensors, index, tuple(problems), tuple(skipped)
+        folder=folder,
+        config=config,
+        quantisation=quantisation,
+        modelopt=modelopt,
+        tensors=tensors,
+        index=index,
+        problems=tuple(problems),
+        skipped=tuple(skipped),
     )
 
 

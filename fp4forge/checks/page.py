@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fp4forge.checks.runner import Check, summary
+from fp4forge.checks.check import Check, summary
 from fp4forge.image.render import html
 from fp4forge.kernels.gpus import GPUS
 from fp4forge.kernels.groups import GROUPS

@@ -8,12 +8,14 @@ import re
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from fp4forge.checks.check import Check
+from fp4forge.checks.page import page
 from fp4forge.core import files, reading
 from fp4forge.core.errors import VerifyError
 from fp4forge.core.paths import IMAGE_TESTS, ROOT
@@ -23,21 +25,6 @@ from fp4forge.oci import engine
 
 # A test's ID as pytest -v and the tests' own progress have it at the start of a line.
 _RUNS = re.compile(r"\S+?\.py::(.*\S)")
-
-
-@dataclass(frozen=True)
-class Check:
-    """One image test: its outcome (passed, failed, skipped), the reason if not passed, figures.
-
-    ``test`` is its function, ``name`` what it says of an image that passes.
-    """
-
-    test: str
-    name: str
-    outcome: str
-    message: str
-    seconds: float
-    facts: dict[str, Any]
 
 
 class Kind(msgspec.Struct):
@@ -163,20 +150,10 @@ def run(
             "the image tests could not run:\n" + "".join(said), remedy="run make setup"
         )
     if reports:
-        from fp4forge.checks.page import page
-
         text = as_json([asdict(check) for check in checks])
         files.replace(reports / f"{stem}.json", text + "\n")
         files.replace(reports / f"{stem}.html", page(image, plan, checks))
     return checks
-
-
-def summary(checks: tuple[Check, ...]) -> str:
-    """How many passed, failed and were skipped."""
-    counts = {word: sum(c.outcome == word for c in checks) for word in ("failed", "skipped")}
-    passed = sum(c.outcome == "passed" for c in checks)
-    rest = "".join(f", {count} {word}" for word, count in counts.items() if count)
-    return f"{passed} of {len(checks)} checks passed{rest}"
 
 
 def demand(checks: tuple[Check, ...]) -> None:
@@ -190,5 +167,5 @@ def demand(checks: tuple[Check, ...]) -> None:
         raise VerifyError(
             "\n".join(f"{check.name}: {check.message}" for check in failed),
             rule="a tag never points at an image that was not verified",
-            remedy="no tag was moved; the image is there by digest for a look",
+            remedy="no tag was moved; the image can be examined by its digest",
         )

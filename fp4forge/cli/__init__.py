@@ -91,7 +91,7 @@ class LazyGroup(click.Group):
     show_default=True,
     envvar="FP4FORGE_MOVED_PACKAGES",
     help="If the distribution's packages are not those of releases/packages: say so, refuse the"
-    " image, or record them anew. [env: FP4FORGE_MOVED_PACKAGES]",
+    " image, or record the new ones. [env: FP4FORGE_MOVED_PACKAGES]",
 )
 @sign_options
 @click.option("--load", is_flag=True, help="Leave the verified image in the engine (default).")

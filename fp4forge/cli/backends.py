@@ -28,7 +28,9 @@ from fp4forge.models.backends import Answer, Decision
 @click.option("--platform", help="Platform of the image's tag; by default the GPU's.")
 @registry_option
 @click.option("--repo", default="fp4forge/vllm", show_default=True)
-@click.option("--kept", "offline", is_flag=True, help="Show what releases/backends has; no image.")
+@click.option(
+    "--kept", "offline", is_flag=True, help="Show the answers in releases/backends; needs no image."
+)
 @click.option("--write", is_flag=True, help="Keep the answers in releases/backends.")
 @json_option
 def backends(as_json: bool, write: bool, everything: bool, **o: Any) -> None:

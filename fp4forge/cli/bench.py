@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from fp4forge.cli.options import Function, json_option
+from fp4forge.cli.options import Function, Group, json_option
 from fp4forge.core.errors import BenchError, RegressionError, UsageError
 
 _PATH = click.Path(path_type=Path, exists=True)
@@ -44,7 +44,7 @@ def _server_options(function: Function) -> Function:
     return function
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Group, invoke_without_command=True)
 @_server_options
 @click.option(
     "--suite",
@@ -225,7 +225,7 @@ def soak_(hours: float, as_json: bool, **options: Any) -> None:
 @click.argument("result", type=_PATH)
 @json_option
 def show(result: Path, as_json: bool) -> None:
-    """Show a result again, and write its page anew."""
+    """Show a result again, and rewrite its page."""
     from fp4forge.bench import result as results
     from fp4forge.bench import tables
     from fp4forge.core.console import print_json

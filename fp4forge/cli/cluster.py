@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fp4forge.cli import cluster_files, clusters
-from fp4forge.cli.options import json_option, server_options
+from fp4forge.cli.options import Group, json_option, server_options
 from fp4forge.core import files, reading
 from fp4forge.core.console import Console, print_json, print_rows, rich
 from fp4forge.core.errors import ServingError, TransferError, UsageError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fp4forge.serve.settings import Server
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Group, invoke_without_command=True)
 @click.option("--hosts", metavar="USER@HOST,…", help="The machines; the first one answers.")
 @click.option(
     "--model", type=click.Path(path_type=Path), help="The model, at the same path on all."
@@ -45,14 +45,16 @@ if TYPE_CHECKING:
     help="ssh configuration file to use instead of the default.",
 )
 @click.option("--copy", is_flag=True, help="Copy the model to machines that lack it (rsync).")
-@click.option("--check", is_flag=True, help="Look at the machines; start nothing.")
+@click.option("--check", is_flag=True, help="Check the machines; start nothing.")
 @click.option(
     "--override",
     type=click.Path(path_type=Path, dir_okay=False),
     help="A compose file that is merged over each machine's.",
 )
 @click.option(
-    "--any-gpu", is_flag=True, help="Do not look for GPUs: the override makes the engine run."
+    "--any-gpu",
+    is_flag=True,
+    help="Do not check for GPUs: the override runs the engine without one.",
 )
 @click.option(
     "--timeout",
@@ -61,7 +63,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Minutes until the server must be ready.",
 )
-@click.option("--no-smoke", is_flag=True, help="Ask the ready server nothing.")
+@click.option("--no-smoke", is_flag=True, help="Ask the ready server no question.")
 @click.option("--dry-run", is_flag=True, help="Write the files here; start nothing.")
 @click.option(
     "-o",
@@ -82,7 +84,7 @@ if TYPE_CHECKING:
 @json_option
 @click.pass_context
 def cluster(ctx: click.Context, /, **o: Any) -> None:
-    """Serve one model over several machines, or look whether they could.
+    """Serve one model over several machines, or check whether they could.
 
     Example: build.py serve cluster --hosts spark1,spark2 --model /models/big. Each machine gets
     the same image by digest, and the model must have the same files on each.
@@ -93,6 +95,7 @@ def cluster(ctx: click.Context, /, **o: Any) -> None:
 
 def _start(o: dict[str, Any]) -> None:
     from fp4forge.launch.cluster import plan, preflight
+    from fp4forge.oci import reference
     from fp4forge.publish import distribute
 
     if o["kind"] == "lws":
@@ -116,7 +119,7 @@ def _start(o: dict[str, Any]) -> None:
         options, chosen = cluster_files.fit(o, len(hosts))
         step.detail = f"{chosen.split.text}: at most {chosen.rate:.0f} tokens a second"
     whole, image, name = cluster_files.server(o, chosen)
-    digest = whole.image.partition("@")[2]
+    digest = reference.parse(whole.image).digest
     whole = replace(whole, image=name)
     if o["dry_run"]:
         cluster_files.dry_run(o, whole, hosts, options)

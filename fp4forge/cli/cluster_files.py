@@ -57,12 +57,13 @@ def fit(o: dict[str, Any], machines: int) -> tuple[list[Option], Option]:
 def server(o: dict[str, Any], chosen: Option) -> tuple[Server, str, str]:
     """The settings with the image by digest, the image as named, and its name on machines."""
     from fp4forge.cli import compose
+    from fp4forge.oci import reference
     from fp4forge.serve import settings
 
     tag, _, version = compose.published(o)
     image = compose.named_image(o, tag)
     by_digest = compose.checked_image(image, o)
-    digest = by_digest.partition("@")[2]
+    digest = reference.parse(by_digest).digest
     wishes = replace(compose.wishes(o, version), split=chosen.split)
     found = compose.with_recipe(settings.server(o["model"], by_digest, wishes), o, wishes)
     name = f"fp4forge.local/{found.name}:{digest.removeprefix('sha256:')[:12]}"

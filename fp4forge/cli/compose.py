@@ -125,7 +125,7 @@ def compose(
     text = manifest.render(found, kind)
     if kind == "compose":
         checked = manifest.validate(text)
-        note = f"{checked} config has read it" if checked else "no docker compose here to check it"
+        note = f"checked by {checked} config" if checked else "no docker compose here to check it"
         click.echo(f"compose: {note}", err=True)
     if not lock:
         _write(text, kind, output)
@@ -164,7 +164,7 @@ def _reproduce(ctx: click.Context, path: Path, output: Path | None) -> None:
     if given:
         raise UsageError(
             f"{', '.join(given)} with --from-lock",
-            rule="the lock decides everything but --output and whose signature is demanded",
+            rule="the lock decides everything but --output and whose signature is required",
             remedy="write another lock with --lock",
         )
     lock = runlock.read(path)

@@ -64,8 +64,8 @@ def _refusal(error: OSError) -> ForgeError | None:
             remedy="make it writable, or set FP4FORGE_BUILD or TMPDIR to other folders",
         )
     if not name and not _here():
-        why = "the folder that this command was started in is not there any more"
-    return HostError(shown(why, 600), remedy="mend that, and run again")
+        why = "the folder in which this command was started no longer exists"
+    return HostError(shown(why, 600), remedy="fix that, and run again")
 
 
 def _here() -> bool:
@@ -92,7 +92,7 @@ def _details(error: BaseException) -> str:
     try:
         trace = "".join(traceback.format_exception(error))
     except Exception as another:  # an exception whose own text fails
-        trace = f"{type(error).__name__}, whose text cannot be had: {type(another).__name__}\n"
+        trace = f"{type(error).__name__}, whose text cannot be read: {type(another).__name__}\n"
     text = without_secrets(
         f"fp4forge {fp4forge.__version__}, Python {platform.python_version()},"
         f" {platform.platform()}\n{shlex.join(sys.argv)}\n\n{trace}"

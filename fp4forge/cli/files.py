@@ -17,7 +17,7 @@ from fp4forge.core.errors import BrokenReleasesError, DriftError
     "--packages-of",
     "image",
     metavar="IMAGE",
-    help="Instead: record the distribution's packages of an image of the engine.",
+    help="Make no locks: record the distribution packages of an image in the engine.",
 )
 def lock(check: bool, image: str | None) -> None:
     """Resolve the hashed dependency locks, one per release, strategy, platform and Python."""
@@ -140,8 +140,12 @@ def matrix(releases: tuple[str, ...], runner: str | None, as_json: bool) -> None
         for line in failures.lines:  # not the error's JSON: what is read is the matrix
             click.echo(line, err=True)
         sys.exit(BrokenReleasesError.exit_code if failures.lines else 0)
-    for row in rows:
-        click.echo("  ".join(f"{value!s:<12}" for name, value in row.items() if name != "runs-on"))
+    names = ("release", "arch", "variant", "from", "base", "platform", "runner")
+    table = [names, *(tuple(str(row[name]) for name in names) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for cells in table:
+        padded = (f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True))
+        click.echo("  ".join(padded).rstrip())
     failures.check()
 
 

@@ -36,7 +36,7 @@ def build(**o: Any) -> None:
     if o["allow_vulnerable"] and not o["advisories"]:
         raise UsageError(
             "--allow-vulnerable without --advisories",
-            rule="an exception is from data that was looked at",
+            rule="an exception accepts a vulnerability that the advisories list",
             remedy="--advisories FOLDER or ADDRESS",
         )
     registry = resolve_registry(o["registry"]) if o["push"] else o["registry"] or None
@@ -140,7 +140,7 @@ def _ahead(aot: dict[str, Any]) -> str:
 
 def _backends(p: Plan) -> str:
     if not p.backends:
-        return f"vLLM {p.vllm_version} was never asked (build.py backends --all --write)"
+        return f"not known for vLLM {p.vllm_version} (build.py backends --all --write records it)"
     families = {family for found in p.backends.values() for family in found}
     return (
         f"{len(families)} model families on {', '.join(p.backends)}; build.py backends --kept"
@@ -155,11 +155,15 @@ def _show(p: Plan) -> None:
         f" transformers {p.transformers}, FlashInfer {p.flashinfer}",
         "GPU": f"{p.arch} ({', '.join(p.gpus)}), capability {', '.join(p.capabilities)}",
         "arch list": p.arch_list,
-        "predicted": "\n".join(f"{g}: {' '.join(t)}" for g, t in p.predicted.items()),
+        "predicted": "\n".join(
+            f"{g}: {' '.join(t) or '(left out)'}" for g, t in p.predicted.items()
+        ),
         "backends": _backends(p),
         "may miss FP4": ", ".join(p.allow_missing) or "none",
         "may be vulnerable": ", ".join(p.allow_vulnerable),
-        "variant": f"{p.variant}: patches {', '.join(p.patches) or 'none'}",
+        "variant": f"{p.variant}: patches {', '.join(p.patches)}"
+        if p.patches
+        else f"{p.variant}: no patches",
         "strategy": p.strategy,
         "components": ", ".join(p.components) or "as published",
         "not compiled": "\n".join(f"{n}: {why}" for n, why in p.components_left_out.items()),
@@ -238,6 +242,7 @@ def verify(
     each platform's image, its provenance and its SBOM. With a key and without --arch, only that is
     checked. Without --gpu, checks that need a GPU are skipped, and the output says so.
     """
+    from fp4forge.checks import check as checking
     from fp4forge.checks import runner as verifying
     from fp4forge.oci import engine
 
@@ -260,7 +265,7 @@ def verify(
         step.detail = engine.have(engine.connect(), image, wanted.platform, step.report)
     with console.step("verify") as step:
         checks = verifying.run(image, wanted.as_json(), step.report, reports, gpu=gpu)
-        step.detail = verifying.summary(checks)
+        step.detail = checking.summary(checks)
     if as_json:
         print_json([asdict(check) for check in checks])
     else:

@@ -155,6 +155,18 @@ def signer_of(o: dict[str, Any]) -> Signer | None:
     return cosign.signer(o["sign_key"]) if o["sign_key"] else None
 
 
+class Group(click.Group):
+    """A group whose help shows the whole first sentence of each command."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The commands with their sentences; click would cut them at the line's end."""
+        commands = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, command.get_short_help_str(500)) for name, command in commands if command]
+            )
+
+
 def trust_options(function: Function) -> Function:
     """Whose signature is demanded; ``trust_of`` reads them."""
     for option in (
@@ -162,13 +174,14 @@ def trust_options(function: Function) -> Function:
         click.option(
             "--identity",
             metavar="NAME",
-            help="Demand a keyless signature of this identity (e-mail address or workflow).",
+            help="Require a keyless signature of this identity (e-mail address or workflow).",
         ),
         click.option(
             "--key",
             envvar="FP4FORGE_KEY",
             metavar="FILE|URI",
-            help="Demand a signature of this public key, or of a KMS's. [env: FP4FORGE_KEY]",
+            help="Require a signature that this public key verifies, or a KMS's key."
+            " [env: FP4FORGE_KEY]",
         ),
     ):
         function = option(function)
@@ -192,7 +205,7 @@ def trust_of(key: str | None, identity: str | None, issuer: str | None) -> Trust
     context = click.get_current_context()
     said = context.get_parameter_source("key") is click.core.ParameterSource.COMMANDLINE
     if identity and key and said:
-        raise UsageError("--key and --identity exclude each other", rule="one signer is demanded")
+        raise UsageError("--key and --identity exclude each other", rule="one signer is required")
     from fp4forge.oci import cosign
 
     cosign.require()
@@ -293,7 +306,7 @@ _SERVER = (
         "--draft", type=click.Path(path_type=Path, file_okay=False), help="Drafter's folder."
     ),
     click.option("--lora", multiple=True, metavar="NAME=DIR", help="A LoRA adapter, by its name."),
-    click.option("--offline", is_flag=True, help="The site has no hub: none is asked."),
+    click.option("--offline", is_flag=True, help="Ask no hub: the site has none."),
     click.option(
         "--kv-cache-dtype",
         default="fp8_e4m3",

@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from fp4forge.cli.options import Group
 from fp4forge.core.console import Console, print_json, rich
 from fp4forge.core.errors import DriftError, PatchError, UsageError
 from fp4forge.core.text import block
@@ -15,7 +16,7 @@ from fp4forge.maintain import index, patching
 _COLOURS = {patching.DRIFTED: "red", patching.UPSTREAM: "yellow", patching.OFFSET: "cyan"}
 
 
-@click.group()
+@click.group(cls=Group)
 def patch() -> None:
     """List, show, check and rebase the patches to vLLM."""
 
@@ -30,7 +31,7 @@ def _versions(vllm: str | None) -> tuple[str, ...]:
 @patch.command("list")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def list_(as_json: bool) -> None:
-    """List all patches: their versions, their reasons, and where upstream fixed it."""
+    """List all patches: what each does, for which vLLM, and which vLLM fixed it."""
     loaded = {version: series.load("vllm", version) for version in series.versions("vllm")}
     if as_json:
         print_json({v: [s.instructions(p) for p in s.patches] for v, s in loaded.items()})
@@ -38,11 +39,9 @@ def list_(as_json: bool) -> None:
     rows: dict[str, list[str]] = {}
     for version, sequence in loaded.items():
         for p in sequence.patches:
-            row = rows.setdefault(p.id, [p.title, "", p.tier, p.upstream, p.fixed_in or "none"])
+            row = rows.setdefault(p.id, [p.title, "", p.tier, p.fixed_in or "none"])
             row[1] = f"{row[1]} {version}".strip()
-    _table(
-        ["patch", "what", "for", "tier", "upstream", "fixed in"], [[k, *v] for k, v in rows.items()]
-    )
+    _table(["patch", "what", "for", "tier", "fixed in"], [[k, *v] for k, v in rows.items()])
 
 
 @patch.command()
@@ -137,7 +136,10 @@ def _table(head: list[str], rows: list[list[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*head, pad_edge=False)
+    table = Table(pad_edge=False)
+    table.add_column(head[0], no_wrap=head[0] == "patch")  # a name to copy is never cut
+    for name in head[1:]:
+        table.add_column(name, no_wrap=name == "patch", overflow="fold")
     for row in rows:
         table.add_row(*[Text(cell, style=_COLOURS.get(cell, "")) for cell in row])
     rich().print(table)

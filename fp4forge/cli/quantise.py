@@ -53,10 +53,15 @@ def _patterns(_: click.Context, __: click.Parameter, values: tuple[str, ...]) ->
     help="Text (.txt: documents between empty lines; .jsonl), or the short text that ships.",
 )
 @click.option(
-    "--samples", type=click.IntRange(1, 1_000_000), help="512; of the builtin text all there are."
+    "--samples",
+    type=click.IntRange(1, 1_000_000),
+    help="By default 512, or all of the builtin text.",
 )
 @click.option(
-    "--sequence-length", "length", type=click.IntRange(8, 1 << 20), help="4096; builtin text: 256."
+    "--sequence-length",
+    "length",
+    type=click.IntRange(8, 1 << 20),
+    help="By default 4096; 256 with the builtin text.",
 )
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
 @click.option(

@@ -49,8 +49,8 @@ def images(registry: str | None, repo: str, as_json: bool) -> None:
     """List what a registry holds: tags, digest, release, age, size; the newest first.
 
     verified: a record in the registry says that the image's checks passed. signed: a signature is
-    kept beside it; whether it holds is not looked at. The verdicts on known vulnerabilities are
-    those of its release (releases/vex); build.py audit looks for further ones.
+    kept beside it; whether it is valid is not checked. The verdicts on known vulnerabilities are
+    those of its release (releases/vex); build.py audit looks for new vulnerabilities.
     """
     from fp4forge.publish import listing
 
@@ -112,11 +112,12 @@ def rollback(
     as_json: bool,
     **demanded: str | None,
 ) -> None:
-    """Move TAG, one that moves, back to the verified image that it named before.
+    """Move TAG, a moving tag, back to the verified image that it named before.
 
     Refused unless a record in this registry says that the checks of the image passed; with --key
-    (or --identity and --issuer), the record and the image must be signed so. The tag is read
-    back, and the move is recorded. Again goes back further; --to goes anywhere.
+    (or --identity and --issuer), the record and the image must have that signature. The
+    tag is read back, and the move is recorded. A second rollback goes further back; --to goes to
+    any verified image.
     """
     from fp4forge.publish import rollback as rolling
     from fp4forge.publish import signing

@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from fp4forge.cli.options import registry_option, resolve_registry
+from fp4forge.cli.options import Group, registry_option, resolve_registry
 from fp4forge.core.console import Console, print_json, print_rows
 from fp4forge.inputs import defaults, patches, policy
 from fp4forge.inputs import release as releases
 
 
-@click.group()
+@click.group(cls=Group)
 def release() -> None:
     """Add, list, show, compare and remove releases of vLLM."""
 
@@ -271,4 +271,4 @@ def faults(notes: Path | None, repository: str, as_json: bool) -> None:
     elif found:
         print_rows((one.id, one.why) for one in found)
     else:
-        click.echo("no known fault is to be looked at again")
+        click.echo("no known fault needs another look")

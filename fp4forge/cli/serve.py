@@ -13,6 +13,7 @@ from fp4forge.cli import servers
 from fp4forge.cli.cluster import cluster
 from fp4forge.cli.compose import compose
 from fp4forge.cli.fit import fit
+from fp4forge.cli.options import Group
 from fp4forge.cli.up import up
 from fp4forge.core.console import Console, print_json, print_rows
 from fp4forge.core.errors import ServingError, UsageError
@@ -26,7 +27,7 @@ _URL = click.option(
 )
 
 
-@click.group()
+@click.group(cls=Group)
 def serve() -> None:
     """Run, configure, size and diagnose a server."""
 
@@ -63,8 +64,8 @@ for command in (up, *servers.COMMANDS, cluster, compose, fit):
     is_flag=False,
     flag_value=60.0,
     metavar="[MINUTES]",
-    help="Ask a live server again for so long, an hour by default: what goes wrong after hours"
-    " shows. Ctrl-C ends it with the verdict so far.",
+    help="Keep asking a live server for this long (an hour by default), to find what fails only"
+    " after a while. Ctrl-C ends it with the verdict so far.",
 )
 @click.option("--quick", is_flag=True, help="Ask a live server for France's capital alone.")
 @_JSON

@@ -25,7 +25,7 @@ timeout_option = click.option(
     show_default=True,
     help="Minutes until the server must be ready.",
 )
-smoke_option = click.option("--no-smoke", is_flag=True, help="Ask the ready server nothing.")
+smoke_option = click.option("--no-smoke", is_flag=True, help="Ask the ready server no question.")
 
 
 def bring_up(
@@ -85,7 +85,7 @@ def _interrupted(made: Deployment) -> str:
     if stop:
         made.run("down", seconds=120)
         return f"{made.name} was stopped"
-    return f"{made.name} goes on starting: build.py serve logs {made.name} shows it"
+    return f"{made.name} is still starting: build.py serve logs {made.name} shows it"
 
 
 def _smoke(made: Deployment, console: Console) -> str:
@@ -238,7 +238,7 @@ def stop(name: str | None, forget: bool) -> None:
 @smoke_option
 @json_option
 def restart(name: str | None, timeout: float, no_smoke: bool, as_json: bool) -> None:
-    """Start a server anew from its files, and wait for its answer."""
+    """Restart a server from its files, and wait for its answer."""
     from fp4forge.launch import deployment
 
     made = deployment.load(name)

@@ -29,7 +29,7 @@ class _Output(io.FileIO):
                 raise OutputClosed from None
             raise DiskError(
                 f"standard output cannot be written: {error.strerror}",
-                remedy="make room where it goes, or send it elsewhere",
+                remedy="free space at its target, or redirect it elsewhere",
             ) from None
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import humanize
+
+from fp4forge.oci import reference
 
 if TYPE_CHECKING:
     from fp4forge.publish.pipeline import Index, Outcome
@@ -46,10 +49,10 @@ def lines(outcomes: list[Outcome], index: Index | None = None, *, verbose: bool 
 
 
 def _image(outcome: Outcome) -> Iterator[str]:
-    repository, _, digest = outcome.image.partition("@")
-    yield from _row("image", repository)
-    if digest:
-        yield from _row("digest", digest)
+    image = reference.parse(outcome.image)
+    yield from _row("image", str(replace(image, digest="")))
+    if image.digest:
+        yield from _row("digest", image.digest)
     sizes = {"unpacked": outcome.unpacked_bytes, "to pull": outcome.compressed_bytes}
     parts = [f"{humanize.naturalsize(size)} {name}" for name, size in sizes.items() if size]
     yield from _row("size", ", ".join([outcome.plan["platform"], *parts]))

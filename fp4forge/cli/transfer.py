@@ -124,7 +124,7 @@ def unbundle(
         if repository:
             with console.step("push") as step:
                 # A bundle never moves a tag: its image was not checked here.
-                tag = found.image.rpartition(":")[2]
+                tag = references.parse(found.image).tag
                 registry.check_free(repository, tag, found.digest)
                 copying.push(layout.folder, repository, found.digest, step.report)
                 beside.publish(repository, found.beside, layout, step.report)
@@ -150,7 +150,7 @@ def history(
 
     IMAGE is HOST/REPOSITORY:TAG or HOST/REPOSITORY@DIGEST. The records lie in the registry,
     beside each image. With a tag, they are followed back to the images that it named before. With
-    --key (or --identity and --issuer), only records signed so are shown and followed.
+    --key (or --identity and --issuer), only records with that signature are shown and followed.
     """
     import msgspec
 
@@ -166,7 +166,7 @@ def history(
     if trust and not kept:
         raise SignatureError(
             f"{found.repository}@{digest} has no record signed by {trust}",
-            rule="with --key or --identity only records signed so count",
+            rule="with --key or --identity only records with that signature count",
             remedy="without them the unsigned ones are shown",
         )
     if as_json:

@@ -23,7 +23,7 @@ _UTILIZATION = 0.85
 
 @click.command()
 @click.argument("model")
-@click.option("--gpu", "product", help="This machine's GPU; by default nvidia-smi is asked.")
+@click.option("--gpu", "product", help="This machine's GPU; by default what nvidia-smi reports.")
 @click.option("--arch", help="GPU of the image; by default this machine's, then sets with it.")
 @server_options
 @click.option("--utilization", type=float, help="Share of the GPU's memory; by default 0.85.")
@@ -244,7 +244,7 @@ def _check_running(found: Server) -> None:
     if found.name in deployment.names() and servers.state(deployment.load(found.name)) == "running":
         raise UsageError(
             f"{found.name} is running",
-            rule="up starts a server that is not there",
+            rule="up starts a new server",
             remedy=f"build.py serve restart {found.name}; serve upgrade {found.name} --image NEW;"
             f" serve stop {found.name}",
         )

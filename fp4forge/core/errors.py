@@ -144,7 +144,7 @@ class SignatureError(ForgeError):
 
 
 class AdvisoryError(ForgeError):
-    """Advisories or the verdicts on them cannot be had, or cannot be read."""
+    """Advisories or the verdicts on them cannot be obtained, or cannot be read."""
 
     exit_code = 29
 

@@ -173,7 +173,7 @@ def _measure(events: Any, where: str, kind: Kind) -> None:
         size = 0
         if isinstance(event, parser.AliasEvent):
             if event.anchor not in sizes:
-                raise kind(f"{where}: the alias *{shown(event.anchor, 40)} holds itself")
+                raise kind(f"{where}: the alias *{shown(event.anchor, 40)} contains itself")
             size = sizes[event.anchor]
         elif isinstance(event, parser.ScalarEvent):
             size = 1

@@ -45,7 +45,7 @@ def selected(found: Evidence) -> Iterator[Finding]:
             NOTE,
             f"the log names {name} for {kind}",
             f"vLLM {found.version} itself selects {' or '.join(dict.fromkeys(predicted))} on {gpu}"
-            f" for this family{refused}: something that was not given chose, or it is another vLLM",
+            f" for this family{refused}: an unseen setting chose it, or this is another vLLM",
             f"{_choice(found.version, kind)}build.py backends --kept --release"
             f" {found.version} --gpu {gpu} --family {answer.family} shows the alternatives",
             "releases/backends, vLLM's own selection code",

@@ -154,7 +154,7 @@ def driver(found: Evidence) -> Iterator[Finding]:
             ERROR,
             f"{line}; nvidia-smi reports driver {', '.join(drivers)}",
             f"the driver is new enough for CUDA {cuda}: the process loads another libcuda, from the"
-            " image's compatibility libraries or of a driver that was updated without a reboot",
+            " image's compatibility libraries or from a driver updated without a reboot",
             "restart the machine after a driver update; remove /usr/local/cuda/compat from"
             " LD_LIBRARY_PATH; restart the container",
         )

@@ -50,7 +50,7 @@ def host_memory(found: Evidence) -> Iterator[Finding]:
             "swap",
             WARNING,
             f"{swapped / GIB:.1f} GiB are swapped out",
-            "GPU and host share the memory, and it was full: what is swapped comes back slowly",
+            "GPU and host share the memory, and it was full: swapped pages come back slowly",
             "lower --gpu-memory-utilization; sudo swapoff -a && sudo swapon -a when there is room",
         )
 
@@ -86,7 +86,7 @@ def container_limits(found: Evidence) -> Iterator[Finding]:
             "memory-limit",
             ERROR if found.out_of_memory else WARNING,
             f"the container may use {found.memory_limit / GIB:.1f} GiB of the host's memory",
-            "vLLM loads weights through it; the kernel ends what goes beyond the limit",
+            "vLLM loads weights through it; the kernel kills what exceeds the limit",
             "remove --memory, mem_limit or deploy.resources.limits.memory, or raise it",
         )
     if found.open_files is not None and found.open_files < _FILES:

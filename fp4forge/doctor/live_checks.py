@@ -138,8 +138,8 @@ def needles(found: Evidence) -> Iterator[Finding]:
                 "gibberish",
                 ERROR,
                 f"{asked.name}: {asked.answer.text[:120]!r}",
-                "short questions are answered, and long ones with garbage: attention or KV cache"
-                " fails at length",
+                "short questions are answered correctly, long ones with garbage: attention or KV"
+                " cache fails at length",
                 "another --attention-backend, or --kv-cache-dtype auto; then compare the release's"
                 " known faults",
             )
@@ -177,10 +177,11 @@ def degraded(found: Evidence) -> Iterator[Finding]:
             yield Finding(
                 "degraded",
                 ERROR,
-                f"{asked.name} was answered rightly, and after {asked.seconds / 60:.0f} minutes:"
+                f"{asked.name} was answered correctly, and after {asked.seconds / 60:.0f} minutes:"
                 f" {asked.wrong}" + (f": {said[:120]!r}" if said else ""),
                 "the server's state was damaged while it ran: the checkpoint is the same",
-                f"restart the server; if it comes again, try --no-enable-prefix-caching; {_REPORT}",
+                "restart the server; if it happens again, try --no-enable-prefix-caching;"
+                f" {_REPORT}",
             )
             return
 
@@ -206,7 +207,7 @@ def counters(found: Evidence) -> Iterator[Finding]:
         yield Finding(
             "stuck-queue",
             ERROR,
-            f"{waiting:.0f} requests wait, and no token was made between two looks",
+            f"{waiting:.0f} requests wait, and no token was generated between two readings",
             "the engine takes no requests from its queue: it hangs",
             "restart the server; its log's last lines say where it hangs",
             _METRICS,
@@ -216,7 +217,7 @@ def counters(found: Evidence) -> Iterator[Finding]:
             "queue",
             NOTE,
             f"{waiting:.0f} requests wait and {running:.0f} run",
-            "more requests come than the server takes at once",
+            "more requests arrive than the server runs at once",
             "--max-num-seqs, if the KV cache has room; another server otherwise",
             _METRICS,
         )
@@ -246,7 +247,7 @@ def _errors(last: Values) -> Iterator[Finding]:
             "corrupted-requests",
             ERROR,
             f"{corrupted:.0f} requests had NaN in their logits",
-            "kernels or scales give numbers that are none",
+            "kernels or scales produce NaN",
             "see the other findings; another backend (build.py backends); then build.py checkpoint"
             " inspect DIR",
             _METRICS,
@@ -262,7 +263,7 @@ def _errors(last: Values) -> Iterator[Finding]:
             "request-errors",
             WARNING,
             f"{failed:.0f} requests ended with the server's error (5xx) since it started",
-            "the server failed at them; its log has the exception",
+            "the server failed on these requests; its log has the exception",
             "build.py serve doctor --logs LOG names it",
             _METRICS,
         )

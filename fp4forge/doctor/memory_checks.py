@@ -35,7 +35,7 @@ def startup(found: Evidence) -> Iterator[Finding]:
         return
     match = _FREE.search(line)
     if match and float(match[4]) >= float(match[2]):
-        cause, fix = "the share that is asked for is all of the GPU's memory", "ask for less"
+        cause, fix = "the requested share is all of the GPU's memory", "request less"
     elif facts.unified(found):
         cause = (
             "nothing is loaded yet: vLLM compares free memory, and on unified memory the page"
@@ -87,7 +87,7 @@ def killed(found: Evidence) -> Iterator[Finding]:
         line or ("OOMKilled" if found.out_of_memory else "exit code 137 (SIGKILL)"),
         "the kernel took the memory back; on unified memory GPU and host share it"
         if facts.unified(found) or line or found.out_of_memory
-        else "somebody killed the container; the kernel does so if memory runs out",
+        else "something killed the container; the kernel does so when memory runs out",
         "lower --gpu-memory-utilization; see that MAX_JOBS caps FlashInfer's compiling; dmesg"
         " shows what the kernel did",
     )
@@ -130,8 +130,8 @@ def headroom(found: Evidence) -> Iterator[Finding]:
         WARNING if found.ready or found.answered else ERROR,
         f"{said} asks for {total * share / 2**30:.0f} of {total / 2**30:.1f} GiB and leaves the"
         f" host {rest:.1f}",
-        "the GPU's memory is the host's: so much is rarely free at the start, and without room"
-        " the host freezes",
+        "the GPU's memory is the host's: that much is rarely free at the start, and without a"
+        " reserve the host freezes",
         f"--gpu-memory-utilization 0.85, or at most {1 - HEADROOM_GIB * 2**30 / total:.2f}",
     )
 

@@ -313,7 +313,7 @@ def model_mount(found: Evidence) -> Iterator[Finding]:
             "model-mount",
             ERROR if certain else NOTE,
             f"{folder} {state}",
-            "Docker makes an empty folder of a source that is not there"
+            "Docker creates an empty folder in place of a missing source"
             if certain
             else "this may be another machine than the server's",
             "mount the folder with config.json and the weights",
@@ -323,7 +323,7 @@ def model_mount(found: Evidence) -> Iterator[Finding]:
             "model-mount",
             ERROR,
             f"nothing is mounted at {facts.model(found)}",
-            "the server looks for the model where the container has none",
+            "the container has no model at the path that the server reads",
             f"mount the checkpoint at {facts.model(found)}",
         )
     line = failed_line(found, r"Invalid repository ID or local directory|is not a local folder")

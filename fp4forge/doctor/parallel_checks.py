@@ -248,6 +248,6 @@ def peers(found: Evidence) -> Iterator[Finding]:
             "nccl-network",
             ERROR,
             other,
-            "GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME names an interface that is not there",
+            "GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME names an interface that does not exist",
             "ip -brief address lists them",
         )

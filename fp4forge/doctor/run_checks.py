@@ -47,7 +47,7 @@ def state(found: Evidence) -> Iterator[Finding]:
             ERROR,
             f"the container ended with exit code {found.exit_code}",
             f"it raised {raised.text}" if raised else f"the last lines of its log: {tail}",
-            "docker logs shows the rest; mend what the other findings name",
+            "docker logs shows the rest; fix what the other findings name",
         )
     if found.health == "unhealthy":
         yield Finding(
@@ -63,7 +63,7 @@ def state(found: Evidence) -> Iterator[Finding]:
             "restarts",
             ERROR,
             f"the server started {starts} times and was never ready",
-            "whoever restarts it hides the first failure",
+            "the restarts hide the first failure",
             "start it once without a restart policy",
         )
 

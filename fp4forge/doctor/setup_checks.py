@@ -33,7 +33,7 @@ def image(found: Evidence) -> Iterator[Finding]:
             "variant",
             ERROR if patched and not found.ready else WARNING,
             f"image {found.image}: no patches in it",
-            patched[0].text if patched else "what the patches mend is not mended in it",
+            patched[0].text if patched else "it has the faults that the patches fix",
             "use the awq variant of the same release",
         )
     elif variant is None and found.labels:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from fp4forge.kernels.gpus import GPUS
+
 FORM = (
     "nvidia-smi as printed, nvidia-smi -q, nvidia-smi -q -x, or"
     " nvidia-smi --query-gpu=name,compute_cap,driver_version,memory.total --format=csv"
@@ -51,7 +53,13 @@ _USED = re.compile(r"/\s*([0-9]{1,9})MiB")
 
 def capability(name: str) -> str:
     """Compute capability of a product; empty if the name is not known."""
-    return next((found for pattern, found in _CAPABILITIES if re.search(pattern, name)), "")
+    for pattern, found in _CAPABILITIES:
+        if re.search(pattern, name):
+            return found
+    for gpu in GPUS.values():  # a chip that the list above does not have
+        if any(re.search(rf"\b{re.escape(product)}\b", name) for product in gpu.products):
+            return gpu.label
+    return ""
 
 
 def failure(text: str) -> str:

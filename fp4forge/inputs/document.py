@@ -104,7 +104,7 @@ class _Composer:
                 self._add(*self.anchors[event.anchor], line)
             case yaml.SequenceStartEvent() | yaml.MappingStartEvent():
                 if len(self.open) == INPUT_DEPTH:
-                    raise Malformed("nests too deep", line, rule=f"at most {INPUT_DEPTH} levels")
+                    raise Malformed("nests too deeply", line, rule=f"at most {INPUT_DEPTH} levels")
                 begun: Any = [] if isinstance(event, yaml.SequenceStartEvent) else {}
                 before = self.count
                 self.open.append(_Open(begun, self._add(begun, 1, line), event.anchor, before))

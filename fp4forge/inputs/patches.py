@@ -21,7 +21,8 @@ TIERS = ("python", "csrc")
 
 Text = Annotated[str, Meta(min_length=1)]
 Name = Annotated[
-    str, Meta(pattern="^[a-z0-9][a-z0-9-]*$", description="a name: small letters, digits and -")
+    str,
+    Meta(pattern="^[a-z0-9][a-z0-9-]*$", description="a name: lower-case letters, digits and -"),
 ]
 FilePath = Annotated[
     str,

@@ -16,7 +16,9 @@ from fp4forge.inputs.reader import Format
 class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How many releases are supported, and which others are kept."""
 
-    supported: Annotated[int, Meta(ge=1, le=50, description="so many of the newest releases")]
+    supported: Annotated[
+        int, Meta(ge=1, le=50, description="how many of the newest releases are supported")
+    ]
     kept: Annotated[
         dict[str, Annotated[str, Meta(min_length=5)]],
         Meta(description="older releases that stay, and for what"),

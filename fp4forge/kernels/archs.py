@@ -14,14 +14,10 @@ from fp4forge.kernels.base import UsageError
 from fp4forge.kernels.gpus import GPUS, RUNS, VERDICTS, Gpu, serves
 from fp4forge.kernels.groups import COMPILED, REQUIRED, filled
 
-# What each nvcc can name on Blackwell (CUDA Toolkit release notes 12.8, 12.9, 13.0): sm_121 and
-# the family suffix came with 12.9; 13.0 renamed 10.1 to 11.0.
-_BLACKWELL = {
-    "12.8": {"10.0", "10.0a", "10.1", "10.1a", "12.0", "12.0a"},
-    "12.9": {b + s for b in ("10.0", "10.1", "10.3", "12.0", "12.1") for s in ("", "a", "f")},
-    "13.0": {b + s for b in ("10.0", "10.3", "11.0", "12.0", "12.1") for s in ("", "a", "f")},
-}
-CUDAS = tuple(_BLACKWELL)
+# CUDA Toolkit release notes: the family suffix came with 12.9; 13.0 renamed Thor's 10.1 to 11.0.
+_FAMILIES = "12.9"
+_RENAMED = {"10.1": ("12.8", "13.0")}  # first CUDA that names it, and the first that does not
+CUDAS = ("12.8", "12.9", "13.0")  # those that releases/archs has results for
 _NAMES = {
     "Ampere": ["8.0", "8.6"],
     "Ada": ["8.9"],
@@ -52,9 +48,15 @@ def _natural(text: str) -> list[tuple[int, int, str]]:
 
 
 def known(cuda: str) -> set[str]:
-    """Blackwell's architectures that a CUDA's nvcc can name."""
-    before = [c for c in _BLACKWELL if version(c) <= version(cuda)]
-    return _BLACKWELL[max(before, key=version)] if before else set()
+    """Blackwell's architectures that a CUDA's nvcc can name, by the table of GPUs."""
+    bases = {gpu.label for gpu in GPUS.values() if version(gpu.nvcc) <= version(cuda)}
+    bases |= {
+        name
+        for name, (first, end) in _RENAMED.items()
+        if version(first) <= version(cuda) < version(end)
+    }
+    suffixes = ("", "a", "f") if version(cuda) >= version(_FAMILIES) else ("", "a")
+    return {base + suffix for base in bases for suffix in suffixes}
 
 
 def torch_archs(text: str) -> list[str]:
@@ -156,8 +158,8 @@ def _check_nvcc(targets: list[str], cuda: str) -> None:
     if unknown:
         raise UsageError(
             f"nvcc {cuda} does not know {', '.join('sm_' + u.replace('.', '') for u in unknown)}",
-            rule="sm_121 and family targets (f) need CUDA 12.9, 11.0 needs 13.0",
-            remedy="CUDA 13.0, or leave the entry out",
+            rule="it knows " + (", ".join(sorted(known(cuda))) or "no Blackwell GPU"),
+            remedy="a newer CUDA, or leave the entry out",
         )
 
 

@@ -115,7 +115,7 @@ def check_port(address: str, port: int) -> None:
             probe.bind((address, port))
         except OSError as error:
             raise UsageError(
-                f"port {port} of {address} cannot be had: {error.strerror}",
+                f"port {port} of {address} is not available: {error.strerror}",
                 rule="a server needs a port of its own",
                 remedy="--port takes another one; build.py serve status lists the servers here",
             ) from None

@@ -71,7 +71,7 @@ def commands(text: str, file: str) -> list[Command]:
             found.append(Command(name.lower(), arguments, f"{file}:{start}"))
             name = ""
     if depth or name:
-        raise ReleaseError(f"{file}:{start}: {name} does not end", rule="NAME(ARGUMENTS)")
+        raise ReleaseError(f"{file}:{start}: {name} is not closed", rule="NAME(ARGUMENTS)")
     return found
 
 

@@ -53,7 +53,7 @@ def check(version: str) -> list[State]:
 
     Raises:
         PatchError: the series is malformed.
-        ArtefactError: the source cannot be had.
+        ArtefactError: the source cannot be obtained.
     """
     sequence, tree = series.load("vllm", version), sources.source_tree(version)
     states = []

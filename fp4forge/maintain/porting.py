@@ -34,7 +34,7 @@ def port(version: str) -> Port:
     """The newest earlier series as it fits a version; nothing is written.
 
     Raises:
-        ArtefactError: a source cannot be had.
+        ArtefactError: a source cannot be obtained.
         UsageError: no series is that old.
         PatchError: a record of that series cannot be found in its text.
     """

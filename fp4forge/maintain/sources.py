@@ -60,7 +60,7 @@ def fetch(artefact: Artefact) -> Path:
                         file.write(chunk)
                         if file.tell() > FETCHED_BYTES:
                             raise ArtefactError(
-                                f"{artefact.file} does not end",
+                                f"{artefact.file} is too large",
                                 rule=f"at most {FETCHED_BYTES:,} bytes are fetched",
                             )
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
@@ -83,7 +83,7 @@ def source_tree(vllm: str) -> Path:
     """The unpacked sdist of a vLLM version.
 
     Raises:
-        ArtefactError: it cannot be had, or is not the pinned one.
+        ArtefactError: it cannot be obtained, or is not the pinned one.
     """
     return tree_of(sdist(vllm))
 
@@ -92,7 +92,7 @@ def tree_of(artefact: Artefact) -> Path:
     """The unpacked sdist that an artefact pins.
 
     Raises:
-        ArtefactError: it cannot be had, or is not the pinned one.
+        ArtefactError: it cannot be obtained, or is not the pinned one.
     """
     folder = paths.STATE / "sources" / artefact.file.removesuffix(".tar.gz")
     if not folder.is_dir():

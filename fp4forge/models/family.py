@@ -1,7 +1,7 @@
 """Model families: how vLLM serves each, read from ``models/families/<name>.yaml``.
 
 A statement about a family has its source and what proved it. A model that no file covers is served
-with neutral flags, and told so.
+with neutral flags and a note that says so.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class Statement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     source: _Text
     verified: Annotated[str, one_of(PROOFS, "what proved it")]
     since: _Vllm = ""
-    until: Annotated[_Vllm, Meta(description="the first version of vLLM it is not true of")] = ""
+    until: Annotated[
+        _Vllm, Meta(description="the first version of vLLM that it does not apply to")
+    ] = ""
 
     def holds(self, version: str) -> bool:
         """Whether it is said of that version of vLLM."""

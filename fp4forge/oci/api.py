@@ -101,7 +101,7 @@ def _docker_login(host: str) -> tuple[str, str]:
     except Exception as error:  # the library meets a file of any content
         raise RegistryError(
             f"the login for {host} cannot be read: {shown(error, 200) or type(error).__name__}",
-            remedy="mend ~/.docker/config.json; 'docker login' writes it",
+            remedy="repair ~/.docker/config.json; 'docker login' writes it",
         ) from None
     return str(user or ""), str(password or "")
 

@@ -146,9 +146,9 @@ def build(
             watch.stop()
         if watch.silent:
             raise BuildError(
-                f"the build reports nothing for {BUILD_SILENCE_SECONDS} s and was ended",
-                rule="a step that works reports something",
-                remedy="see what its last step waits for; running again resumes",
+                f"the build reported nothing for {BUILD_SILENCE_SECONDS} s and was stopped",
+                rule="a working step reports progress",
+                remedy="check what its last step waits for; running again resumes",
             )
         if checked:
             checked.result()

@@ -127,7 +127,7 @@ def _check_blob(layout: Layout, repository: str, digest: str) -> None:
     if not kept:
         raise RegistryError(
             f"{repository} does not keep blob {digest[:19]} as it was pushed",
-            rule=f"{size} bytes, those of the local blob",
+            rule=f"{size} bytes, identical to the local blob",
             remedy="check the registry's storage; nothing was tagged",
         )
 
@@ -151,7 +151,7 @@ def _copy(line: list[str], what: str, action: str, report: Progress) -> None:
 
 def _tls(repository: str, side: str = "") -> list[str]:
     flag = f"--{side}-tls-verify" if side else "--tls-verify"
-    loopback = Reference(repository.partition("@")[0]).loopback
+    loopback = Reference(repository).loopback
     return [f"{flag}=false"] if loopback else []
 
 

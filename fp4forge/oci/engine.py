@@ -36,8 +36,8 @@ _SILENCES = (
     (r"[Cc]onnection ?[Rr]efused", "nothing listens there"),
     (r"[Tt]imed? ?out", "it does not answer in time"),
     (r"NameResolutionError|Name or service not known", "no machine has that name"),
-    (r"Client Error", "something else than an engine listens there"),
-    (r"paramiko", "the Docker SDK takes no ssh:// address here"),
+    (r"Client Error", "something other than an engine listens there"),
+    (r"paramiko", "the Docker SDK cannot use an ssh:// address here"),
 )
 
 
@@ -120,7 +120,7 @@ def check_platform(info: dict[str, Any], platform: str, builder: str | None) -> 
     if done.returncode != 0:
         raise EngineError(
             f"builder {builder or 'default'}: {_last(done.stderr)}",
-            remedy="docker buildx ls shows the builders that there are",
+            remedy="docker buildx ls lists the builders",
         )
     found = set(
         re.findall(
@@ -359,7 +359,7 @@ def pull(client: Any, reference: str, platform: str | None, report: Progress) ->
     docker's SDK drops the errors that the engine sends while it pulls; here they are raised.
 
     Raises:
-        RegistryError: the image cannot be had, with the engine's reason.
+        RegistryError: the image cannot be obtained, with the engine's reason.
         DiskError: it can, and does not fit.
     """
     from docker.errors import APIError
@@ -378,7 +378,7 @@ def pull(client: Any, reference: str, platform: str | None, report: Progress) ->
             if event.error:
                 raise RegistryError(
                     f"{reference} cannot be pulled: {shown(event.error, 300)}",
-                    rule="what is published is what a stock docker pull brings",
+                    rule="a stock docker pull must be able to fetch a published image",
                     remedy="check the registry's storage and log; running again resumes",
                 )
             if event.status and event.id:
@@ -391,9 +391,9 @@ def pull(client: Any, reference: str, platform: str | None, report: Progress) ->
         ) from None
     except TimeoutError:
         raise RegistryError(
-            f"{reference}: the engine reports nothing of its pull for {PULL_SILENCE_SECONDS} s",
-            rule="an engine that pulls reports something",
-            remedy="see whether engine and registry still answer; running again resumes",
+            f"{reference}: the engine reported no progress for {PULL_SILENCE_SECONDS} s",
+            rule="a working pull reports progress",
+            remedy="check whether engine and registry still answer; running again resumes",
         ) from None
 
 

@@ -30,7 +30,7 @@ def run(
         )
     except subprocess.TimeoutExpired:
         raise kind(
-            f"{' '.join(line[:3])} does not end within {seconds:.0f} s",
+            f"{' '.join(line[:3])} did not finish within {seconds:.0f} s",
             remedy="check what it waits for; running again resumes",
         ) from None
     except OSError as error:
@@ -74,7 +74,7 @@ def follow(
         watch.stop()
     if watch.silent:
         raise kind(
-            f"{line[0]} reports nothing for {silence:.0f} s and was ended",
+            f"{line[0]} reported nothing for {silence:.0f} s and was stopped",
             remedy="check what it waits for; running again resumes",
         )
     return code

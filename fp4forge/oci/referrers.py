@@ -143,7 +143,7 @@ def fetch(repository: str, digest: str) -> bytes:
         raise api.refused(repository, "read a record", answer)
     if "sha256:" + hashlib.sha256(answer.content).hexdigest() != digest:
         raise RegistryError(
-            f"{repository}: a record is not what its digest says",
+            f"{repository}: a record does not match its digest",
             remedy="check the registry's storage",
         )
     return answer.content

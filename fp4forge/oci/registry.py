@@ -19,6 +19,7 @@ from fp4forge.core.errors import RegistryError, TagError, ToolError
 from fp4forge.oci import api
 from fp4forge.oci import layout as layouts
 from fp4forge.oci.layout import Descriptor, Document, OsArchitecture
+from fp4forge.oci.reference import Reference
 
 INDEX = "application/vnd.oci.image.index.v1+json"
 _ACCEPT = ", ".join(
@@ -60,7 +61,7 @@ def reach(repository: str) -> None:
         raise ToolError("skopeo is not installed", remedy="run make setup")
     status = api.ask("GET", repository, "", {}).status
     if status not in (200, 401):
-        host = repository.split("/", 1)[0]
+        host = Reference(repository).host or repository
         raise RegistryError(
             f"{host} answers {status} to GET /v2/: not a registry",
             rule="--push needs a registry (OCI distribution spec, GET /v2/)",
@@ -81,8 +82,8 @@ def manifest(repository: str, name: str) -> Manifest | None:
     digest = "sha256:" + hashlib.sha256(answer.content).hexdigest()
     if name.startswith("sha256:") and digest != name:
         raise RegistryError(
-            f"{repository}@{name[:19]} has other content than its digest says",
-            rule="what is addressed by digest has that digest",
+            f"{repository}@{name[:19]} does not match its digest",
+            rule="content fetched by digest must have that digest",
             remedy="do not use this registry's copy; check its storage",
         )
     return Manifest(digest, answer.content, answer.headers.get("content-type", INDEX))
@@ -173,7 +174,7 @@ def check_names(repository: str, name: str, digest: str) -> None:
     if found is None or found.digest != digest:
         raise RegistryError(
             f"{repository}:{name} names {found.digest if found else 'nothing'}",
-            rule=f"it was to name {digest}",
+            rule=f"it should name {digest}",
             remedy="somebody else may have pushed; run again",
         )
 

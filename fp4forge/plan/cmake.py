@@ -94,7 +94,9 @@ def _run(script: Path, cuda: str, lists: list[str], folder: Path, options: tuple
             timeout=_SECONDS,
         ).stderr
     except subprocess.TimeoutExpired:
-        raise ReleaseError(f"{script.name} does not end under CMake within {_SECONDS} s") from None
+        raise ReleaseError(
+            f"{script.name} did not finish under CMake within {_SECONDS} s"
+        ) from None
 
 
 def _sources(block: str, root: str) -> Sources:

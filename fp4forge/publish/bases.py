@@ -47,7 +47,7 @@ def ensure(base: Base, platform: str, report: Progress) -> str:
         return reference
     local = [name for name in names() if table()[name].suite]
     raise BaseImageError(
-        f"the base image {reference} cannot be had: {reason}",
+        f"the base image {reference} cannot be obtained: {reason}",
         rule="a base comes from a registry that answers, or is made on this machine",
         remedy=f"--base {local[0]} (mmdebstrap, needs only Debian's packages),"
         " or 'docker pull' it from a configured mirror",

@@ -87,7 +87,7 @@ def ledger(
             reading.json(content, Ledger, str(kept), BuildError)
             return content
         except BuildError as error:
-            report(f"{error.message}: made anew")
+            report(f"{error.message}: making it again")
     kept.parent.mkdir(parents=True, exist_ok=True)
     _export("ledger-file", "ledger.json", kept, plan, context, options, report, checked)
     return reading.content(kept, BuildError, RECORD_BYTES)

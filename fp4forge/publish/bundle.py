@@ -122,7 +122,7 @@ def unpacked(file: Path, folder: Path, report: Progress) -> Iterator[tuple[Bundl
     is no folder, so that the same command can be run again.
 
     Raises:
-        ArtefactError: it is not a bundle, is cut short, or a file is not what its checksum says.
+        ArtefactError: it is not a bundle, is cut short, or a file does not match its checksum.
         UsageError: the folder exists.
     """
     if os.path.lexists(folder):
@@ -189,7 +189,7 @@ def _check(root: Path, file: Path) -> Bundle:
         expected = path.name if name.startswith(f"{_BLOBS}/") else wanted.pop(name, "")
         if _sha256(path) != expected:
             raise ArtefactError(
-                f"{where}: {shown(name, 200)} is not what its checksum says",
+                f"{where}: {shown(name, 200)} does not match its checksum",
                 remedy="copy it once more",
             )
     if wanted:

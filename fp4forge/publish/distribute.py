@@ -70,7 +70,7 @@ def parse_nodes(text: str, flag: str = "--to") -> list[str]:
         if not _NODE.fullmatch(entry):
             raise UsageError(
                 f"{flag} {entry!r} is not [USER@]HOST",
-                rule="names with commas; ports and keys belong in ~/.ssh/config",
+                rule="names separated by commas; ports and keys belong in ~/.ssh/config",
             )
     return list(dict.fromkeys(found))
 
@@ -137,7 +137,7 @@ def _locate(image: str) -> tuple[str, str, str, str]:
             f"{image} is not in a registry on this machine's loopback",
             rule="nodes pull through a tunnel, where another registry's certificate would not fit",
             remedy="scripts/registry.sh starts one; skopeo copy --all docker://IMAGE"
-            " docker://127.0.0.1:5000/NAME:TAG --dest-tls-verify=false brings the image there",
+            " docker://127.0.0.1:5000/NAME:TAG --dest-tls-verify=false copies the image there",
         )
     host, repository = reference.host, reference.repository.partition("/")[2]
     if reference.digest:

@@ -40,7 +40,7 @@ class Image:
     platforms: list[str] = field(default_factory=list)
     published: str = ""  # ISO 8601, of its first record
     verified: bool = False  # a record here says that its checks passed
-    signed: bool = False  # a signature is kept beside it; whether it holds is not looked at
+    signed: bool = False  # a signature is kept beside it; whether it is valid is not checked
     # On advisories about its release, by status (advisories/vex.py).
     verdicts: dict[str, int] = field(default_factory=dict)
     bytes: int = 0  # compressed, all platforms

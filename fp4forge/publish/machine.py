@@ -59,7 +59,7 @@ def _check_compilers(plan: Plan) -> None:
     if plan.cross:
         raise PlatformError(
             f"--cross compiles on {needed}, and this machine is {here}",
-            remedy=f"leave --cross out: {plan.platform} is compiled here as it is",
+            remedy=f"leave --cross out: {plan.platform} is compiled natively here",
         )
     raise PlatformError(
         f"{plan.platform} is compiled on {plan.platform}, and this machine is {here}",

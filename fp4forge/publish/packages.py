@@ -59,7 +59,7 @@ def read(path: Path) -> dict[str, Package]:
             raise DriftError(
                 f"{shown(path, 300)} line {number} is {shown(line, 80)!r}",
                 rule="PACKAGE:ARCHITECTURE VERSION sha256:DIGEST",
-                remedy="build.py lock --packages-of IMAGE writes it anew",
+                remedy="build.py lock --packages-of IMAGE writes it again",
             )
         found[match[1]] = Package(match[2], match[3])
     return found
@@ -115,7 +115,7 @@ def differences(old: dict[str, Package], new: dict[str, Package]) -> list[str]:
         elif before.version != after.version:
             lines.append(f"{name} {before.version} -> {after.version}")
         else:
-            lines.append(f"{name} {after.version} has other files under the same version")
+            lines.append(f"{name} {after.version} has different files under the same version")
     return lines
 
 
@@ -138,7 +138,7 @@ def record_image(image: str) -> tuple[Path, list[str]]:
     if not plan.base or plan.platform not in PLATFORMS:
         raise UsageError(
             f"{shown(image, 200)} has no plan in {acquire.FOLDER}",
-            rule="a record is of a base and a platform, which the plan of an image names",
+            rule="a record belongs to a base and a platform, which the image's plan names",
         )
     return record(image, plan.base, plan.platform)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fp4forge.checks import runner
-from fp4forge.checks.runner import Check
+from fp4forge.checks.check import Check, summary
 from fp4forge.core import reading
 from fp4forge.core.console import Console, Step
 from fp4forge.core.errors import BuildError, CoverageError, RegistryError, UsageError
@@ -319,7 +319,7 @@ def _push(job: _Job, ledger: str) -> Made:
     output = f"type=oci,tar=false,dest={LAYOUT.folder},{COMPRESSION}"
     own = _build(job, output, ledger)
     if cut := LAYOUT.drop_cut(own):
-        console.say(f"  {LAYOUT.folder}: {len(cut)} blobs were cut short; they are exported anew")
+        console.say(f"  {LAYOUT.folder}: {len(cut)} blobs were cut short; they are exported again")
         own = _build(job, output, ledger)
     LAYOUT.name_only(own)
     index = LAYOUT.document(own)
@@ -356,7 +356,7 @@ def _push(job: _Job, ledger: str) -> Made:
                     remedy="run again: that image is checked then",
                 )
             names = (immutable, *moving)
-            verdict = (runner.summary(checks) if checks else "verified before") + audited
+            verdict = (summary(checks) if checks else "verified before") + audited
             lost = tagging.give(
                 repository,
                 digest,
@@ -417,7 +417,7 @@ def _verify(job: _Job, image: str) -> tuple[Check, ...]:
         checks = runner.run(
             image, job.plan.as_json(), step.report, job.options.reports, gpu=job.options.gpu
         )
-        step.detail = runner.summary(checks)
+        step.detail = summary(checks)
         runner.demand(checks)
     return checks
 

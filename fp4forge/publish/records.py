@@ -20,7 +20,7 @@ from fp4forge.oci.cosign import Signer, Trust
 from fp4forge.oci.referrers import Kept
 
 KIND = "application/vnd.fp4forge.publish.v1+json"
-# What pipeline.py writes after the checks passed: now (checks.runner.summary), before on the same
+# What pipeline.py writes after the checks passed: now (checks.check.summary), before on the same
 # machine, or for each image of an index.
 _PASSED = re.compile(
     r"(?!.*\bfailed\b)(?:[1-9][0-9]* of [0-9]+ checks passed|verified before|an index of verified )"

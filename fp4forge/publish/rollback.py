@@ -103,7 +103,7 @@ def move(repository: str, chosen: Rollback, report: Progress) -> str:
         now = listing.find(repository, chosen.tag).digest
         if now != chosen.before:
             raise RegistryError(
-                f"{repository}:{chosen.tag} names {now[:19]} by now",
+                f"{repository}:{chosen.tag} now names {now[:19]}",
                 rule=f"it named {chosen.before[:19]} when the target was chosen",
                 remedy="somebody else published; look at build.py history, and run again",
             )

@@ -10,7 +10,7 @@ from humanize import naturalsize
 from fp4forge.core import files
 from fp4forge.core.text import shown
 
-# This project's own measure; a model that is worse is told so, not refused.
+# This project's own measure; a worse model is reported as such, not refused.
 _PERPLEXITY = 1.1  # of BF16's
 _AGREEMENT = 0.9
 _WORST = 5

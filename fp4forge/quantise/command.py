@@ -37,7 +37,7 @@ class Asked:
         output: the checkpoint's folder, made by this.
         format: a format of the release.
         calibration: a file, or ``builtin``.
-        samples: None: the card's 512; of the builtin text all there are.
+        samples: None: the card's 512, or all of the builtin text.
         length: tokens of a sample; None: the card's 4096; of the builtin text 256.
         seed: of the samples' order.
         batch: samples at once; 0: as many as fit.
@@ -106,7 +106,7 @@ def plan(asked: Asked, release: Release, console: Console) -> Plan:
     """
     if asked.format not in release.formats:
         raise UsageError(
-            f"ModelOpt {release.version} is not asked for {asked.format!r} here",
+            f"--format {asked.format!r} is not set up for ModelOpt {release.version}",
             rule="one of " + ", ".join(release.formats),
         )
     quantised = release.formats[asked.format]
@@ -250,7 +250,7 @@ def _same(partial: Path, plan: Plan) -> None:
     wanted, file = as_json(request), partial / ".state" / "request.json"
     if file.exists() and reading.text(file, UsageError) != wanted:
         raise UsageError(
-            f"{shown(partial, 300)} is of another request",
+            f"{shown(partial, 300)} belongs to another request",
             rule="a run resumes with the same model, text, samples and format",
             remedy="remove that folder, or another -o",
         )

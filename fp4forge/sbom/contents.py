@@ -81,7 +81,7 @@ def _run(line: list[str], root: str, python: str, table: Table, where: str) -> I
         )
     except subprocess.TimeoutExpired:
         raise VerifyError(
-            f"the files of {where} are not read within {INVENTORY_SECONDS} s",
+            f"the files of {where} could not be read within {INVENTORY_SECONDS} s",
             remedy="check the engine's disk; running again resumes",
         ) from None
     if done.returncode != 0:

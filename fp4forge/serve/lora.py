@@ -94,6 +94,6 @@ def _rank(folder: Path) -> int:
         what = "DoRA" if found.use_dora else "modules_to_save"
         raise CheckpointError(
             f"{shown(folder, 200)}/adapter_config.json: vLLM does not serve {what}",
-            rule="an adapter has low-rank matrices alone",
+            rule="an adapter has only low-rank matrices",
         )
     return found.r

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 import shlex
 import tempfile
 from pathlib import Path
@@ -14,7 +13,7 @@ from fp4forge.core.errors import ServingError, ToolError, UsageError
 from fp4forge.core.paths import TEMPLATES
 from fp4forge.core.text import shown
 from fp4forge.image.render import UID
-from fp4forge.oci import process
+from fp4forge.oci import process, reference
 from fp4forge.serve import lora
 from fp4forge.serve.settings import CACHE_DIR, KEY_FILE, MODEL_DIR, Server, published
 from fp4forge.serve.speculation import DRAFT_DIR
@@ -32,8 +31,6 @@ TMPFS = {
     "/run": "mode=755",
     "/home/vllm": f"exec,uid={UID},gid={UID},mode=700",
 }
-_DIGEST = re.compile(r"[^\s@]+@sha256:[0-9a-f]{64}")
-_REFERENCE = re.compile(r"[a-z0-9][a-zA-Z0-9._:/-]*(@sha256:[0-9a-f]{64})?")
 
 
 def _yaml(value: object) -> str:
@@ -156,25 +153,25 @@ def compose_command() -> list[str]:
 
 def is_digest(image: str) -> bool:
     """Whether an image is named by digest, in the form that manifests have."""
-    return bool(_DIGEST.fullmatch(image) and _REFERENCE.fullmatch(image))
+    try:
+        return bool(reference.parse(image).digest)
+    except UsageError:
+        return False
 
 
-def by_digest(reference: str) -> str:
+def by_digest(image: str) -> str:
     """The image by digest: as given, or as the registry knows the tag.
 
     Raises:
         UsageError: not an image reference.
         RegistryError: the registry does not answer.
     """
-    if not _REFERENCE.fullmatch(reference):
-        raise UsageError(f"--image {reference!r} is not an image reference", rule="HOST/NAME:TAG")
-    if _DIGEST.fullmatch(reference):
-        return reference
+    named = reference.parse(image, "--image")
+    if named.digest:
+        return image
     from fp4forge.oci import registry
 
-    name, _, tag = reference.rpartition(":")
-    if not name or "/" in tag:
-        name, tag = reference, "latest"
+    name, tag = named.repository, named.tag or "latest"
     found = registry.resolve(name, tag)
     if found is None:
         raise UsageError(

@@ -61,7 +61,7 @@ class RunLock(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def digest(self) -> str:
         """The image's digest."""
-        return self.image.partition("@")[2]
+        return reference.parse(self.image).digest
 
 
 def make(server: Server, kind: str, text: str, report: Progress) -> RunLock:
@@ -116,7 +116,7 @@ def read(path: Path) -> RunLock:
     for name, right in fields:
         if not right:
             raise RunLockError(
-                f"{where}: {name} is not what a lock has there",
+                f"{where}: {name} is not valid in a lock",
                 rule="a file that serve compose --lock wrote",
             )
     return found
@@ -148,7 +148,8 @@ def reproduce(lock: RunLock, report: Progress) -> str:
     text = manifest.render(lock.server, lock.kind)
     if _sha256(text) != lock.manifest:
         raise RunLockError(
-            f"fp4forge {fp4forge.__version__} writes another manifest than {shown(lock.by, 80)}",
+            f"fp4forge {fp4forge.__version__} writes another manifest from this lock, which"
+            f" {shown(lock.by, 80)} wrote",
             rule="a lock reproduces its manifest byte for byte",
             remedy="use the fp4forge that wrote the lock, or write a new lock with --lock",
         )

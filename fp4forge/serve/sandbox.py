@@ -167,7 +167,7 @@ def _verdict(session: Any, code: str, name: str, seconds: float) -> tuple[str, A
         found = session.feed_run(calls, print_callback=lambda *_: None)
     except monty.MontyCrashedError as error:
         if error.timed_out:
-            return "wrong", f"it does not end within {seconds:g} s"
+            return "wrong", f"it did not finish within {seconds:g} s"
         return "not judged", f"the sandbox broke: {_line(error)}"
     except monty.MontyError as error:
         if _lacks(error.exception(), code):
@@ -175,7 +175,7 @@ def _verdict(session: Any, code: str, name: str, seconds: float) -> tuple[str, A
         if isinstance(error, monty.MontySyntaxError):
             return "wrong", f"not Python: {_line(error)}"
         if "time limit exceeded" in str(error):
-            return "wrong", f"it does not end within {seconds:g} s"
+            return "wrong", f"it did not finish within {seconds:g} s"
         return "wrong", f"it fails: {_line(error)}"
     wrong = sorted(PRIMES.symmetric_difference(found))
     return ("wrong", f"wrong for {', '.join(map(str, wrong))}") if wrong else ("right", "")

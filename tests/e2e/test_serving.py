@@ -48,7 +48,7 @@ def test_a_compose_file_names_the_published_digest_and_compose_reads_it(
     file = tmp_path / "compose.yaml"
     done = compose(model, "-o", str(file))
     assert done.returncode == 0, done.stderr
-    assert "docker compose config has read it" in done.stderr
+    assert "checked by docker compose config" in done.stderr
     read = shell("docker", "compose", "-f", str(file), "config").stdout
     service = yaml.safe_load(read)["services"]["vllm"]
     assert service["image"] == published["image"]

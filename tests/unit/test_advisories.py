@@ -241,7 +241,7 @@ def test_an_exception_is_by_any_of_the_names_and_for_something(tmp_path: Path) -
     with pytest.raises(VulnerableError, match=r"CVE-2026-1 \(unknown"):
         audit.demand(report)
     audit.demand(report, ("GHSA-aaaa-bbbb-cccc",))
-    with pytest.raises(UsageError, match="CVE-2026-2: nothing"):
+    with pytest.raises(UsageError, match="CVE-2026-2: this image has no"):
         audit.demand(report, ("CVE-2026-1", "CVE-2026-2"))
     with pytest.raises(VulnerableError):  # a part of the image: the exception may be for the rest
         audit.demand(report, ("CVE-2026-2",), complete=False)

@@ -106,7 +106,7 @@ def test_a_working_folder_that_is_gone(tmp_path: Path) -> None:
     image = "h/x@sha256:" + "a" * 64
     done = run(("serve", "compose", "--model", "x", "--image", image), before=leave)
     assert done.returncode == 17
-    assert b"is not there any more" in done.stderr
+    assert b"no longer exists" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from fp4forge.core.paths import ROOT
+from fp4forge.doctor import smi
+from fp4forge.kernels import archs
 from fp4forge.kernels.gpus import GPUS, PRODUCTS, TARGETS
 from fp4forge.maintain import matrix
 from fp4forge.plan.prediction import predict
@@ -54,3 +57,13 @@ def test_every_gpu_is_planned_and_has_a_place_everywhere(gpu: str) -> None:
 
 def test_products_name_gpus_that_there_are() -> None:
     assert {product.gpu for product in PRODUCTS.values()} <= set(GPUS)
+
+
+def test_nvcc_and_the_doctor_know_a_new_chip_from_its_entry(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    new = replace(GPUS["sm120"], name="sm130", capability=(13, 0), products=("R100",), nvcc="13.4")
+    monkeypatch.setitem(GPUS, "sm130", new)
+    assert "13.0f" in archs.known("13.4")
+    assert "13.0" not in archs.known("13.3")
+    assert smi.capability("NVIDIA R100") == "13.0"

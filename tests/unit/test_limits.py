@@ -163,7 +163,7 @@ def test_a_stream_ends_with_its_last_event_though_the_connection_stays_open(quic
 
 
 def test_programs_end(quick: None) -> None:
-    with pytest.raises(UsageError, match="sleep 20 does not end within 1 s"):
+    with pytest.raises(UsageError, match="sleep 20 did not finish within 1 s"):
         process.run(["sleep", "20"], 1, UsageError)
 
 
@@ -230,7 +230,7 @@ def aliases(merge: bool) -> str:
     [
         (aliases(False), "is too large"),
         (aliases(True), "is too large"),
-        ("a: &a [*a]", "holds itself"),
+        ("a: &a [*a]", "contains itself"),
         ("[" * 100_000, "nests too deeply"),
         ("{a: " * 100_000, "nests too deeply"),
         ("a: 2001-99-99", "has no meaning"),

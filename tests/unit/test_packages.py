@@ -61,7 +61,7 @@ def test_what_moved() -> None:
     # Rebuilt under the same version: only its files show it.
     other = with_("/var/lib/dpkg/info/bash.md5sums", b"2 bin/bash\n")
     assert packages.differences(old, other) == [
-        "bash:amd64 5.2-1 has other files under the same version"
+        "bash:amd64 5.2-1 has different files under the same version"
     ]
     assert packages.differences(old, packages.of_files(FILES)) == []
 

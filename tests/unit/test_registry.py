@@ -137,7 +137,7 @@ def test_what_is_not_a_manifest(evil: Evil, content: bytes) -> None:
 
 def test_other_content_than_the_digest_says(evil: Evil) -> None:
     evil.answer = say(200, json.dumps(INDEX).encode())
-    with pytest.raises(RegistryError, match="other content"):
+    with pytest.raises(RegistryError, match="does not match its digest"):
         registry.manifest(evil.repository, "sha256:" + "0" * 64)
 
 

@@ -544,7 +544,7 @@ def is_prime(n): return n > 1 and all(n % i for i in takewhile(lambda i: i * i <
 WRONG = {
     "odd numbers": ("is_prime = lambda n: n % 2 == 1", "wrong for -1, 1, 2, 9"),
     "1": ("is_prime = lambda n: n > 0 and all(n % i for i in range(2, n))", "wrong for 1"),
-    "an endless loop": ("def is_prime(n):\n while True: pass", "it does not end within 0.5 s"),
+    "an endless loop": ("def is_prime(n):\n while True: pass", "it did not finish within 0.5 s"),
     "endless recursion": ("is_prime = lambda n: is_prime(n)", "it fails: RecursionError"),
     "an exception": ("def is_prime(n): return 1 / 0", "it fails: ZeroDivisionError"),
     "a name that is not there": ("def is_prime(n): return prime(n)", "it fails: NameError"),
@@ -554,7 +554,7 @@ WRONG = {
     "words": ("is_prime = lambda n: 'yes' if n in (2, 3) else 'no'", "wrong for -2, -1"),
     "None": ("def is_prime(n): n > 1 and all(n % i for i in range(2, n))", "wrong for 2, 3, 5"),
     "too much memory": ("is_prime = lambda n: [0] * 10**12", "it fails: MemoryError"),
-    "too much output": ("def is_prime(n):\n while True: print('x' * 999)", "it does not end"),
+    "too much output": ("def is_prime(n):\n while True: print('x' * 999)", "it did not finish"),
     "a number": ("is_prime = lambda n: n", "wrong for -2, -1, 1, 4"),
     "a syntax error": ("def is_prime(n: return 1", "not Python: "),
     "no code": ("I cannot write that.", "no Python function in the answer"),
@@ -609,7 +609,7 @@ def test_a_verdict_keeps_its_time() -> None:
     """With the limits that users have: a slow definition and then endless calls."""
     slow = inside("while True: pass") + "for i in range(10**7): pass"
     start = time.monotonic()
-    assert judge(fenced(slow)) == "it does not end within 3 s"
+    assert judge(fenced(slow)) == "it did not finish within 3 s"
     assert time.monotonic() - start < BOUND
 
 

@@ -404,3 +404,9 @@ def test_a_faulty_server_is_a_sentence(
 
 def test_a_server_that_is_not_there() -> None:
     assert client.unreachable("http://127.0.0.1:9") == "connection refused"
+
+
+@pytest.mark.parametrize("image", ["a::b", "a:b:c", "h:5000/UP:x", "a//b:c", "a:tag@sha256:ab"])
+def test_an_image_is_a_reference_before_any_registry_is_asked(image: str) -> None:
+    with pytest.raises(UsageError, match=r"--image .* is not an image reference"):
+        manifest.by_digest(image)

@@ -143,7 +143,7 @@ def test_an_unknown_kind_of_layer_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(CheckpointError, match="'mamba' is not known") as caught:
         model.read(folder)
-    assert "add a file of the model's family" in str(caught.value.remedy)
+    assert "add a file for the model's family" in str(caught.value.remedy)
 
 
 def test_the_command_says_what_it_assumed(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_a_damaged_ledger_of_a_plan_is_built_anew(
     assert build.ledger(plan, tmp_path, Options(), said.append) == whole
     assert build.ledger(plan, tmp_path, Options(), said.append) == whole
     assert len(built) == 2
-    assert "is not JSON" in said[0] and "made anew" in said[0]
+    assert "is not JSON" in said[0] and "making it again" in said[0]
 
 
 def blob(layout: Layout, content: bytes) -> dict[str, Any]:

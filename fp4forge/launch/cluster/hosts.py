@@ -102,7 +102,7 @@ class Host:
             )
         except subprocess.TimeoutExpired:
             raise TransferError(
-                f"{self.address} does not end '{words[0]}' within {seconds:.0f} s",
+                f"{self.address} did not finish '{words[0]}' within {seconds:.0f} s",
                 remedy="look at that machine's load and disk; running again goes on",
             ) from None
         except OSError as error:
