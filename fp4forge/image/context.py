@@ -2,8 +2,8 @@
 
 What goes into a context, and so decides the id: the Dockerfile, the locks, the patches of the
 variant, the stages that this plan runs, the kernels modules that they import, and the files that
-the image gets as they are. The image tests count too: other tests are another verification. No
-other module of fp4forge does; a test edits each one and compares.
+the image gets as they are. The image tests count too, with the modules that judge for them: other
+checks are another verification. No other module of fp4forge does; a test edits them and compares.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from fp4forge.core.paths import (
     IMAGE_TESTS,
     KERNELS,
     LOCKS,
+    PACKAGE,
     RELEASES,
     ROOT,
     STATE,
@@ -43,6 +44,23 @@ BACKENDS_FILE = "image/runtime/opt/fp4forge/backends.json"
 TERMS_FILE = "image/runtime/opt/fp4forge/licences/README.md"
 # What the ledger's stage and the compile's gate import; they have Python's own library beside it.
 KERNELS_MODULES = ("__init__", "base", "gpus", "groups", "elf", "cubins", "ledger")
+# What the image tests import of the rooms that judge an image; a test compares it with the imports.
+JUDGES = (
+    "backends/__init__.py",
+    "backends/ask.py",
+    "backends/model.py",
+    "backends/inside/__init__.py",
+    "backends/inside/ask.py",
+    "backends/inside/layers.py",
+    "backends/inside/stand_in.py",
+    "checks/__init__.py",
+    "checks/credentials.py",
+    "checks/ledgers.py",
+    "sbom/__init__.py",
+    "sbom/components.py",
+    "sbom/contents.py",
+    "sbom/inventory.py",
+)
 
 
 @dataclass(frozen=True)
@@ -75,12 +93,14 @@ def assemble(plan: Plan) -> Context:
     """
     files, sources = _files(plan)
     tests = [path for path in sorted(IMAGE_TESTS.rglob("*")) if _is_source(path)]
-    sources = [*sources, *tests]
+    checks = {path.relative_to(IMAGE_TESTS).as_posix(): path for path in tests}
+    checks |= {f"fp4forge/{name}": PACKAGE / name for name in JUDGES}
+    sources = [*sources, *checks.values()]
     plain = replace(
         plan,
         packages=packages.versions(plan),
         context={name: hashlib.sha256(files[name]).hexdigest() for name in sorted(files)},
-        checks=_digest(tests, IMAGE_TESTS),
+        checks=_digest(checks),
         revision=revision(sources),
     )
     identity = hashlib.sha256(_json(plain.values())).hexdigest()[:12]
@@ -150,10 +170,10 @@ def _series(series: Series, variant: str, tier: str, folder: str) -> dict[str, b
     return {f"{folder}/series.json": _json(record)} | diffs
 
 
-def _digest(paths: list[Path], root: Path) -> str:
+def _digest(files: dict[str, Path]) -> str:
     digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    for name, path in files.items():
+        digest.update(name.encode() + path.read_bytes())
     return digest.hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shutil
@@ -11,13 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from fp4forge.core.paths import ROOT
+from fp4forge.core.paths import IMAGE_TESTS, PACKAGE, ROOT
+from fp4forge.image import context
 
-# Edits files of a copied checkout, one at a time; prints which plans' ids and revisions change.
+# Edits files of a copied checkout, group by group; prints which plans' ids and revisions change.
 PROGRAM = """
 import json, subprocess, sys
 from pathlib import Path
-from fp4forge.core.paths import ROOT
+from fp4forge.core.paths import IMAGE_TESTS, PACKAGE, ROOT
+from fp4forge.image import context
 from fp4forge.image import context
 from fp4forge.plan.request import Request
 from fp4forge.plan.resolve import resolve
@@ -41,13 +44,14 @@ def now():
 
 before = now()
 out = {}
-for name in sys.argv[1:]:
-    path = ROOT / name
-    content = path.read_bytes()
-    path.write_bytes(content + b"# edited\\n")
+for group in json.loads(sys.argv[1]):
+    contents = {ROOT / name: (ROOT / name).read_bytes() for name in group}
+    for path, content in contents.items():
+        path.write_bytes(content + b"# edited\\n")
     after = now()
-    path.write_bytes(content)
-    out[name] = {
+    for path, content in contents.items():
+        path.write_bytes(content)
+    out[" ".join(group)] = {
         "ids": sorted(p for p in after if after[p][0] != before[p][0]),
         "revisions": sorted(p for p in after if after[p][1] != before[p][1]),
     }
@@ -75,6 +79,41 @@ KERNELS = {
 }  # what the stages import
 
 
+# The rooms whose modules judge an image for its tests.
+JUDGING = ("backends", "checks", "sbom")
+
+
+def imported(path: Path) -> set[Path]:
+    """The modules of the judging rooms that a file imports, and their rooms' own files."""
+    found: set[Path] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            files = (ROOT / f"{name.replace('.', '/')}.py" for name in names)
+            found |= {
+                f for f in files if f.is_file() and f.relative_to(PACKAGE).parts[0] in JUDGING
+            }
+    return found | {file.parent / "__init__.py" for file in found}
+
+
+def judges() -> set[str]:
+    """What the image tests import of those rooms, directly or not."""
+    found: set[Path] = set()
+    new = set().union(*(imported(path) for path in IMAGE_TESTS.rglob("*.py")))
+    while new := new - found:
+        found |= new
+        new = set().union(*(imported(path) for path in new))
+    return {path.relative_to(PACKAGE).as_posix() for path in found}
+
+
+def test_what_judges_an_image_is_in_its_id() -> None:
+    inside = {name for name in context.JUDGES if name.startswith("backends/inside/")}
+    assert set(context.JUDGES) - inside == judges()  # those run in the image, from their folder
+    assert inside == {
+        f"backends/inside/{path.name}" for path in (PACKAGE / "backends/inside").glob("*.py")
+    }
+
+
 def promised(name: str) -> set[str]:
     """Which of the plans' ids the layout lets a module decide."""
     path = Path(name)
@@ -82,14 +121,22 @@ def promised(name: str) -> set[str]:
         return ALL if path.stem in KERNELS else set()
     if path.parts[:3] == ("fp4forge", "image", "stages"):
         return STAGES.get(path.stem, set())
+    if name.removeprefix("fp4forge/") in context.JUDGES:
+        return ALL
     if path.parts[:3] == ("fp4forge", "image", "runtime") or path.parts[:2] == ("tests", "image"):
         return ALL
     return set()
 
 
+Changed = dict[str, dict[str, list[str]]]
+
+
 @pytest.fixture(scope="module")
-def changed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[str]]]:
-    """For each module of the package, an image test and a runtime file: what its edit changes."""
+def changed(tmp_path_factory: pytest.TempPathFactory) -> Changed:
+    """For each module of the package, an image test and a runtime file: what its edit changes.
+
+    Modules that decide nothing are edited together: if nothing changes then, none changes it alone.
+    """
     copy = tmp_path_factory.mktemp("checkout")
     skip = shutil.ignore_patterns("__pycache__", ".build", ".venv", ".git")
     for name in ("fp4forge", "releases", "patches", "templates", "dockerfiles", "tests/image"):
@@ -99,31 +146,42 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, lis
         subprocess.run([*git, *line], check=True)
     names = [p.relative_to(copy).as_posix() for p in sorted(copy.glob("fp4forge/**/*.py"))]
     names += ["tests/image/test_config.py", "fp4forge/image/runtime/opt/fp4forge/bin/vllm"]
+    silent = [name for name in names if not promised(name)]
+    assert len(silent) > 60
+    found = edit(copy, [silent, *([name] for name in names if promised(name))])
+    together = found.pop(" ".join(silent))
+    if together["ids"] or together["revisions"]:  # which of them?
+        return found | edit(copy, [[name] for name in silent])
+    return found
+
+
+def edit(copy: Path, groups: list[list[str]]) -> Changed:
+    """What editing each group of files changes, by their names."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("FP4FORGE_")}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *names],
+        [sys.executable, "-c", PROGRAM, json.dumps(groups)],
         cwd=copy,
         capture_output=True,
         text=True,
         env=environment | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"},
     )
     assert done.returncode == 0, done.stderr
-    found: dict[str, dict[str, list[str]]] = json.loads(done.stdout)
+    found: Changed = json.loads(done.stdout)
     return found
 
 
 def test_an_edit_changes_the_ids_that_the_layout_promises(
-    changed: dict[str, dict[str, list[str]]],
+    changed: Changed,
 ) -> None:
     wrong = {
         name: found["ids"] for name, found in changed.items() if set(found["ids"]) != promised(name)
     }
     assert wrong == {}
-    assert len(changed) > 60
+    assert len(changed) >= 30
 
 
 def test_the_revision_covers_exactly_what_the_id_covers(
-    changed: dict[str, dict[str, list[str]]],
+    changed: Changed,
 ) -> None:
     wrong = {name: f for name, f in changed.items() if f["ids"] != f["revisions"]}
     assert wrong == {}
