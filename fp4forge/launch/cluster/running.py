@@ -82,7 +82,7 @@ def load(name: str | None) -> Cluster:
             rule=f"one of {', '.join(known) or 'none'}",
             remedy="build.py serve cluster --hosts A,B --model DIR starts one",
         )
-    return reading.json_file(FOLDER / str(chosen) / _FILE, Cluster, ServingError)
+    return reading.record(FOLDER / str(chosen) / _FILE, Cluster, ServingError)
 
 
 def _place(cluster: Cluster, host: Host) -> str:

@@ -103,7 +103,7 @@ def log(place: tuple[str, str], authority: Path, when: float) -> None:
     found = registry.existing(repository, tag)
     manifest = json.loads(found.content)
     (layer,) = manifest["layers"]
-    payload = referrers.fetch(repository, layer["digest"])
+    payload = registry.blob(repository, layer["digest"], "a signature")
     certificate = layer["annotations"]["dev.sigstore.cosign/certificate"]
     signature = {
         "content": layer["annotations"]["dev.cosignproject.cosign/signature"],
