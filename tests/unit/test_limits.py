@@ -15,11 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from fp4forge.advisories import database
 from fp4forge.checks import ledgers
 from fp4forge.core import http, limits, reading
 from fp4forge.core.errors import ArtefactError, BinaryError, CheckpointError, UsageError
 from fp4forge.doctor import described, evidence
 from fp4forge.doctor import examine as doctor
+from fp4forge.inputs.release import Artefact
+from fp4forge.maintain import index, sources
 from fp4forge.oci import process
 from fp4forge.oci.layout import Layout
 from fp4forge.publish import bundle
@@ -300,3 +303,32 @@ def test_indexes_that_name_each_other(tmp_path: Path) -> None:
     layout.path(chain[-1]).write_text("{}")
     with pytest.raises(ArtefactError, match="name each other"):
         bundle._complete(layout, chain[0], "x")
+
+
+# Addresses
+
+
+@pytest.mark.parametrize("target", ["http://[", "http://h:x/", "http://h:999999/", "//[::1"])
+def test_an_address_that_is_none(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(http.NoAnswer, match="is not an address"):
+        http.address(target, "https://index/simple/")
+    if "//h" in target or target == "http://[":
+        with pytest.raises(UsageError, match="is not an address"):
+            database.of(target)
+        monkeypatch.setenv("UV_DEFAULT_INDEX", target)
+        with pytest.raises(ArtefactError, match="is not an address"):
+            index.listing("vllm")
+
+
+def test_a_file_of_the_index_that_never_arrives(
+    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources.paths, "STATE", tmp_path)
+    monkeypatch.setattr(sources, "FETCH_SECONDS", SECONDS)
+    wanted = Artefact("vllm-1.tar.gz", "0" * 64)
+    for place, says in ((serve(slow(OK + b"\r\n")), "does not arrive"), ("http://[", "address")):
+        listed = [index.Listed(wanted.file, place)]
+        monkeypatch.setattr(index, "listing", lambda _, listed=listed: listed)
+        with pytest.raises(ArtefactError, match=says):
+            sources.fetch(wanted)
+    assert [path.name for path in (tmp_path / "sources").iterdir()] == []
