@@ -200,7 +200,7 @@ def test_a_record_of_another_name_is_not_followed_to_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     more = dict.fromkeys(("model", "served_name", "image", "release", "url"), "")
-    more |= dict.fromkeys(("ssh_config", "digest", "split"), "") | {"hosts": []}
+    more |= dict.fromkeys(("ssh_config", "digest", "split"), "") | {"hosts": ["a"]}
     for module, file in ((deployment, "deployment.json"), (running, "cluster.json")):
         monkeypatch.setattr(module, "FOLDER", tmp_path / "state")
         files.replace(tmp_path / "state/x" / file, json.dumps(more | {"name": str(tmp_path)}))
@@ -208,6 +208,30 @@ def test_a_record_of_another_name_is_not_followed_to_its_folder(
             module.load("x")
         files.replace(tmp_path / "state/x" / file, json.dumps(more | {"name": "x"}))
         assert module.load("x").folder == tmp_path / "state/x"
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        {"hosts": []},
+        {"hosts": ["a", ""]},
+        {"hosts": ["-oProxyCommand=touch x"]},
+        {"hosts": ["a\n"]},
+        {"ssh_config": "\x00"},
+        {"model": "a\nb"},
+    ],
+)
+def test_a_clusters_record_gives_ssh_no_other_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoilt: dict[str, Any]
+) -> None:
+    fields = ("name", "ssh_config", "url", "image", "digest", "model", "split")
+    whole = dict.fromkeys(fields, "x") | {"hosts": ["me@a"]}
+    monkeypatch.setattr(running, "FOLDER", tmp_path)
+    files.replace(tmp_path / "x/cluster.json", json.dumps(whole))
+    assert running.load("x").hosts == ["me@a"]
+    files.replace(tmp_path / "x/cluster.json", json.dumps(whole | spoilt))
+    with pytest.raises(ServingError, match=r"cluster\.json: "):
+        running.load("x")
 
 
 def test_notes_of_verified_images_are_kept_and_survive_damage(
