@@ -69,6 +69,11 @@ def opened(path: Path, kind: Kind, where: str = "") -> io.BufferedReader:
     if not stat.S_ISREG(mode):
         os.close(handle)
         raise kind(f"{where} is {_what(mode)}", rule="a plain file")
+    try:
+        os.pread(handle, 1, 0)  # some of /proc's files are pipes in all but name
+    except OSError as error:
+        os.close(handle)
+        raise kind(f"{where} cannot be read: {error.strerror}") from None
     return os.fdopen(handle, "rb")
 
 

@@ -22,7 +22,7 @@ from fp4forge.core.errors import ArtefactError, BinaryError, CheckpointError, Us
 from fp4forge.doctor import described, evidence
 from fp4forge.doctor import examine as doctor
 from fp4forge.inputs.release import Artefact
-from fp4forge.maintain import index, sources
+from fp4forge.maintain import index, rechecks, sources
 from fp4forge.oci import process
 from fp4forge.oci.layout import Layout
 from fp4forge.publish import bundle
@@ -183,6 +183,7 @@ def test_only_plain_files_are_read(quick: None, tmp_path: Path) -> None:
         ("zero", "is a device"),
         (".", "is a folder"),
         ("none", "No such file"),
+        ("/proc/self/mem", "Input/output error"),
         ("a" * 5000, "name too long"),
         ("a\0b", "cannot be the name of a file"),
         ("\ud800", "cannot be the name of a file"),
@@ -256,6 +257,11 @@ def test_anchors_of_an_ordinary_file_stay_usable(tmp_path: Path) -> None:
 @pytest.mark.parametrize("log", ["\n" * 200_000, "KeyError: " * 400_000, "x" * (8 << 20)])
 def test_logs_of_any_form_are_read_quickly(quick: None, log: str) -> None:
     doctor.examine(evidence.Evidence(log=evidence.as_log(log.encode())))
+
+
+def test_notes_of_one_long_word_are_read_quickly(quick: None) -> None:
+    before = rechecks.due("see o/r#1 and #2", "o/r")
+    assert len(rechecks.due("k" * 3_000_000 + " see o/r#1 and #2", "o/r")) == len(before)
 
 
 def test_a_header_that_claims_a_million_experts(quick: None, tmp_path: Path) -> None:
