@@ -142,7 +142,9 @@ def kept(repository: str, subject: str, kind: str) -> list[Kept]:
         manifest = registry.existing(repository, entry.digest).data
         for layer in manifest.layers or ():
             created = (entry.annotations or {}).get(_CREATED, "")
-            found.append(Kept(entry.digest, created, registry.blob(repository, layer.digest, "a record")))
+            found.append(
+                Kept(entry.digest, created, registry.blob(repository, layer.digest, "a record"))
+            )
     return sorted(found, key=lambda document: (document.created, document.content))
 
 

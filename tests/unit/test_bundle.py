@@ -39,9 +39,7 @@ def artifact(layout: Layout, subject: str, **more: Any) -> str:
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "repositories"])
-def test_what_docker_would_load_instead_is_refused(
-    image: Image, tmp_path: Path, name: str
-) -> None:
+def test_what_docker_would_load_instead_is_refused(image: Image, tmp_path: Path, name: str) -> None:
     (image.layout.folder / name).write_text("[]")
     with pytest.raises(ArtefactError, match="not an OCI layout alone"):
         unpack(image, tmp_path)

@@ -23,7 +23,7 @@ def entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     text = SOURCE.read_text()
     assert text.endswith("\nmain()\n")
     found: dict[str, Any] = {"__name__": "entrypoint"}
-    exec(compile(text.removesuffix("main()\n"), str(SOURCE), "exec"), found)  # noqa: S102
+    exec(compile(text.removesuffix("main()\n"), str(SOURCE), "exec"), found)
     for name in ("site", "debian", "startup", "nvidia"):
         (tmp_path / name).mkdir()
     (tmp_path / "mounts").write_text("35 1 0:2 / / rw - overlay x rw\n")

@@ -17,7 +17,7 @@ import pytest
 
 from fp4forge.advisories import database
 from fp4forge.checks import ledgers
-from fp4forge.core import http, limits, reading
+from fp4forge.core import http, limits, paths, reading
 from fp4forge.core.errors import ArtefactError, BinaryError, CheckpointError, UsageError
 from fp4forge.doctor import described, evidence
 from fp4forge.doctor import examine as doctor
@@ -329,7 +329,7 @@ def test_an_address_that_is_none(target: str, monkeypatch: pytest.MonkeyPatch) -
 def test_a_file_of_the_index_that_never_arrives(
     quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources.paths, "STATE", tmp_path)
+    monkeypatch.setattr(paths, "STATE", tmp_path)
     monkeypatch.setattr(sources, "FETCH_SECONDS", SECONDS)
     wanted = Artefact("vllm-1.tar.gz", "0" * 64)
     for place, says in ((serve(slow(OK + b"\r\n")), "does not arrive"), ("http://[", "address")):

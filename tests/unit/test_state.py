@@ -199,7 +199,7 @@ def test_a_pipe_without_a_reader_is_not_waited_for(tmp_path: Path) -> None:
 def test_a_record_of_another_name_is_not_followed_to_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    more = dict.fromkeys(("model", "served_name", "image", "release", "url"), "")
+    more: dict[str, Any] = dict.fromkeys(("model", "served_name", "image", "release", "url"), "")
     more |= dict.fromkeys(("ssh_config", "digest", "split"), "") | {"hosts": ["a"]}
     for module, file in ((deployment, "deployment.json"), (running, "cluster.json")):
         monkeypatch.setattr(module, "FOLDER", tmp_path / "state")

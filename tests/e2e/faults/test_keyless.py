@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from fp4forge.core.errors import SignatureError
-from fp4forge.oci import cosign, referrers, registry
+from fp4forge.oci import cosign, registry
 from fp4forge.oci.cosign import Trust
 from tests.e2e.faults import images
 
