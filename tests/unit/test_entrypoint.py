@@ -110,7 +110,9 @@ def test_variables(entry: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> No
 def test_libraries_before_the_images(entry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = entry.folder / "nvidia"
     (driver / "libcuda.so.1").touch()
-    monkeypatch.setenv("LD_LIBRARY_PATH", f"{driver}:/nowhere")
+    own = entry.folder / "site/nvidia/cu13/lib"
+    system = f"/usr/lib/{os.uname().machine}-linux-gnu"
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"{driver}:/nowhere:{own}:{system}:/etc/passwd")
     assert entry.replaced() == {}
     (driver / "libcudart.so.13").touch()
     assert str(driver) in entry.replaced()
