@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlsplit
 
 from msgspec import Struct
 
@@ -42,7 +41,11 @@ def of(text: str) -> Database:
         UsageError: it is neither an address nor a folder.
     """
     if text.startswith(("http://", "https://")):
-        if urlsplit(text).username or urlsplit(text).password:
+        try:
+            parts = http.address(text)
+        except http.NoAnswer as error:
+            raise UsageError(str(error), rule=f"a folder of OSV files, or {SERVICE}") from None
+        if parts.username or parts.password:
             raise UsageError(
                 f"{without_secrets(text)} has a user or password in it",
                 rule="an address without them: it is printed",

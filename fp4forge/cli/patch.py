@@ -58,7 +58,8 @@ def show(name: str, vllm: str | None) -> None:
                 click.echo(f"  fixed in: {p.fixed_in or 'none'}\n  proof: {p.proof}")
                 for path, hashes in p.files.items():
                     click.echo(f"  {path} {hashes.before[:12]} -> {hashes.after[:12]}")
-                click.echo("\n" + (sequence.folder / p.file).read_text(), nl=False)
+                diff = sequence.diff(p)
+                click.echo("\n" + block(diff, len(diff)), nl=False)
                 return
     raise UsageError(
         f"patch {name!r} does not exist" + (f" for vLLM {vllm}" if vllm else ""),

@@ -20,11 +20,18 @@ def replace(path: Path, content: str | bytes, mode: int | None = None) -> None:
         path: a link is followed; its folder is made. A device or pipe is written as it is.
         content: text is written as UTF-8.
         mode: permissions; by default those of the old file, or of any new one.
+
+    Raises:
+        OSError: it cannot be written; a pipe must have a reader.
     """
     data = content if isinstance(content, bytes) else content.encode(errors="backslashreplace")
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
-        path.write_bytes(data)
+        # Without blocking: a pipe without a reader would be waited for.
+        handle = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        os.set_blocking(handle, True)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     _forget_dead(path)

@@ -12,7 +12,7 @@ import threading
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 from fp4forge.core.text import shown
 
@@ -42,6 +42,20 @@ class Limits:
     size: int
     connect_seconds: float = 10
     redirects: int = 0  # that are followed; the last answer is the answer otherwise
+
+
+def address(target: str, base: str = "") -> SplitResult:
+    """An address in its parts; one without a host is relative to ``base``.
+
+    Raises:
+        NoAnswer: it is none.
+    """
+    try:
+        found = urlsplit(urljoin(base, target))
+        _ = found.port
+    except ValueError as error:
+        raise NoAnswer(f"{shown(target, 200)!r} is not an address: {error}") from None
+    return found
 
 
 def ask(
@@ -119,6 +133,7 @@ class _Exchange:
             what = "end" if self.answer.status else "answer"
             self.error = f"no {what} within {self.limits.seconds:g} s"
         except (
+            NoAnswer,
             OSError,
             ValueError,
             urllib3.exceptions.HTTPError,
@@ -128,7 +143,7 @@ class _Exchange:
             self.error = _reason(error)
 
     def _follow(self, target: str) -> None:
-        old, new = urlsplit(self.url), urlsplit(urljoin(self.url, target))
+        old, new = urlsplit(self.url), address(target, self.url)
         if new.scheme not in ("https", old.scheme):
             raise ValueError(f"a redirect from {old.scheme} to {new.scheme}")
         if new[:2] != old[:2]:  # another server: the login is not for it

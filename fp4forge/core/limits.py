@@ -28,6 +28,7 @@ INPUT_VALUES = 5_000  # values, each alias counted with all that it stands for
 INDEX_SECONDS = 60
 INDEX_BYTES = 64 << 20  # one project's files
 FETCHED_BYTES = 8 << 30
+FETCH_SECONDS = 4 * 3600  # one file of the index
 
 # Advisories (OSV).
 OSV_SECONDS = 60  # one answer of the service

@@ -10,7 +10,7 @@ import io
 import os
 import stat
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -69,6 +69,11 @@ def opened(path: Path, kind: Kind, where: str = "") -> io.BufferedReader:
     if not stat.S_ISREG(mode):
         os.close(handle)
         raise kind(f"{where} is {_what(mode)}", rule="a plain file")
+    try:
+        os.pread(handle, 1, 0)  # some of /proc's files are pipes in all but name
+    except OSError as error:
+        os.close(handle)
+        raise kind(f"{where} cannot be read: {error.strerror}") from None
     return os.fdopen(handle, "rb")
 
 
@@ -102,6 +107,31 @@ def json_file(path: Path, shape: type[T], kind: Kind, limit: int = CONFIG_BYTES)
         ForgeError: as ``content`` and ``json``.
     """
     return json(content(path, kind, limit), shape, shown(path, 300), kind)
+
+
+class Named(Protocol):
+    """What has the name of the folder that it is kept in."""
+
+    @property
+    def name(self) -> str:
+        """That name."""
+
+
+N = TypeVar("N", bound=Named)
+
+
+def record(path: Path, shape: type[N], kind: Kind) -> N:
+    """A record of something that has a folder of its own, by its name.
+
+    Raises:
+        ForgeError: as ``json_file``, or it has another name: its folder would be another's.
+    """
+    found = json_file(path, shape, kind)
+    if found.name != path.parent.name:
+        raise kind(
+            f"{shown(path, 300)}: name: {shown(found.name, 100)!r}", rule="the name of its folder"
+        )
+    return found
 
 
 def json(data: bytes | msgspec.Raw | str, shape: type[T], where: str, kind: Kind) -> T:

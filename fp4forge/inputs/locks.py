@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from fp4forge.core import reading
 from fp4forge.core.errors import DriftError
 from fp4forge.core.paths import LOCKS
 
@@ -55,12 +56,21 @@ def read(name: LockName) -> dict[str, str]:
     """A lock's entries.
 
     Raises:
-        DriftError: the lock was never made.
+        DriftError: as ``content``.
     """
-    path = LOCKS / name.file
+    return entries(content(name.file))
+
+
+def content(file: str) -> str:
+    """The text of a lock, by the name of its file.
+
+    Raises:
+        DriftError: the lock was never made, or cannot be read.
+    """
+    path, where = LOCKS / file, f"releases/locks/{file}"
     if not path.is_file():
-        raise DriftError(f"there is no lock releases/locks/{name.file}", remedy="run build.py lock")
-    return entries(path.read_text())
+        raise DriftError(f"there is no lock {where}", remedy="run build.py lock")
+    return reading.text(path, DriftError, where=where)
 
 
 def build_file(name: str) -> str:

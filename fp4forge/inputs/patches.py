@@ -179,7 +179,7 @@ class Series:
         Raises:
             PatchError: the diff names none.
         """
-        diff = reading.text(self.folder / patch.file, PatchError, where=patch.file)
+        diff = self.diff(patch)
         found = re.findall(r"^\+\+\+ b/(\S+)", diff, re.M)
         if not found:
             raise PatchError(
@@ -187,6 +187,14 @@ class Series:
                 rule="a unified diff with lines such as +++ b/vllm/envs.py",
             )
         return tuple(dict.fromkeys(found))
+
+    def diff(self, patch: Patch) -> str:
+        """A patch's diff.
+
+        Raises:
+            PatchError: it cannot be read, or is not UTF-8.
+        """
+        return reading.text(self.folder / patch.file, PatchError, where=patch.file)
 
     def instructions(self, patch: Patch) -> dict[str, Any]:
         """What ``image/stages/apply_patches.py`` reads: a patch's record and its diff's hash."""

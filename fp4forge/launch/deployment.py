@@ -136,7 +136,7 @@ def load(name: str | None) -> Deployment:
             remedy="build.py serve up MODEL starts one",
         )
     try:
-        return reading.json_file(FOLDER / name / _FILE, Deployment, ServingError)
+        return reading.record(FOLDER / name / _FILE, Deployment, ServingError)
     except ServingError as error:
         error.remedy = f"docker rm --force {name}, then remove {FOLDER / name}"
         raise

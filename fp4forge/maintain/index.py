@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from urllib.parse import urljoin
 
 from msgspec import Struct, field
 
@@ -49,7 +48,8 @@ def listing(project: str) -> list[Listed]:
     limits = http.Limits(INDEX_SECONDS, INDEX_BYTES, redirects=REGISTRY_REDIRECTS)
     try:
         accept = {"Accept": "application/vnd.pypi.simple.v1+json"}
-        answer = http.ask("GET", urljoin(url(), project + "/"), limits, headers=accept)
+        place = http.address(project + "/", url()).geturl()
+        answer = http.ask("GET", place, limits, headers=accept)
         why = answer.cut or ("" if answer.status == 200 else f"status {answer.status}")
     except http.NoAnswer as error:
         why = str(error)

@@ -11,9 +11,11 @@ from fp4forge.inputs import release as releases
 from fp4forge.models import faults
 from fp4forge.models.faults import Fault
 
-_ISSUE = re.compile(r"([\w.-]+/[\w.-]+)?#([0-9]{1,7})\b")
+# GitHub's longest names: without an end, a long word would be tried from each of its letters.
+_REPOSITORY = r"[\w.-]{1,39}/[\w.-]{1,100}"
+_ISSUE = re.compile(rf"({_REPOSITORY})?#([0-9]{{1,7}})\b")
 _READ = re.compile(r"\bof (?:vLLM )?([0-9]+\.[0-9]+\.[0-9]+)(?: and ([0-9]+\.[0-9]+\.[0-9]+))?")
-_LINK = re.compile(r"github\.com/([\w.-]+/[\w.-]+)/(?:issues|pull)/([0-9]{1,7})\b")
+_LINK = re.compile(rf"github\.com/({_REPOSITORY})/(?:issues|pull)/([0-9]{{1,7}})\b")
 _OWN = "vllm-project/vllm"
 
 

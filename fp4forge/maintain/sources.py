@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 import tarfile
+import time
 from pathlib import Path
-from urllib.parse import urljoin
 
-from fp4forge.core import paths, scratch
+from fp4forge.core import http, paths, scratch
 from fp4forge.core.errors import ArtefactError
-from fp4forge.core.limits import FETCHED_BYTES, INDEX_SECONDS
+from fp4forge.core.limits import FETCH_SECONDS, FETCHED_BYTES, INDEX_SECONDS
 from fp4forge.inputs import release
 from fp4forge.inputs.release import Artefact
 from fp4forge.maintain import index
@@ -49,20 +49,29 @@ def fetch(artefact: Artefact) -> Path:
     if artefact.file not in urls:
         raise ArtefactError(f"the package index does not list {artefact.file}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    url = urljoin(urljoin(index.url(), project + "/"), urls[artefact.file])
     with scratch.folder(path.parent, ".fetch.") as folder:
         partial = folder / artefact.file
+        until = time.monotonic() + FETCH_SECONDS
         try:
-            with requests.get(url, stream=True, timeout=INDEX_SECONDS) as answer:
+            place = http.address(urls[artefact.file], f"{index.url()}{project}/").geturl()
+            with requests.get(place, stream=True, timeout=INDEX_SECONDS) as answer:
                 answer.raise_for_status()
                 with partial.open("wb") as file:
-                    while chunk := answer.raw.read(1 << 20):
+                    # read1 returns what has arrived: a byte now and then must not last for ever.
+                    while chunk := answer.raw.read1(1 << 20):
                         file.write(chunk)
+                        if time.monotonic() > until:
+                            raise ArtefactError(
+                                f"{artefact.file} does not arrive",
+                                rule=f"a file of the index within {FETCH_SECONDS} s",
+                            )
                         if file.tell() > FETCHED_BYTES:
                             raise ArtefactError(
                                 f"{artefact.file} is too large",
                                 rule=f"at most {FETCHED_BYTES:,} bytes are fetched",
                             )
+        except http.NoAnswer as error:
+            raise ArtefactError(f"the package index: {error}") from None
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise ArtefactError(
                 f"{artefact.file} cannot be fetched: {type(error).__name__}",

@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 from fp4forge.core import files, reading
 from fp4forge.core.errors import ArtefactError, ForgeError
 from fp4forge.core.limits import INDEX_ENTRIES, MANIFEST_BYTES
+from fp4forge.core.text import shown
 
 T = TypeVar("T")
 Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
@@ -22,6 +23,7 @@ class OsArchitecture(Struct, frozen=True):
 
     os: str | None = None
     architecture: str | None = None
+    variant: str | None = None
 
 
 class Descriptor(Struct, frozen=True):
@@ -88,6 +90,12 @@ def parse(content: bytes, where: str, kind: type[ForgeError]) -> Document:
             f"{where} names neither images nor a configuration",
             rule="an index or the manifest of an image (OCI image specification)",
         )
+    if found.manifests is not None and (found.config, found.layers) != (None, None):
+        raise kind(
+            f"{where} is an index and the manifest of an image at once",
+            rule="one of the two: another program may take it for the other (CVE-2021-41190)",
+            remedy="do not use it",
+        )
     if len(found.blobs) > INDEX_ENTRIES:
         raise kind(f"{where} names {len(found.blobs):,} others", rule=f"at most {INDEX_ENTRIES}")
     return found
@@ -109,7 +117,10 @@ class Layout:
         Raises:
             ArtefactError: it is not there, or is not one.
         """
-        return reading.json_file(self.path(digest), Document, ArtefactError, MANIFEST_BYTES)
+        path = self.path(digest)
+        return parse(
+            reading.content(path, ArtefactError, MANIFEST_BYTES), shown(path, 300), ArtefactError
+        )
 
     def name_only(self, digest: str, annotations: dict[str, str] | None = None) -> None:
         """Makes ``index.json`` name one image.
@@ -145,19 +156,21 @@ class Layout:
         """
         lost: list[str] = []
         waiting, seen = [Descriptor(digest)], {digest}
+        documents = {digest}  # a configuration is JSON, too, but neither an index nor a manifest
         while waiting:
             entry = waiting.pop()
             path = self.path(entry.digest)
             have = path.stat().st_size if reading.is_file(path) else -1
             whole = have == entry.size if entry.size else have > 0
-            if whole and (entry.digest == digest or (entry.mediaType or "").endswith("json")):
+            if whole and entry.digest in documents:
                 try:
-                    named = self.document(entry.digest).blobs
+                    found = self.document(entry.digest)
                 except ArtefactError:
                     whole = False
                 else:
-                    waiting += [blob for blob in named if blob.digest not in seen]
-                    seen |= {blob.digest for blob in named}
+                    documents |= {part.digest for part in found.manifests or ()}
+                    waiting += [blob for blob in found.blobs if blob.digest not in seen]
+                    seen |= {blob.digest for blob in found.blobs}
             if not whole:
                 path.unlink(missing_ok=True)
                 lost.append(entry.digest)

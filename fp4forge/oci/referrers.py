@@ -10,12 +10,11 @@ import hashlib
 import json
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from fp4forge.core import reading
-from fp4forge.core.errors import RegistryError
+from fp4forge.core import http, reading
+from fp4forge.core.errors import ForgeError, RegistryError
 from fp4forge.oci import api, registry
 from fp4forge.oci.layout import Descriptor
 
@@ -75,13 +74,28 @@ def attach(repository: str, subject: str, kind: str, content: bytes, created: st
     return put(repository, json.dumps(manifest, separators=(",", ":")).encode())
 
 
-class _Artifact(Struct, frozen=True):
+class Artifact(Struct, frozen=True):
     """The manifest of an artifact, as far as it is listed beside its subject."""
 
     subject: Descriptor
     artifactType: str = ""
-    mediaType: str = _MANIFEST
+    config: Descriptor | None = None
     annotations: dict[str, str] | None = None
+
+    @property
+    def kind(self) -> str:
+        """Its type, as registries list it."""
+        return self.artifactType or (self.config and self.config.mediaType) or ""
+
+
+def artifact(data: bytes, kind: type[ForgeError]) -> Artifact:
+    """An artifact from its manifest.
+
+    Raises:
+        ForgeError: of the given class: it is none, or names no subject.
+    """
+    own = "sha256:" + hashlib.sha256(data).hexdigest()
+    return reading.json(data, Artifact, f"artifact {own[:19]}", kind)
 
 
 def put(repository: str, data: bytes) -> str:
@@ -91,8 +105,8 @@ def put(repository: str, data: bytes) -> str:
         RegistryError: it names no subject, or the registry does not take it.
     """
     own = "sha256:" + hashlib.sha256(data).hexdigest()
-    artifact = reading.json(data, _Artifact, f"artifact {own[:19]}", RegistryError)
-    subject = artifact.subject.digest
+    found = artifact(data, RegistryError)
+    subject = found.subject.digest
     if own in listed(repository, subject):
         return own
     answer = api.ask("PUT", repository, f"manifests/{own}", {"Content-Type": _MANIFEST}, data)
@@ -101,10 +115,10 @@ def put(repository: str, data: bytes) -> str:
     if answer.headers.get("oci-subject", "") != subject:
         entry = {
             "mediaType": _MANIFEST,
-            "artifactType": artifact.artifactType,
+            "artifactType": found.kind,
             "digest": own,
             "size": len(data),
-            "annotations": artifact.annotations or {},
+            "annotations": found.annotations or {},
         }
         _append(repository, subject, entry)
     return own
@@ -128,25 +142,10 @@ def kept(repository: str, subject: str, kind: str) -> list[Kept]:
         manifest = registry.existing(repository, entry.digest).data
         for layer in manifest.layers or ():
             created = (entry.annotations or {}).get(_CREATED, "")
-            found.append(Kept(entry.digest, created, fetch(repository, layer.digest)))
+            found.append(
+                Kept(entry.digest, created, registry.blob(repository, layer.digest, "a record"))
+            )
     return sorted(found, key=lambda document: (document.created, document.content))
-
-
-def fetch(repository: str, digest: str) -> bytes:
-    """A small blob.
-
-    Raises:
-        RegistryError: the registry does not answer, or has other bytes than the digest says.
-    """
-    answer = api.ask("GET", repository, f"blobs/{digest}", {})
-    if answer.status != 200:
-        raise api.refused(repository, "read a record", answer)
-    if "sha256:" + hashlib.sha256(answer.content).hexdigest() != digest:
-        raise RegistryError(
-            f"{repository}: a record does not match its digest",
-            remedy="check the registry's storage",
-        )
-    return answer.content
 
 
 def listed(repository: str, subject: str) -> list[str]:
@@ -212,7 +211,10 @@ def store(repository: str, content: bytes) -> dict[str, Any]:
     digest = "sha256:" + hashlib.sha256(content).hexdigest()
     if api.ask("HEAD", repository, f"blobs/{digest}", {}).status != 200:
         begun = api.ask("POST", repository, "blobs/uploads/", {}, b"")
-        place = urlsplit(begun.headers.get("location", ""))
+        try:
+            place = http.address(begun.headers.get("location", ""))
+        except http.NoAnswer:
+            raise api.refused(repository, "keep a record", begun) from None
         _, found, upload = place.path.partition("/blobs/uploads/")
         if begun.status != 202 or not found:
             raise api.refused(repository, "keep a record", begun)

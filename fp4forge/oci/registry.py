@@ -18,7 +18,7 @@ from fp4forge.core import reading
 from fp4forge.core.errors import RegistryError, TagError, ToolError
 from fp4forge.oci import api
 from fp4forge.oci import layout as layouts
-from fp4forge.oci.layout import Descriptor, Document, OsArchitecture
+from fp4forge.oci.layout import Descriptor, Document
 from fp4forge.oci.reference import Reference
 
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -80,7 +80,7 @@ def manifest(repository: str, name: str) -> Manifest | None:
     if answer.status != 200:
         raise api.refused(repository, f"read {name[:40]}", answer)
     digest = "sha256:" + hashlib.sha256(answer.content).hexdigest()
-    if name.startswith("sha256:") and digest != name:
+    if ":" in name and digest != name:  # no tag has a colon
         raise RegistryError(
             f"{repository}@{name[:19]} does not match its digest",
             rule="content fetched by digest must have that digest",
@@ -199,22 +199,43 @@ def layer_sizes(repository: str, digest: str) -> dict[str, int]:
 
 
 def image_labels(repository: str, digest: str) -> list[dict[str, str]]:
-    """The configuration's labels of each image of an index, with its platform as ``platform``.
+    """The configuration's labels of each image, with its platform as ``platform``.
+
+    Args:
+        repository: where.
+        digest: of an index, or of the manifest of a single image.
 
     Raises:
-        RegistryError: the registry does not answer, or lacks one of the blobs.
+        RegistryError: the registry does not answer, lacks one of the blobs, or has other bytes.
     """
     found = []
-    for entry in existing(repository, digest).data.images:
-        image = config_of(repository, existing(repository, entry.digest).data)
-        answer = api.ask("GET", repository, f"blobs/{image.digest}", {})
-        if answer.status != 200:
-            raise api.refused(repository, "read a configuration", answer)
+    named = existing(repository, digest).data
+    parts = [existing(repository, entry.digest).data for entry in named.images]
+    for part in parts if named.manifests is not None else [named]:
+        image = config_of(repository, part)
+        content = blob(repository, image.digest, "a configuration")
         where = f"configuration {image.digest[:19]}"
-        config = reading.json(answer.content, _Configuration, where, RegistryError)
+        config = reading.json(content, _Configuration, where, RegistryError)
         labels = (config.config or _Runtime()).Labels or {}
         found.append({**labels, "platform": f"{config.os}/{config.architecture}"})
     return found
+
+
+def blob(repository: str, digest: str, what: str) -> bytes:
+    """A small blob; ``what`` it is, for the message.
+
+    Raises:
+        RegistryError: the registry does not answer, or has other bytes than the digest says.
+    """
+    answer = api.ask("GET", repository, f"blobs/{digest}", {})
+    if answer.status != 200:
+        raise api.refused(repository, f"read {what}", answer)
+    if "sha256:" + hashlib.sha256(answer.content).hexdigest() != digest:
+        raise RegistryError(
+            f"{repository}: {what} is not what its digest says",
+            remedy="check the registry's storage",
+        )
+    return answer.content
 
 
 class _Runtime(Struct, frozen=True):
@@ -347,10 +368,11 @@ def immutable(
 
 
 def _same_images(found: Document, index: Document) -> bool:
-    """Whether an index has the same images for the same platforms, and only their attestations."""
+    """Whether an index says the same of the same images, and has only their attestations."""
 
-    def images(data: Document) -> set[tuple[str, OsArchitecture]]:
-        return {(entry.digest, entry.platform or OsArchitecture()) for entry in data.images}
+    def images(data: Document) -> list[tuple[object, ...]]:
+        parts = ((e.digest, e.size, e.mediaType, e.platform) for e in data.images)
+        return sorted(parts, key=repr)
 
     subjects = {
         (entry.annotations or {}).get("vnd.docker.reference.digest")

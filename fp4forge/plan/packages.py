@@ -6,8 +6,7 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fp4forge.core.paths import LOCKS
-from fp4forge.inputs.locks import LAYERS, TOOLS, LockName, build_file, group_of, read
+from fp4forge.inputs.locks import LAYERS, TOOLS, LockName, build_file, content, group_of, read
 
 if TYPE_CHECKING:
     from fp4forge.plan.plan import Plan
@@ -32,7 +31,7 @@ def layers(plan: Plan) -> dict[str, str]:
         static = read(name)["nvidia-cuda-runtime"]
         texts |= {
             "runtime": static,
-            "build": (LOCKS / build_file(plan.release)).read_text(),
+            "build": content(build_file(plan.release)),
             "sdist": pin,
         }
         for source, found in plan.sources.items():
@@ -41,7 +40,7 @@ def layers(plan: Plan) -> dict[str, str]:
     if plan.cross:
         own = _by_layer(replace(name, platform=plan.cross.build))
         texts |= {f"host/{group}": own[group] for group in LAYERS}
-    return texts | {"tools": (LOCKS / TOOLS).read_text()}
+    return texts | {"tools": content(TOOLS)}
 
 
 def files(plan: Plan) -> tuple[str, ...]:

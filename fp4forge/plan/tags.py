@@ -12,11 +12,15 @@ import re
 
 from fp4forge.core.errors import UsageError
 from fp4forge.core.platform import PLATFORMS
+from fp4forge.inputs.release import STRATEGIES
+from fp4forge.kernels.gpus import TARGETS
 
 # OCI distribution specification 1.1, "Pulling manifests": <reference> as a tag.
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 # The end of an immutable tag: a plan's id, and a digest's beginning for a second image of the plan.
 _IMMUTABLE = re.compile(r"-[0-9a-f]{12}(-[0-9a-f]{8})?$")
+# The beginning of a moving tag.
+_MOVING = re.compile(rf"[^-]+-({'|'.join(TARGETS)})-[^-]+-({'|'.join(STRATEGIES)})-")
 
 
 def index(release: str, arch: str, variant: str, strategy: str, base: str) -> str:
@@ -44,7 +48,7 @@ def check(tag: str) -> str:
     """A user's further tag (``--tag``) after validation.
 
     Raises:
-        UsageError: it is malformed, or has the form of an immutable tag.
+        UsageError: it is malformed, or has the form of a tag that is given to something else.
     """
     if not _TAG.fullmatch(tag):
         raise UsageError(
@@ -56,5 +60,11 @@ def check(tag: str) -> str:
             f"--tag {tag!r} has the form of an immutable tag",
             rule="a tag that ends in a plan's id names that plan's image for ever",
             remedy="choose a name that does not end in - and 12 hex digits",
+        )
+    if _MOVING.match(tag):
+        raise UsageError(
+            f"--tag {tag!r} has the form of a moving tag",
+            rule="a tag that begins with release, GPU, variant and strategy follows these images",
+            remedy="choose another name; a push moves its own moving tag by itself",
         )
     return tag

@@ -19,6 +19,7 @@ from fp4forge.kernels.base import Progress
 from fp4forge.oci import cosign, referrers, registry
 from fp4forge.oci.cosign import Trust
 from fp4forge.oci.layout import Digest, Document, Layout
+from fp4forge.publish import records
 from fp4forge.publish.signing import KINDS, Signed
 
 FILE = "beside.json"
@@ -49,6 +50,8 @@ class Beside(Struct, frozen=True):
 def save(repository: str, digest: str, layout: Layout, report: Progress) -> Beside:
     """Copies what lies beside an image into a layout that has the image.
 
+    Records of publishes stay: they say what happened in this one registry.
+
     Raises:
         RegistryError: the registry does not answer, or has other bytes than its digests say.
     """
@@ -57,7 +60,9 @@ def save(repository: str, digest: str, layout: Layout, report: Progress) -> Besi
     for part in parts:
         report(f"what is beside {part[:19]}")
         found = [
-            own for own in referrers.listed(repository, part) if _save(repository, own, layout)
+            own
+            for own, kind in referrers.beside(repository, part).items()
+            if kind != records.KIND and _save(repository, own, layout)
         ]
         artifacts |= {part: found} if found else {}
     signed = [*parts, *(own for found in artifacts.values() for own in found)]
@@ -140,6 +145,33 @@ def read(root: Path) -> Beside:
     return reading.json_file(file, Beside, ArtefactError, MANIFEST_BYTES)
 
 
+def own(layout: Layout, digest: str, beside: Beside) -> Beside:
+    """What is beside this image; records of publishes (``save``) of an older bundle are left out.
+
+    Raises:
+        ArtefactError: something is beside another image, whose signature it would replace.
+    """
+    parts = set(_parts(layout, digest))
+    named = {each for found in beside.artifacts.values() for each in found}
+    wrong = {*beside.artifacts} - parts
+    wrong |= {*beside.signatures, *beside.attestations} - parts - named
+    kept: dict[str, list[str]] = {}
+    for subject, found in beside.artifacts.items():
+        for each in found:
+            artifact = referrers.artifact(_content(layout, each), ArtefactError)
+            if artifact.subject.digest != subject:
+                wrong.add(each)
+            if artifact.kind != records.KIND:
+                kept.setdefault(subject, []).append(each)
+    if wrong:
+        raise ArtefactError(
+            f"{FILE} names {min(wrong)}, which does not belong to the image {digest[:19]}",
+            rule="signatures, attestations and documents of the bundle's own image",
+            remedy="do not use it",
+        )
+    return Beside(beside.signatures, beside.attestations, kept)
+
+
 def write(root: Path, beside: Beside) -> None:
     """Writes what ``read`` reads."""
     (root / FILE).write_bytes(msgspec.json.format(msgspec.json.encode(beside), indent=1) + b"\n")
@@ -160,7 +192,7 @@ def _save(repository: str, digest: str, layout: Layout) -> bool:
         return False
     layout.path(digest).write_bytes(found.content)
     for blob in document.blobs:
-        layout.path(blob.digest).write_bytes(referrers.fetch(repository, blob.digest))
+        layout.path(blob.digest).write_bytes(registry.blob(repository, blob.digest, "a record"))
     return True
 
 

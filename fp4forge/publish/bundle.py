@@ -24,7 +24,7 @@ from fp4forge.core.errors import ArtefactError, RegistryError, UsageError
 from fp4forge.core.limits import ENTRIES, INDEX_DEPTH
 from fp4forge.core.text import as_json, shown, steers
 from fp4forge.kernels.base import Progress
-from fp4forge.oci import acquire, copying, engine, registry
+from fp4forge.oci import acquire, catalog, copying, engine, registry
 from fp4forge.oci.layout import Descriptor, Layout
 from fp4forge.oci.reference import parse
 from fp4forge.publish import beside
@@ -32,6 +32,7 @@ from fp4forge.publish.beside import Beside
 
 SUMS = "SHA256SUMS"
 _BLOBS = PurePosixPath("blobs/sha256")
+_DOCKER = ("manifest.json", "repositories")  # of docker save's own form
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def make(image: str, output: Path, manifest: Path | None, report: Progress) -> B
         found_beside = beside.save(repository, digest, Layout(folder), report)
         beside.write(folder, found_beside)
         if manifest:
-            if manifest.name == SUMS or (folder / manifest.name).exists():
+            if manifest.name in (SUMS, *_DOCKER) or (folder / manifest.name).exists():
                 raise UsageError(
                     f"--manifest {manifest.name} has the name of a bundle's own file",
                     remedy="give the file another name",
@@ -160,6 +161,12 @@ def _extract(archive: tarfile.TarFile, entry: tarfile.TarInfo, root: Path, count
             rule="plain files, relative and without ..",
             remedy="do not use it",
         )
+    if os.path.lexists(root / entry.name):
+        raise ArtefactError(
+            f"a bundle has {shown(entry.name, 200)!r} twice",
+            rule="one of them may be read here, and the other elsewhere",
+            remedy="do not use it",
+        )
     if count >= ENTRIES:
         raise ArtefactError(
             f"a bundle has at most {ENTRIES:,} files, this one has more", remedy="do not use it"
@@ -195,6 +202,13 @@ def _check(root: Path, file: Path) -> Bundle:
     if wanted:
         missing = shown(", ".join(wanted), 300)
         raise ArtefactError(f"{where} lacks {missing}", remedy="copy it once more")
+    if not reading.is_file(root / "oci-layout") or any((root / n).exists() for n in _DOCKER):
+        raise ArtefactError(
+            f"{where} is not an OCI layout alone",
+            rule=f"with oci-layout, without {' and '.join(_DOCKER)}: docker would load what they"
+            " name in place of the image that was checked",
+            remedy="do not load it",
+        )
     index = f"{where}: index.json"
     content = reading.content(root / "index.json", ArtefactError)
     entries = reading.json(content, _Named, index, ArtefactError).manifests
@@ -211,7 +225,7 @@ def _check(root: Path, file: Path) -> Bundle:
         tagged = parse(image).tag
     except UsageError:
         tagged = ""
-    if not tagged:
+    if not tagged or not catalog.is_image(tagged):
         raise ArtefactError(
             f"{index} names the image {shown(image, 200)!r}",
             rule="HOST/REPOSITORY:TAG, as build.py bundle writes it",
@@ -221,7 +235,7 @@ def _check(root: Path, file: Path) -> Bundle:
     found = beside.read(root)
     for own in found.manifests:
         _complete(Layout(root), own, where)
-    return Bundle(image, entry.digest, evidence, found)
+    return Bundle(image, entry.digest, evidence, beside.own(Layout(root), entry.digest, found))
 
 
 def _complete(layout: Layout, digest: str, where: str) -> None:

@@ -20,7 +20,7 @@ from fp4forge.kernels.base import Progress
 from fp4forge.oci import registry
 from fp4forge.oci.reference import parse
 
-_NODE = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9][A-Za-z0-9.-]*")
+NODE = r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9][A-Za-z0-9.-]*"  # ssh takes no option for it
 _ALLOCATED = re.compile(r"Allocated port ([0-9]{1,5}) for remote forward")
 _EXIT = re.compile(r"fp4forge: exit ([0-9]{1,3})")
 _REASON = re.compile(r"(?i)error|fail|denied|refused|no space|not found|no docker|timed out|lost")
@@ -67,7 +67,7 @@ def parse_nodes(text: str, flag: str = "--to") -> list[str]:
     """
     found = [entry.strip() for entry in text.split(",")]
     for entry in found:
-        if not _NODE.fullmatch(entry):
+        if not re.fullmatch(NODE, entry):
             raise UsageError(
                 f"{flag} {entry!r} is not [USER@]HOST",
                 rule="names separated by commas; ports and keys belong in ~/.ssh/config",

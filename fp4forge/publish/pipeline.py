@@ -21,7 +21,7 @@ from fp4forge.image.context import Context
 from fp4forge.inputs import policy
 from fp4forge.kernels import ledger as ledgers
 from fp4forge.kernels.base import Progress
-from fp4forge.oci import buildkit, copying, engine, registry
+from fp4forge.oci import buildkit, catalog, copying, engine, registry
 from fp4forge.oci.acquire import Ledger
 from fp4forge.oci.buildkit import COMPRESSION, Options
 from fp4forge.oci.cosign import Signer
@@ -132,6 +132,13 @@ def destination(
     if push and load:
         raise UsageError("--push and --load exclude each other", remedy="give one of them")
     checked = tuple(tags.check(name) for name in names)
+    for name in checked:
+        if not catalog.is_image(name):
+            raise UsageError(
+                f"--tag {name!r} has the form of a digest",
+                rule="such tags name what lies beside an image: its records and signatures",
+                remedy="choose another name",
+            )
     return Destination(
         repository,
         push,

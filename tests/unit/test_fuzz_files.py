@@ -389,10 +389,11 @@ def test_records_of_an_image(record: bytes, data: st.DataObject) -> None:
 
 
 def bundled(index: bytes, evidence_: bytes = b"{}") -> dict[str, bytes]:
-    manifest = json.dumps({"config": None, "layers": []}).encode()
+    manifest = json.dumps({"manifests": []}).encode()
     digest = hashlib.sha256(manifest).hexdigest()
     files = {
         "index.json": index.replace(b"a" * 64, digest.encode()),
+        "oci-layout": b'{"imageLayoutVersion": "1.0.0"}',
         "evidence/plan.json": evidence_,
     }
     sums = "".join(f"{hashlib.sha256(text).hexdigest()}  {name}\n" for name, text in files.items())

@@ -15,11 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from fp4forge.advisories import database
 from fp4forge.checks import ledgers
-from fp4forge.core import http, limits, reading
+from fp4forge.core import http, limits, paths, reading
 from fp4forge.core.errors import ArtefactError, BinaryError, CheckpointError, UsageError
 from fp4forge.doctor import described, evidence
 from fp4forge.doctor import examine as doctor
+from fp4forge.inputs.release import Artefact
+from fp4forge.maintain import index, rechecks, sources
 from fp4forge.oci import process
 from fp4forge.oci.layout import Layout
 from fp4forge.publish import bundle
@@ -180,6 +183,7 @@ def test_only_plain_files_are_read(quick: None, tmp_path: Path) -> None:
         ("zero", "is a device"),
         (".", "is a folder"),
         ("none", "No such file"),
+        ("/proc/self/mem", "Input/output error"),
         ("a" * 5000, "name too long"),
         ("a\0b", "cannot be the name of a file"),
         ("\ud800", "cannot be the name of a file"),
@@ -255,6 +259,11 @@ def test_logs_of_any_form_are_read_quickly(quick: None, log: str) -> None:
     doctor.examine(evidence.Evidence(log=evidence.as_log(log.encode())))
 
 
+def test_notes_of_one_long_word_are_read_quickly(quick: None) -> None:
+    before = rechecks.due("see o/r#1 and #2", "o/r")
+    assert len(rechecks.due("k" * 3_000_000 + " see o/r#1 and #2", "o/r")) == len(before)
+
+
 def test_a_header_that_claims_a_million_experts(quick: None, tmp_path: Path) -> None:
     from fp4forge.checkpoint import inspect
 
@@ -300,3 +309,32 @@ def test_indexes_that_name_each_other(tmp_path: Path) -> None:
     layout.path(chain[-1]).write_text("{}")
     with pytest.raises(ArtefactError, match="name each other"):
         bundle._complete(layout, chain[0], "x")
+
+
+# Addresses
+
+
+@pytest.mark.parametrize("target", ["http://[", "http://h:x/", "http://h:999999/", "//[::1"])
+def test_an_address_that_is_none(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(http.NoAnswer, match="is not an address"):
+        http.address(target, "https://index/simple/")
+    if "//h" in target or target == "http://[":
+        with pytest.raises(UsageError, match="is not an address"):
+            database.of(target)
+        monkeypatch.setenv("UV_DEFAULT_INDEX", target)
+        with pytest.raises(ArtefactError, match="is not an address"):
+            index.listing("vllm")
+
+
+def test_a_file_of_the_index_that_never_arrives(
+    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "STATE", tmp_path)
+    monkeypatch.setattr(sources, "FETCH_SECONDS", SECONDS)
+    wanted = Artefact("vllm-1.tar.gz", "0" * 64)
+    for place, says in ((serve(slow(OK + b"\r\n")), "does not arrive"), ("http://[", "address")):
+        listed = [index.Listed(wanted.file, place)]
+        monkeypatch.setattr(index, "listing", lambda _, listed=listed: listed)
+        with pytest.raises(ArtefactError, match=says):
+            sources.fetch(wanted)
+    assert [path.name for path in (tmp_path / "sources").iterdir()] == []

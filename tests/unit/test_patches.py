@@ -5,16 +5,21 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from fp4forge.cli.patch import show
 from fp4forge.core import paths
-from fp4forge.core.errors import PatchError
+from fp4forge.core.errors import DriftError, PatchError
 from fp4forge.core.paths import IMAGE_FILES, ROOT
+from fp4forge.core.text import steers
+from fp4forge.inputs import locks
 from fp4forge.inputs import patches as series
 
 SCRIPT = IMAGE_FILES / "stages" / "apply_patches.py"
@@ -245,3 +250,26 @@ def test_a_variant_whose_patches_are_not_written_is_refused(
     with pytest.raises(PatchError, match=says) as caught:
         found.check("awq")
     assert "--variant plain" in caught.value.remedy
+
+
+def test_a_diff_and_a_lock_that_are_not_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "vllm").mkdir()
+    shutil.copytree(paths.PATCHES / "vllm/0.20.2", tmp_path / "vllm/0.20.2")
+    monkeypatch.setattr(paths, "PATCHES", tmp_path)
+    sequence = series.load("vllm", "0.20.2")
+    patch = sequence.patches[0]
+    file = sequence.folder / patch.file
+    file.write_text(file.read_text() + "\x1b[31m\x9b\u202e")
+    done = CliRunner().invoke(show, [patch.id, "--vllm", "0.20.2"])
+    assert done.exit_code == 0 and "\\x1b[31m" in done.output
+    assert not any(steers(line) for line in done.output.split("\n"))
+    file.write_bytes(b"\xff")
+    done = CliRunner().invoke(show, [patch.id, "--vllm", "0.20.2"])
+    assert isinstance(done.exception, PatchError)
+    assert "is not UTF-8" in done.exception.message
+    monkeypatch.setattr(locks, "LOCKS", tmp_path)
+    (tmp_path / locks.TOOLS).write_bytes(b"a\n\xff")
+    with pytest.raises(DriftError, match="line 2 is not UTF-8"):
+        locks.content(locks.TOOLS)

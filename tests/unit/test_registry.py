@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from fp4forge.core.errors import ForgeError, RegistryError, TagError
-from fp4forge.oci import api, copying, registry
+from fp4forge.oci import api, copying, referrers, registry
 from fp4forge.oci.layout import Layout
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
@@ -235,3 +235,100 @@ def test_a_push_takes_no_tag_away_from_another_kind_of_image(
 def test_nobody_there() -> None:
     with pytest.raises(ForgeError, match="no registry answers"):
         registry.resolve("127.0.0.1:9/team/image", "tag")
+
+
+class Shelf:
+    """What a registry keeps: manifests and blobs by digest or tag; anything else is not there."""
+
+    def __init__(self, evil: Evil) -> None:
+        self.kept: dict[str, bytes] = {}
+        evil.answer = self.answer
+
+    def put(self, content: bytes | dict[str, Any], *tags: str) -> str:
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        digest = "sha256:" + hashlib.sha256(data).hexdigest()
+        self.kept |= dict.fromkeys((digest, *tags), data)
+        return digest
+
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        found = self.kept.get(handler.path.rsplit("/", 1)[1])
+        say(404 if found is None else 200, found or b"")(handler)
+
+
+def image_of(shelf: Shelf, architecture: str, *tags: str) -> str:
+    config = {"os": "linux", "architecture": architecture, "config": {"Labels": {"a": "b"}}}
+    return shelf.put({"config": {"digest": shelf.put(config)}, "layers": []}, *tags)
+
+
+def test_no_tag_is_taken_away_from_a_single_image(evil: Evil) -> None:
+    shelf = Shelf(evil)
+    image_of(shelf, "arm64", "latest")
+    new = [{"a": "b", "platform": "linux/amd64"}]
+    with pytest.raises(TagError, match="names an image of platform linux/arm64"):
+        registry.check_takes_nothing_away(evil.repository, "latest", new)
+
+
+def test_labels_are_those_that_the_digest_says(evil: Evil) -> None:
+    shelf = Shelf(evil)
+    image = image_of(shelf, "arm64")
+    (config,) = (d for d in shelf.kept if d != image)
+    shelf.kept[config] = b'{"os": "linux", "architecture": "amd64"}'
+    with pytest.raises(RegistryError, match="a configuration is not what its digest says"):
+        registry.image_labels(evil.repository, image)
+
+
+@pytest.mark.parametrize(
+    "more", [{"config": {"digest": "sha256:" + "0" * 64}}, {"layers": []}], ids=["config", "layers"]
+)
+def test_an_index_that_is_an_image_too_is_refused(evil: Evil, more: dict[str, Any]) -> None:
+    Shelf(evil).put(INDEX | more, "tag")
+    with pytest.raises(RegistryError, match="an index and the manifest of an image at once"):
+        registry.resolve(evil.repository, "tag")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"platform": {"os": "linux", "architecture": "arm64", "variant": "v9"}},
+        {"platform": {"os": "linux", "architecture": "amd64"}},
+        {"mediaType": "application/vnd.docker.distribution.manifest.v2+json"},
+        {"size": 8},
+    ],
+    ids=["variant", "architecture", "type", "size"],
+)
+@pytest.mark.parametrize("twice", [False, True])
+def test_an_index_that_says_something_else_of_the_same_image_is_another(
+    evil: Evil, change: dict[str, Any], twice: bool
+) -> None:
+    shelf = Shelf(evil)
+    entry = {
+        "digest": image_of(shelf, "arm64"),
+        "size": 7,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "platform": {"os": "linux", "architecture": "arm64"},
+    }
+    own = shelf.put({"manifests": [entry]})
+    shelf.put({"manifests": [*([entry] if twice else []), entry | change]}, "plan")
+    index = registry.existing(evil.repository, own).data
+    name, known = registry.immutable(evil.repository, "plan", index, own)
+    assert name != "plan" and known is None
+    shelf.put({"manifests": [entry], "annotations": {"other": "time"}}, "plan")
+    assert registry.immutable(evil.repository, "plan", index, own)[0] == "plan"
+
+
+@pytest.mark.parametrize("digest", ["sha512:" + "0" * 128, "sha256:" + "A" * 64, "md5:0"])
+def test_what_cannot_be_held_to_its_digest_is_refused(evil: Evil, digest: str) -> None:
+    Shelf(evil).kept[digest] = json.dumps(INDEX).encode()
+    with pytest.raises(RegistryError, match="other content than its digest says"):
+        registry.manifest(evil.repository, digest)
+
+
+@pytest.mark.parametrize("place", ["http://[", "http://h:99999999/v2/x/blobs/uploads/y", "//[::1"])
+def test_an_upload_that_leads_nowhere(evil: Evil, place: str) -> None:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        found = handler.command == "POST"
+        say(202 if found else 404, b"", {"Location": place} if found else None)(handler)
+
+    evil.answer = answer
+    with pytest.raises(RegistryError, match="keep a record"):
+        referrers.store(evil.repository, b"{}")

@@ -17,8 +17,11 @@ from typing import Any
 import pytest
 
 from fp4forge.core import files, scratch
+from fp4forge.core.errors import ServingError
 from fp4forge.kernels import cubins
 from fp4forge.kernels.cubins import Ptx
+from fp4forge.launch import deployment
+from fp4forge.launch.cluster import running
 from fp4forge.oci import acquire, engine
 from fp4forge.oci.buildkit import Options
 from fp4forge.oci.layout import Layout
@@ -167,7 +170,9 @@ def blob(layout: Layout, content: bytes) -> dict[str, Any]:
 
 def test_blobs_that_were_cut_are_removed_and_the_others_stay(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
-    config, layer, other = (blob(layout, text) for text in (b"config", b"layer" * 99, b"other"))
+    # The configuration is JSON as a manifest is, with another "config" in it.
+    settings = b'{"os": "linux", "config": {"Env": ["PATH=/bin"]}}'
+    config, layer, other = (blob(layout, text) for text in (settings, b"layer" * 99, b"other"))
     image = blob(layout, json.dumps({"config": config, "layers": [layer, other]}).encode())
     index = blob(layout, json.dumps({"manifests": [image]}).encode())["digest"]
     assert layout.drop_cut(index) == []
@@ -179,6 +184,54 @@ def test_blobs_that_were_cut_are_removed_and_the_others_stay(tmp_path: Path) -> 
     assert layout.drop_cut(index) == [image["digest"]]
     layout.path(index).write_bytes(b"")
     assert layout.drop_cut(index) == [index]
+
+
+def test_a_pipe_without_a_reader_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="No such device or address"):
+        files.replace(tmp_path / "pipe", "x")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    files.replace(tmp_path / "pipe", "x")
+    assert os.read(reader, 9) == b"x"
+    os.close(reader)
+
+
+def test_a_record_of_another_name_is_not_followed_to_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more: dict[str, Any] = dict.fromkeys(("model", "served_name", "image", "release", "url"), "")
+    more |= dict.fromkeys(("ssh_config", "digest", "split"), "") | {"hosts": ["a"]}
+    for module, file in ((deployment, "deployment.json"), (running, "cluster.json")):
+        monkeypatch.setattr(module, "FOLDER", tmp_path / "state")
+        files.replace(tmp_path / "state/x" / file, json.dumps(more | {"name": str(tmp_path)}))
+        with pytest.raises(ServingError, match="name: '/"):
+            module.load("x")
+        files.replace(tmp_path / "state/x" / file, json.dumps(more | {"name": "x"}))
+        assert module.load("x").folder == tmp_path / "state/x"
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        {"hosts": []},
+        {"hosts": ["a", ""]},
+        {"hosts": ["-oProxyCommand=touch x"]},
+        {"hosts": ["a\n"]},
+        {"ssh_config": "\x00"},
+        {"model": "a\nb"},
+    ],
+)
+def test_a_clusters_record_gives_ssh_no_other_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoilt: dict[str, Any]
+) -> None:
+    fields = ("name", "ssh_config", "url", "image", "digest", "model", "split")
+    whole = dict.fromkeys(fields, "x") | {"hosts": ["me@a"]}
+    monkeypatch.setattr(running, "FOLDER", tmp_path)
+    files.replace(tmp_path / "x/cluster.json", json.dumps(whole))
+    assert running.load("x").hosts == ["me@a"]
+    files.replace(tmp_path / "x/cluster.json", json.dumps(whole | spoilt))
+    with pytest.raises(ServingError, match=r"cluster\.json: "):
+        running.load("x")
 
 
 def test_notes_of_verified_images_are_kept_and_survive_damage(

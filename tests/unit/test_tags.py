@@ -19,6 +19,7 @@ from fp4forge.plan import tags
 from fp4forge.plan.plan import Plan
 from fp4forge.plan.request import Request, decide
 from fp4forge.plan.resolve import resolve
+from fp4forge.publish import pipeline
 
 WHEEL = Request("blackwell", strategy="wheel", base="bootstrap", platform="linux/amd64", aot="none")
 
@@ -60,6 +61,20 @@ def test_the_tag_without_a_platform_is_the_indexs() -> None:
 def test_a_users_tag_never_has_the_form_of_an_immutable_one(tag: str) -> None:
     with pytest.raises(UsageError, match="immutable"):
         tags.check(tag)
+
+
+@pytest.mark.parametrize(
+    "tag", ["0.20.2-sm120-awq-wheel-bootstrap-arm64", "0.20.2-blackwell-plain-source-ubuntu-24.04"]
+)
+def test_a_users_tag_never_has_the_form_of_a_plans_moving_one(tag: str) -> None:
+    with pytest.raises(UsageError, match="moving"):
+        tags.check(tag)
+
+
+@pytest.mark.parametrize("suffix", ["", ".sig", ".att"])
+def test_a_users_tag_never_names_what_lies_beside_an_image(suffix: str) -> None:
+    with pytest.raises(UsageError, match="form of a digest"):
+        pipeline.destination("h/x", True, False, (f"sha256-{'0' * 64}{suffix}",))
 
 
 def test_a_users_tag() -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from fp4forge.core import files, reading
 from fp4forge.core.errors import ServingError, TransferError, UsageError
@@ -16,9 +17,11 @@ from fp4forge.core.text import shown
 from fp4forge.doctor import logs
 from fp4forge.kernels.base import Progress
 from fp4forge.launch.cluster.hosts import Host, each
+from fp4forge.publish.distribute import NODE
 from fp4forge.serve import client
 
 FOLDER = STATE / "clusters"
+Line = Annotated[str, Meta(pattern=r"^[^\x00-\x1f]*\Z")]  # fit for a command line
 REMOTE = ".local/state/fp4forge"  # on each machine, from the home folder
 _FILE = "cluster.json"
 _PAUSE = 2.0
@@ -38,14 +41,14 @@ class Cluster(Struct, frozen=True, kw_only=True):
         split: as people write it.
     """
 
-    name: str
-    hosts: list[str]
-    ssh_config: str
-    url: str
-    image: str
-    digest: str
-    model: str
-    split: str
+    name: Line
+    hosts: Annotated[list[Annotated[str, Meta(pattern=rf"^{NODE}\Z")]], Meta(min_length=1)]
+    ssh_config: Line
+    url: Line
+    image: Line
+    digest: Line
+    model: Line
+    split: Line
 
     @property
     def machines(self) -> list[Host]:
@@ -82,7 +85,7 @@ def load(name: str | None) -> Cluster:
             rule=f"one of {', '.join(known) or 'none'}",
             remedy="build.py serve cluster --hosts A,B --model DIR starts one",
         )
-    return reading.json_file(FOLDER / str(chosen) / _FILE, Cluster, ServingError)
+    return reading.record(FOLDER / str(chosen) / _FILE, Cluster, ServingError)
 
 
 def _place(cluster: Cluster, host: Host) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from fp4forge.core.errors import SignatureError
-from fp4forge.oci import cosign, referrers, registry
+from fp4forge.oci import cosign, registry
 from fp4forge.oci.cosign import Trust
 from tests.e2e.faults import images
 
@@ -103,7 +103,7 @@ def log(place: tuple[str, str], authority: Path, when: float) -> None:
     found = registry.existing(repository, tag)
     manifest = json.loads(found.content)
     (layer,) = manifest["layers"]
-    payload = referrers.fetch(repository, layer["digest"])
+    payload = registry.blob(repository, layer["digest"], "a signature")
     certificate = layer["annotations"]["dev.sigstore.cosign/certificate"]
     signature = {
         "content": layer["annotations"]["dev.cosignproject.cosign/signature"],

@@ -1,0 +1,105 @@
+"""A bundle is one image and what belongs to it: nothing else is loaded, pushed or put beside."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fp4forge.core.errors import ArtefactError
+from fp4forge.oci.layout import Layout
+from fp4forge.publish import beside, bundle, records
+from fp4forge.publish.beside import Beside
+from tests.e2e.faults import images
+from tests.e2e.faults.images import Image
+
+OTHER = "sha256:" + "0" * 64
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Image:
+    return images.make(tmp_path, 1)
+
+
+def unpack(image: Image, tmp_path: Path) -> None:
+    file = images.bundle(image.layout.folder, tmp_path / "spoilt.bundle")
+    with bundle.unpacked(file, tmp_path / "to", lambda _: None):
+        pass
+
+
+def artifact(layout: Layout, subject: str, **more: Any) -> str:
+    """An artifact's manifest in a layout; its digest."""
+    config = {"mediaType": "x"} | images._blob(layout, b"{}")
+    data = {"config": config, "layers": [], "subject": {"digest": subject, "size": 1}} | more
+    return str(images._blob(layout, json.dumps(data).encode())["digest"])
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "repositories"])
+def test_what_docker_would_load_instead_is_refused(image: Image, tmp_path: Path, name: str) -> None:
+    (image.layout.folder / name).write_text("[]")
+    with pytest.raises(ArtefactError, match="not an OCI layout alone"):
+        unpack(image, tmp_path)
+
+
+def test_a_layout_that_does_not_say_so_is_refused(image: Image, tmp_path: Path) -> None:
+    (image.layout.folder / "oci-layout").unlink()
+    with pytest.raises(ArtefactError, match="not an OCI layout alone"):
+        unpack(image, tmp_path)
+
+
+def test_a_file_that_is_there_twice_is_refused(image: Image, tmp_path: Path) -> None:
+    with tarfile.open(image.bundle, "a") as archive:
+        archive.addfile(tarfile.TarInfo("index.json"), io.BytesIO())
+    with (
+        pytest.raises(ArtefactError, match=r"'index\.json' twice"),
+        bundle.unpacked(image.bundle, tmp_path / "to", lambda _: None),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("tag", ["sha256-" + "0" * 64, f"sha256-{'0' * 64}.sig"])
+def test_a_tag_of_what_lies_beside_an_image_is_refused(
+    image: Image, tmp_path: Path, tag: str
+) -> None:
+    name = {"io.containerd.image.name": f"127.0.0.1:5000/team/image:{tag}"}
+    image.layout.name_only(image.digest, name)
+    with pytest.raises(ArtefactError, match="names the image"):
+        unpack(image, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["signatures", "attestations", "artifacts", "subject"])
+def test_what_is_not_beside_its_own_image_is_refused(
+    image: Image, tmp_path: Path, kind: str
+) -> None:
+    layout, own = image.layout, image.digest
+    good = artifact(layout, own)
+    beside.write(layout.folder, Beside({own: good, good: good}, {own: good}, {own: [good]}))
+    unpack(image, tmp_path)
+    (tmp_path / "to").rename(tmp_path / "good")
+    found = {
+        "signatures": Beside(signatures={OTHER: good}),
+        "attestations": Beside(attestations={OTHER: good}),
+        "artifacts": Beside(artifacts={OTHER: [artifact(layout, OTHER)]}),
+        "subject": Beside(artifacts={own: [artifact(layout, OTHER)]}),
+    }[kind]
+    beside.write(layout.folder, found)
+    with pytest.raises(ArtefactError, match="does not belong to the image"):
+        unpack(image, tmp_path)
+
+
+def test_a_record_of_a_publish_in_another_registry_stays_behind(
+    image: Image, tmp_path: Path
+) -> None:
+    layout, own = image.layout, image.digest
+    config = {"mediaType": records.KIND} | images._blob(layout, b"{}")
+    good = artifact(layout, own)
+    said = artifact(layout, own, artifactType=records.KIND)
+    meant = artifact(layout, own, config=config)  # as registries list what has no type of its own
+    beside.write(layout.folder, Beside(artifacts={own: [said, good, meant]}))
+    file = images.bundle(layout.folder, tmp_path / "x.bundle")
+    with bundle.unpacked(file, tmp_path / "to", lambda _: None) as (found, _):
+        assert found.beside.artifacts == {own: [good]}
