@@ -173,7 +173,7 @@ def read(path: Path, cache: Path, report: Progress) -> DeviceCode:
         try:
             return _load(json.loads(kept.read_bytes()), digest)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            report(f"{kept} is damaged: {path.name} is read anew")
+            report(f"{kept} is damaged: {path.name} is read again")
     report(path.name)
     code = DeviceCode(digest, *_extract(path, report))
     if not code.cubins and not code.ptx:
@@ -230,7 +230,7 @@ def _run(line: list[str], folder: Path, path: Path) -> subprocess.CompletedProce
         )
     except subprocess.TimeoutExpired:
         name = Path(line[0]).name
-        raise BinaryError(f"{path}: {name} does not end within {_SECONDS} s") from None
+        raise BinaryError(f"{path}: {name} did not finish within {_SECONDS} s") from None
 
 
 def _dump(path: Path, folder: Path) -> list[Path]:

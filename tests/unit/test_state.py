@@ -132,7 +132,7 @@ def test_a_damaged_ledger_cache_is_reported_and_made_anew(
     whole = kept.read_bytes()
     kept.write_bytes(damage)
     assert cubins.read(file, tmp_path / "cache", said.append) == code
-    assert sum("is damaged: x.so is read anew" in line for line in said) == 1
+    assert sum("is damaged: x.so is read again" in line for line in said) == 1
     assert kept.read_bytes() == whole
     monkeypatch.setattr(cubins, "_extract", lambda *_: pytest.fail("the cache is not used"))
     assert cubins.read(file, tmp_path / "cache", said.append) == code

@@ -57,7 +57,7 @@ def alone(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
 
 def alone_on_engine(cache: Path) -> contextlib.AbstractContextManager[None]:
     """Holds a cache mount; BuildKit's own lock (sharing=locked) would wait without a word."""
-    return alone(cache, lambda: say("waiting for another build, which compiles on this engine"))
+    return alone(cache, lambda: say("waiting: another build is compiling on this engine"))
 
 
 def folder_of(cache: Path, key: str) -> Path:
@@ -117,9 +117,9 @@ def run(
         if not _KILLED.search(output):
             raise Failed(failure(output))
         if jobs == 1:
-            raise Failed("a compiler was killed for memory even as the only job\n" + tail(output))
+            raise Failed("the OOM killer ended the only compiler\n" + tail(output))
         jobs //= 2
-        say(f"a compiler was killed for memory: going on with {jobs} jobs")
+        say(f"the OOM killer ended a compiler: going on with {jobs} jobs")
 
 
 def timings(build: Path, since_ns: int = 0) -> dict[str, float]:
