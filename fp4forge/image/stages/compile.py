@@ -200,7 +200,7 @@ class Compile:
         if sorted(found) != sorted(gate["targets"]):
             raise Failed(
                 f"gate: {gate['source']} has FP4 instructions for {' '.join(found) or 'nothing'},"
-                f" predicted {' '.join(gate['targets'])}: check the toolchain, arch list and CUTLASS"
+                f" predicted {' '.join(gate['targets'])}: check toolchain, arch list and CUTLASS"
             )
         took = f"{time.monotonic() - start:.0f} s"
         say(f"gate: FP4 instructions for {' '.join(found)}, {took}; {reused(self._cached())}")
