@@ -98,6 +98,9 @@ class TextConfig(Struct, frozen=True):
     hidden_size: _Size | None = None
     intermediate_size: _Wide = None
     moe_intermediate_size: _Wide = None
+    n_shared_experts: _Size | None = None
+    shared_expert_intermediate_size: _Size | None = None
+    moe_shared_expert_intermediate_size: _Size | None = None
     vocab_size: _Size | None = None
     max_position_embeddings: Annotated[int, Meta(ge=0, le=1 << 40)] | None = None
     head_dim: _Size | None = None
