@@ -111,7 +111,7 @@ SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 ARG DEBIAN
 ARG TRIPLET
 ARG CUDA_TARGET
-RUN dpkg --add-architecture "${DEBIAN}"
+RUN --network=none dpkg --add-architecture "${DEBIAN}"
 RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
     --mount=type=cache,target=/var/lib/apt/lists,sharing=locked \
     rm -f /etc/apt/apt.conf.d/docker-clean \
@@ -128,11 +128,11 @@ RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
 COPY --link --from=host-cuda /out /
 COPY --link --from=host-torch /out /
 COPY --link --from=host-python /out /
-RUN mkdir -p "${SITE}"/nvidia/cu13/lib/stubs \
+RUN --network=none mkdir -p "${SITE}"/nvidia/cu13/lib/stubs \
     && grep -owhE 'cu[A-Z][A-Za-z0-9_]*' /usr/local/cuda/include/cuda.h | sort -u | sed 's/.*/void &(void) {}/' \
        | gcc -shared -nostdlib -Wl,-soname,libcuda.so.1 -Wl,--build-id=none -x c - \
          -o "${SITE}"/nvidia/cu13/lib/stubs/libcuda.so
-RUN mkdir -p "/usr/local/cuda/targets/${CUDA_TARGET}/lib/stubs" \
+RUN --network=none mkdir -p "/usr/local/cuda/targets/${CUDA_TARGET}/lib/stubs" \
     && grep -owhE 'cu[A-Z][A-Za-z0-9_]*' /usr/local/cuda/include/cuda.h | sort -u | sed 's/.*/void &(void) {}/' \
        | "${TRIPLET}-gcc" -shared -nostdlib -Wl,-soname,libcuda.so.1 -Wl,--build-id=none -x c - \
          -o "/usr/local/cuda/targets/${CUDA_TARGET}/lib/stubs"/libcuda.so
@@ -243,17 +243,14 @@ FROM tools AS vllm
 COPY leave-out.json /fp4forge/
 COPY --from=compile /wheels/ /fp4forge/wheels/
 ARG TARGETPLATFORM
-RUN --mount=type=cache,target=/root/.cache/uv \
-    --mount=type=secret,id=ca,target=/run/secrets/ca.pem \
-    --mount=type=secret,id=netrc,target=/root/.netrc \
-    if [ -s /run/secrets/ca.pem ]; then export SSL_CERT_FILE=/run/secrets/ca.pem PIP_CERT=/run/secrets/ca.pem; fi \
-    && python3 /fp4forge/install.py --wheels /fp4forge/wheels --platform "${TARGETPLATFORM}" --out /out
+RUN --network=none --mount=type=cache,target=/root/.cache/uv \
+    python3 /fp4forge/install.py --wheels /fp4forge/wheels --platform "${TARGETPLATFORM}" --out /out
 
 # ---- ledger: which kernels are in it, read off the binaries -----------------------------------
 FROM tools AS ledger
 COPY kernels/ /fp4forge/fp4forge/kernels/
 COPY image/stages/make_ledger.py /fp4forge/
-RUN --mount=type=bind,from=vllm,source=/out,target=/vllm \
+RUN --network=none --mount=type=bind,from=vllm,source=/out,target=/vllm \
     --mount=type=cache,id=fp4forge-ledger,target=/fp4forge/.build/ledger \
     python3 /fp4forge/make_ledger.py --out /out/opt/fp4forge/ledger.json \
       "/vllm${SITE}/vllm"
@@ -266,7 +263,7 @@ COPY --from=ledger /out/opt/fp4forge/ledger.json /
 FROM tools AS patched
 COPY image/stages/apply_patches.py /fp4forge/
 COPY patches/ /fp4forge/patches/
-RUN --mount=type=bind,from=vllm,source=/out,target=/in \
+RUN --network=none --mount=type=bind,from=vllm,source=/out,target=/in \
     python3 /fp4forge/apply_patches.py --series /fp4forge/patches/series.json \
       --installed "/in${SITE}" --out "/patched${SITE}" \
       --record /out/record/opt/fp4forge/patches.json --layers /out
@@ -292,7 +289,7 @@ RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
     && find / -xdev -newermt "@${SOURCE_DATE_EPOCH}" ! -path '/proc*' ! -path '/sys*' ! -path '/dev*' \
          -writable -exec touch --no-dereference --date="@${SOURCE_DATE_EPOCH}" {} +
 # What stays of the archives is what a shared link needs; the rest is for static linking.
-RUN --mount=type=bind,from=cuda,source=/out,target=/mnt \
+RUN --network=none --mount=type=bind,from=cuda,source=/out,target=/mnt \
     find / -xdev -name '*.a' ! -name 'libgcc*.a' ! -name libc_nonshared.a ! -name libpthread.a \
       ! -name libdl.a ! -name librt.a -delete \
     && useradd --uid 2000 --user-group --create-home --shell /bin/bash vllm \

@@ -89,7 +89,7 @@ RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
 COPY --link --from=cuda /out /
 COPY --link --from=torch /out /
 COPY --link --from=python /out /
-RUN mkdir -p "${SITE}"/nvidia/cu13/lib/stubs \
+RUN --network=none mkdir -p "${SITE}"/nvidia/cu13/lib/stubs \
     && grep -owhE 'cu[A-Z][A-Za-z0-9_]*' /usr/local/cuda/include/cuda.h | sort -u | sed 's/.*/void &(void) {}/' \
        | gcc -shared -nostdlib -Wl,-soname,libcuda.so.1 -Wl,--build-id=none -x c - \
          -o "${SITE}"/nvidia/cu13/lib/stubs/libcuda.so
@@ -103,7 +103,7 @@ RUN --mount=type=secret,id=compile,target=/run/secrets/compile.env \
     PYTHONPATH=/fp4forge python3 -m fp4forge.image.stages.aot --out /out
 
 FROM tools AS flashinfer-none
-RUN mkdir /out
+RUN --network=none mkdir /out
 FROM aot AS flashinfer-modules
 # hadolint ignore=DL3006
 FROM flashinfer-${AOT} AS flashinfer
@@ -122,7 +122,7 @@ RUN --mount=type=cache,target=/root/.cache/uv \
 FROM tools AS ledger
 COPY kernels/ /fp4forge/fp4forge/kernels/
 COPY image/stages/make_ledger.py /fp4forge/
-RUN --mount=type=bind,from=vllm,source=/out,target=/vllm \
+RUN --network=none --mount=type=bind,from=vllm,source=/out,target=/vllm \
     --mount=type=bind,from=flashinfer,source=/out,target=/flashinfer \
     --mount=type=cache,id=fp4forge-ledger,target=/fp4forge/.build/ledger \
     python3 /fp4forge/make_ledger.py --out /out/opt/fp4forge/ledger.json \
@@ -136,7 +136,7 @@ COPY --from=ledger /out/opt/fp4forge/ledger.json /
 FROM tools AS patched
 COPY image/stages/apply_patches.py /fp4forge/
 COPY patches/ /fp4forge/patches/
-RUN --mount=type=bind,from=vllm,source=/out,target=/in \
+RUN --network=none --mount=type=bind,from=vllm,source=/out,target=/in \
     python3 /fp4forge/apply_patches.py --series /fp4forge/patches/series.json \
       --installed "/in${SITE}" --out "/patched${SITE}" \
       --record /out/record/opt/fp4forge/patches.json --layers /out
@@ -162,7 +162,7 @@ RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
     && find / -xdev -newermt "@${SOURCE_DATE_EPOCH}" ! -path '/proc*' ! -path '/sys*' ! -path '/dev*' \
          -writable -exec touch --no-dereference --date="@${SOURCE_DATE_EPOCH}" {} +
 # What stays of the archives is what a shared link needs; the rest is for static linking.
-RUN --mount=type=bind,from=cuda,source=/out,target=/mnt \
+RUN --network=none --mount=type=bind,from=cuda,source=/out,target=/mnt \
     find / -xdev -name '*.a' ! -name 'libgcc*.a' ! -name libc_nonshared.a ! -name libpthread.a \
       ! -name libdl.a ! -name librt.a -delete \
     && useradd --uid 2000 --user-group --create-home --shell /bin/bash vllm \
