@@ -259,7 +259,7 @@ def test_nobody_at_the_address(programs: Path, tmp_path: Path) -> None:
 
 def test_without_an_image(url: str, programs: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(bench, ["--url", url, "--out", str(tmp_path / "out")])
-    assert "with which image's vllm bench serve?" in failure(done, UsageError)
+    assert "no image to run vllm bench serve in" in failure(done, UsageError)
 
 
 def test_comparing(run: Run, programs: Path, tmp_path: Path) -> None:
