@@ -12,6 +12,7 @@ from typing import Any
 from fp4forge.bench.suite import Load
 from fp4forge.core.errors import UsageError
 from fp4forge.core.text import shown
+from fp4forge.oci import dockercli
 
 ROLE = "io.fp4forge.role=bench"
 WORK = "/work"  # the folder of all trials, in the container
@@ -55,7 +56,8 @@ class Client:
             raise UsageError(  # docker's --mount separates by commas
                 f"--out {shown(wrong, 200)!r}", rule="a path without commas"
             )
-        line = ["docker", "run", "--rm", "--interactive", f"--name={self.name}", f"--label={ROLE}"]
+        line = dockercli.line("run", "--rm", "--interactive")
+        line += [f"--name={self.name}", f"--label={ROLE}"]
         line += [f"--network={self.network}", f"--user={os.getuid()}:{os.getgid()}"]
         line += ["--read-only", "--tmpfs=/tmp:exec", "--cap-drop=ALL"]
         line += ["--security-opt=no-new-privileges", "--pull=never", "--entrypoint=python3"]
