@@ -126,15 +126,19 @@ def matrix(releases: tuple[str, ...], runner: str | None, as_json: bool) -> None
     from fp4forge.inputs import release
     from fp4forge.inputs.failures import Failures
     from fp4forge.maintain import matrix as building
+    from fp4forge.plan.support import supported
 
     for name in releases:
         release.load(name)
     failures = Failures()
+    buildable = supported(failures)
     rows = [
         row
-        for row in building.rows(failures)
+        for row in building.rows(buildable.plans)
         if (not releases or row["release"] in releases) and runner in (None, row["runner"])
     ]
+    for line in buildable.lines:
+        click.echo(line, err=True)
     if as_json:
         print_json({"include": rows})
         for line in failures.lines:  # not the error's JSON: what is read is the matrix
