@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from fp4forge.cli import checkout
 from fp4forge.cli.options import json_option, registry_option, resolve_registry
 from fp4forge.core.console import Console, print_json, rich
 from fp4forge.core.errors import UsageError
@@ -39,6 +40,8 @@ def backends(as_json: bool, write: bool, everything: bool, **o: Any) -> None:
     Runs the image's own vLLM on this machine's CPU, with a stand-in for the GPU. Nothing is
     downloaded but the image, and nothing is computed.
     """
+    if write:
+        checkout.require("backends --write")
     if everything:
         o["gpus"] = o["gpus"] or tuple(chips.GPUS)
         o["families"] = o["families"] or tuple(family.table())

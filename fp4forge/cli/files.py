@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from fp4forge.cli import checkout
 from fp4forge.core import files
 from fp4forge.core.console import Console, print_json
 from fp4forge.core.errors import BrokenReleasesError, DriftError
@@ -19,6 +20,7 @@ from fp4forge.core.errors import BrokenReleasesError, DriftError
     metavar="IMAGE",
     help="Make no locks: record the distribution packages of an image in the engine.",
 )
+@checkout.required
 def lock(check: bool, image: str | None) -> None:
     """Resolve the hashed dependency locks, one per release, strategy, platform and Python."""
     if image:
@@ -68,6 +70,7 @@ def _record_packages(image: str, check: bool) -> None:
 
 @click.command()
 @click.option("--check", is_flag=True, help="Write nothing; fail if a file differs.")
+@checkout.required
 def render(check: bool) -> None:
     """Render dockerfiles/ (every supported plan), schemas/ and docs/cli.md."""
     from fp4forge.cli import reference

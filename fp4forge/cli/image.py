@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from fp4forge.advisories import audit
-from fp4forge.cli import summary
+from fp4forge.cli import checkout, summary
 from fp4forge.cli.options import (
     plan_options,
     reports_option,
@@ -27,12 +27,14 @@ from fp4forge.oci.buildkit import Options
 from fp4forge.plan import components
 from fp4forge.plan.plan import Plan
 from fp4forge.plan.request import Request
-from fp4forge.publish import pipeline
+from fp4forge.publish import packages, pipeline
 
 
 def build(**o: Any) -> None:
     """The default action; options as in ``fp4forge.cli``."""
     requests = _requests(o)
+    if o["moved_packages"] == packages.RECORD:
+        checkout.require("--moved-packages record")
     if o["allow_vulnerable"] and not o["advisories"]:
         raise UsageError(
             "--allow-vulnerable without --advisories",

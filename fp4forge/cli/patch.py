@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from fp4forge.cli import checkout
 from fp4forge.cli.options import Group
 from fp4forge.core.console import Console, print_json, rich
 from fp4forge.core.errors import DriftError, PatchError, UsageError
@@ -93,6 +94,7 @@ def check(vllm: str | None, as_json: bool) -> None:
 @patch.command()
 @click.option("--vllm", help="One version of vLLM; by default all that have a series.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+@checkout.required
 def refresh(vllm: str | None, as_json: bool) -> None:
     """Rebase patches that apply with offsets and record all hashes again; never with fuzz."""
     _print({version: patching.refresh(version) for version in _versions(vllm)}, as_json)
