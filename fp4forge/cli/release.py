@@ -10,6 +10,7 @@ import click
 from fp4forge.cli import checkout
 from fp4forge.cli.options import Group, registry_option, resolve_registry
 from fp4forge.core.console import Console, print_json, print_rows
+from fp4forge.core.text import block
 from fp4forge.inputs import defaults, patches, policy
 from fp4forge.inputs import release as releases
 
@@ -236,16 +237,18 @@ def remove(version: str) -> None:
 @release.command()
 @click.argument("old")
 @click.argument("new")
+@click.option("--verbose", is_flag=True, help="List every backend and package.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
-def diff(old: str, new: str, as_json: bool) -> None:
+def diff(old: str, new: str, verbose: bool, as_json: bool) -> None:
     """Show what differs between two releases: pins, packages of the locks, patches."""
+    from fp4forge.cli import differences
     from fp4forge.maintain import releases as kept
 
     found = kept.differences(old, new)
     if as_json:
         print_json([dict(zip(("name", "old", "new"), row, strict=True)) for row in found])
         return
-    print_rows((name, f"{before or '-'} -> {after or '-'}") for name, before, after in found)
+    click.echo(block("\n".join(differences.lines(found, verbose)), 1 << 20))
 
 
 @release.command()
