@@ -93,14 +93,14 @@ def listed(names: Iterable[str] | None) -> list[Reference]:
     return found
 
 
-def at_registry(text: str, flag: str) -> str:
-    """``HOST/NAME``, a repository of a named registry, after validation.
+def bare(text: str, flag: str) -> str:
+    """``HOST/NAME``, a repository to push to, after validation.
 
     Raises:
-        UsageError: it has no host, or it has a tag or a digest.
+        UsageError: it has no slash, or it has a tag or a digest.
     """
     found = parse(text, flag)
-    if not found.host or found.tag or found.digest:
+    if "/" not in found.repository or found.tag or found.digest:
         raise UsageError(
             f"{flag} {_shown(text)!r} is not a repository of a registry",
             rule="HOST[:PORT]/NAME, without a tag or a digest",

@@ -101,9 +101,9 @@ def test_what_an_engine_lists_without_a_name_is_left_out() -> None:
 
 @pytest.mark.parametrize("text", ["name", "host.de/a:tag", "host.de/a@sha256:" + "0" * 64, ""])
 def test_a_bundle_is_pushed_to_a_repository_of_a_registry(text: str) -> None:
-    assert reference.at_registry("127.0.0.1:5000/a/b", "--to") == "127.0.0.1:5000/a/b"
+    assert reference.bare("127.0.0.1:5000/a/b", "--to") == "127.0.0.1:5000/a/b"
     with pytest.raises(UsageError, match="--to"):
-        reference.at_registry(text, "--to")
+        reference.bare(text, "--to")
 
 
 @pytest.mark.parametrize(
