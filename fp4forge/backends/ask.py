@@ -17,7 +17,7 @@ from fp4forge.core.limits import BACKENDS_SILENCE_SECONDS
 from fp4forge.core.text import shown
 from fp4forge.kernels.base import Progress
 from fp4forge.models.backends import Answer
-from fp4forge.oci import engine, process
+from fp4forge.oci import dockercli, engine, process
 
 INSIDE = Path(__file__).parent / "inside"
 _PLACE = "/tmp/fp4forge-backends"
@@ -95,10 +95,10 @@ def ask_in(
     }
     listener = _Listener(report)
     client.api.put_archive(container, "/tmp", archive(request))
-    line = ["docker", "exec", f"--workdir={_PLACE}", container, "python3", "-m", "inside.ask"]
+    words = ["exec", f"--workdir={_PLACE}", container, "python3", "-m", "inside.ask"]
     report("starting Python in the image")
     code = process.follow(
-        [*line, "request.json"], listener.hear, BACKENDS_SILENCE_SECONDS, EngineError
+        dockercli.line(*words, "request.json"), listener.hear, BACKENDS_SILENCE_SECONDS, EngineError
     )
     families = {model.name: model.family for model in models}
     return tuple(

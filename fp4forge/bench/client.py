@@ -16,7 +16,7 @@ from fp4forge.core import reading
 from fp4forge.core.errors import BenchError, EngineError, ToolError
 from fp4forge.core.limits import TRIAL_SECONDS
 from fp4forge.core.text import shown
-from fp4forge.oci import process
+from fp4forge.oci import dockercli
 
 START_SECONDS = 600  # until vLLM is imported
 _DOCKERS_OWN = (125, 126, 127)  # exit codes of docker run itself
@@ -122,4 +122,4 @@ class Session:
                 pipe.close()
 
     def _remove(self) -> None:
-        process.run(["docker", "rm", "--force", self.client.name], kind=EngineError)
+        dockercli.run("rm", "--force", self.client.name)

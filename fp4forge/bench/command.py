@@ -12,13 +12,13 @@ from typing import Any
 from fp4forge.bench.suite import Load
 from fp4forge.core.errors import UsageError
 from fp4forge.core.text import shown
+from fp4forge.oci import dockercli, reference
 
 ROLE = "io.fp4forge.role=bench"
 WORK = "/work"  # the folder of all trials, in the container
 INSIDE = Path(__file__).resolve().with_name("inside.py")
 PROMPTS, RAW = "prompts.jsonl", "raw.json"
-# A reference as docker takes it, and a network's name or container:NAME.
-_IMAGE = re.compile(r"(sha256:[0-9a-f]{64}|[a-z0-9][A-Za-z0-9._:/@+-]{0,300})")
+# A network's name, or container:NAME.
 _NETWORK = re.compile(r"(container:)?[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 # The client asks no hub, writes only to its work folder, and may not find its user's name.
 _SETTINGS = {
@@ -43,8 +43,7 @@ class Client:
     name: str = "fp4forge-bench"
 
     def __post_init__(self) -> None:
-        if not _IMAGE.fullmatch(self.image):
-            raise UsageError(f"--image {shown(self.image, 200)!r}", rule="an image's reference")
+        reference.parse(self.image, "--image")  # an id, sha256:HEX, has the form of a tag
         if not _NETWORK.fullmatch(self.network):
             raise UsageError(f"--network {shown(self.network, 100)!r}", rule="a network's name")
 
@@ -55,7 +54,8 @@ class Client:
             raise UsageError(  # docker's --mount separates by commas
                 f"--out {shown(wrong, 200)!r}", rule="a path without commas"
             )
-        line = ["docker", "run", "--rm", "--interactive", f"--name={self.name}", f"--label={ROLE}"]
+        line = dockercli.line("run", "--rm", "--interactive")
+        line += [f"--name={self.name}", f"--label={ROLE}"]
         line += [f"--network={self.network}", f"--user={os.getuid()}:{os.getgid()}"]
         line += ["--read-only", "--tmpfs=/tmp:exec", "--cap-drop=ALL"]
         line += ["--security-opt=no-new-privileges", "--pull=never", "--entrypoint=python3"]

@@ -18,7 +18,8 @@ from fp4forge.bench.result import Gpu
 from fp4forge.core import reading
 from fp4forge.core.errors import EngineError, ForgeError, UsageError
 from fp4forge.core.text import shown, without_secrets
-from fp4forge.oci import engine, process
+from fp4forge.oci import dockercli, engine, process
+from fp4forge.oci import reference as references
 
 T = TypeVar("T")
 READY = "Application startup complete"  # uvicorn's line when the server takes requests
@@ -80,9 +81,9 @@ class Container:
     load_seconds: float | None
 
 
-def _inspect(line: Sequence[str], shape: type[T], what: str) -> T:
+def _inspect(words: Sequence[str], shape: type[T], what: str) -> T:
     engine.require_client()
-    done = process.run([*line], kind=EngineError)
+    done = dockercli.run(*words)
     if done.returncode != 0 and "daemon" in done.stderr and "connect" in done.stderr:
         raise EngineError(
             f"no Docker engine answers: {shown(done.stderr, 200)}",
@@ -103,9 +104,10 @@ def image(reference: str) -> Image:
     Raises:
         UsageError: the engine does not have it.
     """
-    line = ("docker", "image", "inspect", "--", reference)
-    found = _inspect(line, _Image, f"image {shown(reference, 200)}")
-    digests = [entry.rpartition("@")[2] for entry in found.RepoDigests or ()]
+    found = _inspect(
+        ("image", "inspect", "--", reference), _Image, f"image {shown(reference, 200)}"
+    )
+    digests = [named.digest for named in references.listed(found.RepoDigests)]
     return Image(reference, digests[0] if digests else found.Id, found.Config.Labels or {})
 
 
@@ -115,19 +117,20 @@ def container(name: str) -> Container:
     Raises:
         UsageError: the engine has none of that name.
     """
-    line = ("docker", "container", "inspect", "--", name)
-    found = _inspect(line, _Container, f"container {shown(name, 100)}")
+    found = _inspect(
+        ("container", "inspect", "--", name), _Container, f"container {shown(name, 100)}"
+    )
     return Container(found.Image, flags(found.Args or ()), _load_seconds(name, found.State))
 
 
 def serving(url: str) -> str:
     """The one container of this machine that publishes a loopback URL's port; empty if none."""
     parts = urlsplit(url)
-    if parts.hostname not in ("127.0.0.1", "localhost") or shutil.which("docker") is None:
+    if parts.hostname not in ("127.0.0.1", "localhost") or not dockercli.installed():
         return ""
     port = parts.port or (443 if parts.scheme == "https" else 80)
-    line = ["docker", "ps", f"--filter=publish={port}", "--format={{.Names}}"]
-    found = process.run(line, kind=EngineError).stdout.split()
+    listed = dockercli.run("ps", f"--filter=publish={port}", "--format={{.Names}}")
+    found = listed.stdout.split()
     return found[0] if len(found) == 1 else ""
 
 
@@ -139,8 +142,8 @@ def client_version(found: Image) -> str:
     """
     if found.version:
         return found.version
-    line = ["docker", "run", "--rm", "--network=none", "--pull=never", found.reference, "--version"]
-    done = process.run(line, kind=EngineError)
+    words = ["run", "--rm", "--network=none", "--pull=never", found.reference, "--version"]
+    done = dockercli.run(*words)
     if done.returncode != 0 or not done.stdout.strip():
         raise UsageError(
             f"--image {shown(found.reference, 200)} has no vLLM: {shown(done.stderr, 200)}",
@@ -166,7 +169,7 @@ def flags(arguments: Sequence[str]) -> tuple[str, ...]:
 
 def _load_seconds(name: str, state: _State) -> float | None:
     """Seconds from the container's start to the server's line that it is ready."""
-    done = process.run(["docker", "logs", "--timestamps", "--since", state.StartedAt, name])
+    done = dockercli.run("logs", "--timestamps", "--since", state.StartedAt, name)
     line = next((s for s in (done.stdout + done.stderr).splitlines() if READY in s), "")
     begin, end = _moment(state.StartedAt), _moment(line.partition(" ")[0])
     return round((end - begin).total_seconds(), 1) if begin and end else None

@@ -20,7 +20,7 @@ import msgspec
 from fp4forge.core import files, paths, reading
 from fp4forge.core.errors import BinaryError, RegistryError
 from fp4forge.kernels.base import Progress
-from fp4forge.oci import engine, registry
+from fp4forge.oci import engine, reference, registry
 from fp4forge.oci.layout import Layout
 
 # Another number when what is looked for changes.
@@ -106,11 +106,12 @@ def credentials(image: str, report: Progress) -> dict[str, list[Finding]]:
 
 def _layers(image: str) -> list[str]:
     """Digests, without ``sha256:``, of the layers of an image in a registry; else none."""
-    repository, at, digest = image.partition("@")
-    if not at:
+    named = reference.parse(image)
+    if not named.digest:
         return []
     try:
-        return [layer.removeprefix("sha256:") for layer in registry.layer_sizes(repository, digest)]
+        layers = registry.layer_sizes(named.repository, named.digest)
+        return [layer.removeprefix("sha256:") for layer in layers]
     except RegistryError:
         return []
 

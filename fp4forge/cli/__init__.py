@@ -108,7 +108,7 @@ class LazyGroup(click.Group):
 )
 @click.option("--gpu", is_flag=True, help="Verify on this machine's GPU too, before any tag.")
 @reports_option
-@click.option("--verbose", is_flag=True, help="Name every check in the closing summary.")
+@click.option("--verbose", is_flag=True, help="Show all of a plan, or of the closing summary.")
 @click.option("--no-cache", is_flag=True, help="Rebuild every step.")
 @click.version_option(package_name=None, version=__import__("fp4forge").__version__)
 @click.pass_context

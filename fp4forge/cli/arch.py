@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from fp4forge.cli import checkout
 from fp4forge.cli.options import Group
 from fp4forge.core.console import Console, print_json, rich
 from fp4forge.inputs import defaults, release
@@ -64,6 +65,7 @@ def _show(prediction: archs.Prediction) -> None:
 )
 @click.option("--vllm", required=True, help="Version of the sources.")
 @click.option("--check", is_flag=True, help="Write nothing; exit code 15 if a file would change.")
+@checkout.required
 def extract(tree: Path | None, vllm: str, check: bool) -> None:
     """Run the CMake files of a vLLM source TREE and keep what they compile in releases/archs/.
 

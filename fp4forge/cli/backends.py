@@ -7,13 +7,16 @@ from typing import Any
 
 import click
 
+from fp4forge.cli import checkout
 from fp4forge.cli.options import json_option, registry_option, resolve_registry
-from fp4forge.core.console import Console, print_json, rich
+from fp4forge.core.console import Console, fields, print_json, rich
 from fp4forge.core.errors import UsageError
 from fp4forge.kernels import gpus as chips
 from fp4forge.models import backends as kept
 from fp4forge.models import family
 from fp4forge.models.backends import Answer, Decision
+
+_INDENT = 16
 
 
 @click.command()
@@ -32,13 +35,16 @@ from fp4forge.models.backends import Answer, Decision
     "--kept", "offline", is_flag=True, help="Show the answers in releases/backends; needs no image."
 )
 @click.option("--write", is_flag=True, help="Keep the answers in releases/backends.")
+@click.option("--verbose", is_flag=True, help="List every backend, with vLLM's reason.")
 @json_option
-def backends(as_json: bool, write: bool, everything: bool, **o: Any) -> None:
+def backends(as_json: bool, verbose: bool, write: bool, everything: bool, **o: Any) -> None:
     """Show what vLLM selects for NVFP4 layers, experts, attention and KV cache, and why.
 
     Runs the image's own vLLM on this machine's CPU, with a stand-in for the GPU. Nothing is
     downloaded but the image, and nothing is computed.
     """
+    if write:
+        checkout.require("backends --write")
     if everything:
         o["gpus"] = o["gpus"] or tuple(chips.GPUS)
         o["families"] = o["families"] or tuple(family.table())
@@ -57,7 +63,7 @@ def backends(as_json: bool, write: bool, everything: bool, **o: Any) -> None:
         print_json(msgspec.to_builtins(found))
     elif not write:
         for answer in found:
-            _show(answer)
+            _show(answer, verbose)
 
 
 def _kept(o: dict[str, Any]) -> tuple[Answer, ...]:
@@ -132,7 +138,7 @@ def _image(o: dict[str, Any]) -> tuple[str, str]:
     return f"{reference.repository(registry, o['repo'])}:{tag}", platform
 
 
-def _show(answer: Answer) -> None:
+def _show(answer: Answer, verbose: bool) -> None:
     console = rich()
     major, minor = answer.capability
     console.print(
@@ -143,12 +149,25 @@ def _show(answer: Answer) -> None:
     for decision in answer.decisions:
         shared.setdefault((decision.kind, decision.layer), []).append(decision)
     for decisions in shared.values():
-        console.print(_table(decisions))
+        console.print(_table(decisions) if verbose else _selected(decisions))
         for line in _notes(decisions, answer):
-            console.print(f"  {line}")
+            console.print("\n".join(fields([("  note", line)], _INDENT)))
     for problem in answer.problems:
         console.print(f"  not asked: {problem}")
     console.print()
+
+
+def _selected(decisions: list[Decision]) -> str:
+    """What vLLM selects, and what else it could; for attention by KV cache."""
+    first = decisions[0]
+    rows = [(first.kind, first.layer)]
+    for one in decisions:
+        usable = [option.name for option in one.options if option.usable]
+        others = ", ".join(name for name in usable if name != one.selected)
+        named = f"  KV {one.cache}" if one.cache else "  selected"
+        said = one.selected or "none"
+        rows.append((named, f"{said}\nor {others}" if others else said))
+    return "\n".join(fields(rows, _INDENT))
 
 
 def _table(decisions: list[Decision]) -> Any:

@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from fp4forge.cli import checkout
 from fp4forge.core import files
 from fp4forge.core.console import Console, print_json
 from fp4forge.core.errors import BrokenReleasesError, DriftError
@@ -19,6 +20,7 @@ from fp4forge.core.errors import BrokenReleasesError, DriftError
     metavar="IMAGE",
     help="Make no locks: record the distribution packages of an image in the engine.",
 )
+@checkout.required
 def lock(check: bool, image: str | None) -> None:
     """Resolve the hashed dependency locks, one per release, strategy, platform and Python."""
     if image:
@@ -68,6 +70,7 @@ def _record_packages(image: str, check: bool) -> None:
 
 @click.command()
 @click.option("--check", is_flag=True, help="Write nothing; fail if a file differs.")
+@checkout.required
 def render(check: bool) -> None:
     """Render dockerfiles/ (every supported plan), schemas/ and docs/cli.md."""
     from fp4forge.cli import reference
@@ -126,15 +129,19 @@ def matrix(releases: tuple[str, ...], runner: str | None, as_json: bool) -> None
     from fp4forge.inputs import release
     from fp4forge.inputs.failures import Failures
     from fp4forge.maintain import matrix as building
+    from fp4forge.plan.support import supported
 
     for name in releases:
         release.load(name)
     failures = Failures()
+    buildable = supported(failures)
     rows = [
         row
-        for row in building.rows(failures)
+        for row in building.rows(buildable.plans)
         if (not releases or row["release"] in releases) and runner in (None, row["runner"])
     ]
+    for line in buildable.lines:
+        click.echo(line, err=True)
     if as_json:
         print_json({"include": rows})
         for line in failures.lines:  # not the error's JSON: what is read is the matrix

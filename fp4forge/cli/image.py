@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from fp4forge.advisories import audit
-from fp4forge.cli import summary
+from fp4forge.cli import checkout, planned, summary
 from fp4forge.cli.options import (
     plan_options,
     reports_option,
@@ -19,20 +19,22 @@ from fp4forge.cli.options import (
     trust_of,
     trust_options,
 )
-from fp4forge.core.console import Console, print_json, print_rows
+from fp4forge.core.console import Console, print_json
 from fp4forge.core.errors import UsageError
+from fp4forge.core.text import block
 from fp4forge.kernels.gpus import TARGETS
 from fp4forge.oci import reference
 from fp4forge.oci.buildkit import Options
 from fp4forge.plan import components
-from fp4forge.plan.plan import Plan
 from fp4forge.plan.request import Request
-from fp4forge.publish import pipeline
+from fp4forge.publish import packages, pipeline
 
 
 def build(**o: Any) -> None:
     """The default action; options as in ``fp4forge.cli``."""
     requests = _requests(o)
+    if o["moved_packages"] == packages.RECORD:
+        checkout.require("--moved-packages record")
     if o["allow_vulnerable"] and not o["advisories"]:
         raise UsageError(
             "--allow-vulnerable without --advisories",
@@ -64,7 +66,7 @@ def build(**o: Any) -> None:
             print_json(found if len(found) > 1 else found[0])
             return
         for prepared in plans:
-            _show(prepared)
+            click.echo(block("\n".join(planned.lines(prepared, o["verbose"])), 1 << 20))
         return
     console = Console()
     trees = components.local_trees(o["sources"])
@@ -130,57 +132,6 @@ def _one_request(o: dict[str, Any], rule: str) -> Request:
             remedy="run the command once for each platform",
         )
     return requests[0]
-
-
-def _ahead(aot: dict[str, Any]) -> str:
-    if aot["name"] == "none":
-        return "none: FlashInfer compiles its FP4 modules at the first request (--aot gemma4)"
-    return f"FlashInfer's modules, {aot['name']}, for {aot['archs']}"
-
-
-def _backends(p: Plan) -> str:
-    if not p.backends:
-        return f"not known for vLLM {p.vllm_version} (build.py backends --all --write records it)"
-    families = {family for found in p.backends.values() for family in found}
-    return (
-        f"{len(families)} model families on {', '.join(p.backends)}; build.py backends --kept"
-        f" --release {p.release} shows what vLLM selects"
-    )
-
-
-def _show(p: Plan) -> None:
-    rows = {
-        "plan": p.id,
-        "release": f"{p.release}: vLLM {p.vllm_version}, torch {p.torch}, CUDA {p.cuda},"
-        f" transformers {p.transformers}, FlashInfer {p.flashinfer}",
-        "GPU": f"{p.arch} ({', '.join(p.gpus)}), capability {', '.join(p.capabilities)}",
-        "arch list": p.arch_list,
-        "predicted": "\n".join(
-            f"{g}: {' '.join(t) or '(left out)'}" for g, t in p.predicted.items()
-        ),
-        "backends": _backends(p),
-        "may miss FP4": ", ".join(p.allow_missing) or "none",
-        "may be vulnerable": ", ".join(p.allow_vulnerable),
-        "variant": f"{p.variant}: patches {', '.join(p.patches)}"
-        if p.patches
-        else f"{p.variant}: no patches",
-        "strategy": p.strategy,
-        "components": ", ".join(p.components) or "as published",
-        "not compiled": "\n".join(f"{n}: {why}" for n, why in p.components_left_out.items()),
-        "sources": "\n".join(
-            f"{n}: {s.provider} {s.where}" + (f" ({s.note})" if s.note else "")
-            for n, s in p.sources.items()
-        ),
-        "compiled on": f"{p.cross.build}, by {p.cross.triplet}-g++" if p.cross else "",
-        "ahead of time": _ahead(asdict(p.aot)),
-        "base": f"{p.base_image}, Python {p.python}",
-        "platform": p.platform,
-        "left out": "\n".join(f"{rule.glob}: {rule.why}" for rule in p.leave_out),
-        "hashed": "\n".join(f"{name} {digest[:12]}" for name, digest in p.patched_files.items())
-        or "nothing",
-        "tags": f"{p.immutable_tag}, {p.moving_tag}",
-    }
-    print_rows([(name, value) for name, value in rows.items() if value])
 
 
 @click.command()

@@ -6,8 +6,9 @@ import sys
 
 import click
 
+from fp4forge.cli import checkout
 from fp4forge.cli.options import Group
-from fp4forge.core.console import Console, print_json, rich
+from fp4forge.core.console import Console, fields, print_json, rich
 from fp4forge.core.errors import DriftError, PatchError, UsageError
 from fp4forge.core.text import block
 from fp4forge.inputs import patches as series
@@ -36,12 +37,16 @@ def list_(as_json: bool) -> None:
     if as_json:
         print_json({v: [s.instructions(p) for p in s.patches] for v, s in loaded.items()})
         return
-    rows: dict[str, list[str]] = {}
+    by_name: dict[str, dict[str, series.Patch]] = {}
     for version, sequence in loaded.items():
         for p in sequence.patches:
-            row = rows.setdefault(p.id, [p.title, "", p.tier, p.fixed_in or "none"])
-            row[1] = f"{row[1]} {version}".strip()
-    _table(["patch", "what", "for", "tier", "fixed in"], [[k, *v] for k, v in rows.items()])
+            by_name.setdefault(p.id, {})[version] = p
+    rows = []
+    for name, found in by_name.items():
+        p = next(iter(found.values()))
+        fixed = f"; fixed in {p.fixed_in}" if p.fixed_in else ""
+        rows.append((name, f"{p.title} ({p.tier}, for {', '.join(found)}{fixed})"))
+    click.echo(block("\n".join(fields(rows, max(len(name) for name, _ in rows) + 2))))
 
 
 @patch.command()
@@ -93,6 +98,7 @@ def check(vllm: str | None, as_json: bool) -> None:
 @patch.command()
 @click.option("--vllm", help="One version of vLLM; by default all that have a series.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+@checkout.required
 def refresh(vllm: str | None, as_json: bool) -> None:
     """Rebase patches that apply with offsets and record all hashes again; never with fuzz."""
     _print({version: patching.refresh(version) for version in _versions(vllm)}, as_json)

@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 
+from fp4forge.cli import checkout
 from fp4forge.cli.options import Group, registry_option, resolve_registry
 from fp4forge.core.console import Console, print_json, print_rows
+from fp4forge.core.text import block
 from fp4forge.inputs import defaults, patches, policy
 from fp4forge.inputs import release as releases
 
@@ -22,6 +24,7 @@ def release() -> None:
 @click.argument("version")
 @click.option("--dry-run", is_flag=True, help="Print the release file and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+@checkout.required
 def add(version: str, dry_run: bool, as_json: bool) -> None:
     """Add vLLM VERSION (or newest): pins, CMake rules, patches and locks from its own files.
 
@@ -71,6 +74,7 @@ def add(version: str, dry_run: bool, as_json: bool) -> None:
 @registry_option
 @click.option("--repo", default="fp4forge/vllm", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+@checkout.required
 def follow(report: Path | None, no_build: bool, as_json: bool, **o: Any) -> None:
     """Add the newest vLLM if it is not here, build its images, and report what changes."""
     from fp4forge.cli.files import generate
@@ -138,6 +142,7 @@ def _built(version: str, variant: str, o: dict[str, Any], console: Console) -> d
 @release.command()
 @click.argument("version")
 @click.option("--check", is_flag=True, help="Write nothing; exit code 15 if the file would change.")
+@checkout.required
 def switches(version: str, check: bool) -> None:
     """Read from the sources which flags, variables, parsers and models vLLM VERSION knows."""
     from fp4forge.inputs.release import check_version
@@ -217,6 +222,7 @@ def _text(value: object) -> str:
 
 @release.command()
 @click.argument("version")
+@checkout.required
 def remove(version: str) -> None:
     """Remove a release: its file, CMake rules, locks, patches and Dockerfiles."""
     from fp4forge.cli.files import generate
@@ -231,16 +237,18 @@ def remove(version: str) -> None:
 @release.command()
 @click.argument("old")
 @click.argument("new")
+@click.option("--verbose", is_flag=True, help="List every backend and package.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
-def diff(old: str, new: str, as_json: bool) -> None:
+def diff(old: str, new: str, verbose: bool, as_json: bool) -> None:
     """Show what differs between two releases: pins, packages of the locks, patches."""
+    from fp4forge.cli import differences
     from fp4forge.maintain import releases as kept
 
     found = kept.differences(old, new)
     if as_json:
         print_json([dict(zip(("name", "old", "new"), row, strict=True)) for row in found])
         return
-    print_rows((name, f"{before or '-'} -> {after or '-'}") for name, before, after in found)
+    click.echo(block("\n".join(differences.lines(found, verbose)), 1 << 20))
 
 
 @release.command()

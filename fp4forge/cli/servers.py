@@ -204,16 +204,18 @@ def logs(name: str | None, follow: bool, tail: int) -> None:
     """Print what a server logged."""
     from fp4forge.core.text import shown
     from fp4forge.launch import deployment
-    from fp4forge.oci import process
+    from fp4forge.oci import dockercli, process
 
     made = deployment.load(name)
     if state(made) == "gone":
         raise ServingError(
             f"{made.name} has no container any more", remedy=f"build.py serve restart {made.name}"
         )
-    line = ["docker", "logs", "--tail", str(tail), *(["--follow"] if follow else []), made.name]
+    words = ["logs", "--tail", str(tail), *(["--follow"] if follow else []), made.name]
     silence = 10**9 if follow else 60
-    process.follow(line, lambda text: click.echo(shown(text.rstrip("\n"))), silence)
+    process.follow(
+        dockercli.line(*words), lambda text: click.echo(shown(text.rstrip("\n"))), silence
+    )
 
 
 @click.command()

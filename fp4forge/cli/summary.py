@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import humanize
 
+from fp4forge.core.console import WIDTH, fields
 from fp4forge.oci import reference
 
 if TYPE_CHECKING:
     from fp4forge.publish.pipeline import Index, Outcome
 
-WIDTH = 80
 LINES = 20
 _INDENT = 9  # a digest fits beside it
 
@@ -66,6 +66,4 @@ def _check(check: dict[str, Any]) -> str:
 
 
 def _row(label: str, text: str) -> list[str]:
-    return textwrap.wrap(
-        f"{label:<{_INDENT}}{text}", WIDTH, subsequent_indent=" " * _INDENT, break_on_hyphens=False
-    )
+    return fields([(label, text)], _INDENT)

@@ -110,8 +110,7 @@ def unbundle(
     console = Console()
     trust = trust_of(key, identity, issuer)
     if repository:
-        host, _, path = repository.partition("/")
-        references.repository(host, path)
+        references.bare(repository, "--to")
     with contextlib.ExitStack() as stack:
         with console.step("unpack") as step:
             unpacked = bundling.unpacked(file, folder, step.report)

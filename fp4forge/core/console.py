@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,8 @@ from typing import Any
 
 from fp4forge.core import interrupts
 from fp4forge.core.text import as_json, block, shown
+
+WIDTH = 80  # columns that a terminal has
 
 
 @dataclass
@@ -97,6 +100,29 @@ def rich(*, stderr: bool = False) -> Any:
             return super().render_str(block(text), **options)
 
     return Shown(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+
+def fields(rows: Iterable[tuple[str, str]], indent: int) -> list[str]:
+    """Names and texts as lines for people, ``WIDTH`` columns wide; a text's line breaks stay.
+
+    Args:
+        rows: a name and its text each.
+        indent: columns of the names; a longer name has lines of its own.
+    """
+    out, room = [], WIDTH - indent
+    for name, text in rows:
+        wrapped = [
+            part
+            for line in text.split("\n")
+            for part in textwrap.wrap(line, room, break_on_hyphens=False) or [""]
+        ]
+        if len(name) >= indent:
+            out += textwrap.wrap(name, WIDTH, break_on_hyphens=False)
+            name = ""
+        for part in wrapped:
+            out.append(f"{name:<{indent}}{part}".rstrip())
+            name = ""
+    return out
 
 
 def print_rows(rows: Iterable[tuple[str, object]]) -> None:

@@ -15,9 +15,9 @@ def home() -> Path:
 
 
 PACKAGE = Path(__file__).resolve().parents[1]
-_INSTALLED = not (PACKAGE.parent / "releases").is_dir()
+CHECKOUT = (PACKAGE.parent / "releases").is_dir()
 # The checkout; of an installed package the folder that has the same files (pyproject.toml).
-ROOT = PACKAGE / "data" if _INSTALLED else PACKAGE.parent
+ROOT = PACKAGE.parent if CHECKOUT else PACKAGE / "data"
 RELEASES = Path(os.environ.get("FP4FORGE_RELEASES") or ROOT / "releases")
 FAMILIES = Path(os.environ.get("FP4FORGE_FAMILIES") or ROOT / "models" / "families")
 FAULTS = ROOT / "models" / "faults.yaml"
@@ -31,6 +31,6 @@ PATCHES = Path(os.environ.get("FP4FORGE_PATCHES") or ROOT / "patches")
 KERNELS = PACKAGE / "kernels"
 IMAGE_FILES = PACKAGE / "image"
 IMAGE_TESTS = ROOT / "tests" / "image"
-_STATE = home() / ".cache/fp4forge" if _INSTALLED else ROOT / ".build"
+_STATE = ROOT / ".build" if CHECKOUT else home() / ".cache/fp4forge"
 STATE = Path(os.environ.get("FP4FORGE_BUILD") or _STATE)
 OCI = STATE / "oci"  # the layout that builds export to

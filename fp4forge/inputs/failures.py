@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from fp4forge.core.errors import (
     BrokenReleasesError,
+    CoverageError,
     ForgeError,
     PatchError,
     ReleaseError,
@@ -26,7 +27,7 @@ class Failures:
         """Keeps a failure that is the release's own, its patches' or its table's."""
         try:
             yield
-        except (ReleaseError, PatchError, UsageError) as error:
+        except (ReleaseError, PatchError, CoverageError, UsageError) as error:
             self.found.setdefault(name, error)
 
     def has(self, file: str) -> bool:

@@ -13,8 +13,7 @@ from fp4forge.core.errors import EngineError, ServingError, UsageError
 from fp4forge.core.limits import PROGRAM_SECONDS
 from fp4forge.core.paths import STATE
 from fp4forge.core.text import shown
-from fp4forge.oci import engine, process
-from fp4forge.serve import manifest
+from fp4forge.oci import dockercli, engine, process
 
 FOLDER = STATE / "serve"
 _FILE = "deployment.json"
@@ -81,7 +80,7 @@ class Deployment(Struct, frozen=True, kw_only=True):
         Raises:
             EngineError: it is not installed.
         """
-        line = manifest.compose_command()
+        line = dockercli.compose()
         if not line:
             raise EngineError(
                 "Docker Compose is not installed",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fp4forge.kernels.gpus import TARGETS
-from fp4forge.oci import registry
+from fp4forge.oci import reference, registry
 from fp4forge.publish import verified
 
 
@@ -52,12 +52,12 @@ def local(client: Any, archs: list[str], repo: str, labels: dict[str, str]) -> t
         repo: the end of the repository's name.
         labels: what the image must say of itself.
     """
-    named = [f"{name}={value}" for name, value in labels.items()]
+    wanted = [f"{name}={value}" for name, value in labels.items()]
     found: dict[str, str] = {}
-    for image in client.api.images(filters={"label": named}):  # the newest first
+    for image in client.api.images(filters={"label": wanted}):  # the newest first
         arch = (image.get("Labels") or {}).get("io.fp4forge.arch", "")
-        for name in image.get("RepoDigests") or []:
-            repository, _, digest = name.partition("@")
-            if f"/{repository}".endswith(f"/{repo}") and verified.here(repository, digest):
-                found.setdefault(arch, name)
+        for named in reference.listed(image.get("RepoDigests")):
+            ours = f"/{named.repository}".endswith(f"/{repo}")
+            if ours and verified.here(named.repository, named.digest):
+                found.setdefault(arch, str(named))
     return next(((arch, found[arch]) for arch in archs if arch in found), ("", ""))

@@ -17,7 +17,7 @@ from fp4forge.doctor import report as reports
 from fp4forge.kernels.base import Progress
 from fp4forge.launch.deployment import Deployment
 from fp4forge.launch.phases import Tracker
-from fp4forge.oci import engine, process
+from fp4forge.oci import dockercli, engine, process
 from fp4forge.serve import client
 
 _PAUSE = 0.5  # seconds between two looks at the log
@@ -120,7 +120,7 @@ class _Lines:
     def __init__(self, name: str) -> None:
         self._queue: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._process = subprocess.Popen(
-            ["docker", "logs", "--follow", name],
+            dockercli.line("logs", "--follow", name),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

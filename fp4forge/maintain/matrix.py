@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from fp4forge.core.platform import PLATFORMS
-from fp4forge.inputs.failures import Failures
-from fp4forge.plan.support import supported
+from fp4forge.plan.plan import Plan
 
 
-def rows(failures: Failures | None = None) -> list[dict[str, Any]]:
-    """A row for a workflow's matrix for everything that can be built, except bases made locally.
+def rows(plans: Iterable[Plan]) -> list[dict[str, Any]]:
+    """A row of a workflow's matrix for each plan, except those whose base is made locally.
 
     A source build runs on a self-hosted runner with the GPU it is for, and is tested on it; an
     image from a wheel for all of Blackwell is built by a hosted runner, without a GPU.
 
     Args:
-        failures: gets what is wrong with releases; without it the first failure is raised.
+        plans: everything that can be built (``plan.support``).
     """
     found: list[dict[str, Any]] = []
-    for plan in supported(failures):
+    for plan in plans:
         hosted = plan.arch == "blackwell"
         if plan.inputs.base.suite or plan.cross or hosted != (plan.strategy == "wheel"):
             continue

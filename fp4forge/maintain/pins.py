@@ -9,7 +9,7 @@ from fp4forge.core import files
 from fp4forge.core.errors import ForgeError
 from fp4forge.core.paths import RELEASES
 from fp4forge.inputs import bases
-from fp4forge.oci import registry
+from fp4forge.oci import reference, registry
 
 
 def pin() -> dict[str, str]:
@@ -24,9 +24,9 @@ def pin() -> dict[str, str]:
     for name, entry in bases.table().items():
         if not entry.image:
             continue
-        repository, _, tag = entry.image.rpartition(":")
         try:
-            found = registry.resolve(repository, tag)
+            named = reference.parse(entry.image)
+            found = registry.resolve(named.repository, named.tag or "latest")
         except (ForgeError, subprocess.TimeoutExpired, FileNotFoundError) as error:
             said[name] = f"not pinned: {getattr(error, 'message', error)}"
             continue

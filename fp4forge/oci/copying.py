@@ -12,7 +12,7 @@ from fp4forge.core.errors import DiskError, RegistryError
 from fp4forge.core.limits import COPY_SILENCE_SECONDS, MANIFEST_BYTES, REGISTRY_SECONDS
 from fp4forge.core.text import shown
 from fp4forge.kernels.base import Progress
-from fp4forge.oci import api, process, registry
+from fp4forge.oci import api, dockercli, process, registry
 from fp4forge.oci.layout import Descriptor, Layout
 from fp4forge.oci.reference import Reference
 
@@ -30,7 +30,7 @@ def provenance(reference: str) -> dict[str, dict[str, Any]]:
     Raises:
         RegistryError: the registry does not answer, or has no such index.
     """
-    line = ["docker", "buildx", "imagetools", "inspect", "--format", "{{json .Provenance}}"]
+    line = dockercli.line("buildx", "imagetools", "inspect", "--format", "{{json .Provenance}}")
     done = process.run([*line, reference], seconds=2 * REGISTRY_SECONDS)
     if done.returncode != 0:
         _raise(reference, "read the provenance of", done.stderr)
@@ -50,7 +50,7 @@ def provenance(reference: str) -> dict[str, dict[str, Any]]:
 
 def missing(reference: str) -> str:
     """Why no registry has an image; empty if one has it, with docker's login and mirrors."""
-    line = ["docker", "buildx", "imagetools", "inspect", "--raw", reference]
+    line = dockercli.line("buildx", "imagetools", "inspect", "--raw", reference)
     try:
         found = process.run(line, REGISTRY_SECONDS)
     except RegistryError as error:

@@ -26,7 +26,8 @@ from fp4forge.core.limits import LOAD_SECONDS, PULL_SILENCE_SECONDS
 from fp4forge.core.platform import AMD64, PLATFORMS, host_platform
 from fp4forge.core.text import shown
 from fp4forge.kernels.base import Progress
-from fp4forge.oci import process
+from fp4forge.oci import dockercli, process
+from fp4forge.oci.reference import listed
 
 ROLE = "io.fp4forge.role"
 # Why the engine does not answer, by what the SDK says.
@@ -75,7 +76,7 @@ def require_client() -> None:
     Raises:
         EngineError: PATH does not have it.
     """
-    if shutil.which("docker") is None:
+    if not dockercli.installed():
         raise EngineError("the docker client is not in PATH", remedy="run make setup")
 
 
@@ -113,8 +114,7 @@ def check_platform(info: dict[str, Any], platform: str, builder: str | None) -> 
     """
     if builder is None and PLATFORMS[platform].machine == info["Architecture"]:
         return  # its own platform: asking buildx would take a tenth of a rebuild's time
-    command = ["docker", "buildx", "inspect", *([builder] if builder else [])]
-    done = process.run(command, kind=EngineError)
+    done = dockercli.run("buildx", "inspect", *([builder] if builder else []))
     if "is not a docker command" in done.stderr or "unknown command" in done.stderr:
         raise EngineError("the docker client has no buildx", remedy="run make setup")
     if done.returncode != 0:
@@ -202,10 +202,9 @@ def present(reference: str) -> bool:
     Raises:
         EngineError: the client does not end.
     """
-    if shutil.which("docker") is None:
+    if not dockercli.installed():
         return False
-    line = ["docker", "image", "inspect", reference]
-    return process.run(line, kind=EngineError).returncode == 0
+    return dockercli.run("image", "inspect", reference).returncode == 0
 
 
 def load(archive: Path, kind: type[ForgeError] = RegistryError) -> None:
@@ -214,7 +213,7 @@ def load(archive: Path, kind: type[ForgeError] = RegistryError) -> None:
     Raises:
         ForgeError: of the given class: the engine refuses it, or takes longer than an hour.
     """
-    done = process.run(["docker", "load", "--quiet", "-i", str(archive)], LOAD_SECONDS, kind)
+    done = dockercli.run("load", "--quiet", "-i", str(archive), seconds=LOAD_SECONDS, kind=kind)
     if done.returncode != 0:
         raise kind(f"docker load failed: {shown(done.stderr[-300:])}")
 
@@ -312,10 +311,10 @@ def retire(client: Any, repository: str, keep: str, labels: dict[str, str]) -> N
     for image in client.api.images(filters=filters):
         if set(image.get("RepoTags") or ()) - {"<none>:<none>"}:
             continue
-        for digest in image.get("RepoDigests") or []:
-            if digest.startswith(f"{repository}@") and not digest.endswith(keep):
+        for named in listed(image.get("RepoDigests")):
+            if named.repository == repository and named.digest != keep:
                 with contextlib.suppress(APIError):
-                    client.images.remove(digest)
+                    client.images.remove(str(named))
 
 
 def _last(text: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fp4forge.core.errors import UsageError
@@ -31,6 +33,11 @@ class Reference:
         """The registry's host and port; empty for a name without one."""
         first, slash, _ = self.repository.partition("/")
         return first if slash and (first == "localhost" or re.search("[.:]", first)) else ""
+
+    @property
+    def path(self) -> str:
+        """The repository without the registry's host."""
+        return self.repository.removeprefix(f"{self.host}/") if self.host else self.repository
 
     @property
     def loopback(self) -> bool:
@@ -71,6 +78,34 @@ def parse(text: str, flag: str = "IMAGE") -> Reference:
             rule="[HOST[:PORT]/]NAME[:TAG][@sha256:DIGEST], names in lower case",
         )
     return Reference(head, tag, digest)
+
+
+def listed(names: Iterable[str] | None) -> list[Reference]:
+    """The references of an engine's list (``RepoTags``, ``RepoDigests``), without ``<none>``.
+
+    Args:
+        names: the list; engines give null for an empty one.
+    """
+    found = []
+    for name in names or ():
+        with contextlib.suppress(UsageError):
+            found.append(parse(name))
+    return found
+
+
+def bare(text: str, flag: str) -> str:
+    """``HOST/NAME``, a repository to push to, after validation.
+
+    Raises:
+        UsageError: it has no slash, or it has a tag or a digest.
+    """
+    found = parse(text, flag)
+    if "/" not in found.repository or found.tag or found.digest:
+        raise UsageError(
+            f"{flag} {_shown(text)!r} is not a repository of a registry",
+            rule="HOST[:PORT]/NAME, without a tag or a digest",
+        )
+    return found.repository
 
 
 def repository(registry: str | None, repo: str) -> str:

@@ -15,11 +15,11 @@ from typing import Any
 from msgspec import Struct
 
 from fp4forge.core import reading
-from fp4forge.core.errors import RegistryError, TagError, ToolError
+from fp4forge.core.errors import RegistryError, TagError, ToolError, UsageError
 from fp4forge.oci import api
 from fp4forge.oci import layout as layouts
 from fp4forge.oci.layout import Descriptor, Document
-from fp4forge.oci.reference import Reference
+from fp4forge.oci.reference import Reference, parse
 
 INDEX = "application/vnd.oci.image.index.v1+json"
 _ACCEPT = ", ".join(
@@ -295,7 +295,12 @@ def check_takes_nothing_away(repository: str, name: str, labels: list[dict[str, 
 
 def base_kind(value: str) -> str:
     """A base's name without what differs between platforms and recipes."""
-    return re.sub(r":([a-z]+)-(amd64|arm64)-[0-9a-f]+$", r":\1", value.partition("@")[0])
+    try:
+        named = parse(value)
+    except UsageError:  # another builder's label
+        return value
+    kind = re.sub(r"^([a-z]+)-(amd64|arm64)-[0-9a-f]+$", r"\1", named.tag)
+    return str(Reference(named.repository, kind))
 
 
 class _Entries(Struct, frozen=True):

@@ -13,6 +13,7 @@ from fp4forge.core.limits import RECORD_BYTES
 from fp4forge.core.paths import OCI, STATE
 from fp4forge.image import render
 from fp4forge.kernels.base import Progress
+from fp4forge.oci import dockercli
 from fp4forge.oci.acquire import Ledger
 from fp4forge.oci.buildkit import COMPRESSION, Options, build, secrets
 from fp4forge.oci.layout import Layout
@@ -53,7 +54,7 @@ def command(
     flags += ["--no-cache"] if options.no_cache else []
     flags += [f"--cache-from={place}" for place in options.cache_from]
     flags += [f"--cache-to={place}" for place in options.cache_to]
-    return ["docker", "buildx", "build", *flags, str(context)]
+    return dockercli.line("buildx", "build", *flags, str(context))
 
 
 def by_hand(plan: Plan, context: Path, sources: dict[str, Path], image: str) -> list[str]:

@@ -139,7 +139,7 @@ def _locate(image: str) -> tuple[str, str, str, str]:
             remedy="scripts/registry.sh starts one; skopeo copy --all docker://IMAGE"
             " docker://127.0.0.1:5000/NAME:TAG --dest-tls-verify=false copies the image there",
         )
-    host, repository = reference.host, reference.repository.partition("/")[2]
+    host, repository = reference.host, reference.path
     if reference.digest:
         return host, repository, reference.digest, ""
     tag = reference.tag or "latest"

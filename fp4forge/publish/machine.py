@@ -9,6 +9,7 @@ from fp4forge.core.errors import PlatformError
 from fp4forge.core.platform import host_platform
 from fp4forge.oci import engine, registry
 from fp4forge.oci.buildkit import Options
+from fp4forge.oci.reference import Reference
 from fp4forge.plan.plan import Plan
 
 # GB that a build needs free: cold, it writes package cache, build cache, unpacked image, compressed
@@ -46,7 +47,7 @@ def check(plan: Plan, repository: str, options: Options, warm: bool) -> Step:
     detail = f"engine {info['ServerVersion']}"
     if repository:
         registry.reach(repository)
-        detail += f", registry {repository.split('/')[0]}"
+        detail += f", registry {Reference(repository).host or repository}"
     return Step("check", time.monotonic() - start, detail)
 
 

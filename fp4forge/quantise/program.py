@@ -16,7 +16,7 @@ from fp4forge.core.errors import CalibrationError, CheckpointError, FitError, Fo
 from fp4forge.core.limits import QUANTISE_SILENCE_SECONDS
 from fp4forge.core.text import shown
 from fp4forge.kernels.base import Progress
-from fp4forge.oci import process
+from fp4forge.oci import dockercli, process
 
 _INSIDE = Path(__file__).parent / "inside"
 _MARK = "fp4forge "
@@ -67,7 +67,7 @@ class Place:
             f"{text}": f"/text/{text.name}:ro",
             f"{program}": "/program:ro",
         }
-        line = ["docker", "run", "--rm", "--network=none", "--user=0", "--shm-size=8g"]
+        line = dockercli.line("run", "--rm", "--network=none", "--user=0", "--shm-size=8g")
         line.append(f"--cidfile={program}/{_CONTAINER}")
         if shutil.which("nvidia-smi"):
             line.append("--gpus=all")
@@ -128,7 +128,7 @@ def run(
         code = process.follow(line, listener.hear, QUANTISE_SILENCE_SECONDS, ToolError)
     except BaseException:
         if (folder / _CONTAINER).exists():  # its client is dead, the container is not
-            process.run(["docker", "kill", (folder / _CONTAINER).read_text()])
+            dockercli.run("kill", (folder / _CONTAINER).read_text())
         raise
     return listener.answer(place, code)
 

@@ -15,7 +15,7 @@ from fp4forge.core.limits import INVENTORY_SECONDS
 from fp4forge.core.text import shown
 from fp4forge.inputs.sbom import Table, site_of
 from fp4forge.kernels.base import Progress
-from fp4forge.oci import engine
+from fp4forge.oci import dockercli, engine
 from fp4forge.sbom import inventory as program
 from fp4forge.sbom.components import GIT, Component, Inventory, canonical, inventory_of
 
@@ -49,8 +49,8 @@ def read_running(client: Any, container: str, python: str, table: Table) -> Inve
     where = f"container {container[:12]}"
     if engine.is_here() and os.geteuid() == 0 and Path(root, "usr").is_dir():
         return read_root(root, python, table, where)
-    line = ["docker", "exec", "--interactive", "--user=0", container, "python3", "-c", _source()]
-    return _run(line, "/", python, table, where)
+    words = ["exec", "--interactive", "--user=0", container, "python3", "-c", _source()]
+    return _run(dockercli.line(*words), "/", python, table, where)
 
 
 def read_root(root: str, python: str, table: Table, where: str) -> Inventory:

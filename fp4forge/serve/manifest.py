@@ -9,11 +9,11 @@ import shlex
 import tempfile
 from pathlib import Path
 
-from fp4forge.core.errors import ServingError, ToolError, UsageError
+from fp4forge.core.errors import ServingError, UsageError
 from fp4forge.core.paths import TEMPLATES
 from fp4forge.core.text import shown
 from fp4forge.image.render import UID
-from fp4forge.oci import process, reference
+from fp4forge.oci import dockercli, process, reference
 from fp4forge.serve import lora
 from fp4forge.serve.settings import CACHE_DIR, KEY_FILE, MODEL_DIR, Server, published
 from fp4forge.serve.speculation import DRAFT_DIR
@@ -124,7 +124,7 @@ def validate(text: str) -> str:
     Raises:
         ServingError: compose refuses it.
     """
-    line = compose_command()
+    line = dockercli.compose()
     if not line:
         return ""
     with tempfile.TemporaryDirectory(prefix="fp4forge-compose-") as folder:
@@ -137,18 +137,6 @@ def validate(text: str) -> str:
             rule="the Compose specification",
         )
     return " ".join(line)
-
-
-def compose_command() -> list[str]:
-    """How compose is called here; empty if it is not installed."""
-    for line in (["docker", "compose"], ["docker-compose"]):
-        try:
-            done = process.run([*line, "version"], kind=ServingError)
-        except (ToolError, ServingError):
-            continue
-        if done.returncode == 0 and "ersion" in done.stdout:
-            return line
-    return []
 
 
 def is_digest(image: str) -> bool:

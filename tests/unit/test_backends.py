@@ -320,15 +320,22 @@ def test_an_image_of_another_release_is_refused() -> None:
     command._check_version("0.20.2", "0.20.2", "an-image")
 
 
-def test_kept_answers_are_shown_with_what_forces_them(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("more", "options"),
+    [
+        ((), ("selected VLLM_CUTLASS or ", "B12X")),
+        (("--verbose",), ("VLLM_CUTLASS SELECTED", "B12X usable, only when asked for")),
+    ],
+)
+def test_kept_answers_are_shown_with_what_forces_them(
+    more: tuple[str, ...], options: tuple[str, ...], folder: Path
+) -> None:
     kept.write((structs.replace(ANSWER, problems=("no cache of type nvfp4",)),))
-    told = " ".join(
-        run("--gpu", "sm121", "--family", "gemma4", "--kept", "--release", "0.20.2").split()
-    )
+    line = ("--gpu", "sm121", "--family", "gemma4", "--kept", "--release", "0.20.2")
+    told = " ".join(run(*line, *more).split())
     for words in (
         "sm121 (capability 12.1)",
-        "VLLM_CUTLASS SELECTED",
-        "B12X usable, only when asked for",
+        *options,
         "this image selects MARLIN: it sets VLLM_TEST_FORCE_FP8_MARLIN=1",
         "models/families/gemma4.yaml sets --moe-backend marlin",
         "not asked: no cache of type nvfp4",

@@ -6,14 +6,21 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 
 import pytest
+from click.testing import CliRunner
 
+from fp4forge.cli import cli
+from fp4forge.core.errors import CoverageError
 from fp4forge.core.paths import ROOT
 from fp4forge.doctor import smi
+from fp4forge.inputs import release
+from fp4forge.inputs.failures import Failures
 from fp4forge.kernels import archs
-from fp4forge.kernels.gpus import GPUS, PRODUCTS, TARGETS
+from fp4forge.kernels.gpus import GPUS, PRODUCTS, TARGETS, Target
 from fp4forge.maintain import matrix
+from fp4forge.plan import support
 from fp4forge.plan.prediction import predict
 from fp4forge.plan.request import Request
 from fp4forge.plan.resolve import resolve
@@ -46,12 +53,49 @@ def test_a_list_without_thor_says_what_would_serve_it() -> None:
     assert "use 11.0" in verdict["reason"]
 
 
+everything = cache(supported)
+
+
+@pytest.fixture
+def unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that no release's CUDA and vLLM know, in the table."""
+    new = replace(GPUS["sm120"], name="sm130", capability=(13, 0), arch_list="13.0", nvcc="99.0")
+    monkeypatch.setitem(GPUS, "sm130", new)
+    monkeypatch.setitem(TARGETS, "sm130", Target("sm130", (new,), "linux/amd64", "13.0"))
+
+
+@pytest.mark.usefixtures("unknown")
+def test_the_matrix_leaves_out_a_gpu_that_a_release_cannot_serve() -> None:
+    done = CliRunner().invoke(cli, ["matrix", "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["include"] == matrix.rows(everything().plans)
+    lines = done.stderr.splitlines()
+    assert lines and all(line.startswith("left out: release ") for line in lines)
+    for said in ("on sm130 from wheel: sm130 would get no FP4", "nvcc 13.0 does not know sm_130"):
+        assert said in done.stderr
+    assert (
+        len(lines)
+        == len(set(lines))
+        == sum(len(release.load(n).strategies) for n in release.names())
+    )
+
+
+def test_a_release_that_serves_no_gpu_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> None:
+        raise CoverageError("no FP4")
+
+    monkeypatch.setattr(support, "resolve", refuse)
+    failures = Failures()
+    assert supported(failures).plans == []
+    assert failures.found.keys() == set(release.names())
+
+
 @pytest.mark.parametrize("gpu", GPUS)
 def test_every_gpu_is_planned_and_has_a_place_everywhere(gpu: str) -> None:
     assert resolve(Request(gpu, strategy="wheel", platform="linux/arm64")).gpus == (gpu,)
     assert gpu in TARGETS
-    assert any(row["arch"] == gpu for row in matrix.rows())
-    assert any(plan.arch == gpu for plan in supported())
+    assert any(row["arch"] == gpu for row in matrix.rows(everything().plans))
+    assert any(plan.arch == gpu for plan in everything().plans)
     assert gpu in run("--help").stdout
 
 

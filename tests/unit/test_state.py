@@ -254,7 +254,7 @@ class Vanishing:
         self.images = self.containers = self.api = self
 
     def __call__(self, **_: object) -> list[dict[str, Any]]:
-        return [{"RepoTags": None, "RepoDigests": ["a/b@sha256:1"]}]
+        return [{"RepoTags": None, "RepoDigests": ["a/b@sha256:" + "1" * 64]}]
 
     def remove(self, *_: object, **__: object) -> None:
         from docker.errors import ImageNotFound

@@ -17,6 +17,7 @@ from fp4forge.core.text import shown
 from fp4forge.doctor import logs
 from fp4forge.kernels.base import Progress
 from fp4forge.launch.cluster.hosts import Host, each
+from fp4forge.oci import dockercli
 from fp4forge.publish.distribute import NODE
 from fp4forge.serve import client
 
@@ -159,7 +160,7 @@ def states(cluster: Cluster) -> list[str]:
     form = "{{.State.Status}} {{.RestartCount}}"
 
     def one(host: Host) -> str:
-        done = host.run("docker", "inspect", "--format", form, cluster.name)
+        done = host.run(*dockercli.line("inspect", "--format", form, cluster.name))
         status, _, restarts = done.stdout.strip().partition(" ")
         if done.returncode != 0:
             return "gone"
@@ -195,7 +196,7 @@ def tail(cluster: Cluster, lines: int) -> dict[str, list[str]]:
     """
 
     def one(host: Host) -> list[str]:
-        done = host.run("docker", "logs", "--tail", str(lines), cluster.name)
+        done = host.run(*dockercli.line("logs", "--tail", str(lines), cluster.name))
         return [shown(line, 500) for line in (done.stdout + done.stderr).splitlines()]
 
     return dict(zip(cluster.hosts, each(cluster.machines, one), strict=True))
