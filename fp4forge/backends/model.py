@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fp4forge.backends.ask import Model
+from fp4forge.backends.ask import QueriedModel
 from fp4forge.checkpoint import config as configs
 from fp4forge.core import reading
 from fp4forge.core.errors import CheckpointError, ReleaseError
@@ -30,7 +30,7 @@ def examples() -> dict[str, dict[str, Any]]:
     return reading.json_file(_EXAMPLES, dict[str, dict[str, Any]], ReleaseError)
 
 
-def of_family(name: str) -> Model:
+def of_family(name: str) -> QueriedModel:
     """A family's example; one with experts, if there is one.
 
     Raises:
@@ -39,7 +39,9 @@ def of_family(name: str) -> Model:
     family.get(name)
     found: list[tuple[bool, str]] = []
     for model, given in examples().items():
-        config = reading.shaped(given, configs.Config, f"{_EXAMPLES.name}: {model}", ReleaseError)
+        config = reading.shaped(
+            given, configs.ModelConfig, f"{_EXAMPLES.name}: {model}", ReleaseError
+        )
         if config.family == name:
             found.append((not config.text.experts, model))
     if not found:
@@ -49,10 +51,10 @@ def of_family(name: str) -> Model:
             remedy="give a checkpoint with --model",
         )
     model = min(found, key=lambda one: one[0])[1]
-    return Model(model, examples()[model], name)
+    return QueriedModel(model, examples()[model], name)
 
 
-def of_folder(folder: Path) -> Model:
+def of_folder(folder: Path) -> QueriedModel:
     """A checkpoint's folder; its config.json is all that is read.
 
     Raises:
@@ -60,4 +62,4 @@ def of_folder(folder: Path) -> Model:
     """
     config = configs.read(folder)
     given = reading.json_file(folder / "config.json", dict[str, Any], CheckpointError)
-    return Model(folder.resolve().name, given, config.family)
+    return QueriedModel(folder.resolve().name, given, config.family)

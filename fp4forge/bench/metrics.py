@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from fp4forge.bench.result import Server
+from fp4forge.bench.result import ServerCounters
 
 # Names of vllm/v1/metrics/loggers.py and vllm/v1/spec_decode/metrics.py; the Prometheus client
 # adds _total to counters, and _sum and _count to histograms.
@@ -67,7 +67,7 @@ def _share(part: float | None, whole: float | None) -> float | None:
 
 
 @dataclass
-class Watch:
+class CounterWatch:
     """Reads the counters while a trial runs."""
 
     read: Callable[[], str]
@@ -93,7 +93,7 @@ class Watch:
         self._thread = threading.Thread(target=run, daemon=True)
         self._thread.start()
 
-    def stop(self) -> Server:
+    def stop(self) -> ServerCounters:
         """Ends the thread, and says what the trial changed."""
         self._over.set()
         if self._thread:
@@ -102,16 +102,16 @@ class Watch:
         return changes(self.times, self.values)
 
 
-def changes(times: list[float], values: list[Values]) -> Server:
+def changes(times: list[float], values: list[Values]) -> ServerCounters:
     """What the server's counters say of the time between the first look and the last."""
     before, after = values[0], values[-1]
     if not before or not after:
-        return Server()
+        return ServerCounters()
     requests = _change(_FINISHED, before, after)
     preempted = _change(_PREEMPTIONS, before, after)
     drafts, accepted = (_change(name, before, after) for name in (_DRAFTS, _ACCEPTED))
     steps = _share(accepted, drafts)
-    return Server(
+    return ServerCounters(
         requests=None if requests is None else round(requests),
         ttft=_share(
             _change(f"{_TTFT}_sum", before, after), _change(f"{_TTFT}_count", before, after)

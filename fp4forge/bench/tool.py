@@ -11,8 +11,8 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from fp4forge.bench.result import Request, Server, Trial
-from fp4forge.bench.suite import Load
+from fp4forge.bench.result import ServerCounters, TimedRequest, Trial
+from fp4forge.bench.suite import TrialLoad
 from fp4forge.core import reading
 from fp4forge.core.errors import BenchError
 from fp4forge.core.limits import BENCH_BYTES
@@ -24,7 +24,7 @@ LATE_SECONDS, LATE_SHARE = 0.01, 0.1
 SHOWN = 3  # requests that a problem names
 
 
-class Raw(Struct, frozen=True):
+class LoadResult(Struct, frozen=True):
     """The tool's result, as far as it is used; seconds and tokens, an entry for each request."""
 
     completed: int
@@ -40,17 +40,19 @@ class Raw(Struct, frozen=True):
     max_concurrency: int | None = None
 
 
-def read(path: Path) -> Raw:
+def read(path: Path) -> LoadResult:
     """The tool's result.
 
     Raises:
         BenchError: there is none, or it has another form.
     """
     data = reading.content(path, BenchError, BENCH_BYTES, "the load generator's result")
-    return reading.json(data, Raw, "the load generator's result", BenchError)
+    return reading.json(data, LoadResult, "the load generator's result", BenchError)
 
 
-def judge(raw: Raw, load: Load, server: Server, *, may_be_empty: bool = False) -> Trial:
+def judge(
+    raw: LoadResult, load: TrialLoad, server: ServerCounters, *, may_be_empty: bool = False
+) -> Trial:
     """A trial, with everything that is wrong with it.
 
     Args:
@@ -73,7 +75,7 @@ def judge(raw: Raw, load: Load, server: Server, *, may_be_empty: bool = False) -
     good = [number for number in range(load.requests) if not raw.errors[number]]
     return Trial(
         requests=tuple(
-            Request(
+            TimedRequest(
                 prompt=raw.input_lens[number],
                 output=raw.output_lens[number],
                 ttft=raw.ttfts[number],
@@ -91,14 +93,14 @@ def judge(raw: Raw, load: Load, server: Server, *, may_be_empty: bool = False) -
     )
 
 
-def _totals(raw: Raw, load: Load) -> Iterator[str]:
+def _totals(raw: LoadResult, load: TrialLoad) -> Iterator[str]:
     if raw.completed != load.requests or raw.num_prompts != load.requests or raw.failed:
         yield (f"{raw.completed} of {load.requests} requests were completed, {raw.failed} failed")
     if raw.duration <= 0:
         yield f"it took {raw.duration:g} s"
 
 
-def _each(raw: Raw, load: Load, may_be_empty: bool) -> Iterator[str]:
+def _each(raw: LoadResult, load: TrialLoad, may_be_empty: bool) -> Iterator[str]:
     """What is wrong with single requests, a line for each kind of fault."""
     everyone = range(load.requests)
     failed = [n for n in everyone if raw.errors[n]]
@@ -130,7 +132,7 @@ def _each(raw: Raw, load: Load, may_be_empty: bool) -> Iterator[str]:
             yield _named("changed on the way", other, found)
 
 
-def _strangers(server: Server, load: Load) -> Iterator[str]:
+def _strangers(server: ServerCounters, load: TrialLoad) -> Iterator[str]:
     if server.requests is not None and server.requests > load.requests:
         yield (
             f"the server finished {server.requests} requests, {load.requests} were ours:"
@@ -138,7 +140,7 @@ def _strangers(server: Server, load: Load) -> Iterator[str]:
         )
 
 
-def _notes(raw: Raw, load: Load, server: Server) -> Iterator[str]:
+def _notes(raw: LoadResult, load: TrialLoad, server: ServerCounters) -> Iterator[str]:
     if load.eos == "stop":
         early = [n for n in raw.output_lens if n < load.output]
         if early:

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from fp4forge.checkpoint.findings import Collected
+from fp4forge.checkpoint.findings import CollectedFindings
 from fp4forge.checkpoint.schemes import Parts
 from fp4forge.checkpoint.tensors import Checkpoint
 
@@ -31,7 +31,7 @@ class _Set:
     fused: dict[str, int] = field(default_factory=dict)
 
 
-def check(found: Checkpoint, modules: Mapping[str, Parts], seen: Collected) -> None:
+def check(found: Checkpoint, modules: Mapping[str, Parts], seen: CollectedFindings) -> None:
     """Reports experts that are missing, and more of them than the configuration says."""
     count = found.config.text.experts
     sets = _sets(modules)
@@ -109,7 +109,9 @@ def _gaps(numbers: set[int], count: int) -> Iterator[tuple[int, int]]:
         expected = number + 1
 
 
-def _whole_layers(found: Checkpoint, sets: Mapping[str, _Set], count: int, seen: Collected) -> None:
+def _whole_layers(
+    found: Checkpoint, sets: Mapping[str, _Set], count: int, seen: CollectedFindings
+) -> None:
     """Layers with a router, as layers with experts have it, and without experts."""
     have = {match[1] for name in sets if (match := _LAYER.match(name))}
     routers: dict[str, set[str]] = defaultdict(set)

@@ -24,14 +24,39 @@ from fp4forge.checkpoint import (
     tensors,
 )
 from fp4forge.checkpoint.declared import Declaration
-from fp4forge.checkpoint.findings import ERROR, NOTE, PATCH, WARNING, Collected, Finding
+from fp4forge.checkpoint.findings import (
+    ERROR,
+    NOTE,
+    PATCH,
+    WARNING,
+    CheckpointFinding,
+    CollectedFindings,
+)
 from fp4forge.checkpoint.releases import Loading, loading
-from fp4forge.checkpoint.schemes import Parts, Scheme
+from fp4forge.checkpoint.schemes import Parts, QuantisationScheme
 from fp4forge.checkpoint.tensors import Checkpoint
 from fp4forge.core import reading
 from fp4forge.kernels.base import Progress
 
-__all__ = ("ERROR", "NOTE", "PATCH", "WARNING", "Finding", "Inspection", "as_rows", "inspect")
+__all__ = (
+    "ERROR",
+    "NOTE",
+    "PATCH",
+    "WARNING",
+    "CheckpointFinding",
+    "Inspection",
+    "as_rows",
+    "inspect",
+)
+    "ERROR",
+    "NOTE",
+    "PATCH",
+    "WARNING",
+    "CheckpointFinding",
+    "Inspection",
+    "as_rows",
+    "inspect",
+)
 
 _VISION = re.compile(r"(vision_tower|embed_vision|multi_modal_projector|audio_tower|embed_audio)")
 _UNQUANTISED_VISION = re.compile(r"(vision_tower|vision_model)")  # modelopt.py, for any model
@@ -52,7 +77,7 @@ class Inspection:
     layers: int
     experts: int
     quantised_modules: int
-    findings: tuple[Finding, ...]
+    findings: tuple[CheckpointFinding, ...]
     schemes: dict[str, int]  # quantised modules by scheme
     since: str  # the oldest vLLM release known to load it; empty if none does
     release: str  # the release that "servable" is about
@@ -86,13 +111,13 @@ def judge(
         CheckpointError: its configuration cannot be used.
         UsageError: there is no such release.
     """
-    seen = Collected()
+    seen = CollectedFindings()
     modules, caches = schemes.modules(found.tensors)
     declaration = declared.read(found.quantisation, modules)
     for kind, place in declaration.problems:
         seen.add(kind, place)
     _files(found, seen)
-    judged: dict[str, tuple[Parts, Scheme]] = {}
+    judged: dict[str, tuple[Parts, QuantisationScheme]] = {}
     if declaration.format != declared.UNKNOWN:
         report("layers")
         judged = _layers(found, modules, declaration, seen)
@@ -120,9 +145,9 @@ def judge(
 def _result(
     found: Checkpoint,
     declaration: Declaration,
-    judged: Mapping[str, tuple[Parts, Scheme]],
+    judged: Mapping[str, tuple[Parts, QuantisationScheme]],
     support: Loading,
-    seen: Collected,
+    seen: CollectedFindings,
 ) -> Inspection:
     findings = seen.findings()
     patches = [f.patch for f in findings if f.severity == PATCH and f.patch]
@@ -146,7 +171,7 @@ def _result(
     )
 
 
-def _files(found: Checkpoint, seen: Collected) -> None:
+def _files(found: Checkpoint, seen: CollectedFindings) -> None:
     for problem in found.problems:
         seen.add("bad-file", f"{problem.where}: {problem.text}")
     if found.index is None:
@@ -168,11 +193,11 @@ def _layers(
     found: Checkpoint,
     modules: Mapping[str, Parts],
     declaration: Declaration,
-    seen: Collected,
-) -> dict[str, tuple[Parts, Scheme]]:
+    seen: CollectedFindings,
+) -> dict[str, tuple[Parts, QuantisationScheme]]:
     """Judges every layer; returns the quantised ones with the scheme that each has."""
     gemma = _gemma(found)
-    judged: dict[str, tuple[Parts, Scheme]] = {}
+    judged: dict[str, tuple[Parts, QuantisationScheme]] = {}
     for module, parts in modules.items():
         scheme = declaration.scheme(module)
         if not schemes.quantised(parts):
@@ -192,7 +217,7 @@ def _layers(
     return judged
 
 
-def _plain(module: str, declaration: Declaration, gemma: bool, seen: Collected) -> None:
+def _plain(module: str, declaration: Declaration, gemma: bool, seen: CollectedFindings) -> None:
     """A layer that is not quantised, and declared to be."""
     if experts.EXPERT.match(module) or experts.FUSED.match(module):
         seen.add("experts-not-quantised" if gemma else "experts-plain", module)
@@ -208,7 +233,7 @@ def _plain(module: str, declaration: Declaration, gemma: bool, seen: Collected) 
 
 
 def _named(
-    module: str, parts: Parts, declaration: Declaration, gemma: bool, seen: Collected
+    module: str, parts: Parts, declaration: Declaration, gemma: bool, seen: CollectedFindings
 ) -> None:
     """What a quantised layer's name says about it."""
     modelopt = declaration.format.startswith("modelopt")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from msgspec import Raw
 
-from fp4forge.checkpoint.config import Config, TextConfig
+from fp4forge.checkpoint.config import ModelConfig, TextConfig
 from fp4forge.core import reading
 from fp4forge.core.errors import CheckpointError
 from fp4forge.core.text import shown
@@ -21,7 +21,7 @@ _HYBRID = re.compile(
 )
 
 
-def of(config: Config, number: int, folder: Path) -> list[str]:
+def of(config: ModelConfig, number: int, folder: Path) -> list[str]:
     """The state of every layer, in order: one of ``models.family.STATES``.
 
     Args:
@@ -35,7 +35,7 @@ def of(config: Config, number: int, folder: Path) -> list[str]:
     return _kinds(config.complete, config.family, number, folder)
 
 
-def assumed(config: Config, folder: Path) -> str:
+def assumed(config: ModelConfig, folder: Path) -> str:
     """What is assumed of a model that no family's file covers, for people; empty of others.
 
     Raises:
@@ -91,7 +91,7 @@ def _kinds(text: TextConfig, name: str, number: int, folder: Path) -> list[str]:
     return [known.otherwise] * number
 
 
-def _state(entry: str, known: family.Layers, folder: Path) -> str:
+def _state(entry: str, known: family.FamilyLayers, folder: Path) -> str:
     if entry not in known.kinds:
         raise CheckpointError(
             f"{shown(folder, 300)}/config.json: the layer kind {shown(entry, 60)!r} is not known",

@@ -18,7 +18,7 @@ _NESTED = re.compile(r"\([^()]*(?:[+*]|,\})[^()]*\)(?:[+*]|\{)")
 _EXPERT = re.compile(r"(?<=\.experts\.)\d+(?=\.)")
 
 
-class Names:
+class ModulePatterns:
     """Entries that name modules: exactly, by a wildcard, or as ``re:`` by a regular expression."""
 
     def __init__(self, entries: Iterable[str], regular: bool, where: str) -> None:

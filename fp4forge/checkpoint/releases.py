@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from packaging.version import Version as Ordered
 
 from fp4forge.checkpoint.declared import UNKNOWN
-from fp4forge.checkpoint.findings import Collected
-from fp4forge.checkpoint.schemes import Parts, Scheme
+from fp4forge.checkpoint.findings import CollectedFindings
+from fp4forge.checkpoint.schemes import Parts, QuantisationScheme
 from fp4forge.core.errors import ForgeError
 from fp4forge.core.text import shown
 from fp4forge.inputs import defaults, switches
@@ -34,11 +34,11 @@ class Loading:
 
 def loading(
     format_: str,
-    judged: Mapping[str, tuple[Parts, Scheme]],
-    promised: Iterable[Scheme],
+    judged: Mapping[str, tuple[Parts, QuantisationScheme]],
+    promised: Iterable[QuantisationScheme],
     architectures: tuple[str, ...],
     release: str | None,
-    seen: Collected,
+    seen: CollectedFindings,
 ) -> Loading:
     """Looks a format and a model's class up, and reports what a release does not load.
 

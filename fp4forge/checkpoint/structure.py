@@ -16,11 +16,11 @@ from msgspec import structs
 
 from fp4forge.checkpoint import kinds
 from fp4forge.checkpoint.config import TextConfig
-from fp4forge.checkpoint.findings import Collected
-from fp4forge.checkpoint.schemes import Parts, Scheme, Shape
+from fp4forge.checkpoint.findings import CollectedFindings
+from fp4forge.checkpoint.schemes import Parts, QuantisationScheme, Shape
 from fp4forge.checkpoint.tensors import Checkpoint
 from fp4forge.models import family, tensors
-from fp4forge.models.tensors import Layout
+from fp4forge.models.tensors import TensorLayout
 
 _LAYER = re.compile(r"^(.*?\blayers)\.(\d{1,9})\.(.+)$")
 _TOWER = re.compile(r"vision|visual|audio|encoder|mtp")
@@ -34,7 +34,7 @@ _GENERATES = re.compile(r"For(CausalLM|ConditionalGeneration)$")
 
 
 @dataclass
-class _Model:
+class _ModelNames:
     """A model's names: outside its layers, and in each."""
 
     root: str  # before "layers."
@@ -57,8 +57,8 @@ class _Place:
 def check(
     found: Checkpoint,
     modules: Mapping[str, Parts],
-    judged: Mapping[str, tuple[Parts, Scheme]],
-    seen: Collected,
+    judged: Mapping[str, tuple[Parts, QuantisationScheme]],
+    seen: CollectedFindings,
 ) -> None:
     """Reports layers and tensors that are missing, and those of another size than config.json's.
 
@@ -113,8 +113,8 @@ def _layers(names: Iterable[str]) -> tuple[str, set[int]]:
     return max(there.items(), key=lambda item: len(item[1]), default=("", set()))
 
 
-def _named(found: Checkpoint, modules: Mapping[str, Parts], path: str) -> _Model:
-    model = _Model(path.removesuffix("layers"))
+def _named(found: Checkpoint, modules: Mapping[str, Parts], path: str) -> _ModelNames:
+    model = _ModelNames(path.removesuffix("layers"))
     others = (name for name in found.tensors if name.rpartition(".")[0] not in modules)
     for name in (*modules, *others):
         if not name.startswith(model.root):
@@ -133,7 +133,7 @@ def _named(found: Checkpoint, modules: Mapping[str, Parts], path: str) -> _Model
 def _shapes(
     found: Checkpoint,
     modules: Mapping[str, Parts],
-    judged: Mapping[str, tuple[Parts, Scheme]],
+    judged: Mapping[str, tuple[Parts, QuantisationScheme]],
 ) -> dict[str, Shape]:
     """The sizes of layers' weights before packing, if they are known."""
     shapes = {name: tensor.shape for name, tensor in found.tensors.items()}
@@ -149,7 +149,7 @@ def _shapes(
 
 
 def _places(
-    text: TextConfig, model: _Model, states: list[str], layout: Layout, routers: set[str]
+    text: TextConfig, model: _ModelNames, states: list[str], layout: TensorLayout, routers: set[str]
 ) -> Iterator[_Place]:
     """Where a layout should be."""
     if layout.within == "model":
@@ -187,7 +187,7 @@ def sizes(text: TextConfig, layer: int | None, layers: int) -> dict[str, int]:
     return {name: size for name, size in found.items() if size}
 
 
-def _lost(layout: Layout, places: list[_Place]) -> tuple[list[str], bool]:
+def _lost(layout: TensorLayout, places: list[_Place]) -> tuple[list[str], bool]:
     """Tensors that are not there, and whether any of the layout is."""
     lost, there = [], False
     for place in places:
@@ -205,7 +205,7 @@ def _lost(layout: Layout, places: list[_Place]) -> tuple[list[str], bool]:
 
 
 def _sizes_there(
-    layout: Layout, place: _Place, shapes: Mapping[str, Shape], seen: Collected
+    layout: TensorLayout, place: _Place, shapes: Mapping[str, Shape], seen: CollectedFindings
 ) -> None:
     for name, dimensions in layout.tensors.items():
         wanted = [tensors.value(size, place.sizes) for size in dimensions]
@@ -218,7 +218,7 @@ def _compare(
     shape: Shape | None,
     wanted: Sequence[int | None],
     sizes: Sequence[str],
-    seen: Collected,
+    seen: CollectedFindings,
 ) -> None:
     if shape is None:
         return
@@ -237,7 +237,7 @@ def _output(
     found: Checkpoint,
     modules: Mapping[str, Parts],
     shapes: Mapping[str, Shape],
-    seen: Collected,
+    seen: CollectedFindings,
 ) -> None:
     """The output projection, if config.json says that it is not the embeddings."""
     config, text = found.config, found.config.text

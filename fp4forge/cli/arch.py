@@ -7,14 +7,14 @@ from pathlib import Path
 
 import click
 
-from fp4forge.cli.options import Group
+from fp4forge.cli.options import CommandGroup
 from fp4forge.core.console import Console, print_json, rich
 from fp4forge.inputs import defaults, release
 from fp4forge.kernels import archs
 from fp4forge.plan.prediction import predict
 
 
-@click.group(cls=Group)
+@click.group(cls=CommandGroup)
 def arch() -> None:
     """Show what a TORCH_CUDA_ARCH_LIST becomes in vLLM, before compiling anything."""
 

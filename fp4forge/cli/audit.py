@@ -13,7 +13,7 @@ from fp4forge.core.console import Console, print_json, print_rows
 from fp4forge.core.errors import UsageError, VulnerableError
 
 if TYPE_CHECKING:
-    from fp4forge.advisories.audit import Finding, Report
+    from fp4forge.advisories.audit import AuditReport, Vulnerability
 
 
 @click.command()
@@ -67,7 +67,7 @@ def audit(image: str | None, releases: tuple[str, ...], db: str | None, as_json:
         sys.exit(error.exit_code)
 
 
-def _show(report: Report) -> None:
+def _show(report: AuditReport) -> None:
     from fp4forge.advisories import audit as auditing
 
     rows = [(auditing.line(finding), _more(finding)) for finding in report.findings]
@@ -75,7 +75,7 @@ def _show(report: Report) -> None:
         print_rows(rows)
 
 
-def _more(finding: Finding) -> str:
+def _more(finding: Vulnerability) -> str:
     lines = [
         finding.summary,
         f"{finding.justification}: {finding.reason}" if finding.justification else finding.reason,

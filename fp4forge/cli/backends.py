@@ -13,7 +13,7 @@ from fp4forge.core.errors import UsageError
 from fp4forge.kernels import gpus as chips
 from fp4forge.models import backends as kept
 from fp4forge.models import family
-from fp4forge.models.backends import Answer, Decision
+from fp4forge.models.backends import BackendAnswer, BackendDecision
 
 
 @click.command()
@@ -60,7 +60,7 @@ def backends(as_json: bool, write: bool, everything: bool, **o: Any) -> None:
             _show(answer)
 
 
-def _kept(o: dict[str, Any]) -> tuple[Answer, ...]:
+def _kept(o: dict[str, Any]) -> tuple[BackendAnswer, ...]:
     from fp4forge.inputs import defaults, release
 
     if o["model"]:
@@ -81,7 +81,7 @@ def _kept(o: dict[str, Any]) -> tuple[Answer, ...]:
     return tuple(found)
 
 
-def _asked(o: dict[str, Any]) -> tuple[Answer, ...]:
+def _asked(o: dict[str, Any]) -> tuple[BackendAnswer, ...]:
     from fp4forge.backends import ask, model
 
     models = [model.of_family(name) for name in o["families"]]
@@ -132,14 +132,14 @@ def _image(o: dict[str, Any]) -> tuple[str, str]:
     return f"{reference.repository(registry, o['repo'])}:{tag}", platform
 
 
-def _show(answer: Answer) -> None:
+def _show(answer: BackendAnswer) -> None:
     console = rich()
     major, minor = answer.capability
     console.print(
         f"vLLM {answer.vllm} on {answer.gpu} (capability {major}.{minor}): {answer.model}",
         style="bold",
     )
-    shared: dict[tuple[str, str], list[Decision]] = {}
+    shared: dict[tuple[str, str], list[BackendDecision]] = {}
     for decision in answer.decisions:
         shared.setdefault((decision.kind, decision.layer), []).append(decision)
     for decisions in shared.values():
@@ -151,7 +151,7 @@ def _show(answer: Answer) -> None:
     console.print()
 
 
-def _table(decisions: list[Decision]) -> Any:
+def _table(decisions: list[BackendDecision]) -> Any:
     """A row for each backend; for attention a column for each KV cache."""
     from rich import box
     from rich.table import Table
@@ -167,7 +167,7 @@ def _table(decisions: list[Decision]) -> Any:
     return table
 
 
-def _verdict(decision: Decision, name: str) -> str:
+def _verdict(decision: BackendDecision, name: str) -> str:
     option = next((one for one in decision.options if one.name == name), None)
     if option is None:
         return ""
@@ -178,7 +178,7 @@ def _verdict(decision: Decision, name: str) -> str:
     return option.reason
 
 
-def _notes(decisions: list[Decision], answer: Answer) -> list[str]:
+def _notes(decisions: list[BackendDecision], answer: BackendAnswer) -> list[str]:
     """What the table does not say: who leaves vLLM no choice."""
     notes = []
     first = decisions[0]

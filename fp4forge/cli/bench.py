@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from fp4forge.cli.options import Function, Group, json_option
+from fp4forge.cli.options import CommandGroup, Function, json_option
 from fp4forge.core.errors import BenchError, RegressionError, UsageError
 
 _PATH = click.Path(path_type=Path, exists=True)
@@ -44,7 +44,7 @@ def _server_options(function: Function) -> Function:
     return function
 
 
-@click.group(cls=Group, invoke_without_command=True)
+@click.group(cls=CommandGroup, invoke_without_command=True)
 @_server_options
 @click.option(
     "--suite",
@@ -89,7 +89,7 @@ def _measure(
     console = Console()
     with console.step("bench") as step, _alone(folder):
         runner = opening.start(
-            opening.Wanted(url=url, suite=suite, folder=folder, **given), step.report
+            opening.BenchRequest(url=url, suite=suite, folder=folder, **given), step.report
         )
         if hours:
             _begin_soak(runner, hours)
@@ -114,7 +114,7 @@ def _begin_soak(runner: Any, hours: float) -> None:
 
     from fp4forge.bench import soak
 
-    checks = soak.Checks(runner.server)
+    checks = soak.SoakChecks(runner.server)
     runner.report("asking what the model knows")
     checks.begin(soak.questions(runner.suite.suite.seed))
     for name, why in checks.left_out.items():

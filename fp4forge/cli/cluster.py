@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fp4forge.cli import cluster_files, clusters
-from fp4forge.cli.options import Group, json_option, server_options
+from fp4forge.cli.options import CommandGroup, json_option, server_options
 from fp4forge.core import files, reading
 from fp4forge.core.console import Console, print_json, print_rows, rich
 from fp4forge.core.errors import ServingError, TransferError, UsageError
 
 if TYPE_CHECKING:
-    from fp4forge.launch.cluster.hosts import Found, Host
-    from fp4forge.launch.cluster.plan import Option
-    from fp4forge.launch.cluster.preflight import Item
-    from fp4forge.serve.settings import Server
+    from fp4forge.launch.cluster.hosts import ClusterHost, ProbedHost
+    from fp4forge.launch.cluster.plan import ClusterOption
+    from fp4forge.launch.cluster.preflight import PreflightItem
+    from fp4forge.serve.settings import ServerSettings
 
 
-@click.group(cls=Group, invoke_without_command=True)
+@click.group(cls=CommandGroup, invoke_without_command=True)
 @click.option("--hosts", metavar="USER@HOST,…", help="The machines; the first one answers.")
 @click.option(
     "--model", type=click.Path(path_type=Path), help="The model, at the same path on all."
@@ -124,7 +124,7 @@ def _start(o: dict[str, Any]) -> None:
     if o["dry_run"]:
         cluster_files.dry_run(o, whole, hosts, options)
         return
-    wanted = preflight.Wanted(
+    wanted = preflight.ClusterNeeds(
         model=whole.model,
         image=name,
         digest=digest,
@@ -164,13 +164,13 @@ def _start(o: dict[str, Any]) -> None:
     _run(o, whole, hosts, found, (name, digest, chosen), console)
 
 
-def hosts_of(items: list[Item]) -> list[str]:
+def hosts_of(items: list[PreflightItem]) -> list[str]:
     """The machines that items are about."""
     return list(dict.fromkeys(item.host for item in items))
 
 
-def _hosts(o: dict[str, Any]) -> list[Host]:
-    from fp4forge.launch.cluster.hosts import Host
+def _hosts(o: dict[str, Any]) -> list[ClusterHost]:
+    from fp4forge.launch.cluster.hosts import ClusterHost
     from fp4forge.publish import distribute
 
     if not o["hosts"] or not o["model"]:
@@ -186,10 +186,10 @@ def _hosts(o: dict[str, Any]) -> list[Host]:
             rule="a cluster has at least two different machines",
             remedy="build.py serve up MODEL serves on this machine",
         )
-    return [Host(name, o["ssh_config"]) for name in names]
+    return [ClusterHost(name, o["ssh_config"]) for name in names]
 
 
-def _copy(model: str, hosts: list[Host], console: Console) -> None:
+def _copy(model: str, hosts: list[ClusterHost], console: Console) -> None:
     """Has rsync bring the model to every machine, one after the other."""
     import shlex
 
@@ -216,7 +216,7 @@ def _copy(model: str, hosts: list[Host], console: Console) -> None:
             step.detail = host.address
 
 
-def _show(items: list[Item], as_json: bool) -> None:
+def _show(items: list[PreflightItem], as_json: bool) -> None:
     if as_json:
         print_json([asdict(item) | {"ok": item.ok} for item in items])
         return
@@ -230,10 +230,10 @@ def _show(items: list[Item], as_json: bool) -> None:
 
 def _run(
     o: dict[str, Any],
-    whole: Server,
-    hosts: list[Host],
-    found: list[Found],
-    what: tuple[str, str, Option],
+    whole: ServerSettings,
+    hosts: list[ClusterHost],
+    found: list[ProbedHost],
+    what: tuple[str, str, ClusterOption],
     console: Console,
 ) -> None:
     from fp4forge.launch.cluster import plan, running

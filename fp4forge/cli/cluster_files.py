@@ -14,12 +14,12 @@ from fp4forge.core.console import print_json
 from fp4forge.core.errors import FitError, UsageError
 
 if TYPE_CHECKING:
-    from fp4forge.launch.cluster.hosts import Host
-    from fp4forge.launch.cluster.plan import Option
-    from fp4forge.serve.settings import Server
+    from fp4forge.launch.cluster.hosts import ClusterHost
+    from fp4forge.launch.cluster.plan import ClusterOption
+    from fp4forge.serve.settings import ServerSettings
 
 
-def fit(o: dict[str, Any], machines: int) -> tuple[list[Option], Option]:
+def fit(o: dict[str, Any], machines: int) -> tuple[list[ClusterOption], ClusterOption]:
     """Every way to divide the model over the machines, and the best one that fits.
 
     Raises:
@@ -33,8 +33,8 @@ def fit(o: dict[str, Any], machines: int) -> tuple[list[Option], Option]:
 
     product = gpus.product(o["product"])
     described = models.read(o["model"], o["kv_cache_dtype"])
-    chosen = settings.workload(settings.Wishes(workload=o["workload"], version="0", gpus=()))
-    wanted = placing.Wanted(
+    chosen = settings.workload(settings.ServerWishes(workload=o["workload"], version="0", gpus=()))
+    wanted = placing.WantedCapacity(
         context=min(chosen.max_model_len, described.max_context or chosen.max_model_len),
         sequences=1,
         utilization=o["utilization"],
@@ -54,7 +54,7 @@ def fit(o: dict[str, Any], machines: int) -> tuple[list[Option], Option]:
     return found, plan.choose(found, product, machines)
 
 
-def server(o: dict[str, Any], chosen: Option) -> tuple[Server, str, str]:
+def server(o: dict[str, Any], chosen: ClusterOption) -> tuple[ServerSettings, str, str]:
     """The settings with the image by digest, the image as named, and its name on machines."""
     from fp4forge.cli import compose
     from fp4forge.oci import reference
@@ -96,7 +96,9 @@ def kubernetes(o: dict[str, Any]) -> None:
         click.echo(text, nl=False)
 
 
-def dry_run(o: dict[str, Any], whole: Server, hosts: list[Host], options: list[Option]) -> None:
+def dry_run(
+    o: dict[str, Any], whole: ServerSettings, hosts: list[ClusterHost], options: list[ClusterOption]
+) -> None:
     """Writes the files with placeholders for what only the machines know."""
     from fp4forge.launch.cluster import plan
     from fp4forge.serve import manifest
@@ -112,7 +114,7 @@ def dry_run(o: dict[str, Any], whole: Server, hosts: list[Host], options: list[O
             )
     texts = {}
     for number, address in enumerate(addresses):
-        rank = plan.Rank(
+        rank = plan.ClusterRank(
             number=number,
             of=len(hosts),
             master=addresses[0],

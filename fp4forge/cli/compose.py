@@ -21,18 +21,18 @@ from fp4forge.kernels import gpus as gpu
 
 if TYPE_CHECKING:
     from fp4forge.checkpoint.tensors import Checkpoint
-    from fp4forge.serve.settings import Server, Wishes
+    from fp4forge.serve.settings import ServerSettings, ServerWishes
 
 
 def published(o: dict[str, Any]) -> tuple[str, str, str]:
     """The moving tag of the image that the options name, its release, and its vLLM version."""
     from fp4forge.inputs import bases, defaults, release
     from fp4forge.plan import tags
-    from fp4forge.plan.request import Request, decide
+    from fp4forge.plan.request import ImageRequest, decide
 
     usual = defaults.table().image
     chosen = decide(
-        Request(
+        ImageRequest(
             arch=o["arch"],
             release=o["release"],
             variant=o["variant"] or usual.variant,
@@ -176,7 +176,7 @@ def _reproduce(ctx: click.Context, path: Path, output: Path | None) -> None:
     _write(text, lock.kind, output)
 
 
-def server(o: dict[str, Any], *, own_image: bool) -> Server:
+def server(o: dict[str, Any], *, own_image: bool) -> ServerSettings:
     """The settings that the options of ``compose`` mean, after the model was inspected and sized.
 
     Args:
@@ -239,10 +239,10 @@ def checked_image(name: str, o: dict[str, Any]) -> str:
     return image
 
 
-def wishes(o: dict[str, Any], version: str) -> Wishes:
+def wishes(o: dict[str, Any], version: str) -> ServerWishes:
     """What the options ask of a server."""
     from fp4forge.serve import kv_cache, lora
-    from fp4forge.serve.settings import Wishes
+    from fp4forge.serve.settings import ServerWishes
 
     kv_cache.available(o["kv_cache_dtype"], version)
 
@@ -254,7 +254,7 @@ def wishes(o: dict[str, Any], version: str) -> Wishes:
             rule="the image must be for the GPU that it runs on",
             remedy=f"--arch {chips[0]}",
         )
-    return Wishes(
+    return ServerWishes(
         workload=o["workload"],
         version=version,
         gpus=chips or target,
@@ -272,7 +272,7 @@ def wishes(o: dict[str, Any], version: str) -> Wishes:
     )
 
 
-def with_recipe(found: Server, o: dict[str, Any], chosen: Wishes) -> Server:
+def with_recipe(found: ServerSettings, o: dict[str, Any], chosen: ServerWishes) -> ServerSettings:
     """The server with the flags of ``--recipe`` for the product that the options mean, if any.
 
     Raises:
@@ -294,7 +294,7 @@ def with_recipe(found: Server, o: dict[str, Any], chosen: Wishes) -> Server:
     return recipes.apply(found, settings)
 
 
-def _fitting(read: Checkpoint, chosen: Wishes, o: dict[str, Any]) -> Wishes:
+def _fitting(read: Checkpoint, chosen: ServerWishes, o: dict[str, Any]) -> ServerWishes:
     """The wishes with what was assumed of the model's memory.
 
     Raises:
@@ -319,7 +319,7 @@ def _fitting(read: Checkpoint, chosen: Wishes, o: dict[str, Any]) -> Wishes:
     placing.check(
         described,
         products,
-        placing.Wanted(
+        placing.WantedCapacity(
             context=min(workload.max_model_len, described.max_context or workload.max_model_len),
             sequences=1,
             utilization=chosen.utilization,
@@ -330,7 +330,9 @@ def _fitting(read: Checkpoint, chosen: Wishes, o: dict[str, Any]) -> Wishes:
     return replace(chosen, remarks=(described.assumed,) if described.assumed else ())
 
 
-def _inspected(read: Checkpoint, chosen: Wishes, release: str, own_image: bool) -> Wishes:
+def _inspected(
+    read: Checkpoint, chosen: ServerWishes, release: str, own_image: bool
+) -> ServerWishes:
     """The wishes with what an inspection of the checkpoint adds.
 
     Raises:

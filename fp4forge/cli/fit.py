@@ -60,7 +60,7 @@ def fit(model: Path, products: tuple[str, ...], as_json: bool, plot: Path | None
 
     described = models.read(model, o["kv_cache_dtype"])
     chosen = [gpu.product(name) for name in products]
-    wanted = placing.Wanted(
+    wanted = placing.WantedCapacity(
         context=o["context"],
         sequences=o["sequences"],
         utilization=o["utilization"],

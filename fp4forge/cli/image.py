@@ -23,10 +23,10 @@ from fp4forge.core.console import Console, print_json, print_rows
 from fp4forge.core.errors import UsageError
 from fp4forge.kernels.gpus import TARGETS
 from fp4forge.oci import reference
-from fp4forge.oci.buildkit import Options
+from fp4forge.oci.buildkit import BuildOptions
 from fp4forge.plan import components
 from fp4forge.plan.plan import Plan
-from fp4forge.plan.request import Request
+from fp4forge.plan.request import ImageRequest
 from fp4forge.publish import pipeline
 
 
@@ -68,7 +68,7 @@ def build(**o: Any) -> None:
         return
     console = Console()
     trees = components.local_trees(o["sources"])
-    options = Options(
+    options = BuildOptions(
         builder=o["builder"],
         no_cache=o["no_cache"],
         jobs=o["jobs"],
@@ -90,7 +90,7 @@ def build(**o: Any) -> None:
     console.say(summary.lines(outcomes, index, verbose=o["verbose"]))
 
 
-def _requests(o: dict[str, Any]) -> list[Request]:
+def _requests(o: dict[str, Any]) -> list[ImageRequest]:
     """What the plan's options ask for, one for each platform."""
     if not o["arch"]:
         raise UsageError(
@@ -102,7 +102,7 @@ def _requests(o: dict[str, Any]) -> list[Request]:
         audit.check_allowed(o["allow_vulnerable"])
     platforms = dict.fromkeys((o["platform"] or "").split(","))
     return [
-        Request(
+        ImageRequest(
             arch=o["arch"],
             release=o["release"],
             variant=o["variant"],
@@ -121,7 +121,7 @@ def _requests(o: dict[str, Any]) -> list[Request]:
     ]
 
 
-def _one_request(o: dict[str, Any], rule: str) -> Request:
+def _one_request(o: dict[str, Any], rule: str) -> ImageRequest:
     requests = _requests(o)
     if len(requests) > 1:
         raise UsageError(

@@ -155,7 +155,7 @@ def signer_of(o: dict[str, Any]) -> Signer | None:
     return cosign.signer(o["sign_key"]) if o["sign_key"] else None
 
 
-class Group(click.Group):
+class CommandGroup(click.Group):
     """A group whose help shows the whole first sentence of each command."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -252,9 +252,9 @@ def split_options(function: Function) -> Function:
 
 def split_of(o: dict[str, Any]) -> Any:
     """The split that the options of ``split_options`` mean."""
-    from fp4forge.serve.split import Split
+    from fp4forge.serve.split import GpuSplit
 
-    return Split(
+    return GpuSplit(
         o["tensor_parallel"], o["pipeline_parallel"], o["expert_parallel"], o["data_parallel"]
     )
 

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from fp4forge.cli.options import Group
+from fp4forge.cli.options import CommandGroup
 from fp4forge.core.console import Console, print_json, rich
 from fp4forge.core.errors import DriftError, PatchError, UsageError
 from fp4forge.core.text import block
@@ -16,7 +16,7 @@ from fp4forge.maintain import index, patching
 _COLOURS = {patching.DRIFTED: "red", patching.UPSTREAM: "yellow", patching.OFFSET: "cyan"}
 
 
-@click.group(cls=Group)
+@click.group(cls=CommandGroup)
 def patch() -> None:
     """List, show, check and rebase the patches to vLLM."""
 
@@ -125,7 +125,7 @@ def drift(vllm: str, as_json: bool, merge: bool) -> None:
         )
 
 
-def _print(found: dict[str, list[patching.State]], as_json: bool) -> None:
+def _print(found: dict[str, list[patching.PatchState]], as_json: bool) -> None:
     if as_json:
         print_json({version: [s.as_json() for s in states] for version, states in found.items()})
         return

@@ -96,11 +96,11 @@ def quantise(
 ) -> None:
     """Make a checked NVFP4 checkpoint from the BF16 MODEL with ModelOpt; resumes after a kill."""
     from fp4forge.quantise import card, command, release
-    from fp4forge.quantise.program import Place
+    from fp4forge.quantise.program import PythonPlace
 
     console = Console()
     chosen = release.load(o.pop("release"))
-    asked = command.Asked(model=model, format=kind, **o)
+    asked = command.QuantiseRequest(model=model, format=kind, **o)
     plan = command.plan(asked, chosen, console)
     if dry_run:
         if as_json:
@@ -108,7 +108,7 @@ def quantise(
         else:
             print_rows([(name, _text(value)) for name, value in plan.as_json().items()])
         return
-    figures = command.quantise(plan, Place(python, image), console)
+    figures = command.quantise(plan, PythonPlace(python, image), console)
     if as_json:
         print_json(figures)
         return

@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from fp4forge.cli.options import Group, registry_option, resolve_registry
+from fp4forge.cli.options import CommandGroup, registry_option, resolve_registry
 from fp4forge.core.console import Console, print_json, print_rows
 from fp4forge.inputs import defaults, patches, policy
 from fp4forge.inputs import release as releases
 
 
-@click.group(cls=Group)
+@click.group(cls=CommandGroup)
 def release() -> None:
     """Add, list, show, compare and remove releases of vLLM."""
 
@@ -117,19 +117,19 @@ def _built(version: str, variant: str, o: dict[str, Any], console: Console) -> d
 
     from fp4forge.core.errors import ForgeError
     from fp4forge.oci import reference
-    from fp4forge.oci.buildkit import Options
-    from fp4forge.plan.request import Request
+    from fp4forge.oci.buildkit import BuildOptions
+    from fp4forge.plan.request import ImageRequest
     from fp4forge.publish import pipeline
 
     usual = defaults.table().image
     registry = resolve_registry(o["registry"])
     repository = reference.repository(registry, o["repo"])
     where = pipeline.destination(repository, bool(registry), not registry, ())
-    request = Request(
+    request = ImageRequest(
         "blackwell", version, variant=variant, strategy="wheel", base=usual.base, aot="none"
     )
     try:
-        return asdict(pipeline.run(request, where, Options(), console))
+        return asdict(pipeline.run(request, where, BuildOptions(), console))
     except ForgeError as error:
         console.say(f"  {variant} was not built: {error.message}")
         return error.as_json() | {"variant": variant}

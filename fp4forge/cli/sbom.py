@@ -11,7 +11,7 @@ from fp4forge.cli.options import trust_of, trust_options
 from fp4forge.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from fp4forge.sbom.components import Component
+    from fp4forge.sbom.components import SbomComponent
 
 FORMATS = ("table", "json", "cyclonedx", "spdx", "licences")
 
@@ -81,7 +81,7 @@ def sbom(
         click.echo(text, nl=False)
 
 
-def _show(found: list[Component]) -> None:
+def _show(found: list[SbomComponent]) -> None:
     from rich.table import Table
 
     from fp4forge.core.console import rich

@@ -13,7 +13,7 @@ from fp4forge.cli import servers
 from fp4forge.cli.cluster import cluster
 from fp4forge.cli.compose import compose
 from fp4forge.cli.fit import fit
-from fp4forge.cli.options import Group
+from fp4forge.cli.options import CommandGroup
 from fp4forge.cli.up import up
 from fp4forge.core.console import Console, print_json, print_rows
 from fp4forge.core.errors import ServingError, UsageError
@@ -27,7 +27,7 @@ _URL = click.option(
 )
 
 
-@click.group(cls=Group)
+@click.group(cls=CommandGroup)
 def serve() -> None:
     """Run, configure, size and diagnose a server."""
 
@@ -84,7 +84,7 @@ def doctor(
     from fp4forge.doctor import examine as doctors
     from fp4forge.doctor import gather, packing, report
 
-    handed = gather.Handed(**given)
+    handed = gather.EvidenceSources(**given)
     if not bundle and not handed.anything:
         raise UsageError(
             "what to examine? nothing is given",

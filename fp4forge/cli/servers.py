@@ -42,13 +42,13 @@ def bring_up(
 
     from fp4forge.core.platform import host_platform
     from fp4forge.launch import starting
-    from fp4forge.launch.phases import Tracker
+    from fp4forge.launch.phases import StartTracker
     from fp4forge.oci import engine
 
     client = engine.connect()
     with console.step("pull") as step:
         step.detail = engine.have(client, made.image, host_platform(), step.report)
-    tracker = Tracker(made.weights, made.seconds)
+    tracker = StartTracker(made.weights, made.seconds)
     try:
         with console.step("start") as step:
             starting.start(made, step.report)

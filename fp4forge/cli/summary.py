@@ -12,14 +12,16 @@ import humanize
 from fp4forge.oci import reference
 
 if TYPE_CHECKING:
-    from fp4forge.publish.pipeline import Index, Outcome
+    from fp4forge.publish.pipeline import PublishedIndex, PublishOutcome
 
 WIDTH = 80
 LINES = 20
 _INDENT = 9  # a digest fits beside it
 
 
-def lines(outcomes: list[Outcome], index: Index | None = None, *, verbose: bool = False) -> str:
+def lines(
+    outcomes: list[PublishOutcome], index: PublishedIndex | None = None, *, verbose: bool = False
+) -> str:
     """What came of a build, for people.
 
     Args:
@@ -48,7 +50,7 @@ def lines(outcomes: list[Outcome], index: Index | None = None, *, verbose: bool 
     return "\n".join(rows) + "\n"
 
 
-def _image(outcome: Outcome) -> Iterator[str]:
+def _image(outcome: PublishOutcome) -> Iterator[str]:
     image = reference.parse(outcome.image)
     yield from _row("image", str(replace(image, digest="")))
     if image.digest:

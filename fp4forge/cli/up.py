@@ -16,7 +16,7 @@ from fp4forge.core.console import Console, print_json
 from fp4forge.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from fp4forge.serve.settings import Server
+    from fp4forge.serve.settings import ServerSettings
 
 _UTILIZATION = 0.85
 
@@ -237,7 +237,7 @@ def _before(name: str, image: str) -> dict[str, float]:
     return last.seconds if last.image == image else {}
 
 
-def _check_running(found: Server) -> None:
+def _check_running(found: ServerSettings) -> None:
     """Refuses to replace a server that runs."""
     from fp4forge.launch import deployment
 

@@ -16,7 +16,7 @@ from fp4forge.core.text import as_json, block, shown
 
 
 @dataclass
-class Step:
+class PipelineStep:
     """One step of the pipeline, as the closing summary shows it; seconds of wall time."""
 
     name: str
@@ -35,7 +35,7 @@ class Console:
     """Shows steps as they run: one live line on a terminal, plain lines elsewhere."""
 
     def __init__(self) -> None:
-        self.steps: list[Step] = []
+        self.steps: list[PipelineStep] = []
 
     @functools.cached_property
     def rich(self) -> Any:
@@ -43,10 +43,10 @@ class Console:
         return rich(stderr=True)
 
     @contextlib.contextmanager
-    def step(self, name: str) -> Iterator[Step]:
+    def step(self, name: str) -> Iterator[PipelineStep]:
         """Times a step and shows its notes until it ends."""
         interrupts.check()
-        step = Step(name)
+        step = PipelineStep(name)
         self.steps.append(step)
         start = time.monotonic()
         stop = threading.Event()
@@ -63,7 +63,7 @@ class Console:
             watcher.join()
             self.say(f"{step.verdict:>6}  {name:<8} {step.seconds:7.1f} s  {step.detail}")
 
-    def _watch(self, step: Step, start: float, stop: threading.Event) -> None:
+    def _watch(self, step: PipelineStep, start: float, stop: threading.Event) -> None:
         if stop.wait(0.3):  # too short to show
             return
         if self.rich.is_terminal:

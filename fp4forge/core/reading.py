@@ -109,7 +109,7 @@ def json_file(path: Path, shape: type[T], kind: Kind, limit: int = CONFIG_BYTES)
     return json(content(path, kind, limit), shape, shown(path, 300), kind)
 
 
-class Named(Protocol):
+class HasName(Protocol):
     """What has the name of the folder that it is kept in."""
 
     @property
@@ -117,7 +117,7 @@ class Named(Protocol):
         """That name."""
 
 
-N = TypeVar("N", bound=Named)
+N = TypeVar("N", bound=HasName)
 
 
 def record(path: Path, shape: type[N], kind: Kind) -> N:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fp4forge.doctor import facts
-from fp4forge.doctor.diagnosis import NOTE, Finding, check, read_log
+from fp4forge.doctor.diagnosis import NOTE, Diagnosis, check, read_log
 from fp4forge.doctor.evidence import Evidence
 from fp4forge.inputs import switches
 from fp4forge.kernels.gpus import GPUS
@@ -20,7 +20,7 @@ _VARIABLES = {
 
 
 @check
-def selected(found: Evidence) -> Iterator[Finding]:
+def selected(found: Evidence) -> Iterator[Diagnosis]:
     """A backend that vLLM would not select by itself, and that nothing given asks for."""
     gpu = _gpu(found)
     answer = backends.find(found.version, gpu, facts.family_name(found)) if gpu else None
@@ -40,7 +40,7 @@ def selected(found: Evidence) -> Iterator[Finding]:
             continue
         option = next((o for one in decisions if (o := one.option(name))), None)
         refused = f"; of {name} it says: {option.reason}" if option and option.reason else ""
-        yield Finding(
+        yield Diagnosis(
             "another-backend",
             NOTE,
             f"the log names {name} for {kind}",

@@ -82,6 +82,6 @@ def container(name: str) -> Evidence:
             f"container {shown(name, 200)!r} does not exist", remedy="docker ps --all lists them"
         ) from None
     out.records = acquire.records_of(found)
-    out.inputs = [evidence.Given(f"container {name}", inspected.summary(out))]
+    out.inputs = [evidence.GivenEvidence(f"container {name}", inspected.summary(out))]
     out.url = out.address
     return out

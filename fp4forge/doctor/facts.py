@@ -29,7 +29,7 @@ _COMPONENTS = {
 
 
 @dataclass(frozen=True)
-class Split:
+class LoggedSplit:
     """How many GPUs the flags ask for, and on how many machines."""
 
     tensor: int
@@ -77,7 +77,7 @@ def folders(found: Evidence) -> Iterator[tuple[Path, bool]]:
             yield Path(mount.source + name[len(target) :]), mount.here
 
 
-def config(found: Evidence) -> configs.Config | None:
+def config(found: Evidence) -> configs.ModelConfig | None:
     """The model's config.json, if this host has it."""
     for folder, _ in folders(found):
         try:
@@ -144,9 +144,9 @@ def capabilities(found: Evidence) -> set[str]:
     return {g.capability for g in found.gpus if g.capability}
 
 
-def split(found: Evidence) -> Split:
+def split(found: Evidence) -> LoggedSplit:
     """How the flags divide the model; 1 for what they do not say."""
-    return Split(
+    return LoggedSplit(
         _count(setting(found, "tensor-parallel-size")),
         _count(setting(found, "pipeline-parallel-size")),
         _count(setting(found, "nnodes")),

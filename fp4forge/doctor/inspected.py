@@ -20,7 +20,7 @@ FORM = (
 )
 
 
-class _Container(Struct, frozen=True):
+class _ContainerConfig(Struct, frozen=True):
     """``Config`` of docker inspect; these types follow GET /containers/ID/json of the engine."""
 
     Image: str | None = None
@@ -38,7 +38,7 @@ class _Port(Struct, frozen=True):
 _Ports = dict[str, list[_Port] | None]
 
 
-class _Request(Struct, frozen=True):
+class _DeviceRequest(Struct, frozen=True):
     """A device request; Count -1 asks for all."""
 
     Driver: str | None = None
@@ -55,14 +55,14 @@ class _Ulimit(Struct, frozen=True):
     Soft: int | None = None
 
 
-class _Host(Struct, frozen=True):
+class _HostConfig(Struct, frozen=True):
     Memory: int | None = None  # bytes; 0: no limit
     Ulimits: list[_Ulimit] | None = None
     ShmSize: int | None = None
     IpcMode: str | None = None
     NetworkMode: str | None = None
     Runtime: str | None = None
-    DeviceRequests: list[_Request] | None = None
+    DeviceRequests: list[_DeviceRequest] | None = None
     Devices: list[_Device] | None = None
     PortBindings: _Ports | None = None
 
@@ -71,7 +71,7 @@ class _Health(Struct, frozen=True):
     Status: str | None = None
 
 
-class _State(Struct, frozen=True):
+class _ContainerState(Struct, frozen=True):
     Status: str | None = None
     Pid: int | None = None
     ExitCode: int | None = None
@@ -93,9 +93,9 @@ class _Network(Struct, frozen=True):
 class Inspected(Struct, frozen=True):
     """One object of docker inspect; podman adds ImageName and OCIRuntime."""
 
-    Config: _Container | None
-    HostConfig: _Host | None = None
-    State: _State | None = None
+    Config: _ContainerConfig | None
+    HostConfig: _HostConfig | None = None
+    State: _ContainerState | None = None
     Mounts: list[_Mounted] | None = None
     NetworkSettings: _Network | None = None
     ImageName: str | None = None
@@ -117,8 +117,8 @@ def from_inspect(data: object, where: str = "docker inspect", here: bool = False
     if isinstance(data, list):
         data = next((one for one in data if "vllm" in str(one)[:100_000].lower()), data[0])
     found = reading.shaped(data, Inspected, where, UsageError)
-    config, host = found.Config or _Container(), found.HostConfig or _Host()
-    state = found.State or _State()
+    config, host = found.Config or _ContainerConfig(), found.HostConfig or _HostConfig()
+    state = found.State or _ContainerState()
     image = found.ImageName or config.Image or ""
     entrypoint = _listed(config.Entrypoint)
     given = commands.words([*entrypoint, *_listed(config.Cmd)])
@@ -156,7 +156,9 @@ def _mount(entry: _Mounted, here: bool) -> Mount:
     return Mount(entry.Source or "", entry.Destination or "", kind, here)
 
 
-def _requested(config: _Container, host: _Host, *, known: bool) -> tuple[bool | None, int | None]:
+def _requested(
+    config: _ContainerConfig, host: _HostConfig, *, known: bool
+) -> tuple[bool | None, int | None]:
     """Whether the container asks for a GPU, and for how many; None is all, or unknown.
 
     Args:
@@ -191,7 +193,7 @@ def visible(found: Evidence) -> int | None:
     return _visible(found.environment.get("CUDA_VISIBLE_DEVICES", ""))
 
 
-def _address(out: Evidence, found: Inspected, host: _Host) -> None:
+def _address(out: Evidence, found: Inspected, host: _HostConfig) -> None:
     """Where the server is published on this host."""
     addresses = _host_ports((found.NetworkSettings or _Network()).Ports)
     if addresses and _PORT.fullmatch(addresses[0]):

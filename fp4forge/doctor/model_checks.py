@@ -19,7 +19,7 @@ from fp4forge.doctor.diagnosis import (
     ERROR,
     NOTE,
     WARNING,
-    Finding,
+    Diagnosis,
     check,
     failed_line,
     line_of,
@@ -29,7 +29,7 @@ from fp4forge.doctor.evidence import Evidence, Mount
 from fp4forge.doctor.variables import UNKNOWN
 from fp4forge.kernels.gpus import GPUS
 from fp4forge.models import family, switches
-from fp4forge.models.family import Setting
+from fp4forge.models.family import FamilySetting
 
 _LOADED = (
     r"Resolved architecture: |Loading weights took|Loading safetensors|Application startup complete"
@@ -39,7 +39,7 @@ _TOOLS = r"tool choice requires --enable-auto-tool-choice|tool.choice.*--tool-ca
 
 
 @check
-def quantization(found: Evidence) -> Iterator[Finding]:
+def quantization(found: Evidence) -> Iterator[Diagnosis]:
     """A method asked for that the checkpoint does not have."""
     line = failed_line(found, r"KeyError: .*weight_packed")
     chosen = (found.flag("--quantization") or "").lower()
@@ -48,7 +48,7 @@ def quantization(found: Evidence) -> Iterator[Finding]:
     differ = bool(chosen and declared) and _method(chosen) != _method(declared)
     if line:
         own = declared == "compressed-tensors"
-        yield Finding(
+        yield Diagnosis(
             "quantization",
             ERROR,
             line,
@@ -58,7 +58,7 @@ def quantization(found: Evidence) -> Iterator[Finding]:
             "build.py checkpoint inspect DIR" if own else "--quantization modelopt",
         )
     elif differ:
-        yield Finding(
+        yield Diagnosis(
             "quantization",
             WARNING if found.ready else ERROR,
             f"--quantization {chosen}; config.json says {declared}",
@@ -72,7 +72,7 @@ def _method(name: str) -> str:
     return "modelopt" if name.startswith("modelopt") or name == "nvfp4" else name.replace("_", "-")
 
 
-def needed(found: Evidence) -> Iterator[Setting]:
+def needed(found: Evidence) -> Iterator[FamilySetting]:
     """What the model's family needs with this vLLM, on these GPUs."""
     known, version = facts.family_of(found), found.version
     names = {name for name, gpu in GPUS.items() if gpu.label in facts.capabilities(found)}
@@ -102,7 +102,7 @@ def _quantised(found: Evidence) -> bool:
 
 
 @check
-def family_settings(found: Evidence) -> Iterator[Finding]:
+def family_settings(found: Evidence) -> Iterator[Diagnosis]:
     """A setting that the family needs and the server lacks."""
     for setting in needed(found):
         name = setting.flag or setting.variable
@@ -112,7 +112,7 @@ def family_settings(found: Evidence) -> Iterator[Finding]:
             setting.value,
             None if found.log else "",
         ):
-            yield Finding(
+            yield Diagnosis(
                 "family-setting",
                 WARNING,
                 f"{name} {setting.value} is not set".replace("  ", " "),
@@ -122,13 +122,13 @@ def family_settings(found: Evidence) -> Iterator[Finding]:
             )
 
 
-def _value(found: Evidence, setting: Setting) -> str | None:
+def _value(found: Evidence, setting: FamilySetting) -> str | None:
     if setting.variable:
         return found.environment.get(setting.variable)
     return found.flag(setting.flag)
 
 
-def _moe(found: Evidence, setting: Setting) -> Iterator[Finding]:
+def _moe(found: Evidence, setting: FamilySetting) -> Iterator[Diagnosis]:
     """Experts on another backend than the family's, chosen or about to be."""
     chosen = read_log(found.parsed.text).moe
     evidence = ""
@@ -142,7 +142,7 @@ def _moe(found: Evidence, setting: Setting) -> Iterator[Finding]:
         fix = f"{setting.flag} {setting.value}"
         # A need that a later release ends is a fault of this one; any other is a preference.
         severity = ERROR if setting.until else WARNING
-        yield Finding("moe-backend", severity, evidence, setting.why, fix, setting.source)
+        yield Diagnosis("moe-backend", severity, evidence, setting.why, fix, setting.source)
 
 
 def _forced(found: Evidence) -> bool:
@@ -152,16 +152,16 @@ def _forced(found: Evidence) -> bool:
 
 
 @check
-def flashinfer_moe(found: Evidence) -> Iterator[Finding]:
+def flashinfer_moe(found: Evidence) -> Iterator[Diagnosis]:
     """FlashInfer's experts forced for a family that needs others."""
     name = "VLLM_USE_FLASHINFER_MOE_FP4"
     other = next((s for s in needed(found) if s.flag == "--moe-backend" and s.until), None)
     if found.environment.get(name) == "1" and other and switches.known()[name].known(found.version):
-        yield Finding("flashinfer-moe", ERROR, f"{name}=1", other.why, "remove it", other.source)
+        yield Diagnosis("flashinfer-moe", ERROR, f"{name}=1", other.why, "remove it", other.source)
 
 
 @check
-def speculative(found: Evidence) -> Iterator[Finding]:
+def speculative(found: Evidence) -> Iterator[Diagnosis]:
     """Speculative decoding that the family cannot use with this vLLM."""
     known = facts.family_of(found)
     mode = _mode(found)
@@ -169,7 +169,7 @@ def speculative(found: Evidence) -> Iterator[Finding]:
     for entry in known.speculative:
         asked = entry.mode == mode or (entry.mode == "eagle3" and bool(eagle))
         if asked and not entry.works and found.version and entry.holds(found.version):
-            yield Finding(
+            yield Diagnosis(
                 "speculative",
                 ERROR,
                 ", ".join([f"speculative decoding by {mode}"] * bool(mode) + eagle),
@@ -192,7 +192,7 @@ def _mode(found: Evidence) -> str:
 
 
 @check
-def attention(found: Evidence) -> Iterator[Finding]:
+def attention(found: Evidence) -> Iterator[Diagnosis]:
     """An attention backend that cannot do the model's heads."""
     line = failed_line(found, r"head_size not supported|[Hh]ead size \d+ is not supported")
     chosen = (_attention(found) or "").upper()
@@ -203,7 +203,7 @@ def attention(found: Evidence) -> Iterator[Finding]:
     if not line and not (cannot and not found.ready):
         return
     heads = f": {wide} wide heads" if wide else ""
-    yield Finding(
+    yield Diagnosis(
         "attention-backend",
         ERROR,
         line or f"--attention-backend {chosen}{heads}",
@@ -220,7 +220,7 @@ def _attention(found: Evidence) -> str | None:
 
 
 @check
-def tool_choice(found: Evidence) -> Iterator[Finding]:
+def tool_choice(found: Evidence) -> Iterator[Diagnosis]:
     """Requests with tools, to a server without a parser for them."""
     line = line_of(found, _TOOLS)
     if not line:
@@ -234,7 +234,7 @@ def tool_choice(found: Evidence) -> Iterator[Finding]:
         flag += f" (if this is {known.title}, as its name says)"
     elif not parser:
         flag += ": by the model's family, docs/features/tool_calling.md of vLLM lists them"
-    yield Finding(
+    yield Diagnosis(
         "tool-choice",
         ERROR,
         line,
@@ -246,7 +246,7 @@ def tool_choice(found: Evidence) -> Iterator[Finding]:
 
 
 @check
-def parser(found: Evidence) -> Iterator[Finding]:
+def parser(found: Evidence) -> Iterator[Diagnosis]:
     """A parser made for another family: its markers are not in the tokenizer."""
     known = facts.family_of(found)
     for flag, right in (
@@ -257,7 +257,7 @@ def parser(found: Evidence) -> Iterator[Finding]:
         owner = next((f for f in family.table().values() if _owns(f, flag, chosen)), None)
         foreign = owner is not None and chosen in owner.model_types and owner is not known
         if right and chosen and chosen != right.name and foreign:
-            yield Finding(
+            yield Diagnosis(
                 "parser",
                 WARNING if found.ready else ERROR,
                 f"{flag} {chosen}",
@@ -274,13 +274,13 @@ def _owns(one: family.Family, flag: str, name: str | None) -> bool:
 
 
 @check
-def versions(found: Evidence) -> Iterator[Finding]:
+def versions(found: Evidence) -> Iterator[Diagnosis]:
     """A vLLM too old to know the model."""
     known, version = facts.family_of(found), found.version
     for quirk in known.quirks:
         first = quirk.until and not quirk.since and quirk.id.endswith("-from")
         if version and first and Version(version) < Version(quirk.until):
-            yield Finding(
+            yield Diagnosis(
                 "vllm-version",
                 WARNING if found.ready else ERROR,
                 f"vLLM {version}",
@@ -298,7 +298,7 @@ def _has_files(folder: Path) -> bool:
 
 
 @check
-def model_mount(found: Evidence) -> Iterator[Finding]:
+def model_mount(found: Evidence) -> Iterator[Diagnosis]:
     """The model is not where the server looks."""
     loaded = bool(line_of(found, _LOADED))
     for folder, here in facts.folders(found):
@@ -309,7 +309,7 @@ def model_mount(found: Evidence) -> Iterator[Finding]:
         if there and _has_files(folder):
             state = "has no config.json"
         certain = there or here
-        yield Finding(
+        yield Diagnosis(
             "model-mount",
             ERROR if certain else NOTE,
             f"{folder} {state}",
@@ -319,7 +319,7 @@ def model_mount(found: Evidence) -> Iterator[Finding]:
             "mount the folder with config.json and the weights",
         )
     if not loaded and _nowhere(facts.model(found), found.mounts):
-        yield Finding(
+        yield Diagnosis(
             "model-mount",
             ERROR,
             f"nothing is mounted at {facts.model(found)}",
@@ -328,7 +328,7 @@ def model_mount(found: Evidence) -> Iterator[Finding]:
         )
     line = failed_line(found, r"Invalid repository ID or local directory|is not a local folder")
     if line:
-        yield Finding(
+        yield Diagnosis(
             "model-mount",
             ERROR,
             line,

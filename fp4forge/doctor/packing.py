@@ -14,7 +14,7 @@ from fp4forge.core.limits import LOG_BYTES
 from fp4forge.core.text import as_json, without_secrets
 from fp4forge.doctor import described, gather, inspected
 from fp4forge.doctor import evidence as evidences
-from fp4forge.doctor.evidence import Evidence, Given
+from fp4forge.doctor.evidence import Evidence, GivenEvidence
 from fp4forge.oci import acquire
 
 _RECORDS = {f"{name}.json": name for name in acquire.RECORDS}
@@ -72,7 +72,7 @@ def _cleaned(value: Any) -> Any:
     return clean(value) if isinstance(value, str) else value
 
 
-def write(path: Path, handed: gather.Handed, found: Evidence) -> None:
+def write(path: Path, handed: gather.EvidenceSources, found: Evidence) -> None:
     """Writes the bundle of what was handed over, and of what a container gave.
 
     Raises:
@@ -169,20 +169,20 @@ def read(path: Path) -> Evidence:
     found = Evidence()
     if "inspect.json" in parts:
         found = described.from_text(parts["inspect.json"], f"inspect.json of {path}")
-        found.inputs.append(Given("inspect.json", inspected.summary(found), inspected.FORM))
+        found.inputs.append(GivenEvidence("inspect.json", inspected.summary(found), inspected.FORM))
     elif "compose.yaml" in parts:
         text = parts["compose.yaml"].decode(errors="replace")
         found = described.composed.from_text(text, f"compose.yaml of {path}", path.parent)
         # The bundle's own machine is another one.
         found.mounts = [evidences.Mount(m.source, m.target, m.kind, False) for m in found.mounts]
         form = described.composed.FORM
-        found.inputs.append(Given("compose.yaml", inspected.summary(found), form))
+        found.inputs.append(GivenEvidence("compose.yaml", inspected.summary(found), form))
     if "log.txt" in parts:
         found.log = evidences.as_log(parts["log.txt"])
-        found.inputs.append(Given("log.txt", gather.log_facts(found), gather.LOG_FORM))
+        found.inputs.append(GivenEvidence("log.txt", gather.log_facts(found), gather.LOG_FORM))
     if "nvidia-smi.txt" in parts:
         gather.take_smi(found, evidences.as_log(parts["nvidia-smi.txt"]), "nvidia-smi.txt")
-    found.records = acquire.Records(
+    found.records = acquire.ImageRecords(
         {stem: parts[name] for name, stem in _RECORDS.items() if name in parts}
     )
     found.inputs += [gather.recorded(found)] if found.records.contents else []

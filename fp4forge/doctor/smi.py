@@ -14,7 +14,7 @@ FORM = (
 
 
 @dataclass(frozen=True)
-class Gpu:
+class SmiGpu:
     """One GPU as nvidia-smi sees it; capability such as 12.1, memory in MiB (0: unknown)."""
 
     name: str
@@ -67,7 +67,7 @@ def failure(text: str) -> str:
     return next((line.strip(" |") for line in text.splitlines() if _FAILED.search(line)), "")
 
 
-def gpus(text: str) -> list[Gpu]:
+def gpus(text: str) -> list[SmiGpu]:
     """The GPUs in any of nvidia-smi's forms."""
     text = text.removeprefix("\ufeff")
     if "<nvidia_smi_log" in text[:2000]:
@@ -79,7 +79,7 @@ def gpus(text: str) -> list[Gpu]:
     return _table(text) if _DRIVER.search(text) else _csv(text)
 
 
-def _csv(text: str) -> list[Gpu]:
+def _csv(text: str) -> list[SmiGpu]:
     """``--query-gpu``: columns by its header, or those that FORM names."""
     columns, out = ["name", "compute_cap", "driver_version", "memory.total"], []
     for row in text.splitlines():
@@ -93,7 +93,7 @@ def _csv(text: str) -> list[Gpu]:
         able = found.get("compute_cap") or capability(name)
         known = _NUMBER.fullmatch(driver) or "driver_version" not in columns
         if name and _CAPABILITY.fullmatch(able) and known:
-            out.append(Gpu(name, able, driver, _mib(found.get("memory.total", ""))))
+            out.append(SmiGpu(name, able, driver, _mib(found.get("memory.total", ""))))
     return out
 
 
@@ -102,14 +102,14 @@ def _mib(text: str) -> int:
     return int(match[1]) if match else 0
 
 
-def _made(name: str, driver: str, memory: int) -> Gpu:
+def _made(name: str, driver: str, memory: int) -> SmiGpu:
     name = re.sub(r"\s+", " ", name).strip()
-    return Gpu(name, capability(name), driver if _NUMBER.fullmatch(driver) else "", memory)
+    return SmiGpu(name, capability(name), driver if _NUMBER.fullmatch(driver) else "", memory)
 
 
-def _table(text: str) -> list[Gpu]:
+def _table(text: str) -> list[SmiGpu]:
     driver = _DRIVER.search(text)
-    out: list[Gpu] = []
+    out: list[SmiGpu] = []
     name = ""
     for line in text.splitlines():
         if row := _ROW.match(line):
@@ -127,7 +127,7 @@ def _table(text: str) -> list[Gpu]:
     return out
 
 
-def _query(text: str) -> list[Gpu]:
+def _query(text: str) -> list[SmiGpu]:
     driver = _DRIVER.search(text)
     out = []
     for part in re.split(r"(?m)^GPU [0-9A-Fa-f]{8}:", text)[1:] or [text]:
@@ -139,7 +139,7 @@ def _query(text: str) -> list[Gpu]:
     return out
 
 
-def _xml(text: str) -> list[Gpu]:
+def _xml(text: str) -> list[SmiGpu]:
     """By patterns: they expand no entities, and read a file that was cut as far as it goes."""
     driver = re.search(r"<(?:driver|kmd)_version>\s*([0-9][^<]{1,40})<", text)
     out = []

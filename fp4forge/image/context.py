@@ -32,7 +32,7 @@ from fp4forge.core.paths import (
 )
 from fp4forge.image import render
 from fp4forge.inputs import sbom
-from fp4forge.inputs.patches import Series
+from fp4forge.inputs.patches import PatchSeries
 from fp4forge.models import backends
 from fp4forge.plan import components, packages
 from fp4forge.plan.plan import Plan
@@ -135,7 +135,7 @@ def _files(plan: Plan) -> tuple[dict[str, bytes], list[Path]]:
         *([backends.path(plan.vllm_version)] if answers else []),
     ]
     if plan.strategy == "source":
-        choice = components.Choice(plan.components, plan.components_left_out, plan.sources)
+        choice = components.ComponentChoice(plan.components, plan.components_left_out, plan.sources)
         crossing = {"cross": asdict(plan.cross)} if plan.cross else {}
         files["compile.json"] = _json(
             choice.instructions(plan.arch_list, plan.predicted) | crossing
@@ -158,7 +158,7 @@ def _is_source(path: Path) -> bool:
     return path.is_file() and "__pycache__" not in path.parts
 
 
-def _series(series: Series, variant: str, tier: str, folder: str) -> dict[str, bytes]:
+def _series(series: PatchSeries, variant: str, tier: str, folder: str) -> dict[str, bytes]:
     """A tier's patches in the build context: series.json and the diffs."""
     chosen = series.for_variant(variant, tier)
     record = {

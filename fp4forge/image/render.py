@@ -21,7 +21,7 @@ from fp4forge.inputs import patches
 from fp4forge.inputs import release as releases
 from fp4forge.inputs.failures import Failures
 from fp4forge.inputs.locks import LAYERS
-from fp4forge.inputs.patches import Series, patched_files
+from fp4forge.inputs.patches import PatchSeries, patched_files
 from fp4forge.inputs.release import Release
 from fp4forge.plan.plan import Plan
 
@@ -127,7 +127,7 @@ def _name(release: Release, strategy: str, *, cross: bool) -> str:
     return f"{release.release}/{strategy}{'-cross' if cross else ''}.Dockerfile"
 
 
-def _render(release: Release, series: Series, strategy: str, *, cross: bool) -> str:
+def _render(release: Release, series: PatchSeries, strategy: str, *, cross: bool) -> str:
     environment = _environment(escape=False)
     text: str = environment.get_template("Dockerfile.j2").render(
         release=release,
@@ -142,7 +142,7 @@ def _render(release: Release, series: Series, strategy: str, *, cross: bool) -> 
     return text
 
 
-def _variant(release: Release, series: Series, name: str) -> Variant:
+def _variant(release: Release, series: PatchSeries, name: str) -> Variant:
     files = patched_files(series.for_variant(name))
     layers = sorted({path.rsplit("/", 1)[0].replace("/", "-") for path in files})
     return Variant(name, tuple(layers), release.environment.get(name, {}))

@@ -15,7 +15,7 @@ from fp4forge.core.limits import INPUT_BYTES
 from fp4forge.core.paths import RELEASES
 
 
-class Rules(Struct, frozen=True, forbid_unknown_fields=True):
+class ArchRules(Struct, frozen=True, forbid_unknown_fields=True):
     """A table of what CMake made of lists, as ``maintain.arch_rules`` writes it."""
 
     units: list[list[str]]  # sources that are always compiled alike
@@ -52,7 +52,7 @@ def _fit(numbers: list[int], what: list[str]) -> bool:
 
 
 @cache
-def load(vllm: str) -> Rules:
+def load(vllm: str) -> ArchRules:
     """The table of a release.
 
     Raises:
@@ -71,14 +71,14 @@ def load(vllm: str) -> Rules:
     return parse(reading.text(path, ReleaseError, INPUT_BYTES, where), where)
 
 
-def parse(text: str, where: str) -> Rules:
+def parse(text: str, where: str) -> ArchRules:
     """The table in a text; ``where`` names it in messages.
 
     Raises:
         ReleaseError: the text is not what ``arch extract`` writes.
     """
     try:
-        return msgspec.json.decode(text, type=Rules)
+        return msgspec.json.decode(text, type=ArchRules)
     except (msgspec.DecodeError, RecursionError) as error:
         raise ReleaseError(
             f"{where} does not hold a table of architectures: {error}",

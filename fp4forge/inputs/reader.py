@@ -14,12 +14,12 @@ from fp4forge.core import reading
 from fp4forge.core.errors import ForgeError
 from fp4forge.core.limits import INPUT_BYTES
 from fp4forge.inputs import document
-from fp4forge.inputs.document import Document, Malformed, Place
+from fp4forge.inputs.document import MalformedYaml, Place, YamlDocument
 
 T = TypeVar("T")
 
 
-class Broken(ValueError):
+class BrokenField(ValueError):
     """What ``__post_init__`` raises for a field; the text continues a sentence about it."""
 
     def __init__(self, field: str, text: str, rule: str) -> None:
@@ -58,7 +58,7 @@ def by_version(names: Iterable[str], where: str, failure: type[ForgeError]) -> t
 
 
 @dataclass(frozen=True)
-class Format(Generic[T]):
+class InputFormat(Generic[T]):
     """A kind of input file: its type, its schema's name, and the failure that a broken one is."""
 
     struct: type[T]
@@ -78,7 +78,7 @@ class Format(Generic[T]):
         """
         try:
             read = document.compose(text, self.blocks)
-        except Malformed as error:
+        except MalformedYaml as error:
             raise self._failure(where, error.line, f" {error}", error.rule, error.remedy) from None
         try:
             return msgspec.convert(read.value, self.struct)
@@ -91,7 +91,9 @@ class Format(Generic[T]):
             place + text, rule=rule, remedy=remedy or f"schemas/{self.name}.json lists every field"
         )
 
-    def _refused(self, where: str, read: Document, error: msgspec.ValidationError) -> ForgeError:
+    def _refused(
+        self, where: str, read: YamlDocument, error: msgspec.ValidationError
+    ) -> ForgeError:
         said, steps = _split(str(error))
         place = _locate(self.struct, read.value, steps, str(error))
         value = _at(read.value, place)
@@ -109,7 +111,7 @@ class Format(Generic[T]):
             text = f"is {document.kind(value)} where {_KINDS.get(found[1], found[1])} is expected"
             if found[1] == "str" and isinstance(value, (bool, int, float)):
                 remedy = "put it in quotes"
-        elif isinstance(error.__cause__, Broken):
+        elif isinstance(error.__cause__, BrokenField):
             text, rule = said, error.__cause__.rule
             place = (*place, error.__cause__.field)
         elif is_key:

@@ -26,7 +26,7 @@ from fp4forge.inputs.release import Artefact, LeaveOut, Release
 from fp4forge.kernels.base import Progress
 from fp4forge.kernels.ledger import Ledger, differences, expected
 from fp4forge.maintain import arch_rules, externals, index, locking, porting, sources, switches
-from fp4forge.maintain.porting import Port
+from fp4forge.maintain.porting import SeriesPort
 from fp4forge.plan import prediction
 
 # Files uploaded later than that after vLLM were never tested with it.
@@ -38,7 +38,7 @@ _COMPILERS = ("nvidia-cuda-nvcc", "nvidia-nvvm", "nvidia-cuda-crt", "nvidia-cuda
 
 
 @dataclass
-class Report:
+class AddedRelease:
     """What adding a release found; ``person`` names each file to be written by hand, and why."""
 
     version: str
@@ -53,18 +53,18 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Draft:
+class ReleaseDraft:
     """A release that is not written yet."""
 
     version: str
     text: str  # of releases/<version>.yaml
     archs: dict[str, str]  # files under releases/archs
     switches: dict[str, list[str]]
-    patches: Port
-    report: Report
+    patches: SeriesPort
+    report: AddedRelease
 
 
-def draft(version: str, report: Progress) -> Draft:
+def draft(version: str, report: Progress) -> ReleaseDraft:
     """Everything that a release needs, from the index, its sources and its wheels.
 
     Args:
@@ -84,7 +84,7 @@ def draft(version: str, report: Progress) -> Draft:
             remedy=f"build.py release show {version}, or release remove {version} first",
         )
     before = _before(version)
-    notes = Report(version)
+    notes = AddedRelease(version)
     report("the package index")
     sdist, wheels, uploaded = files_of(version)
     last = uploaded + timedelta(days=_DAYS)
@@ -139,10 +139,10 @@ def draft(version: str, report: Progress) -> Draft:
     notes.person.append(
         f"releases/{version}.yaml: unpacked_gb is an estimate until an image is built"
     )
-    return Draft(version, text, archs, known, ported, notes)
+    return ReleaseDraft(version, text, archs, known, ported, notes)
 
 
-def write(made: Draft, report: Progress) -> Report:
+def write(made: ReleaseDraft, report: Progress) -> AddedRelease:
     """Writes a draft: rules, patches, the release file, then locks and generated files.
 
     Raises:
@@ -247,7 +247,7 @@ def _resolve(requirements: list[str], last: date) -> dict[str, str]:
     return dict(map(locks.pin, entries(text).values()))
 
 
-def _environment(before: Release, tree: Path, notes: Report) -> dict[str, dict[str, str]]:
+def _environment(before: Release, tree: Path, notes: AddedRelease) -> dict[str, dict[str, str]]:
     """The earlier release's defaults, as far as this vLLM reads them."""
     text = (tree / "vllm/envs.py").read_text()
     found: dict[str, dict[str, str]] = {}
@@ -295,7 +295,7 @@ def _budget(pins: dict[str, str], before: Release) -> float:
 
 
 def _arch_list(
-    wheel: Artefact, rules: arch_inputs.Rules, version: str, cuda: str, report: Progress
+    wheel: Artefact, rules: arch_inputs.ArchRules, version: str, cuda: str, report: Progress
 ) -> str:
     """What a wheel was compiled for; the prediction from it is what the wheel holds.
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from fp4forge.core.text import shown
 from fp4forge.maintain import releases
-from fp4forge.maintain.adding import Report
-from fp4forge.plan.request import Request
+from fp4forge.maintain.adding import AddedRelease
+from fp4forge.plan.request import ImageRequest
 from fp4forge.plan.resolve import resolve
 
 _MOST = 60  # rows of one table
@@ -19,14 +19,14 @@ def kernels(old: str, new: str, arch: str, base: str) -> list[tuple[str, str, st
     values = []
     for release in (old, new):
         plan = resolve(
-            Request(arch, release, variant="plain", strategy="wheel", base=base, aot="none")
+            ImageRequest(arch, release, variant="plain", strategy="wheel", base=base, aot="none")
         )
         values.append({group: " ".join(found) for group, found in plan.predicted.items()})
     return [row for row in releases.rows("kernels", values) if row[1] != row[2]]
 
 
 def markdown(
-    report: Report,
+    report: AddedRelease,
     old: str,
     differences: Iterable[tuple[str, str, str]],
     built: list[dict[str, Any]],

@@ -18,14 +18,14 @@ from fp4forge.core import files
 from fp4forge.core.errors import PatchError, UsageError
 from fp4forge.image.stages.apply_patches import Refused, apply_one, failed_hunks, gnu_patch
 from fp4forge.inputs import patches as series
-from fp4forge.inputs.patches import Patch, Series
+from fp4forge.inputs.patches import Patch, PatchSeries
 from fp4forge.maintain import sources
 
 APPLIES, OFFSET, UPSTREAM, DRIFTED = "applies", "applies with offsets", "upstream", "drifted"
 
 
 @dataclass(frozen=True)
-class State:
+class PatchState:
     """How one patch stands against one source tree."""
 
     id: str
@@ -48,7 +48,7 @@ def has_fix(tree: Path, detect: dict[str, str]) -> bool:
     return True
 
 
-def check(version: str) -> list[State]:
+def check(version: str) -> list[PatchState]:
     """Each patch of a version's series against that version's pinned source.
 
     Raises:
@@ -60,31 +60,35 @@ def check(version: str) -> list[State]:
     with _copy(tree, sequence) as work:
         for patch in sequence.patches:
             if has_fix(work, patch.detect):
-                states.append(State(patch.id, UPSTREAM, "the source has the fix: drop the patch"))
+                states.append(
+                    PatchState(patch.id, UPSTREAM, "the source has the fix: drop the patch")
+                )
                 continue
             try:
                 apply_one(sequence.instructions(patch), sequence.folder / patch.file, work)
             except Refused as refusal:
                 reason = str(refusal).removeprefix(f"patch {patch.id}: ")
-                states.append(State(patch.id, DRIFTED, reason))
+                states.append(PatchState(patch.id, DRIFTED, reason))
                 continue
             found = has_fix(work, patch.detect)
             states.append(
-                State(patch.id, APPLIES)
+                PatchState(patch.id, APPLIES)
                 if found
-                else State(patch.id, DRIFTED, "its own result does not match its detect patterns")
+                else PatchState(
+                    patch.id, DRIFTED, "its own result does not match its detect patterns"
+                )
             )
     for fix in sequence.already_upstream:
         found = has_fix(tree, fix.detect)
         states.append(
-            State(fix.id, UPSTREAM, f"in vLLM since {fix.fixed_in}")
+            PatchState(fix.id, UPSTREAM, f"in vLLM since {fix.fixed_in}")
             if found
-            else State(fix.id, DRIFTED, "recorded as upstream, but not found in the source")
+            else PatchState(fix.id, DRIFTED, "recorded as upstream, but not found in the source")
         )
     return states
 
 
-def base_of(version: str) -> Series:
+def base_of(version: str) -> PatchSeries:
     """The series to start from for a version: the newest before it, or its own if it is the first.
 
     Raises:
@@ -102,7 +106,7 @@ def base_of(version: str) -> Series:
     return series.load("vllm", (earlier or known)[-1])
 
 
-def drift(version: str) -> list[State]:
+def drift(version: str) -> list[PatchState]:
     """What the series of ``base_of`` would need on a version.
 
     Raises:
@@ -122,7 +126,7 @@ def drift(version: str) -> list[State]:
     return states
 
 
-def refresh(version: str) -> list[State]:
+def refresh(version: str) -> list[PatchState]:
     """Rebases a series onto its version's pinned source and records files and hashes; no fuzz.
 
     The record is written last. Until then, whenever this process is killed, the diffs that are new
@@ -147,7 +151,7 @@ def refresh(version: str) -> list[State]:
                 diffs[patch.file] = "".join(_diff(p, before[p], after[p]) for p in paths)
             hashes = {path: (_sha(before[path]), _sha(after[path])) for path in paths}
             text = _with_hashes(text, patch.id, hashes)
-            states.append(State(patch.id, OFFSET if offset else APPLIES, offset))
+            states.append(PatchState(patch.id, OFFSET if offset else APPLIES, offset))
     for path, content in read.items():
         if path.read_bytes() != content:
             raise PatchError(
@@ -163,9 +167,9 @@ def refresh(version: str) -> list[State]:
 
 def _against(
     patch: Patch, before: dict[str, str], after: dict[str, str], tree: Path, merged: dict[str, str]
-) -> State:
+) -> PatchState:
     if has_fix(tree, patch.detect):
-        return State(patch.id, UPSTREAM, "the source has the fix: drop the patch")
+        return PatchState(patch.id, UPSTREAM, "the source has the fix: drop the patch")
     failed, merges, moved, results = [], [], [], {}
     for path, old in before.items():
         target = _find(tree, path)
@@ -181,7 +185,7 @@ def _against(
         else:
             results[path] = result
     if failed:
-        return State(patch.id, DRIFTED, "; ".join(failed + moved), "\n".join(merges))
+        return PatchState(patch.id, DRIFTED, "; ".join(failed + moved), "\n".join(merges))
     diff = "".join(
         _diff(target.relative_to(tree).as_posix(), merged.get(path) or target.read_text(), result)
         for path, result in sorted(results.items())
@@ -190,9 +194,9 @@ def _against(
     merged |= results
     exact = not moved and all(results[p] == text for p, text in after.items())
     if exact:
-        return State(patch.id, APPLIES, diff=diff)
+        return PatchState(patch.id, APPLIES, diff=diff)
     said = "; ".join(moved) or "the lines around it are unchanged"
-    return State(patch.id, OFFSET, said, diff=diff)
+    return PatchState(patch.id, OFFSET, said, diff=diff)
 
 
 def _merge(ours: str, base: str, theirs: str) -> tuple[str, list[str]]:
@@ -268,7 +272,7 @@ def _sha(text: str) -> str:
 
 
 @contextmanager
-def _copy(tree: Path, sequence: Series) -> Iterator[Path]:
+def _copy(tree: Path, sequence: PatchSeries) -> Iterator[Path]:
     """A folder with the files that the series touches or looks at."""
     names = {name for patch in sequence.patches for name in sequence.touched(patch)}
     names |= {name for patch in sequence.patches for name in patch.detect}

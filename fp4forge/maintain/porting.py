@@ -10,27 +10,27 @@ from fp4forge.core import files
 from fp4forge.core.errors import PatchError
 from fp4forge.core.paths import PATCHES
 from fp4forge.image import render
-from fp4forge.inputs.patches import Patch, Series
+from fp4forge.inputs.patches import Patch, PatchSeries
 from fp4forge.maintain import patching
-from fp4forge.maintain.patching import State
+from fp4forge.maintain.patching import PatchState
 
 
 @dataclass(frozen=True)
-class Port:
+class SeriesPort:
     """A series for another version: what came of each patch, and the files to write."""
 
     version: str
     base: str  # the version whose series was carried over
-    states: tuple[State, ...]
+    states: tuple[PatchState, ...]
     files: dict[str, str]  # under patches/vllm/<version>
 
     @property
-    def conflicts(self) -> tuple[State, ...]:
+    def conflicts(self) -> tuple[PatchState, ...]:
         """The patches that a person must write."""
         return tuple(state for state in self.states if state.state == patching.DRIFTED)
 
 
-def port(version: str) -> Port:
+def port(version: str) -> SeriesPort:
     """The newest earlier series as it fits a version; nothing is written.
 
     Raises:
@@ -41,12 +41,12 @@ def port(version: str) -> Port:
     old = patching.base_of(version)
     states = patching.drift(version)
     diffs = {f"{state.id}.patch": state.diff for state in states if state.diff}
-    return Port(
+    return SeriesPort(
         version, old.version, tuple(states), diffs | {"series.yaml": _record(old, states, version)}
     )
 
 
-def write(found: Port) -> None:
+def write(found: SeriesPort) -> None:
     """Writes the series, then records files and hashes (``patch refresh``).
 
     Raises:
@@ -63,7 +63,7 @@ def write(found: Port) -> None:
         raise
 
 
-def _record(old: Series, states: list[State], version: str) -> str:
+def _record(old: PatchSeries, states: list[PatchState], version: str) -> str:
     """The text of the new series.yaml: records keep their words; hashes come from a refresh."""
     text = (old.folder / "series.yaml").read_text(encoding="utf-8")
     by_id = {patch.id: patch for patch in old.patches}

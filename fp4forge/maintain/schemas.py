@@ -11,12 +11,12 @@ from fp4forge.advisories import vex
 from fp4forge.bench import card, prompts, suite
 from fp4forge.core.paths import SCHEMAS
 from fp4forge.inputs import bases, defaults, patches, policy, release, sbom
-from fp4forge.inputs.reader import Format
+from fp4forge.inputs.reader import InputFormat
 from fp4forge.models import family, faults, formats, switches, tensors
 from fp4forge.quantise import release as quantiser
 from fp4forge.serve import recipes
 
-FORMATS: tuple[Format[Any], ...] = (
+FORMATS: tuple[InputFormat[Any], ...] = (
     release.FORMAT,
     bases.FORMAT,
     defaults.FORMAT,

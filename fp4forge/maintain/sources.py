@@ -70,7 +70,7 @@ def fetch(artefact: Artefact) -> Path:
                                 f"{artefact.file} is too large",
                                 rule=f"at most {FETCHED_BYTES:,} bytes are fetched",
                             )
-        except http.NoAnswer as error:
+        except http.NoHttpAnswer as error:
             raise ArtefactError(f"the package index: {error}") from None
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise ArtefactError(

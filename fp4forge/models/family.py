@@ -17,7 +17,7 @@ from packaging.version import Version
 
 from fp4forge.core.errors import CheckpointError, ReleaseError
 from fp4forge.core.paths import FAMILIES
-from fp4forge.inputs.reader import Broken, Format, one_of
+from fp4forge.inputs.reader import BrokenField, InputFormat, one_of
 from fp4forge.kernels.gpus import GPUS
 
 STATES = ("full", "sliding", "chunked", "latent", "gated-delta-net", "mamba2", "none")
@@ -33,7 +33,7 @@ _Vllm = Annotated[
 State = Annotated[str, one_of(STATES, "how a layer keeps state")]
 
 
-class Statement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class FamilyStatement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Something said of a family, with where it is from and what proved it."""
 
     why: _Text
@@ -53,13 +53,13 @@ class Statement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         )
 
 
-class Parser(Statement, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class FamilyParser(FamilyStatement, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A parser of vLLM's, by the name its flag takes."""
 
     name: _Name
 
 
-class Setting(Statement, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class FamilySetting(FamilyStatement, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A flag or an environment variable that the family needs."""
 
     flag: Annotated[str, Meta(pattern="^--[a-z0-9-]+$")] = ""
@@ -75,10 +75,12 @@ class Setting(Statement, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         """Checks that it is one of the two."""
         if bool(self.flag) == bool(self.variable):
-            raise Broken("flag", "and variable do not go together", "each entry has one of them")
+            raise BrokenField(
+                "flag", "and variable do not go together", "each entry has one of them"
+            )
 
 
-class Speculation(Statement, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class FamilySpeculation(FamilyStatement, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A speculative mode: whether it works, and where its drafter comes from."""
 
     mode: Annotated[str, one_of(SPECULATIVE, "a speculative mode")]
@@ -92,7 +94,7 @@ class Speculation(Statement, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     tokens: Annotated[int, Meta(ge=1, le=32, description="drafted tokens a step")] = 3
 
 
-class Quirk(Statement, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class FamilyQuirk(FamilyStatement, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Something that users of the family meet."""
 
     id: Annotated[str, Meta(pattern="^[a-z0-9-]+$")]
@@ -100,7 +102,7 @@ class Quirk(Statement, frozen=True, kw_only=True, forbid_unknown_fields=True):
     fix: str = ""
 
 
-class Kept(Statement, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class UnquantisedModules(FamilyStatement, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Modules that stay in BF16 when the model is quantised."""
 
     pattern: Annotated[
@@ -116,7 +118,7 @@ _KINDS = {
 }
 
 
-class Layers(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class FamilyLayers(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the configuration says what kind each layer is, and how each kind keeps state."""
 
     kinds: Annotated[
@@ -152,14 +154,14 @@ class Family(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     names: Annotated[
         str, Meta(description="regular expression of the names that its checkpoints usually have")
     ] = ""
-    layers: Layers = Layers()
+    layers: FamilyLayers = FamilyLayers()
     defaults: Annotated[
         dict[str, int],
         Meta(description="sizes that transformers supplies if config.json does not have them"),
     ] = {}
     activation: Annotated[str, Meta(description="of the experts or the MLP, as vLLM names it")] = ""
-    tool_parser: Parser | None = None
-    reasoning_parser: Parser | None = None
+    tool_parser: FamilyParser | None = None
+    reasoning_parser: FamilyParser | None = None
     chat_template: Annotated[
         str, Meta(description="what a chat template must have, or which file replaces it")
     ] = ""
@@ -172,18 +174,18 @@ class Family(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(description="layouts of models/tensors.yaml; none: tensors are not compared"),
     ] = ()
     keep: Annotated[
-        tuple[Kept, ...],
+        tuple[UnquantisedModules, ...],
         Meta(description="what quantising leaves in BF16, beyond releases/quantise's list"),
     ] = ()
-    settings: tuple[Setting, ...] = ()
-    speculative: tuple[Speculation, ...] = ()
-    quirks: tuple[Quirk, ...] = ()
+    settings: tuple[FamilySetting, ...] = ()
+    speculative: tuple[FamilySpeculation, ...] = ()
+    quirks: tuple[FamilyQuirk, ...] = ()
     prompts: Annotated[
         dict[str, Any], Meta(description="chat_template_kwargs that switch thinking off")
     ] = {}
 
 
-FORMAT = Format(Family, "family", ReleaseError)
+FORMAT = InputFormat(Family, "family", ReleaseError)
 # What is said of a model that no file covers: nothing.
 UNKNOWN = Family(title="unknown", model_types=())
 # Tensors of multimodal parts, of a family whose file does not say.

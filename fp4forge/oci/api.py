@@ -17,12 +17,12 @@ from fp4forge.core.limits import (
     REGISTRY_SECONDS,
 )
 from fp4forge.core.text import shown
-from fp4forge.oci.reference import Reference
+from fp4forge.oci.reference import ImageReference
 
 
 def ask(
     method: str, repository: str, path: str, headers: dict[str, str], body: bytes | None = None
-) -> http.Answer:
+) -> http.HttpAnswer:
     """One request, with the login that the registry asks for.
 
     A read that meets a server's error is repeated: docker-registry answers 500 for a moment while
@@ -42,8 +42,8 @@ def ask(
 
 def _ask(
     method: str, repository: str, path: str, headers: dict[str, str], body: bytes | None
-) -> http.Answer:
-    reference = Reference(repository)
+) -> http.HttpAnswer:
+    reference = ImageReference(repository)
     host = reference.host or "registry-1.docker.io"
     name = repository.removeprefix(f"{reference.host}/") if reference.host else repository
     scheme = "http" if reference.loopback else "https"
@@ -57,14 +57,14 @@ def _ask(
 
 def _send(
     method: str, url: str, headers: dict[str, str], body: bytes | None, host: str
-) -> http.Answer:
-    limits = http.Limits(
+) -> http.HttpAnswer:
+    limits = http.HttpLimits(
         REGISTRY_SECONDS, MANIFEST_BYTES, REGISTRY_CONNECT_SECONDS, REGISTRY_REDIRECTS
     )
-    proxies = not Reference(f"{host}/").loopback
+    proxies = not ImageReference(f"{host}/").loopback
     try:
         answer = http.ask(method, url, limits, headers=headers, body=body, proxies=proxies)
-    except http.NoAnswer as error:
+    except http.NoHttpAnswer as error:
         raise RegistryError(
             f"no registry answers at {host}: {error}",
             rule=f"an answer within {REGISTRY_SECONDS} s (OCI distribution specification)",
@@ -134,7 +134,7 @@ def _login(host: str, challenge: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"} if re.fullmatch(r"[\x21-\x7e]+", token) else {}
 
 
-def refused(repository: str, action: str, answer: http.Answer) -> ForgeError:
+def refused(repository: str, action: str, answer: http.HttpAnswer) -> ForgeError:
     """The error for a status that is none of success."""
     text = shown(answer.content[:200].decode(errors="replace"))
     if answer.status == 507 or "no space left" in text.lower():

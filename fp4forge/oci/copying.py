@@ -13,8 +13,8 @@ from fp4forge.core.limits import COPY_SILENCE_SECONDS, MANIFEST_BYTES, REGISTRY_
 from fp4forge.core.text import shown
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import api, process, registry
-from fp4forge.oci.layout import Descriptor, Layout
-from fp4forge.oci.reference import Reference
+from fp4forge.oci.layout import Descriptor, OciLayout
+from fp4forge.oci.reference import ImageReference
 
 
 def provenance(reference: str) -> dict[str, dict[str, Any]]:
@@ -69,7 +69,7 @@ def push(layout: Path, repository: str, digest: str, report: Progress) -> None:
     """
     line = [*_COPY, *_tls(repository, "dest"), f"oci:{layout}", f"docker://{repository}@{digest}"]
     _copy(line, repository, "push", report)
-    read_back(Layout(layout), repository, digest)
+    read_back(OciLayout(layout), repository, digest)
 
 
 def pull(reference: str, layout: Path, report: Progress) -> None:
@@ -87,7 +87,7 @@ def pull(reference: str, layout: Path, report: Progress) -> None:
     _copy(line, reference, "read", report)
 
 
-def read_back(layout: Layout, repository: str, digest: str) -> None:
+def read_back(layout: OciLayout, repository: str, digest: str) -> None:
     """Asks the registry for what was just pushed: each manifest, and the end of each blob.
 
     A registry that cuts blobs must not pass: small ones are read whole and held to their digest;
@@ -106,7 +106,7 @@ def read_back(layout: Layout, repository: str, digest: str) -> None:
 _TAIL = 4096  # bytes compared at a blob's end
 
 
-def _check_blob(layout: Layout, repository: str, digest: str) -> None:
+def _check_blob(layout: OciLayout, repository: str, digest: str) -> None:
     path = layout.path(digest)
     if not path.is_file():
         return
@@ -151,7 +151,7 @@ def _copy(line: list[str], what: str, action: str, report: Progress) -> None:
 
 def _tls(repository: str, side: str = "") -> list[str]:
     flag = f"--{side}-tls-verify" if side else "--tls-verify"
-    loopback = Reference(repository).loopback
+    loopback = ImageReference(repository).loopback
     return [f"{flag}=false"] if loopback else []
 
 

@@ -27,7 +27,7 @@ from fp4forge.core.errors import SignatureError, ToolError, UsageError
 from fp4forge.core.limits import SIGN_SECONDS, SIGNATURE_SECONDS
 from fp4forge.core.text import shown
 from fp4forge.oci import process
-from fp4forge.oci.layout import Layout
+from fp4forge.oci.layout import OciLayout
 
 PASSWORD = "COSIGN_PASSWORD"  # noqa: S105 - the variable's name; cosign reads it
 _URI = re.compile(r"[a-z][a-z0-9]*://[\x21-\x7e]+")
@@ -231,7 +231,7 @@ def _attestations(image: str, kind: str, trust: Trust, *flags: str) -> list[byte
     for text in done.stdout.splitlines():
         envelope = reading.json(text, _Envelope, f"an attestation of {image}", SignatureError)
         content = reading.json(
-            envelope.payload_bytes(), _Statement, f"an attestation of {image}", SignatureError
+            envelope.payload_bytes(), _InTotoStatement, f"an attestation of {image}", SignatureError
         )
         if content.predicateType == kind:
             found.append(bytes(content.predicate))
@@ -257,7 +257,7 @@ class _Envelope(Struct, frozen=True):
             ) from None
 
 
-class _Statement(Struct, frozen=True):
+class _InTotoStatement(Struct, frozen=True):
     """An in-toto statement."""
 
     predicateType: str
@@ -269,7 +269,7 @@ _AT_ONCE = 50
 _OFFLINE = ("--offline",)  # a keyless signature carries its entry of the log
 
 
-def view(layout: Layout, digest: str, signatures: str, attested: str, folder: Path) -> None:
+def view(layout: OciLayout, digest: str, signatures: str, attested: str, folder: Path) -> None:
     """Shows cosign a manifest of a layout with its signatures, in the form of ``cosign save``.
 
     Args:

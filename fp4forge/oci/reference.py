@@ -15,7 +15,7 @@ _LOOPBACK = re.compile(r"(localhost|127\.[0-9.]+)(:[0-9]+)?")
 
 
 @dataclass(frozen=True)
-class Reference:
+class ImageReference:
     """``REPOSITORY[:TAG][@DIGEST]``; the repository includes the registry's host, if it has one."""
 
     repository: str
@@ -43,7 +43,7 @@ def _shown(text: str) -> str:
     return re.sub(r"[^/@]*:[^@]*@(?!sha256:)", "...@", text)
 
 
-def parse(text: str, flag: str = "IMAGE") -> Reference:
+def parse(text: str, flag: str = "IMAGE") -> ImageReference:
     """A reference after validation.
 
     Args:
@@ -70,7 +70,7 @@ def parse(text: str, flag: str = "IMAGE") -> Reference:
             f"{flag} {_shown(text)!r} is not an image reference",
             rule="[HOST[:PORT]/]NAME[:TAG][@sha256:DIGEST], names in lower case",
         )
-    return Reference(head, tag, digest)
+    return ImageReference(head, tag, digest)
 
 
 def repository(registry: str | None, repo: str) -> str:

@@ -23,7 +23,7 @@ _EMPTY = "application/vnd.oci.empty.v1+json"
 _MOST = 200  # documents of one image that are listed; the oldest go first
 
 
-class _Entry(Struct, frozen=True):
+class _ReferrerEntry(Struct, frozen=True):
     digest: str
     size: int = 0
     mediaType: str = _MANIFEST
@@ -32,11 +32,11 @@ class _Entry(Struct, frozen=True):
 
 
 class _List(Struct, frozen=True):
-    manifests: list[_Entry] = []
+    manifests: list[_ReferrerEntry] = []
 
 
 @dataclass(frozen=True)
-class Kept:
+class AttachedDocument:
     """A document beside an image: the digest of its artifact's manifest, and its bytes."""
 
     digest: str
@@ -129,7 +129,7 @@ def attached(repository: str, subject: str, kind: str) -> list[bytes]:
     return [document.content for document in kept(repository, subject, kind)]
 
 
-def kept(repository: str, subject: str, kind: str) -> list[Kept]:
+def kept(repository: str, subject: str, kind: str) -> list[AttachedDocument]:
     """The documents of a kind that are kept beside an image, the oldest first.
 
     Raises:
@@ -143,7 +143,9 @@ def kept(repository: str, subject: str, kind: str) -> list[Kept]:
         for layer in manifest.layers or ():
             created = (entry.annotations or {}).get(_CREATED, "")
             found.append(
-                Kept(entry.digest, created, registry.blob(repository, layer.digest, "a record"))
+                AttachedDocument(
+                    entry.digest, created, registry.blob(repository, layer.digest, "a record")
+                )
             )
     return sorted(found, key=lambda document: (document.created, document.content))
 
@@ -213,7 +215,7 @@ def store(repository: str, content: bytes) -> dict[str, Any]:
         begun = api.ask("POST", repository, "blobs/uploads/", {}, b"")
         try:
             place = http.address(begun.headers.get("location", ""))
-        except http.NoAnswer:
+        except http.NoHttpAnswer:
             raise api.refused(repository, "keep a record", begun) from None
         _, found, upload = place.path.partition("/blobs/uploads/")
         if begun.status != 202 or not found:

@@ -26,7 +26,7 @@ _ERROR = re.compile(r"CMake Error at (\S+?):(\d+)(?: \((\w+)\))?:\n((?:(?!\n\n\S
 _FRAME = re.compile(r"^  (\S+):(\d+) \((\w+)\)$", re.MULTILINE)
 
 
-class Refused(Exception):
+class CmakeRefused(Exception):
     """vLLM's CMake itself refuses a list; the text is its own."""
 
 
@@ -44,7 +44,9 @@ def program() -> str:
     raise ToolError("cmake is not installed", remedy="run make setup")
 
 
-def evaluate(script: Path, cuda: str, lists: list[str], *options: str) -> list[Sources | Refused]:
+def evaluate(
+    script: Path, cuda: str, lists: list[str], *options: str
+) -> list[Sources | CmakeRefused]:
     """What a script compiles, for each list.
 
     Args:
@@ -57,7 +59,7 @@ def evaluate(script: Path, cuda: str, lists: list[str], *options: str) -> list[S
         ReleaseError: the script uses what has no stand-in; the message names file and line.
         ToolError: CMake is not installed.
     """
-    found: list[Sources | Refused] = []
+    found: list[Sources | CmakeRefused] = []
     with tempfile.TemporaryDirectory(prefix="fp4forge-cmake-") as name:
         header = Path(name) / "cutlass" / "cutlass.h"
         header.parent.mkdir()
@@ -120,7 +122,7 @@ def _sources(block: str, root: str) -> Sources:
     return found
 
 
-def _refusal(said: str, script: Path) -> Refused:
+def _refusal(said: str, script: Path) -> CmakeRefused:
     """The script's own refusal of a list.
 
     Raises:
@@ -132,7 +134,7 @@ def _refusal(said: str, script: Path) -> Refused:
     text = " ".join(match[4].split("Call Stack")[0].split())
     frames = [(match[1], match[2], match[3]), *_FRAME.findall(match[4])]
     if match[3] == "message" and Path(match[1]).name != _STAND_INS.name:
-        return Refused(text)
+        return CmakeRefused(text)
     file, line, command = next(
         (frame for frame in frames if Path(frame[0]).name != _STAND_INS.name), frames[0]
     )

@@ -13,7 +13,7 @@ from fp4forge.inputs.release import STRATEGIES
 from fp4forge.kernels.gpus import TARGETS
 from fp4forge.plan.cross import TOOLCHAINS
 from fp4forge.plan.plan import Plan
-from fp4forge.plan.request import Request
+from fp4forge.plan.request import ImageRequest
 from fp4forge.plan.resolve import resolve
 
 
@@ -39,7 +39,7 @@ def _supported(name: str) -> list[Plan]:
         variants = patches.load("vllm", what.vllm_version).variants
         for arch, variant in itertools.product(TARGETS, variants):
             platform = TARGETS[arch].default_platform or AMD64
-            request = Request(arch, name, variant, strategy, base, platform, aot="gemma4")
+            request = ImageRequest(arch, name, variant, strategy, base, platform, aot="gemma4")
             plans.append(resolve(request))
             if strategy == "source" and platform in TOOLCHAINS and bases.load(base).suite:
                 plans.append(resolve(replace(request, aot="none", cross=True)))

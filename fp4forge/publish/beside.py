@@ -18,7 +18,7 @@ from fp4forge.core.limits import INDEX_ENTRIES, MANIFEST_BYTES
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import cosign, referrers, registry
 from fp4forge.oci.cosign import Trust
-from fp4forge.oci.layout import Digest, Document, Layout
+from fp4forge.oci.layout import Digest, ManifestOrIndex, OciLayout
 from fp4forge.publish import records
 from fp4forge.publish.signing import KINDS, Signed
 
@@ -47,7 +47,7 @@ class Beside(Struct, frozen=True):
         )
 
 
-def save(repository: str, digest: str, layout: Layout, report: Progress) -> Beside:
+def save(repository: str, digest: str, layout: OciLayout, report: Progress) -> Beside:
     """Copies what lies beside an image into a layout that has the image.
 
     Records of publishes stay: they say what happened in this one registry.
@@ -78,7 +78,7 @@ def save(repository: str, digest: str, layout: Layout, report: Progress) -> Besi
     return Beside(tags["sig"], tags["att"], artifacts)
 
 
-def publish(repository: str, beside: Beside, layout: Layout, report: Progress) -> None:
+def publish(repository: str, beside: Beside, layout: OciLayout, report: Progress) -> None:
     """Puts what ``save`` copied beside the same image in another registry.
 
     Raises:
@@ -101,7 +101,7 @@ def publish(repository: str, beside: Beside, layout: Layout, report: Progress) -
 
 
 def check(
-    layout: Layout, digest: str, beside: Beside, trust: Trust, report: Progress, image: str
+    layout: OciLayout, digest: str, beside: Beside, trust: Trust, report: Progress, image: str
 ) -> Signed:
     """Demands that an image in a layout is signed, as ``signing.check`` does of one in a registry.
 
@@ -145,7 +145,7 @@ def read(root: Path) -> Beside:
     return reading.json_file(file, Beside, ArtefactError, MANIFEST_BYTES)
 
 
-def own(layout: Layout, digest: str, beside: Beside) -> Beside:
+def own(layout: OciLayout, digest: str, beside: Beside) -> Beside:
     """What is beside this image; records of publishes (``save``) of an older bundle are left out.
 
     Raises:
@@ -177,17 +177,17 @@ def write(root: Path, beside: Beside) -> None:
     (root / FILE).write_bytes(msgspec.json.format(msgspec.json.encode(beside), indent=1) + b"\n")
 
 
-def _parts(layout: Layout, digest: str) -> list[str]:
+def _parts(layout: OciLayout, digest: str) -> list[str]:
     """The index, and what it names."""
     return [digest, *(entry.digest for entry in layout.document(digest).manifests or ())]
 
 
-def _save(repository: str, digest: str, layout: Layout) -> bool:
+def _save(repository: str, digest: str, layout: OciLayout) -> bool:
     """Copies a manifest and its small blobs; whether it is one."""
     found = registry.manifest(repository, digest)
     if found is None:
         return False
-    document: Document = found.data
+    document: ManifestOrIndex = found.data
     if len(document.blobs) > INDEX_ENTRIES:
         return False
     layout.path(digest).write_bytes(found.content)
@@ -196,5 +196,5 @@ def _save(repository: str, digest: str, layout: Layout) -> bool:
     return True
 
 
-def _content(layout: Layout, digest: str) -> bytes:
+def _content(layout: OciLayout, digest: str) -> bytes:
     return reading.content(layout.path(digest), ArtefactError, MANIFEST_BYTES)

@@ -25,7 +25,7 @@ from fp4forge.core.limits import ENTRIES, INDEX_DEPTH
 from fp4forge.core.text import as_json, shown, steers
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import acquire, catalog, copying, engine, registry
-from fp4forge.oci.layout import Descriptor, Layout
+from fp4forge.oci.layout import Descriptor, OciLayout
 from fp4forge.oci.reference import parse
 from fp4forge.publish import beside
 from fp4forge.publish.beside import Beside
@@ -77,9 +77,9 @@ def make(image: str, output: Path, manifest: Path | None, report: Progress) -> B
             "io.containerd.image.name": image,  # by which docker load knows it
             "org.opencontainers.image.ref.name": tag,
         }
-        Layout(folder).name_only(digest, names)
+        OciLayout(folder).name_only(digest, names)
         evidence = _evidence(f"{repository}@{digest}", folder / "evidence", report)
-        found_beside = beside.save(repository, digest, Layout(folder), report)
+        found_beside = beside.save(repository, digest, OciLayout(folder), report)
         beside.write(folder, found_beside)
         if manifest:
             if manifest.name in (SUMS, *_DOCKER) or (folder / manifest.name).exists():
@@ -116,7 +116,7 @@ def _evidence(reference: str, folder: Path, report: Progress) -> tuple[str, ...]
 
 
 @contextlib.contextmanager
-def unpacked(file: Path, folder: Path, report: Progress) -> Iterator[tuple[Bundle, Layout]]:
+def unpacked(file: Path, folder: Path, report: Progress) -> Iterator[tuple[Bundle, OciLayout]]:
     """Unpacks a bundle, every file checked, for the time of a ``with`` block.
 
     At the block's end the files move to a folder that does not exist yet. If the block fails there
@@ -148,7 +148,7 @@ def unpacked(file: Path, folder: Path, report: Progress) -> Iterator[tuple[Bundl
                 f"{shown(file)} is not a complete bundle: {shown(error, 200)}",
                 remedy="copy it once more",
             ) from None
-        yield bundle, Layout(root)
+        yield bundle, OciLayout(root)
         root.rename(folder)
 
 
@@ -174,7 +174,7 @@ def _extract(archive: tarfile.TarFile, entry: tarfile.TarInfo, root: Path, count
     tar.write(archive, entry, root)
 
 
-class _Named(Struct, frozen=True):
+class _BundleIndex(Struct, frozen=True):
     """What a bundle's index.json says of its image."""
 
     manifests: list[Descriptor]
@@ -211,7 +211,7 @@ def _check(root: Path, file: Path) -> Bundle:
         )
     index = f"{where}: index.json"
     content = reading.content(root / "index.json", ArtefactError)
-    entries = reading.json(content, _Named, index, ArtefactError).manifests
+    entries = reading.json(content, _BundleIndex, index, ArtefactError).manifests
     if len(entries) != 1:
         raise ArtefactError(
             f"{where}: its index names {len(entries)} images",
@@ -219,7 +219,7 @@ def _check(root: Path, file: Path) -> Bundle:
             remedy="do not load it: docker would take every name in it",
         )
     (entry,) = entries
-    _complete(Layout(root), entry.digest, where)
+    _complete(OciLayout(root), entry.digest, where)
     image = (entry.annotations or {}).get("io.containerd.image.name", "")
     try:
         tagged = parse(image).tag
@@ -234,11 +234,11 @@ def _check(root: Path, file: Path) -> Bundle:
     evidence = tuple(sorted(p.stem for p in (root / "evidence").glob("*.json")))
     found = beside.read(root)
     for own in found.manifests:
-        _complete(Layout(root), own, where)
-    return Bundle(image, entry.digest, evidence, beside.own(Layout(root), entry.digest, found))
+        _complete(OciLayout(root), own, where)
+    return Bundle(image, entry.digest, evidence, beside.own(OciLayout(root), entry.digest, found))
 
 
-def _complete(layout: Layout, digest: str, where: str) -> None:
+def _complete(layout: OciLayout, digest: str, where: str) -> None:
     """Every blob that the index names, at any depth, is there."""
     level, seen = {digest}, {digest}
     for _ in range(INDEX_DEPTH):
@@ -258,7 +258,7 @@ def _complete(layout: Layout, digest: str, where: str) -> None:
     )
 
 
-def _there(layout: Layout, digest: str, where: str) -> None:
+def _there(layout: OciLayout, digest: str, where: str) -> None:
     if not reading.is_file(layout.path(digest)):
         raise ArtefactError(f"{where} lacks the blob {digest}", remedy="copy it once more")
 

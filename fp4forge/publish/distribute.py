@@ -44,7 +44,7 @@ docker rmi "$pulled" >/dev/null
 
 
 @dataclass
-class Node:
+class ReceivingNode:
     """One machine and what came of it; bytes are those of the compressed layers sent."""
 
     address: str
@@ -77,7 +77,7 @@ def parse_nodes(text: str, flag: str = "--to") -> list[str]:
 
 def distribute(
     image: str, nodes: list[str], name: str | None, ssh_config: Path | None, report: Progress
-) -> list[Node]:
+) -> list[ReceivingNode]:
     """Brings an image to nodes, side by side.
 
     Args:
@@ -100,9 +100,9 @@ def distribute(
     if not final:
         raise UsageError("an image given by digest needs --name", rule="REPOSITORY:TAG")
     sizes = registry.layer_sizes(f"{host}/{repository}", digest)
-    found = [Node(address) for address in nodes]
+    found = [ReceivingNode(address) for address in nodes]
 
-    def bring(node: Node) -> None:
+    def bring(node: ReceivingNode) -> None:
         _bring(node, (host, repository, digest, final), ssh_config, sizes)
 
     stop = threading.Event()
@@ -150,7 +150,7 @@ def _locate(image: str) -> tuple[str, str, str, str]:
 
 
 def _bring(
-    node: Node, what: tuple[str, str, str, str], config: Path | None, sizes: dict[str, int]
+    node: ReceivingNode, what: tuple[str, str, str, str], config: Path | None, sizes: dict[str, int]
 ) -> None:
     host, repository, digest, name = what
     line = ["ssh", *(["-F", str(config)] if config else []), "-o", "BatchMode=yes"]
@@ -196,7 +196,7 @@ def _bring(
     node.note = f"{node.sent_layers} of {node.layers} layers, {node.sent_bytes / 1e6:.1f} MB"
 
 
-def _count(node: Node, layer: str, status: str, sizes: dict[str, int]) -> None:
+def _count(node: ReceivingNode, layer: str, status: str, sizes: dict[str, int]) -> None:
     """Takes in one line of docker pull's output."""
     size = next((size for digest, size in sizes.items() if digest[7:19] == layer), None)
     if size is None:

@@ -8,7 +8,7 @@ at, and the command says so.
 from __future__ import annotations
 
 from fp4forge.advisories import audit, components, database
-from fp4forge.advisories.components import Contents
+from fp4forge.advisories.components import AuditedPackages
 from fp4forge.kernels.base import Progress
 from fp4forge.plan.plan import Plan
 
@@ -29,7 +29,9 @@ def lock(plan: Plan, data: str, report: Progress) -> str:
         UsageError: the data is neither a folder nor an address.
     """
     packages = components.of_packages(plan.packages, plan.vllm_version)
-    found = audit.run(Contents(plan.release, tuple(sorted(packages))), database.of(data), report)
+    found = audit.run(
+        AuditedPackages(plan.release, tuple(sorted(packages))), database.of(data), report
+    )
     audit.demand(found, plan.allow_vulnerable, complete=False)
     return _said(found)
 
@@ -48,7 +50,7 @@ def image(plan: Plan, reference: str, data: str, report: Progress) -> str:
     return _said(found) + (f", accepted: {accepted}" if accepted else "")
 
 
-def _said(found: audit.Report) -> str:
+def _said(found: audit.AuditReport) -> str:
     explained = sum(finding.explained for finding in found.findings)
     return (
         f"{len(found.findings)} vulnerabilities in {found.components} packages by"

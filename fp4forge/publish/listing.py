@@ -29,7 +29,7 @@ _SIGNATURES = (
 
 
 @dataclass(frozen=True)
-class Image:
+class ListedImage:
     """An image, or an index of several platforms; what it lacks is empty."""
 
     digest: str
@@ -52,7 +52,7 @@ class Image:
         return [tag for tag in self.tags if not tags.is_immutable(tag)]
 
 
-def images(repository: str, report: Progress) -> list[Image]:
+def images(repository: str, report: Progress) -> list[ListedImage]:
     """Every image that a tag names, the newest first; those without a record come last.
 
     Raises:
@@ -93,9 +93,9 @@ def _digest(repository: str, tag: str) -> str:
     return found.digest if found else ""  # it went meanwhile
 
 
-def _image(repository: str, digest: str, names: list[str], every_tag: set[str]) -> Image:
+def _image(repository: str, digest: str, names: list[str], every_tag: set[str]) -> ListedImage:
     index = registry.existing(repository, digest).data
-    image = Image(
+    image = ListedImage(
         digest=digest,
         tags=sorted(names, key=lambda tag: (not tags.is_immutable(tag), tag)),
         manifests=sorted(entry.digest for entry in index.manifests or ()),
@@ -106,7 +106,7 @@ def _image(repository: str, digest: str, names: list[str], every_tag: set[str]) 
         return replace(image, problem=error.message)
 
 
-def _described(repository: str, image: Image, every_tag: set[str]) -> Image:
+def _described(repository: str, image: ListedImage, every_tag: set[str]) -> ListedImage:
     kept = records.of(repository, image.digest)
     labels = registry.image_labels(repository, image.digest)
     release = next((entry[KIND[0]] for entry in labels if KIND[0] in entry), "")

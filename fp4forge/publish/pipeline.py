@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from fp4forge.checks import runner
-from fp4forge.checks.check import Check, summary
+from fp4forge.checks.check import ImageCheck, summary
 from fp4forge.core import reading
-from fp4forge.core.console import Console, Step
+from fp4forge.core.console import Console, PipelineStep
 from fp4forge.core.errors import BuildError, CoverageError, RegistryError, UsageError
 from fp4forge.core.paths import STATE
 from fp4forge.image import context as contexts
@@ -22,12 +22,12 @@ from fp4forge.inputs import policy
 from fp4forge.kernels import ledger as ledgers
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import buildkit, catalog, copying, engine, registry
-from fp4forge.oci.acquire import Ledger
-from fp4forge.oci.buildkit import COMPRESSION, Options
+from fp4forge.oci.acquire import RecordedLedger
+from fp4forge.oci.buildkit import COMPRESSION, BuildOptions
 from fp4forge.oci.cosign import Signer
 from fp4forge.plan import tags
 from fp4forge.plan.plan import Plan
-from fp4forge.plan.request import Request
+from fp4forge.plan.request import ImageRequest
 from fp4forge.plan.resolve import resolve
 from fp4forge.publish import (
     bases,
@@ -57,7 +57,7 @@ class Destination:
 
 
 @dataclass(frozen=True)
-class Made:
+class VerifiedImage:
     """An image that passed its checks, and its names."""
 
     image: str
@@ -65,11 +65,11 @@ class Made:
     tags: tuple[str, ...]
     verified_before: bool = False  # by the build that made the immutable tag
     compressed_bytes: int = 0
-    checks: tuple[Check, ...] = ()
+    checks: tuple[ImageCheck, ...] = ()
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PublishOutcome:
     """What came of it; JSON on request."""
 
     plan: dict[str, Any]
@@ -85,7 +85,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Index:
+class PublishedIndex:
     """The image index that names one verified image for each platform."""
 
     image: str
@@ -95,22 +95,22 @@ class Index:
 
 
 @dataclass(frozen=True)
-class _Job:
+class _PublishJob:
     """What every step of one build has at hand."""
 
     context: Context
     folder: Path
     destination: Destination
-    options: Options
+    options: BuildOptions
     console: Console
-    checked: Future[Step]  # the machine's checks, which run beside the build and stop it
+    checked: Future[PipelineStep]  # the machine's checks, which run beside the build and stop it
 
     @property
     def plan(self) -> Plan:
         return self.context.plan
 
 
-def prepare(request: Request) -> Context:
+def prepare(request: ImageRequest) -> Context:
     """The identified plan and its files; touches neither engine nor network."""
     return contexts.assemble(resolve(request))
 
@@ -149,7 +149,9 @@ def destination(
     )
 
 
-def run(request: Request, where: Destination, options: Options, console: Console) -> Outcome:
+def run(
+    request: ImageRequest, where: Destination, options: BuildOptions, console: Console
+) -> PublishOutcome:
     """Builds, checks and publishes.
 
     Raises:
@@ -182,11 +184,11 @@ def run(request: Request, where: Destination, options: Options, console: Console
 def _run(
     context: Context,
     where: Destination,
-    options: Options,
+    options: BuildOptions,
     console: Console,
     pool: ThreadPoolExecutor,
     lacking: Future[list[str]],
-) -> Outcome:
+) -> PublishOutcome:
     plan, folder = context.plan, contexts.stage(context)
     place = len(console.steps)
     with console.step("base") as step:
@@ -199,13 +201,13 @@ def _run(
         for platform in lacking.result():
             checked.result()  # making or fetching one takes long: nothing starts in vain
             bases.ensure(base, platform, step.report)
-    job = _Job(context, folder, where, options, console, checked)
+    job = _PublishJob(context, folder, where, options, console, checked)
     ledger = _ledger(job)
     compiled = _compiled(job) if plan.strategy == "source" else {}
     made = _push(job, ledger) if where.push else _load(job, ledger)
     console.steps.insert(place, checked.result())
     facts = {name: value for check in made.checks for name, value in check.facts.items()}
-    return Outcome(
+    return PublishOutcome(
         plan=plan.as_json(),
         image=made.image,
         digest=made.digest,
@@ -228,8 +230,8 @@ def _run(
 
 
 def run_all(
-    requests: list[Request], where: Destination, options: Options, console: Console
-) -> tuple[list[Outcome], Index]:
+    requests: list[ImageRequest], where: Destination, options: BuildOptions, console: Console
+) -> tuple[list[PublishOutcome], PublishedIndex]:
     """Builds, checks and pushes one image for each platform, then names them all by one index.
 
     Raises:
@@ -249,7 +251,9 @@ def run_all(
     return outcomes, index
 
 
-def _index(outcomes: list[Outcome], moving: str, where: Destination, report: Progress) -> Index:
+def _index(
+    outcomes: list[PublishOutcome], moving: str, where: Destination, report: Progress
+) -> PublishedIndex:
     repository, plan = where.repository, outcomes[0].plan
     digests = {outcome.plan["platform"]: outcome.digest for outcome in outcomes}
     joined = "".join(outcome.plan["id"] for outcome in outcomes)
@@ -270,15 +274,15 @@ def _index(outcomes: list[Outcome], moving: str, where: Destination, report: Pro
         tagging.give(
             repository, digest, names, report, fixed=immutable, verdict=verdict, by=where.signer
         )
-    return Index(f"{repository}@{digest}", digest, names, digests)
+    return PublishedIndex(f"{repository}@{digest}", digest, names, digests)
 
 
-def _ledger(job: _Job) -> str:
+def _ledger(job: _PublishJob) -> str:
     """Builds the extensions, compares their ledger with the plan; returns its SHA-256."""
     plan = job.plan
     with job.console.step("ledger") as step:
         content = build.ledger(plan, job.folder, job.options, step.report, job.checked)
-        found = reading.json(content, Ledger, "the build's ledger", BuildError)
+        found = reading.json(content, RecordedLedger, "the build's ledger", BuildError)
         lines = ledgers.differences(plan.predicted, found.groups)
         if lines:
             raise CoverageError(
@@ -301,7 +305,7 @@ def _ledger(job: _Job) -> str:
         return "sha256:" + hashlib.sha256(content).hexdigest()
 
 
-def _compiled(job: _Job) -> dict[str, Any]:
+def _compiled(job: _PublishJob) -> dict[str, Any]:
     with job.console.step("compiled") as step:
         found = build.compile_record(job.plan, job.folder, job.options, step.report)
         slowest = list(found["objects"].items())[:10]
@@ -311,7 +315,7 @@ def _compiled(job: _Job) -> dict[str, Any]:
     return found
 
 
-def _build(job: _Job, output: str, ledger: str) -> str:
+def _build(job: _PublishJob, output: str, ledger: str) -> str:
     """Builds the image; its digest."""
     with job.console.step("build") as step:
         line = build.command(job.plan, job.folder, [output], job.options, ledger)
@@ -320,7 +324,7 @@ def _build(job: _Job, output: str, ledger: str) -> str:
     return built.digest
 
 
-def _push(job: _Job, ledger: str) -> Made:
+def _push(job: _PublishJob, ledger: str) -> VerifiedImage:
     plan, console, options = job.plan, job.console, job.options
     repository = job.destination.repository
     output = f"type=oci,tar=false,dest={LAYOUT.folder},{COMPRESSION}"
@@ -338,7 +342,7 @@ def _push(job: _Job, ledger: str) -> Made:
             copying.push(LAYOUT.folder, repository, digest, step.report)
             step.detail = f"{digest[:19]} by digest"
     trusted = known is not None and verified.here(repository, digest)
-    checks: tuple[Check, ...] = ()
+    checks: tuple[ImageCheck, ...] = ()
     if not trusted or options.reports:
         with console.step("pull") as step:
             step.report("as a user would, by digest")
@@ -383,7 +387,7 @@ def _push(job: _Job, ledger: str) -> Made:
                 "io.fp4forge.platform": plan.platform,
             }
             engine.retire(engine.connect(), repository, digest, same)
-    return Made(
+    return VerifiedImage(
         image, digest, names, trusted, sum(layer.size for layer in LAYOUT.layers(own)), checks
     )
 
@@ -399,7 +403,7 @@ def _check_further(repository: str, digest: str, further: tuple[str, ...]) -> No
         registry.check_takes_nothing_away(repository, name, labels)
 
 
-def _load(job: _Job, ledger: str) -> Made:
+def _load(job: _PublishJob, ledger: str) -> VerifiedImage:
     plan, where, client = job.plan, job.destination, engine.connect()
     candidate = f"{where.repository}:unverified-{plan.id}"
     kind = "docker" if job.options.builder else "image"
@@ -416,10 +420,10 @@ def _load(job: _Job, ledger: str) -> Made:
             step.detail = "in the engine: " + ", ".join(names)
     finally:
         engine.forget(client, candidate)
-    return Made(f"{where.repository}:{plan.immutable_tag}", digest, names, checks=checks)
+    return VerifiedImage(f"{where.repository}:{plan.immutable_tag}", digest, names, checks=checks)
 
 
-def _verify(job: _Job, image: str) -> tuple[Check, ...]:
+def _verify(job: _PublishJob, image: str) -> tuple[ImageCheck, ...]:
     with job.console.step("verify") as step:
         checks = runner.run(
             image, job.plan.as_json(), step.report, job.options.reports, gpu=job.options.gpu
@@ -429,7 +433,7 @@ def _verify(job: _Job, image: str) -> tuple[Check, ...]:
     return checks
 
 
-def _compare_packages(job: _Job, image: str) -> None:
+def _compare_packages(job: _PublishJob, image: str) -> None:
     """Says which of the distribution's packages moved; an image that is not here was compared."""
     plan, choice = job.plan, job.destination.moved_packages
     if choice == packages.SAY and not engine.present(image):
@@ -442,7 +446,7 @@ def _compare_packages(job: _Job, image: str) -> None:
         job.console.say(f"  {line}")
 
 
-def _audit(job: _Job, image: str) -> str:
+def _audit(job: _PublishJob, image: str) -> str:
     """Audits the image; returns what its record says of that, empty if nothing was looked at."""
     data = job.destination.advisories
     if not data:

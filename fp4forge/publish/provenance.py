@@ -43,7 +43,7 @@ class _Complete(Struct, frozen=True):
     materials: bool = False
 
 
-class _Metadata(Struct, frozen=True):
+class _ProvenanceMetadata(Struct, frozen=True):
     buildInvocationID: str = ""
     buildStartedOn: str = ""
     buildFinishedOn: str = ""
@@ -58,7 +58,7 @@ class _Old(Struct, frozen=True):
     builder: _Builder = _Builder()
     invocation: _Invocation = _Invocation()
     materials: list[_Material] = []
-    metadata: _Metadata = _Metadata()
+    metadata: _ProvenanceMetadata = _ProvenanceMetadata()
     buildConfig: dict[str, Any] | None = None
 
 

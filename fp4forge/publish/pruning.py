@@ -14,15 +14,15 @@ from fp4forge.core.errors import RegistryError, UsageError
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import catalog, cosign, referrers, registry
 from fp4forge.publish import listing, tagging
-from fp4forge.publish.listing import Image
+from fp4forge.publish.listing import ListedImage
 from fp4forge.serve import runlock
 
 
 @dataclass(frozen=True)
-class Fate:
+class ImageFate:
     """What becomes of an image, and why."""
 
-    image: Image
+    image: ListedImage
     kept: str  # the reason; empty if it goes
 
 
@@ -48,7 +48,7 @@ def locked(places: Iterable[Path]) -> dict[str, str]:
     return found
 
 
-def choose(found: list[Image], keep: int, locks: dict[str, str]) -> list[Fate]:
+def choose(found: list[ListedImage], keep: int, locks: dict[str, str]) -> list[ImageFate]:
     """What becomes of each image; removes nothing.
 
     Args:
@@ -72,13 +72,13 @@ def choose(found: list[Image], keep: int, locks: dict[str, str]) -> list[Fate]:
             kept = f"number {seen[image.kind]} of its kind"
         else:
             kept = ""
-        fates.append(Fate(image, kept))
+        fates.append(ImageFate(image, kept))
     return fates
 
 
 def remove(
     repository: str, keep: int, locks: dict[str, str], report: Progress
-) -> tuple[list[Fate], int]:
+) -> tuple[list[ImageFate], int]:
     """Removes what ``choose`` gives up, with its parts and what is kept beside it.
 
     Nobody on this machine can move a tag meanwhile.
@@ -125,7 +125,7 @@ def remove(
     return fates, count
 
 
-def _names(repository: str, tag: str, image: Image) -> bool:
+def _names(repository: str, tag: str, image: ListedImage) -> bool:
     found = registry.manifest(repository, tag)
     return found is not None and found.digest == image.digest
 

@@ -117,7 +117,7 @@ def _record(
 ) -> str:
     try:
         after = _names(repository, names)
-        moves = {name: records.Move(before[name], after[name]) for name in names}
+        moves = {name: records.TagMove(before[name], after[name]) for name in names}
         records.write(repository, digest, verdict, moves, by)
     except ForgeError as error:
         return error.message

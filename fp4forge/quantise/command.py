@@ -17,8 +17,8 @@ from fp4forge.core.text import as_json, shown
 from fp4forge.inputs import release as releases
 from fp4forge.models import family as families
 from fp4forge.quantise import card, checks, program
-from fp4forge.quantise.program import Place
-from fp4forge.quantise.release import Release
+from fp4forge.quantise.program import PythonPlace
+from fp4forge.quantise.release import ModelOptRelease
 
 BUILTIN = "builtin"
 _TEXT = MODELS / "calibration.txt"
@@ -29,7 +29,7 @@ _REPORT = 4  # held-out samples
 
 
 @dataclass(frozen=True)
-class Asked:
+class QuantiseRequest:
     """A request.
 
     Attributes:
@@ -65,12 +65,12 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Plan:
+class QuantisePlan:
     """What will be done: the request with everything filled in; sizes in bytes."""
 
-    asked: Asked
-    release: Release
-    source: checks.Source
+    asked: QuantiseRequest
+    release: ModelOptRelease
+    source: checks.SourceModel
     keep: tuple[str, ...]
     samples: int
     length: int
@@ -95,7 +95,7 @@ class Plan:
         }
 
 
-def plan(asked: Asked, release: Release, console: Console) -> Plan:
+def plan(asked: QuantiseRequest, release: ModelOptRelease, console: Console) -> QuantisePlan:
     """Checks everything that can be checked before anything is started.
 
     Raises:
@@ -136,10 +136,10 @@ def plan(asked: Asked, release: Release, console: Console) -> Plan:
         checks.disk(source, asked.output)
         step.detail = f"{source.family}, {source.weights / 1e9:.2f} GB"
     patterns = tuple(dict.fromkeys((*keep, *asked.keep)))
-    return Plan(asked, release, source, patterns, samples, length)
+    return QuantisePlan(asked, release, source, patterns, samples, length)
 
 
-def quantise(plan: Plan, place: Place, console: Console) -> dict[str, Any]:
+def quantise(plan: QuantisePlan, place: PythonPlace, console: Console) -> dict[str, Any]:
     """Does it; returns the figures.
 
     Until it is inspected and servable, the checkpoint's folder is called ``DIR.partial``.
@@ -192,7 +192,7 @@ def quantise(plan: Plan, place: Place, console: Console) -> dict[str, Any]:
     return figures
 
 
-def _request(plan: Plan) -> dict[str, Any]:
+def _request(plan: QuantisePlan) -> dict[str, Any]:
     """What ``inside`` reads."""
     asked, quantised = plan.asked, plan.release.formats[plan.asked.format]
     return {
@@ -234,7 +234,7 @@ def _alone(partial: Path) -> Any:
     return lock
 
 
-def _same(partial: Path, plan: Plan) -> None:
+def _same(partial: Path, plan: QuantisePlan) -> None:
     """Refuses to resume something else.
 
     Raises:
@@ -257,7 +257,7 @@ def _same(partial: Path, plan: Plan) -> None:
     files.replace(file, wanted)
 
 
-def _identity(source: checks.Source) -> str:
+def _identity(source: checks.SourceModel) -> str:
     """A model's files, by name, size and time."""
     stats = [
         (path.name, path.stat().st_size, path.stat().st_mtime_ns)

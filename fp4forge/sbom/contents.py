@@ -13,17 +13,17 @@ from typing import Any
 from fp4forge.core.errors import VerifyError
 from fp4forge.core.limits import INVENTORY_SECONDS
 from fp4forge.core.text import shown
-from fp4forge.inputs.sbom import Table, site_of
+from fp4forge.inputs.sbom import SbomRules, site_of
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import engine
 from fp4forge.sbom import inventory as program
-from fp4forge.sbom.components import GIT, Component, Inventory, canonical, inventory_of
+from fp4forge.sbom.components import GIT, Inventory, SbomComponent, canonical, inventory_of
 
 _SHOWN = 5  # faults of a kind that a message names
 
 
 def read(
-    client: Any, image: str, platform: str, python: str, table: Table, report: Progress
+    client: Any, image: str, platform: str, python: str, table: SbomRules, report: Progress
 ) -> Inventory:
     """The inventory of an image that the engine has, from a container in which nothing runs.
 
@@ -39,7 +39,7 @@ def read(
         return read_running(client, container, python, table)
 
 
-def read_running(client: Any, container: str, python: str, table: Table) -> Inventory:
+def read_running(client: Any, container: str, python: str, table: SbomRules) -> Inventory:
     """The inventory of a running container; what was written there since it started is in it.
 
     Raises:
@@ -53,7 +53,7 @@ def read_running(client: Any, container: str, python: str, table: Table) -> Inve
     return _run(line, "/", python, table, where)
 
 
-def read_root(root: str, python: str, table: Table, where: str) -> Inventory:
+def read_root(root: str, python: str, table: SbomRules, where: str) -> Inventory:
     """The inventory of a root folder.
 
     Args:
@@ -72,7 +72,7 @@ def _source() -> str:
     return Path(program.__file__).read_text(encoding="utf-8")
 
 
-def _run(line: list[str], root: str, python: str, table: Table, where: str) -> Inventory:
+def _run(line: list[str], root: str, python: str, table: SbomRules, where: str) -> Inventory:
     site = site_of(python)
     given = json.dumps([root, table.rules(site), table.sources(site)])
     try:
@@ -90,7 +90,7 @@ def _run(line: list[str], root: str, python: str, table: Table, where: str) -> I
     return inventory_of(done.stdout, where)
 
 
-def faults(components: Iterable[Component], found: Inventory) -> list[str]:
+def faults(components: Iterable[SbomComponent], found: Inventory) -> list[str]:
     """What is wrong between an SBOM and an image, a line each; nothing if they agree.
 
     Args:
@@ -121,7 +121,7 @@ def _some(what: str, names: list[str]) -> list[str]:
     return [f"{what}: {shown(', '.join(names[:_SHOWN]), 600)}{more}"]
 
 
-def demand(components: Iterable[Component], found: Inventory) -> None:
+def demand(components: Iterable[SbomComponent], found: Inventory) -> None:
     """Refuses an SBOM that is not complete.
 
     Raises:

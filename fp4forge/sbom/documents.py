@@ -18,7 +18,7 @@ import msgspec
 from fp4forge import __version__
 from fp4forge.core import reading
 from fp4forge.core.errors import RegistryError
-from fp4forge.sbom.components import GIT, PYPI, Component, Subject
+from fp4forge.sbom.components import GIT, PYPI, SbomComponent, SbomSubject
 
 if TYPE_CHECKING:
     from fp4forge.inputs.patches import Patch
@@ -29,7 +29,9 @@ _PROPERTY = "fp4forge:"
 _FIELDS = ("ecosystem", "source", "source_version", "record_sha256", "inside", "licence")
 
 
-def cyclonedx(subject: Subject, components: list[Component], patches: tuple[Patch, ...]) -> bytes:
+def cyclonedx(
+    subject: SbomSubject, components: list[SbomComponent], patches: tuple[Patch, ...]
+) -> bytes:
     """The CycloneDX document as JSON.
 
     Args:
@@ -104,7 +106,7 @@ def _inside(entry: Any) -> bool:
     return any(found.name == _PROPERTY + "inside" for found in entry.properties)
 
 
-def _serial(subject: Subject) -> uuid.UUID:
+def _serial(subject: SbomSubject) -> uuid.UUID:
     return uuid.uuid5(_NAMESPACE, subject.digest)
 
 
@@ -146,7 +148,7 @@ def expression(text: str) -> str:
 _REF = re.compile(r"LicenseRef-[A-Za-z0-9.-]+")
 
 
-def _pedigree(component: Component, patches: tuple[Patch, ...]) -> Any:
+def _pedigree(component: SbomComponent, patches: tuple[Patch, ...]) -> Any:
     from cyclonedx.model import XsUri
     from cyclonedx.model.component import Diff, PatchClassification, Pedigree
     from cyclonedx.model.component import Patch as Entry
@@ -165,7 +167,9 @@ def _pedigree(component: Component, patches: tuple[Patch, ...]) -> Any:
     return Pedigree(patches=made)
 
 
-def spdx(subject: Subject, components: list[Component], patches: tuple[Patch, ...]) -> bytes:
+def spdx(
+    subject: SbomSubject, components: list[SbomComponent], patches: tuple[Patch, ...]
+) -> bytes:
     """The SPDX document as JSON; the library has validated it.
 
     Args:
@@ -299,13 +303,13 @@ def _declared(text: str, references: dict[str, Any]) -> Any:
     return parsed
 
 
-def _source_info(component: Component) -> str | None:
+def _source_info(component: SbomComponent) -> str | None:
     if component.ecosystem in (PYPI, GIT) or not component.source:
         return None
     return f"built from {component.source} {component.source_version}"
 
 
-def _comment(component: Component) -> str | None:
+def _comment(component: SbomComponent) -> str | None:
     lines = [f"ecosystem {component.ecosystem}"]
     if component.record_sha256:
         lines.append(f"SHA-256 of the installed RECORD: {component.record_sha256}")
@@ -323,7 +327,7 @@ class _Hash(msgspec.Struct, frozen=True):
     content: str
 
 
-class _Entry(msgspec.Struct, frozen=True):
+class _BomEntry(msgspec.Struct, frozen=True):
     name: str
     version: str = ""
     purl: str = ""
@@ -332,10 +336,10 @@ class _Entry(msgspec.Struct, frozen=True):
 
 
 class _Bom(msgspec.Struct, frozen=True):
-    components: list[_Entry] = []
+    components: list[_BomEntry] = []
 
 
-def read(content: bytes, where: str) -> list[Component]:
+def read(content: bytes, where: str) -> list[SbomComponent]:
     """The components of a CycloneDX document that ``cyclonedx`` made, in the order of their purls.
 
     Raises:
@@ -347,7 +351,7 @@ def read(content: bytes, where: str) -> list[Component]:
         for own in entry.properties:
             values.setdefault(own.name.removeprefix(_PROPERTY), []).append(own.value)
         found.append(
-            Component(
+            SbomComponent(
                 name=entry.name,
                 version=entry.version,
                 purl=entry.purl,

@@ -18,7 +18,7 @@ INFO = "/var/lib/dpkg/info"
 _LICENCE = re.compile(r"(?m)^License:[ \t]*(\S.*)$")
 
 
-class Tree:
+class RootTree:
     """The files of a root folder, by their absolute names in it; links are not followed out."""
 
     def __init__(self, root: str) -> None:
@@ -98,7 +98,7 @@ def run(root: str, rules: list[dict[str, str]], vendored: list[dict[str, str]]) 
         ``unowned``: files that belong to nothing. ``empty``: packages of which no file is there.
         ``vendored``: the version of each that is there, empty if it does not say.
     """
-    tree = Tree(root)
+    tree = RootTree(root)
     debs, wheels = _debs(tree), _wheels(tree)
     absent = [re.compile(rule["pattern"]) for rule in rules if rule["kind"] == "absent"]
     owned: set[str] = set()
@@ -131,18 +131,18 @@ def run(root: str, rules: list[dict[str, str]], vendored: list[dict[str, str]]) 
     }
 
 
-def _in(tree: Tree, source: dict[str, str]) -> bool:
+def _in(tree: RootTree, source: dict[str, str]) -> bool:
     return tree.has(tree.real(source["path"])) or tree.real(source["path"]) in tree.folders
 
 
-def _version(tree: Tree, source: dict[str, str]) -> str:
+def _version(tree: RootTree, source: dict[str, str]) -> str:
     if not source["file"]:
         return ""
     text = tree.text(os.path.join(source["path"], source["file"]))
     return ".".join(re.findall(source["pattern"], text))
 
 
-def _belong(rule: dict[str, str], tree: Tree, names: set[str], owned: set[str]) -> set[str]:
+def _belong(rule: dict[str, str], tree: RootTree, names: set[str], owned: set[str]) -> set[str]:
     if rule["kind"] == "bytecode":
         return {name for name in names if _source(name) in owned}
     if rule["kind"] == "alternatives":
@@ -154,7 +154,7 @@ def _belong(rule: dict[str, str], tree: Tree, names: set[str], owned: set[str]) 
     return found
 
 
-def _leads_to(tree: Tree, name: str) -> set[str]:
+def _leads_to(tree: RootTree, name: str) -> set[str]:
     """Where a link ends, after other links; empty for a file."""
     for _ in range(40):
         target = tree.links.get(name)
@@ -174,7 +174,7 @@ def _source(name: str) -> str:
     return os.path.join(os.path.dirname(folder), last.split(".", 1)[0] + ".py")
 
 
-def _alternatives(tree: Tree) -> set[str]:
+def _alternatives(tree: RootTree) -> set[str]:
     """Links that update-alternatives(1) made, from its own records."""
     found = set()
     for record in tree.files:
@@ -188,12 +188,12 @@ def _alternatives(tree: Tree) -> set[str]:
     return found
 
 
-def _os(tree: Tree) -> dict[str, str]:
+def _os(tree: RootTree) -> dict[str, str]:
     pairs = (line.partition("=") for line in tree.text("/usr/lib/os-release").splitlines())
     return {name: value.strip().strip("\"'") for name, _, value in pairs if name}
 
 
-def _debs(tree: Tree) -> list[dict[str, Any]]:
+def _debs(tree: RootTree) -> list[dict[str, Any]]:
     """dpkg's packages (deb-control(5)), each with the files that it lists."""
     lines = tree.text("/var/lib/dpkg/diversions").splitlines()
     diverted = {tree.real(a): tree.real(b) for a, b in zip(lines[::3], lines[1::3], strict=False)}
@@ -228,7 +228,7 @@ def _debs(tree: Tree) -> list[dict[str, Any]]:
     return sorted(found, key=lambda package: (package["name"], package["architecture"]))
 
 
-def _wheels(tree: Tree) -> list[dict[str, Any]]:
+def _wheels(tree: RootTree) -> list[dict[str, Any]]:
     """Installed wheels, each with the files of its RECORD (PEP 376)."""
     found = []
     for record in sorted(n for n in tree.files if n.endswith(".dist-info/RECORD")):

@@ -82,7 +82,7 @@ def _same(cache: str, kind: str) -> bool:
     return cache == _ASKED.get(kind, kind)
 
 
-def _taken(answer: backends.Answer) -> str:
+def _taken(answer: backends.BackendAnswer) -> str:
     """The types that attention takes."""
     decisions = answer.of("attention")
     caches = dict.fromkeys(decision.cache for decision in decisions)

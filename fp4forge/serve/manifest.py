@@ -15,7 +15,7 @@ from fp4forge.core.text import shown
 from fp4forge.image.render import UID
 from fp4forge.oci import process, reference
 from fp4forge.serve import lora
-from fp4forge.serve.settings import CACHE_DIR, KEY_FILE, MODEL_DIR, Server, published
+from fp4forge.serve.settings import CACHE_DIR, KEY_FILE, MODEL_DIR, ServerSettings, published
 from fp4forge.serve.speculation import DRAFT_DIR
 
 FORMATS = {
@@ -62,7 +62,7 @@ def _kubernetes(value: object) -> str:
     return _yaml(str(value).replace("$(", "$$("))
 
 
-def render(server: Server, kind: str, **more: object) -> str:
+def render(server: ServerSettings, kind: str, **more: object) -> str:
     """The manifest's text.
 
     Args:
@@ -110,7 +110,7 @@ def render(server: Server, kind: str, **more: object) -> str:
     )
 
 
-def zip_arguments(server: Server) -> list[tuple[list[str], str]]:
+def zip_arguments(server: ServerSettings) -> list[tuple[list[str], str]]:
     """Each flag's words with its reason."""
     return [(flag.words, flag.why) for flag in server.flags]
 

@@ -12,7 +12,7 @@ from fp4forge.checkpoint.tensors import Checkpoint, Tensor
 from fp4forge.core.errors import CheckpointError
 from fp4forge.core.text import shown
 from fp4forge.models import family
-from fp4forge.serve.state import Layers, layers, need
+from fp4forge.serve.state import LayerGroup, layers, need
 
 # Marlin multiplies by multiples of 64 (csrc/moe/marlin_moe_wna16/ops.cu of 0.19.1, 0.20.2 and
 # 0.33.0); native FP4 GEMMs want 32 (nvfp4_scaled_mm_kernels.cu), which 64 contains.
@@ -30,7 +30,7 @@ _REPLICATED = re.compile(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
+class ModelSizes:
     """What memory and bandwidth depend on; sizes in bytes."""
 
     weights: int
@@ -51,7 +51,7 @@ class Model:
     vocabulary: int
     max_context: int
     num_layers: int
-    attention: tuple[Layers, ...]
+    attention: tuple[LayerGroup, ...]
     family: str = ""
     assumed: str = ""  # of a model of no known family
 
@@ -79,7 +79,7 @@ class Model:
         return dense + int(self.experts * share)
 
 
-def describe(found: Checkpoint, kv_dtype: str = "fp8_e4m3") -> Model:
+def describe(found: Checkpoint, kv_dtype: str = "fp8_e4m3") -> ModelSizes:
     """A model's figures from its tensors and configuration.
 
     Args:
@@ -100,7 +100,7 @@ def describe(found: Checkpoint, kv_dtype: str = "fp8_e4m3") -> Model:
     number = need(folder, "num_hidden_layers", config.num_hidden_layers)
     name = found.config.family
     sizes = _sizes(found.tensors, family.get(name).modules, number)
-    return Model(
+    return ModelSizes(
         weights=sum(tensor.size for tensor in found.tensors.values()),
         experts=sizes["experts"],
         embeddings=sizes["embeddings"],
@@ -151,7 +151,7 @@ def _whole(found: Checkpoint) -> None:
         )
 
 
-def read(folder: Path, kv_dtype: str = "fp8_e4m3") -> Model:
+def read(folder: Path, kv_dtype: str = "fp8_e4m3") -> ModelSizes:
     """``describe`` of a folder.
 
     Raises:

@@ -19,12 +19,12 @@ from packaging.version import InvalidVersion, Version
 from fp4forge.core.errors import UsageError
 from fp4forge.core.text import shown
 from fp4forge.inputs import switches
-from fp4forge.inputs.reader import Format
+from fp4forge.inputs.reader import InputFormat
 from fp4forge.kernels.gpus import PRODUCTS
 from fp4forge.models import family
 from fp4forge.serve.memory import SHARE_RULE, is_share
-from fp4forge.serve.setting import Setting
-from fp4forge.serve.settings import Server
+from fp4forge.serve.setting import ServerSetting
+from fp4forge.serve.settings import ServerSettings
 from fp4forge.serve.state import KV_BYTES
 
 _Line = Annotated[str, Meta(pattern=r"^[^\n]*\Z", description="text of one line")]
@@ -81,7 +81,7 @@ class _Variant(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     hardware_overrides: dict[str, _Override] = {}
 
 
-class _Model(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _RecipeModel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The model itself."""
 
     model_id: str
@@ -98,7 +98,7 @@ class _Model(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A recipe's file; what this project does not read of it may be anything."""
 
-    model: _Model
+    model: _RecipeModel
     variants: dict[str, _Variant]
     features: dict[str, _Feature] = {}
     opt_in_features: _Words = ()
@@ -111,7 +111,7 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     guide: str = ""
 
 
-FORMAT = Format(Recipe, "recipe", UsageError, blocks=True)
+FORMAT = InputFormat(Recipe, "recipe", UsageError, blocks=True)
 # Flags of a recipe that the manifest decides itself, by its options and after its checks.
 _OURS = (
     "--host",
@@ -133,12 +133,12 @@ _KEYS = re.compile("KEY|TOKEN|SECRET|PASSWORD")
 
 
 @dataclass(frozen=True)
-class Chosen:
+class RecipeSettings:
     """A recipe's settings for one variant, hardware and set of features."""
 
     model: str
-    flags: tuple[Setting, ...]
-    environment: tuple[Setting, ...]
+    flags: tuple[ServerSetting, ...]
+    environment: tuple[ServerSetting, ...]
     asks_for: str  # the recipe's min_vllm_version
     notes: tuple[str, ...]
 
@@ -152,7 +152,9 @@ def read(path: Path) -> Recipe:
     return FORMAT.read(path, shown(path, 200))
 
 
-def choose(recipe: Recipe, variant: str, features: tuple[str, ...], product: str | None) -> Chosen:
+def choose(
+    recipe: Recipe, variant: str, features: tuple[str, ...], product: str | None
+) -> RecipeSettings:
     """What a recipe says for a variant, with features switched on, on a product.
 
     Args:
@@ -188,10 +190,10 @@ def choose(recipe: Recipe, variant: str, features: tuple[str, ...], product: str
         words += mode.args if special.args is None else special.args
         variables |= mode.env if special.env is None else special.env
     why = f"the recipe, variant {name}" + (f" on {hardware}" if hardware else "")
-    return Chosen(
+    return RecipeSettings(
         model=found.model_id or recipe.model.model_id,
         flags=tuple(_pairs(words, why)),
-        environment=tuple(Setting(key, value, why) for key, value in variables.items()),
+        environment=tuple(ServerSetting(key, value, why) for key, value in variables.items()),
         asks_for=found.min_vllm_version or recipe.model.min_vllm_version,
         notes=tuple(notes),
     )
@@ -240,19 +242,19 @@ def _features(recipe: Recipe, asked: tuple[str, ...], variant: str) -> list[_Mod
     return out
 
 
-def _pairs(words: list[str], why: str) -> list[Setting]:
+def _pairs(words: list[str], why: str) -> list[ServerSetting]:
     """Flags with their values; the last of a flag counts.
 
     Raises:
         UsageError: a value stands before any flag.
     """
-    found: dict[str, Setting] = {}
+    found: dict[str, ServerSetting] = {}
     name = ""
     for word in words:
         if re.match(r"--?[a-zA-Z]", word):
             name, _, value = word.partition("=")
             found.pop(name, None)
-            found[name] = Setting(name, value, why)
+            found[name] = ServerSetting(name, value, why)
         elif not name:
             raise UsageError(
                 f"the recipe's arguments begin with {shown(word, 60)!r}", rule="a flag comes first"
@@ -266,7 +268,7 @@ def _pairs(words: list[str], why: str) -> list[Setting]:
     return list(found.values())
 
 
-def apply(server: Server, chosen: Chosen) -> Server:
+def apply(server: ServerSettings, chosen: RecipeSettings) -> ServerSettings:
     """A server with a recipe's settings over its own.
 
     Flags and variables that the image's release does not know are left out, with a note.
@@ -298,7 +300,9 @@ def apply(server: Server, chosen: Chosen) -> Server:
     )
 
 
-def _refused(flag: Setting, server: Server, known: switches.Switches | None) -> str:
+def _refused(
+    flag: ServerSetting, server: ServerSettings, known: switches.KnownSwitches | None
+) -> str:
     """Why a recipe's flag is not taken over; empty if it is."""
     ours = next((f.value for f in server.flags if f.name == flag.name), "")
     if flag.name in _OURS:
@@ -334,7 +338,7 @@ def _share(value: str) -> bool:
         return False
 
 
-def _speculation(flag: Setting, server: Server, chosen: bool) -> str:
+def _speculation(flag: ServerSetting, server: ServerSettings, chosen: bool) -> str:
     """Why a recipe's speculation is not taken over: the family's file decides what works."""
     if chosen:
         return "--speculative chooses another"

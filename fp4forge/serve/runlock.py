@@ -25,7 +25,7 @@ from fp4forge.core.text import as_json, shown, steers
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import engine, reference, registry
 from fp4forge.serve import manifest
-from fp4forge.serve.settings import Server
+from fp4forge.serve.settings import ServerSettings
 
 VERSION = 1
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -33,18 +33,18 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _SERVED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
-class File(Struct, frozen=True):
+class LockedFile(Struct, frozen=True):
     """One file; size in bytes."""
 
     size: int
     sha256: str
 
 
-class Folder(Struct, frozen=True):
+class LockedFolder(Struct, frozen=True):
     """A folder that the server mounts: files by their path in it, and the hub's commit."""
 
     revision: str  # empty if nothing in the folder says it
-    files: dict[str, File]
+    files: dict[str, LockedFile]
 
 
 class RunLock(Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,8 +55,8 @@ class RunLock(Struct, frozen=True, forbid_unknown_fields=True):
     kind: str  # one of manifest.FORMATS
     manifest: str  # SHA-256 of the manifest's text
     image: str  # by digest
-    server: Server
-    folders: dict[str, Folder]  # by their path on the host
+    server: ServerSettings
+    folders: dict[str, LockedFolder]  # by their path on the host
 
     @property
     def digest(self) -> str:
@@ -64,7 +64,7 @@ class RunLock(Struct, frozen=True, forbid_unknown_fields=True):
         return reference.parse(self.image).digest
 
 
-def make(server: Server, kind: str, text: str, report: Progress) -> RunLock:
+def make(server: ServerSettings, kind: str, text: str, report: Progress) -> RunLock:
     """The lock of a manifest.
 
     Args:
@@ -156,7 +156,7 @@ def reproduce(lock: RunLock, report: Progress) -> str:
     return text
 
 
-def differences(path: Path, locked: Folder, report: Progress) -> list[str]:
+def differences(path: Path, locked: LockedFolder, report: Progress) -> list[str]:
     """What a folder has that differs from its lock, a line each."""
     try:
         found = _folder(path, report)
@@ -187,13 +187,13 @@ def _has(image: str) -> bool:
     return bool(named.host) and registry.manifest(named.repository, named.digest) is not None
 
 
-def _mounted(server: Server) -> list[str]:
+def _mounted(server: ServerSettings) -> list[str]:
     """Folders that a server mounts, each once."""
     paths = [server.model, server.drafter, *server.adapters.values()]
     return list(dict.fromkeys(path for path in paths if path))
 
 
-def _folder(path: Path, report: Progress) -> Folder:
+def _folder(path: Path, report: Progress) -> LockedFolder:
     if not reading.is_folder(path):
         raise CheckpointError(
             f"{shown(path, 300)} is not a folder on this machine",
@@ -204,7 +204,7 @@ def _folder(path: Path, report: Progress) -> Folder:
     report(f"SHA-256 of {path.name}: {len(names)} files")
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:  # hashing does not hold the interpreter
         hashed = pool.map(lambda name: _file(path / name), names)
-        return Folder(_revision(path), dict(zip(names, hashed, strict=True)))
+        return LockedFolder(_revision(path), dict(zip(names, hashed, strict=True)))
 
 
 def _files(path: Path) -> Iterator[str]:
@@ -221,10 +221,10 @@ def _files(path: Path) -> Iterator[str]:
                 yield (Path(folder) / name).relative_to(path).as_posix()
 
 
-def _file(path: Path) -> File:
+def _file(path: Path) -> LockedFile:
     with reading.opened(path, CheckpointError) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return File(os.fstat(file.fileno()).st_size, digest)
+        return LockedFile(os.fstat(file.fileno()).st_size, digest)
 
 
 def _revision(path: Path) -> str:

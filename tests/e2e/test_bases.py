@@ -20,7 +20,7 @@ import pytest
 from fp4forge.core.errors import BaseImageError, UsageError
 from fp4forge.inputs import bases
 from fp4forge.inputs.bases import Base
-from fp4forge.oci.layout import Layout
+from fp4forge.oci.layout import OciLayout
 from fp4forge.publish import bases as making
 from tests.e2e.conftest import shell
 
@@ -85,7 +85,7 @@ def test_a_command_on_the_base_gives_the_same_layer_each_time(tmp_path: Path) ->
         flags = ["--no-cache", "--provenance=false", f"--output=type=oci,tar=false,dest={place}"]
         shell("docker", "buildx", "build", *flags, str(tmp_path))
         digest = json.loads((place / "index.json").read_text())["manifests"][0]["digest"]
-        found.append([layer.digest for layer in Layout(place).document(digest).layers or []])
+        found.append([layer.digest for layer in OciLayout(place).document(digest).layers or []])
         time.sleep(1)  # an archive's times are in seconds
     assert found[0] == found[1] and len(found[0]) == 2
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from fp4forge.checkpoint.config import Config
+from fp4forge.checkpoint.config import ModelConfig
 from fp4forge.serve import state
 from tests.e2e.conftest import ROOT, shell
 
@@ -34,7 +34,7 @@ def made(image: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_models_cache_is_vllms_to_the_byte(name: str, made: dict[str, Any]) -> None:
     assert "error" not in made[name], made[name]
-    ours = state.layers(msgspec.convert(CONFIGS[name], Config), Path(name), "fp8_e4m3")
+    ours = state.layers(msgspec.convert(CONFIGS[name], ModelConfig), Path(name), "fp8_e4m3")
     token = sum(kind.count * kind.token_bytes for kind in ours)
     assert sum(kind.count * kind.state_bytes for kind in ours) == made[name]["fixed"]
     assert token > made[name]["token"] if name in ABOVE else token == made[name]["token"]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from fp4forge.oci import acquire
-from fp4forge.plan.request import Request
+from fp4forge.plan.request import ImageRequest
 from fp4forge.publish import gate, packages
 from fp4forge.publish.pipeline import prepare
 from tests.e2e.conftest import ROOT, shell
@@ -22,7 +22,7 @@ from tests.e2e.conftest import ROOT, shell
 pytestmark = pytest.mark.engine
 NAME = f"fp4forge/h-supply:{os.getpid()}"
 DATA = ROOT / "tests" / "unit" / "data" / "osv"
-REQUEST = Request(arch="sm121", release="0.20.2", strategy="wheel", base="bootstrap")
+REQUEST = ImageRequest(arch="sm121", release="0.20.2", strategy="wheel", base="bootstrap")
 STATUS = """Package: libssl3t64
 Status: install ok installed
 Architecture: arm64

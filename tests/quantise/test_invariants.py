@@ -116,7 +116,7 @@ def test_what_cannot_be_exported_is_taken_from_siblings() -> None:
     assert values == [7.0, 7.0, 7.0]
     for layer in layers:
         tool._set(layer.input_quantizer, 0.0)
-    with pytest.raises(say.Refused, match="no token reached 3 layers"):
+    with pytest.raises(say.QuantiseRefused, match="no token reached 3 layers"):
         tool.repaired(model)
 
 

@@ -28,23 +28,25 @@ from fp4forge.core.errors import (
 )
 from fp4forge.models import backends as kept
 from fp4forge.models import family
-from fp4forge.models.backends import Answer, Decision, Option
+from fp4forge.models.backends import BackendAnswer, BackendDecision, BackendOption
 from fp4forge.oci import engine, process
 
-MARLIN = Option(name="MARLIN", kernel="MarlinExperts")
-EXPERTS = Decision(
+MARLIN = BackendOption(name="MARLIN", kernel="MarlinExperts")
+EXPERTS = BackendDecision(
     kind="experts",
     layer="128 experts, gelu_tanh",
     selected="VLLM_CUTLASS",
     image="MARLIN",
     options=(
-        Option(name="FLASHINFER_CUTLASS", reason="kernel does not support GELU_TANH activation"),
-        Option(name="VLLM_CUTLASS"),
+        BackendOption(
+            name="FLASHINFER_CUTLASS", reason="kernel does not support GELU_TANH activation"
+        ),
+        BackendOption(name="VLLM_CUTLASS"),
         MARLIN,
-        Option(name="B12X", automatic=False),
+        BackendOption(name="B12X", automatic=False),
     ),
 )
-ANSWER = Answer(
+ANSWER = BackendAnswer(
     vllm="0.20.2",
     gpu="sm121",
     capability=(12, 1),
@@ -109,12 +111,15 @@ def test_a_backend_is_found_by_vllms_flag(name: str, found: str | None) -> None:
 
 
 def test_a_linear_backend_is_found_by_vllms_flag() -> None:
-    kernels = (Option(name="CutlassNvFp4LinearKernel"), Option(name="MarlinNvFp4LinearKernel"))
-    found = Decision(kind="linear", layer="", options=kernels).option("marlin")
+    kernels = (
+        BackendOption(name="CutlassNvFp4LinearKernel"),
+        BackendOption(name="MarlinNvFp4LinearKernel"),
+    )
+    found = BackendDecision(kind="linear", layer="", options=kernels).option("marlin")
     assert found == kernels[1]
 
 
-def disagreements(answer: Answer) -> list[str]:
+def disagreements(answer: BackendAnswer) -> list[str]:
     """What a family forces on vLLM that the answer does not explain."""
     wrong = []
     for kind in kept.KINDS:
@@ -198,7 +203,7 @@ def test_a_family_without_an_example_is_refused(monkeypatch: pytest.MonkeyPatch)
 def test_a_folders_configuration_is_asked_for_as_it_is(tmp_path: Path) -> None:
     given = {"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "own": 1}
     (tmp_path / "config.json").write_text(json.dumps(given))
-    assert model.of_folder(tmp_path) == ask.Model(tmp_path.name, given, "qwen3")
+    assert model.of_folder(tmp_path) == ask.QueriedModel(tmp_path.name, given, "qwen3")
     with pytest.raises(CheckpointError, match=r"config\.json"):
         model.of_folder(tmp_path / "none")
 
@@ -339,7 +344,7 @@ def test_kept_answers_are_shown_with_what_forces_them(folder: Path) -> None:
 def test_kept_answers_as_json(folder: Path) -> None:
     kept.write((ANSWER,))
     said = run("--gpu", "sm121", "--family", "gemma4", "--kept", "--release", "0.20.2", "--json")
-    assert msgspec.convert(json.loads(said), tuple[Answer, ...]) == (ANSWER,)
+    assert msgspec.convert(json.loads(said), tuple[BackendAnswer, ...]) == (ANSWER,)
 
 
 def test_an_answer_that_was_not_kept_is_asked_for(folder: Path) -> None:

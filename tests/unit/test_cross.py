@@ -15,11 +15,11 @@ from fp4forge.image import render
 from fp4forge.image.stages import cross as building
 from fp4forge.inputs import locks as lock
 from fp4forge.plan import packages
-from fp4forge.plan.request import Request
+from fp4forge.plan.request import ImageRequest
 from fp4forge.plan.resolve import resolve
 from fp4forge.publish import machine
 
-CROSS = Request(
+CROSS = ImageRequest(
     "sm121",
     base="bootstrap",
     platform="linux/arm64",

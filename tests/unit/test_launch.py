@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from fp4forge.cli import servers
 from fp4forge.core.errors import EngineError, FitError, ForgeError, ServingError, UsageError
-from fp4forge.doctor.smi import Gpu
+from fp4forge.doctor.smi import SmiGpu
 from fp4forge.kernels.gpus import PRODUCTS
 from fp4forge.launch import deployment, image, machine, phases, upgrading
 from tests.unit.test_cli import run
@@ -36,7 +36,7 @@ LOG = Path(__file__).parent / "data/logs/vllm-0.20.2-h200/compiled.log"
 def test_a_gpu_is_the_product_with_its_capability_and_memory(
     capability: str, memory: int, product: str | None
 ) -> None:
-    found = machine.match_product(Gpu("NVIDIA", capability, "580.95.05", memory))
+    found = machine.match_product(SmiGpu("NVIDIA", capability, "580.95.05", memory))
     assert (found.name if found else None) == product
 
 
@@ -110,7 +110,7 @@ def test_a_taken_port_is_refused() -> None:
 
 def test_phases_of_a_real_start() -> None:
     """The log of a Hopper: each phase once and in order, the weights' rate, the time of before."""
-    tracker = phases.Tracker(weights=2_000_000_000, before={"container": 1.0, "weights": 30.0})
+    tracker = phases.StartTracker(weights=2_000_000_000, before={"container": 1.0, "weights": 30.0})
     said = []
     for second, line in enumerate(LOG.read_text().splitlines()):
         if tracker.feed(line, float(second)):

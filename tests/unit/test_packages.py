@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fp4forge.advisories.components import DPKG_STATUS
 from fp4forge.core.errors import BinaryError, DriftError
 from fp4forge.publish import packages
-from fp4forge.publish.packages import Package
+from fp4forge.publish.packages import DistroPackage
 from tests.fuzz import fuzz, survives
 
 STATUS = b"""Package: libssl3t64
@@ -37,7 +37,7 @@ FILES = {
 }
 
 
-def with_(path: str, content: bytes) -> dict[str, Package]:
+def with_(path: str, content: bytes) -> dict[str, DistroPackage]:
     return packages.of_files(FILES | {path: content})
 
 
@@ -72,7 +72,7 @@ def moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(packages, "FOLDER", tmp_path)
     monkeypatch.setattr(packages, "of_image", lambda _: packages.of_files(FILES))
     path = packages.record_of("bootstrap", "linux/amd64")
-    old = packages.of_files(FILES) | {"bash:amd64": Package("5.1-9", "-")}
+    old = packages.of_files(FILES) | {"bash:amd64": DistroPackage("5.1-9", "-")}
     path.write_text(packages.text(old))
     return path
 

@@ -316,7 +316,7 @@ def test_fuzz_what_the_program_says(lines: list[str]) -> None:
     try:
         for line in lines:
             listener.hear(line)
-        listener.answer(program.Place(), 1)
+        listener.answer(program.PythonPlace(), 1)
     except ToolError as error:
         assert error.message
 
@@ -326,11 +326,11 @@ def test_failures_keep_their_kind() -> None:
         listener = program.Listener(lambda _: None)
         listener.hear("fp4forge " + json.dumps({"kind": kind, "error": "e", "rule": "r"}))
         with pytest.raises(expected):
-            listener.answer(program.Place(), 0)
+            listener.answer(program.PythonPlace(), 0)
 
 
 def test_in_an_image_there_is_no_network_and_the_model_is_read_only(tmp_path: Path) -> None:
-    place = program.Place("python3", "modelopt:1")
+    place = program.PythonPlace("python3", "modelopt:1")
     line, paths = place.line(*(tmp_path / name for name in ("program", "model", "out", "t.txt")))
     assert "--network=none" in line and f"{tmp_path}/model:/model:ro" in line
     assert paths.text == "/text/t.txt" and line[-3:] == ["modelopt:1", "-m", "inside"]

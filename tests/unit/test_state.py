@@ -23,8 +23,8 @@ from fp4forge.kernels.cubins import Ptx
 from fp4forge.launch import deployment
 from fp4forge.launch.cluster import running
 from fp4forge.oci import acquire, engine
-from fp4forge.oci.buildkit import Options
-from fp4forge.oci.layout import Layout
+from fp4forge.oci.buildkit import BuildOptions
+from fp4forge.oci.layout import OciLayout
 from fp4forge.publish import build, verified
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,15 +152,15 @@ def test_a_damaged_ledger_of_a_plan_is_built_anew(
     monkeypatch.setattr(build, "_export", export)
     plan: Any = SimpleNamespace(id="0123456789ab")
     said: list[str] = []
-    whole = build.ledger(plan, tmp_path, Options(), said.append)
+    whole = build.ledger(plan, tmp_path, BuildOptions(), said.append)
     (tmp_path / "ledgers" / "0123456789ab.json").write_bytes(whole[:10])
-    assert build.ledger(plan, tmp_path, Options(), said.append) == whole
-    assert build.ledger(plan, tmp_path, Options(), said.append) == whole
+    assert build.ledger(plan, tmp_path, BuildOptions(), said.append) == whole
+    assert build.ledger(plan, tmp_path, BuildOptions(), said.append) == whole
     assert len(built) == 2
     assert "is not JSON" in said[0] and "making it again" in said[0]
 
 
-def blob(layout: Layout, content: bytes) -> dict[str, Any]:
+def blob(layout: OciLayout, content: bytes) -> dict[str, Any]:
     digest = "sha256:" + hashlib.sha256(content).hexdigest()
     layout.path(digest).parent.mkdir(parents=True, exist_ok=True)
     layout.path(digest).write_bytes(content)
@@ -169,7 +169,7 @@ def blob(layout: Layout, content: bytes) -> dict[str, Any]:
 
 
 def test_blobs_that_were_cut_are_removed_and_the_others_stay(tmp_path: Path) -> None:
-    layout = Layout(tmp_path)
+    layout = OciLayout(tmp_path)
     # The configuration is JSON as a manifest is, with another "config" in it.
     settings = b'{"os": "linux", "config": {"Env": ["PATH=/bin"]}}'
     config, layer, other = (blob(layout, text) for text in (settings, b"layer" * 99, b"other"))

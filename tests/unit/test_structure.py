@@ -38,7 +38,7 @@ LLAMA: dict[str, Any] = {
 }
 
 
-def filled(layout: layouts.Layout, at: str, sizes: dict[str, int], any_: int = 32) -> Tensors:
+def filled(layout: layouts.TensorLayout, at: str, sizes: dict[str, int], any_: int = 32) -> Tensors:
     """A layout's tensors in BF16, in the sizes that a configuration gives."""
     out: Tensors = {}
     for names_, wanted in layout.tensors.items():
@@ -75,7 +75,7 @@ def whole(name: str, **changes: Any) -> tuple[Tensors, dict[str, Any]]:
         if text.get(key):
             cut[key] = text[key][:LAYERS]
     text.update(cut | changes)
-    config = msgspec.convert(given, configs.Config)
+    config = msgspec.convert(given, configs.ModelConfig)
     full, count = config.complete, text["num_hidden_layers"]
     known = family.get(config.family)
     states = kinds.of(config, count, Path(name))
@@ -133,7 +133,9 @@ def llama() -> Tensors:
     return out
 
 
-def judged(tmp_path: Path, tensors: Tensors, **changes: Any) -> dict[str, inspect.Finding]:
+def judged(
+    tmp_path: Path, tensors: Tensors, **changes: Any
+) -> dict[str, inspect.CheckpointFinding]:
     found = inspect.inspect(publish(tmp_path, tensors, LLAMA | changes), release=NEWEST)
     return {one.id: one for one in found.findings}
 
@@ -285,7 +287,7 @@ def test_a_configuration_that_contradicts_itself_is_told_so(
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_configuration_does_not(name: str) -> None:
-    assert not list(plausible.problems(msgspec.convert(PUBLISHED[name], configs.Config)))
+    assert not list(plausible.problems(msgspec.convert(PUBLISHED[name], configs.ModelConfig)))
 
 
 @pytest.mark.parametrize("file", ["/etc/passwd", "../a.safetensors", "b/a.safetensors", "a\0", ""])

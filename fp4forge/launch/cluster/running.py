@@ -16,7 +16,7 @@ from fp4forge.core.paths import STATE
 from fp4forge.core.text import shown
 from fp4forge.doctor import logs
 from fp4forge.kernels.base import Progress
-from fp4forge.launch.cluster.hosts import Host, each
+from fp4forge.launch.cluster.hosts import ClusterHost, each
 from fp4forge.publish.distribute import NODE
 from fp4forge.serve import client
 
@@ -51,10 +51,10 @@ class Cluster(Struct, frozen=True, kw_only=True):
     split: Line
 
     @property
-    def machines(self) -> list[Host]:
+    def machines(self) -> list[ClusterHost]:
         """The machines."""
         config = Path(self.ssh_config) if self.ssh_config else None
-        return [Host(address, config) for address in self.hosts]
+        return [ClusterHost(address, config) for address in self.hosts]
 
     @property
     def folder(self) -> Path:
@@ -88,12 +88,12 @@ def load(name: str | None) -> Cluster:
     return reading.record(FOLDER / str(chosen) / _FILE, Cluster, ServingError)
 
 
-def _place(cluster: Cluster, host: Host) -> str:
+def _place(cluster: Cluster, host: ClusterHost) -> str:
     """A machine's folder, from the home folder, which the machines may share."""
     return f"{REMOTE}/{cluster.name}/{cluster.hosts.index(host.address)}"
 
 
-def _compose(cluster: Cluster, host: Host, *words: str) -> list[str]:
+def _compose(cluster: Cluster, host: ClusterHost, *words: str) -> list[str]:
     """A command line for a machine: Compose as a plugin or as a program of its own."""
     script = (
         'cd "$HOME/$1" || exit 1; shift; name=$1; shift\n'
@@ -125,7 +125,7 @@ def start(cluster: Cluster, report: Progress) -> None:
     Raises:
         TransferError: one cannot be reached, or refuses; those that were started are stopped.
     """
-    started: list[Host] = []
+    started: list[ClusterHost] = []
     try:
         for host in reversed(cluster.machines):
             report(f"{host.address}: docker compose up")
@@ -137,7 +137,7 @@ def start(cluster: Cluster, report: Progress) -> None:
         raise
 
 
-def _down(cluster: Cluster, machines: list[Host]) -> None:
+def _down(cluster: Cluster, machines: list[ClusterHost]) -> None:
     each(machines, lambda host: host.run(*_compose(cluster, host, "down"), seconds=300))
 
 
@@ -158,7 +158,7 @@ def states(cluster: Cluster) -> list[str]:
     """
     form = "{{.State.Status}} {{.RestartCount}}"
 
-    def one(host: Host) -> str:
+    def one(host: ClusterHost) -> str:
         done = host.run("docker", "inspect", "--format", form, cluster.name)
         status, _, restarts = done.stdout.strip().partition(" ")
         if done.returncode != 0:
@@ -194,7 +194,7 @@ def tail(cluster: Cluster, lines: int) -> dict[str, list[str]]:
         TransferError: one cannot be reached.
     """
 
-    def one(host: Host) -> list[str]:
+    def one(host: ClusterHost) -> list[str]:
         done = host.run("docker", "logs", "--tail", str(lines), cluster.name)
         return [shown(line, 500) for line in (done.stdout + done.stderr).splitlines()]
 
