@@ -25,7 +25,7 @@ from fp4forge.inputs import bases, defaults
 from fp4forge.oci import buildkit as builder
 from fp4forge.plan.request import ImageRequest
 from fp4forge.plan.resolve import resolve
-from fp4forge.publish import bases as publishing
+from fp4forge.publish import base_images as publishing
 from fp4forge.publish import build as building
 
 RELEASE = defaults.table().reference.release

@@ -41,7 +41,7 @@ from fp4forge.oci.layout import OciLayout  # noqa: E402
 from fp4forge.plan.plan import Plan  # noqa: E402
 from fp4forge.plan.request import ImageRequest  # noqa: E402
 from fp4forge.plan.resolve import resolve  # noqa: E402
-from fp4forge.publish import bases  # noqa: E402
+from fp4forge.publish import base_images  # noqa: E402
 from fp4forge.publish import build as building  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -300,7 +300,7 @@ def _against_emulation(stage: str) -> dict[str, Any]:
     prepared = context.plan
     staged = contexts.stage(context)
     for platform in PLATFORMS:
-        bases.ensure(prepared.inputs.base, platform, quiet)
+        base_images.ensure(prepared.inputs.base, platform, quiet)
     options = builder.BuildOptions(no_cache=True)
     line = building.command(prepared, staged, ["type=cacheonly"], options, target=stage)
     emulated = [

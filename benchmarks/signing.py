@@ -24,8 +24,8 @@ from fp4forge.oci.layout import OciLayout
 from fp4forge.plan.plan import Plan
 from fp4forge.plan.request import ImageRequest
 from fp4forge.plan.resolve import resolve
-from fp4forge.publish import bases as making
-from fp4forge.publish import inventory, signing
+from fp4forge.publish import base_images as making
+from fp4forge.publish import image_sbom, signing
 from fp4forge.sbom import kept
 
 REGISTRY = os.environ.get("REGISTRY", "127.0.0.1:5000")
@@ -56,7 +56,7 @@ def sign() -> dict[str, Any]:
         client, made = engine.connect(), {}
 
         def list_() -> None:
-            made.update(inventory.make(client, f"{repository}@{digest}", digest, plan, quiet))
+            made.update(image_sbom.make(client, f"{repository}@{digest}", digest, plan, quiet))
 
         def sign_() -> None:
             predicates = signing.provenances(repository, digest)

@@ -20,7 +20,7 @@ from fp4forge.kernels.base import Progress
 from fp4forge.oci import buildkit as builder
 from fp4forge.plan.request import ImageRequest
 from fp4forge.plan.resolve import resolve
-from fp4forge.publish import bases
+from fp4forge.publish import base_images
 from fp4forge.publish import build as building
 
 PROGRAM = Path(__file__).with_name("stage_program.py")
@@ -57,7 +57,7 @@ def compile_objects(
     # Crossed, no stage is arm64's.
     needed = AMD64 if prepared.cross else prepared.platform
     for platform in dict.fromkeys((AMD64, needed)):
-        bases.ensure(prepared.inputs.base, platform, report)
+        base_images.ensure(prepared.inputs.base, platform, report)
     staged, options = contexts.stage(context), builder.BuildOptions(jobs=jobs)
     output = f"type=local,dest={folder}"
     line = building.command(prepared, staged, [output], options, target="proof-files")

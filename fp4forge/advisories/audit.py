@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
-from fp4forge.advisories import components as parts
+from fp4forge.advisories import installed as parts
 from fp4forge.advisories import osv, vex
-from fp4forge.advisories.components import AuditedPackages
 from fp4forge.advisories.database import AdvisoryDatabase
+from fp4forge.advisories.installed import AuditedPackages
 from fp4forge.advisories.osv import Advisory, AffectedPackage, OsvPackage
 from fp4forge.advisories.vex import VexVerdict
 from fp4forge.core.errors import UsageError, VulnerableError

@@ -16,7 +16,7 @@ from fp4forge.core.errors import EngineError, RegistryError, ToolError
 from fp4forge.core.limits import BACKENDS_SILENCE_SECONDS
 from fp4forge.core.text import shown
 from fp4forge.kernels.base import Progress
-from fp4forge.models.backends import BackendAnswer
+from fp4forge.models.backend_answers import BackendAnswer
 from fp4forge.oci import engine, process
 
 INSIDE = Path(__file__).parent / "inside"

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from fp4forge.bench import card
+from fp4forge.bench import reference_card
 from fp4forge.bench.figures import FIGURES, RELATIVE, quantile, samples, value
 from fp4forge.bench.result import BenchResult
 from fp4forge.bench.suite import TrialLoad
@@ -123,7 +123,7 @@ def _change(
         low=low,
         high=high,
         verdict=verdict(FIGURES[name].better, low, high, threshold),
-        card=card.figures(load.table, load.label).get(name) if with_card else None,
+        card=reference_card.figures(load.table, load.label).get(name) if with_card else None,
     )
 
 
@@ -170,7 +170,7 @@ def verdict(better: str, low: float | None, high: float | None, threshold: float
 def against_card(result: BenchResult) -> list[FigureChange]:
     """Every figure that the card has too; a ratio without an interval or a verdict."""
     found = []
-    for row in card.card().rows:
+    for row in reference_card.card().rows:
         loads = [load for load in result.named.loads() if load.label == row.label]
         table = next((t for t in result.measured.tables if t.id == row.table), None)
         if table is None:

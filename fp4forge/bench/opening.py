@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fp4forge
-from fp4forge.bench import extras, identity, running
+from fp4forge.bench import extras, identity, suite_run
 from fp4forge.bench import result as results
-from fp4forge.bench.command import LoadGenerator
+from fp4forge.bench.load_command import LoadGenerator
 from fp4forge.bench.result import BenchResult, MeasuredIdentity, Roofline
-from fp4forge.bench.running import SuiteRun
 from fp4forge.bench.server import MeasuredServer, ServedModel, check_context
 from fp4forge.bench.suite import NamedSuite
+from fp4forge.bench.suite_run import SuiteRun
 from fp4forge.core import reading
 from fp4forge.core.errors import BenchError, UsageError
 from fp4forge.kernels import gpus
@@ -135,7 +135,7 @@ def _open(wanted: BenchRequest, who: MeasuredIdentity) -> BenchResult:
             suite_hash=wanted.suite.hash,
             measured=wanted.suite.suite,
             fp4forge=fp4forge.__version__,
-            date=running.now(),
+            date=suite_run.now(),
             identity=who,
         )
     found = results.load(wanted.folder)
@@ -160,10 +160,10 @@ def _roofline(wanted: BenchRequest) -> Roofline | None:
     """What ``serve fit`` says of one stream, if checkpoint and GPU are given."""
     if not wanted.checkpoint or not wanted.gpu:
         return None
-    from fp4forge.serve import memory, model
+    from fp4forge.serve import memory, model_sizes
 
     product = gpus.product(wanted.gpu)
-    described = model.read(wanted.checkpoint, "fp8_e4m3")
+    described = model_sizes.read(wanted.checkpoint, "fp8_e4m3")
     contexts = [2**power for power in range(7, 18)]
     rates = {context: memory.decode_rate(described, product, 1, context) for context in contexts}
     return Roofline(gpu=product.title, rates=rates)

@@ -32,22 +32,13 @@ from fp4forge.checkpoint.findings import (
     CheckpointFinding,
     CollectedFindings,
 )
-from fp4forge.checkpoint.releases import Loading, loading
+from fp4forge.checkpoint.loading import Loading, loading
 from fp4forge.checkpoint.schemes import Parts, QuantisationScheme
 from fp4forge.checkpoint.tensors import Checkpoint
 from fp4forge.core import reading
 from fp4forge.kernels.base import Progress
 
 __all__ = (
-    "ERROR",
-    "NOTE",
-    "PATCH",
-    "WARNING",
-    "CheckpointFinding",
-    "Inspection",
-    "as_rows",
-    "inspect",
-)
     "ERROR",
     "NOTE",
     "PATCH",

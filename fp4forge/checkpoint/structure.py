@@ -19,8 +19,8 @@ from fp4forge.checkpoint.config import TextConfig
 from fp4forge.checkpoint.findings import CollectedFindings
 from fp4forge.checkpoint.schemes import Parts, QuantisationScheme, Shape
 from fp4forge.checkpoint.tensors import Checkpoint
-from fp4forge.models import family, tensors
-from fp4forge.models.tensors import TensorLayout
+from fp4forge.models import family, tensor_layouts
+from fp4forge.models.tensor_layouts import TensorLayout
 
 _LAYER = re.compile(r"^(.*?\blayers)\.(\d{1,9})\.(.+)$")
 _TOWER = re.compile(r"vision|visual|audio|encoder|mtp")
@@ -80,7 +80,7 @@ def check(
     model = _named(found, modules, path)
     shapes = _shapes(found, modules, judged)
     states = kinds.of(found.config, count, found.folder)
-    chosen = {name: tensors.layouts()[name] for name in known.tensors}
+    chosen = {name: tensor_layouts.layouts()[name] for name in known.tensors}
     routers = {
         name
         for layout in chosen.values()
@@ -198,7 +198,9 @@ def _lost(layout: TensorLayout, places: list[_Place]) -> tuple[list[str], bool]:
             elif (
                 "*" not in name
                 and first not in place.without
-                and all(one in place.sizes for size in dimensions for one in tensors.fields(size))
+                and all(
+                    one in place.sizes for size in dimensions for one in tensor_layouts.fields(size)
+                )
             ):
                 lost.append(place.path + first)
     return lost, there
@@ -208,7 +210,7 @@ def _sizes_there(
     layout: TensorLayout, place: _Place, shapes: Mapping[str, Shape], seen: CollectedFindings
 ) -> None:
     for name, dimensions in layout.tensors.items():
-        wanted = [tensors.value(size, place.sizes) for size in dimensions]
+        wanted = [tensor_layouts.value(size, place.sizes) for size in dimensions]
         for whole in place.names.get(name.partition("|")[0], ()):
             _compare(whole, shapes.get(whole), wanted, dimensions, seen)
 

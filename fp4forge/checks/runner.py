@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from fp4forge.checks.check import ImageCheck
-from fp4forge.checks.page import page
+from fp4forge.checks.image_page import page
 from fp4forge.core import files, reading
 from fp4forge.core.errors import VerifyError
 from fp4forge.core.paths import IMAGE_TESTS, ROOT

@@ -70,14 +70,14 @@ def extract(tree: Path | None, vllm: str, check: bool) -> None:
     Without TREE, the sources are those of the package index, with the pinned hash.
     """
     from fp4forge.inputs.release import check_version
-    from fp4forge.maintain import arch_rules, sources
+    from fp4forge.maintain import sources, write_arch_rules
 
     version = check_version(vllm)
     console = Console()
     with console.step("extract") as step:
-        extracted = arch_rules.extract(tree or sources.source_tree(version), version)
+        extracted = write_arch_rules.extract(tree or sources.source_tree(version), version)
         if check:
-            arch_rules.check(extracted)
+            write_arch_rules.check(extracted)
         else:
-            arch_rules.write(extracted)
+            write_arch_rules.write(extracted)
         step.detail = f"releases/archs/{version}: " + ("as committed" if check else "written")

@@ -33,7 +33,7 @@ def audit(image: str | None, releases: tuple[str, ...], db: str | None, as_json:
     one, or one of unknown severity, is neither not_affected nor fixed, or its verdict has expired.
     """
     from fp4forge.advisories import audit as auditing
-    from fp4forge.advisories import components, database
+    from fp4forge.advisories import database, installed
     from fp4forge.inputs import release
 
     if image and releases:
@@ -43,7 +43,7 @@ def audit(image: str | None, releases: tuple[str, ...], db: str | None, as_json:
     for name in [image] if image else releases or release.names():
         with console.step("audit") as step:
             contents = (
-                components.of_image(name, step.report) if image else components.of_release(name)
+                installed.of_image(name, step.report) if image else installed.of_release(name)
             )
             report = auditing.run(contents, source, step.report)
             found.append(report)

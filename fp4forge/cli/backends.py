@@ -11,9 +11,9 @@ from fp4forge.cli.options import json_option, registry_option, resolve_registry
 from fp4forge.core.console import Console, print_json, rich
 from fp4forge.core.errors import UsageError
 from fp4forge.kernels import gpus as chips
-from fp4forge.models import backends as kept
+from fp4forge.models import backend_answers as kept
 from fp4forge.models import family
-from fp4forge.models.backends import BackendAnswer, BackendDecision
+from fp4forge.models.backend_answers import BackendAnswer, BackendDecision
 
 
 @click.command()

@@ -150,10 +150,10 @@ def _alone(folder: Path) -> Any:
 
 def _write(result: Any, folder: Path) -> None:
     """The page and the Markdown beside the result."""
-    from fp4forge.bench import page, tables
+    from fp4forge.bench import result_page, tables
     from fp4forge.core import files
 
-    files.replace(folder / "index.html", page.page(result))
+    files.replace(folder / "index.html", result_page.page(result))
     files.replace(folder / "README.md", tables.markdown(result))
 
 

@@ -16,8 +16,8 @@ from fp4forge.core.console import Console, print_json, print_rows, rich
 from fp4forge.core.errors import ServingError, TransferError, UsageError
 
 if TYPE_CHECKING:
+    from fp4forge.launch.cluster.division import ClusterOption
     from fp4forge.launch.cluster.hosts import ClusterHost, ProbedHost
-    from fp4forge.launch.cluster.plan import ClusterOption
     from fp4forge.launch.cluster.preflight import PreflightItem
     from fp4forge.serve.settings import ServerSettings
 
@@ -94,7 +94,7 @@ def cluster(ctx: click.Context, /, **o: Any) -> None:
 
 
 def _start(o: dict[str, Any]) -> None:
-    from fp4forge.launch.cluster import plan, preflight
+    from fp4forge.launch.cluster import division, preflight
     from fp4forge.oci import reference
     from fp4forge.publish import distribute
 
@@ -128,7 +128,7 @@ def _start(o: dict[str, Any]) -> None:
         model=whole.model,
         image=name,
         digest=digest,
-        ports=(plan.MASTER_PORT, whole.port),
+        ports=(division.MASTER_PORT, whole.port),
         interface=o["interface"],
         weights=chosen.weights,
         gpus=not o["any_gpu"],
@@ -144,7 +144,7 @@ def _start(o: dict[str, Any]) -> None:
         found = preflight.look(hosts, wanted)
         items = preflight.judge(hosts, found, wanted)
         if all(one.address for one in found):
-            items += preflight.connections(hosts, found, plan.MASTER_PORT + 1)
+            items += preflight.connections(hosts, found, division.MASTER_PORT + 1)
         wrong = [item for item in items if not item.ok]
         step.detail = f"{len(items) - len(wrong)} of {len(items)} are right"
         step.verdict = "failed" if wrong else "ok"
@@ -236,13 +236,13 @@ def _run(
     what: tuple[str, str, ClusterOption],
     console: Console,
 ) -> None:
-    from fp4forge.launch.cluster import plan, running
+    from fp4forge.launch.cluster import division, lifecycle
     from fp4forge.serve import client, manifest
 
     image, digest, chosen = what
-    ranks = plan.ranks(found)
-    servers = [plan.server(replace(whole, listen=ranks[0].address), rank) for rank in ranks]
-    made = running.Cluster(
+    ranks = division.ranks(found)
+    servers = [division.server(replace(whole, listen=ranks[0].address), rank) for rank in ranks]
+    made = lifecycle.Cluster(
         name=whole.name,
         hosts=[host.address for host in hosts],
         ssh_config=str(o["ssh_config"] or ""),
@@ -258,13 +258,13 @@ def _run(
         files.replace(made.folder / f"{host.address}.yaml", text)
     made.save()
     with console.step("files") as step:
-        running.write(made, texts, override)
+        lifecycle.write(made, texts, override)
         step.detail = f"{len(texts)} machines"
     with console.step("start") as step:
-        running.start(made, step.report)
+        lifecycle.start(made, step.report)
         step.detail = made.name
     with console.step("ready") as step:
-        why = running.wait(made, o["timeout"] * 60, step.report)
+        why = lifecycle.wait(made, o["timeout"] * 60, step.report)
         step.detail, step.verdict = (why, "failed") if why else (made.url, "ok")
     if not why and not o["no_smoke"]:
         with console.step("smoke") as step:
@@ -274,7 +274,7 @@ def _run(
             step.verdict = "failed" if why else "ok"
     if why:
         clusters.diagnose(made, as_json=o["as_json"])
-        running.stop(made)
+        lifecycle.stop(made)
         raise ServingError(
             f"{made.name} did not come up: {why}",
             rule="every machine runs, and the first one answers",

@@ -14,8 +14,8 @@ from fp4forge.core.console import print_json
 from fp4forge.core.errors import FitError, UsageError
 
 if TYPE_CHECKING:
+    from fp4forge.launch.cluster.division import ClusterOption
     from fp4forge.launch.cluster.hosts import ClusterHost
-    from fp4forge.launch.cluster.plan import ClusterOption
     from fp4forge.serve.settings import ServerSettings
 
 
@@ -26,9 +26,9 @@ def fit(o: dict[str, Any], machines: int) -> tuple[list[ClusterOption], ClusterO
         FitError: none does, or the split that was asked for is not possible.
     """
     from fp4forge.kernels import gpus
-    from fp4forge.launch.cluster import plan
+    from fp4forge.launch.cluster import division
     from fp4forge.serve import link, placing, settings
-    from fp4forge.serve import model as models
+    from fp4forge.serve import model_sizes as models
     from fp4forge.serve.split import ONE
 
     product = gpus.product(o["product"])
@@ -40,7 +40,7 @@ def fit(o: dict[str, Any], machines: int) -> tuple[list[ClusterOption], ClusterO
         utilization=o["utilization"],
         batched_tokens=chosen.max_num_batched_tokens,
     )
-    found = plan.options(described, product, machines, wanted, link.ROCE)
+    found = division.options(described, product, machines, wanted, link.ROCE)
     asked = split_of(o)
     if asked != ONE:
         found = [one for one in found if one.split == asked]
@@ -51,7 +51,7 @@ def fit(o: dict[str, Any], machines: int) -> tuple[list[ClusterOption], ClusterO
                 rule="tensor times pipeline parallelism is the number of machines",
                 remedy="leave the split out: the fastest that fits is taken",
             )
-    return found, plan.choose(found, product, machines)
+    return found, division.choose(found, product, machines)
 
 
 def server(o: dict[str, Any], chosen: ClusterOption) -> tuple[ServerSettings, str, str]:
@@ -72,7 +72,7 @@ def server(o: dict[str, Any], chosen: ClusterOption) -> tuple[ServerSettings, st
 
 def kubernetes(o: dict[str, Any]) -> None:
     """Prints a LeaderWorkerSet."""
-    from fp4forge.launch.cluster import plan
+    from fp4forge.launch.cluster import division
     from fp4forge.serve import manifest
 
     if not o["model"] or not o["machines"]:
@@ -85,7 +85,7 @@ def kubernetes(o: dict[str, Any]) -> None:
         raise UsageError(f"--rdma-resource {name!r}", rule="a resource's name, such as rdma/hca")
     _, chosen = fit(o, o["machines"])
     whole, _, _ = server(o, chosen)
-    more = {"size": o["machines"], "master_port": plan.MASTER_PORT, "rdma_resource": name}
+    more = {"size": o["machines"], "master_port": division.MASTER_PORT, "rdma_resource": name}
     text = manifest.render(whole, "lws", **more)
     if o["as_json"]:
         print_json({"manifest": text})
@@ -100,7 +100,7 @@ def dry_run(
     o: dict[str, Any], whole: ServerSettings, hosts: list[ClusterHost], options: list[ClusterOption]
 ) -> None:
     """Writes the files with placeholders for what only the machines know."""
-    from fp4forge.launch.cluster import plan
+    from fp4forge.launch.cluster import division
     from fp4forge.serve import manifest
 
     addresses = [host.address.rpartition("@")[2] for host in hosts]
@@ -114,14 +114,14 @@ def dry_run(
             )
     texts = {}
     for number, address in enumerate(addresses):
-        rank = plan.ClusterRank(
+        rank = division.ClusterRank(
             number=number,
             of=len(hosts),
             master=addresses[0],
             address=address,
             interface=o["interface"] or "INTERFACE",
         )
-        texts[address] = manifest.render(plan.server(whole, rank), "compose")
+        texts[address] = manifest.render(division.server(whole, rank), "compose")
     if o["output"]:
         for address, text in texts.items():
             files.replace(o["output"] / address / "compose.yaml", text)

@@ -107,7 +107,7 @@ def compose(
         raise UsageError("--lock goes with a manifest", rule="not with --json or --explain")
     if lock and output and lock.absolute() == output.absolute():
         raise UsageError(f"--lock and --output are both {lock}", rule="two files")
-    from fp4forge.models import switches
+    from fp4forge.models import switch_history
     from fp4forge.serve import manifest
 
     found = server(o, own_image=bool(o["image"]))
@@ -120,7 +120,9 @@ def compose(
         print_rows(
             [(f"{s.name} {s.value}".strip(), s.why) for s in (*found.flags, *found.environment)]
         )
-        print_rows([(f"not written: {name}", why) for name, why in switches.left_out().items()])
+        print_rows(
+            [(f"not written: {name}", why) for name, why in switch_history.left_out().items()]
+        )
         return
     text = manifest.render(found, kind)
     if kind == "compose":
@@ -303,7 +305,7 @@ def _fitting(read: Checkpoint, chosen: ServerWishes, o: dict[str, Any]) -> Serve
     from dataclasses import replace
 
     from fp4forge.checkpoint import tensors
-    from fp4forge.serve import model as models
+    from fp4forge.serve import model_sizes as models
     from fp4forge.serve import placing, settings
 
     workload = settings.workload(chosen)

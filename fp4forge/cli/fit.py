@@ -55,7 +55,7 @@ from fp4forge.kernels import gpus as gpu
 def fit(model: Path, products: tuple[str, ...], as_json: bool, plot: Path | None, **o: Any) -> None:
     """Show which GPUs a model needs, how many, and what fits: context, sequences, decode rate."""
     from fp4forge.serve import memory, placing
-    from fp4forge.serve import model as models
+    from fp4forge.serve import model_sizes as models
     from fp4forge.serve import split as splitting
 
     described = models.read(model, o["kv_cache_dtype"])

@@ -24,7 +24,7 @@ from fp4forge.core.errors import UsageError
 from fp4forge.kernels.gpus import TARGETS
 from fp4forge.oci import reference
 from fp4forge.oci.buildkit import BuildOptions
-from fp4forge.plan import components
+from fp4forge.plan import vllm_components
 from fp4forge.plan.plan import Plan
 from fp4forge.plan.request import ImageRequest
 from fp4forge.publish import pipeline
@@ -67,7 +67,7 @@ def build(**o: Any) -> None:
             _show(prepared)
         return
     console = Console()
-    trees = components.local_trees(o["sources"])
+    trees = vllm_components.local_trees(o["sources"])
     options = BuildOptions(
         builder=o["builder"],
         no_cache=o["no_cache"],
@@ -211,7 +211,7 @@ def context(output: Path, as_json: bool, **o: Any) -> None:
         )
     contexts.write(prepared, folder)
     image = f"fp4forge/vllm:unverified-{prepared.plan.id}"
-    line = building.by_hand(prepared.plan, folder, components.local_trees(o["sources"]), image)
+    line = building.by_hand(prepared.plan, folder, vllm_components.local_trees(o["sources"]), image)
     if as_json:
         found = {"plan": prepared.plan.id, "context": str(folder), "image": image, "command": line}
         print_json(found)

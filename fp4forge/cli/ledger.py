@@ -36,7 +36,7 @@ def ledger(target: str, as_json: bool, require: tuple[str, ...], html: Path | No
         found = reading.read(target, step.report)
         step.detail = f"{len(found.files)} files with device code"
     if html:
-        from fp4forge.checks.page import ledger_page
+        from fp4forge.checks.image_page import ledger_page
 
         files.replace(html, ledger_page(found))
     if as_json:
@@ -100,7 +100,7 @@ def _show(found: ledgers.Ledger) -> None:
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def compare(old: str, new: str, as_json: bool) -> None:
     """Show what changed from image OLD to image NEW: kernels, packages, patched files, layers."""
-    from fp4forge.publish import compare as comparing
+    from fp4forge.publish import image_diff as comparing
 
     console = Console()
     with console.step("compare") as step:

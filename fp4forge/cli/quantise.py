@@ -95,29 +95,29 @@ def quantise(
     model: Path, kind: str, python: str, image: str, dry_run: bool, as_json: bool, **o: Any
 ) -> None:
     """Make a checked NVFP4 checkpoint from the BF16 MODEL with ModelOpt; resumes after a kill."""
-    from fp4forge.quantise import card, command, release
+    from fp4forge.quantise import job, model_card, modelopt
     from fp4forge.quantise.program import PythonPlace
 
     console = Console()
-    chosen = release.load(o.pop("release"))
-    asked = command.QuantiseRequest(model=model, format=kind, **o)
-    plan = command.plan(asked, chosen, console)
+    chosen = modelopt.load(o.pop("release"))
+    asked = job.QuantiseRequest(model=model, format=kind, **o)
+    plan = job.plan(asked, chosen, console)
     if dry_run:
         if as_json:
             print_json(plan.as_json())
         else:
             print_rows([(name, _text(value)) for name, value in plan.as_json().items()])
         return
-    figures = command.quantise(plan, PythonPlace(python, image), console)
+    figures = job.quantise(plan, PythonPlace(python, image), console)
     if as_json:
         print_json(figures)
         return
-    found = card.rows(figures)
+    found = model_card.rows(figures)
     if errors := figures.get("errors"):
-        worst = "\n".join(f"{error:.4f}  {name}" for name, error in card.worst(errors))
+        worst = "\n".join(f"{error:.4f}  {name}" for name, error in model_card.worst(errors))
         found.append(("worst layers", worst))
     if quality := figures.get("quality"):
-        found.append(("quality", card.judgement(quality)))
+        found.append(("quality", model_card.judgement(quality)))
     print_rows(found)
 
 

@@ -141,8 +141,8 @@ def _built(version: str, variant: str, o: dict[str, Any], console: Console) -> d
 def switches(version: str, check: bool) -> None:
     """Read from the sources which flags, variables, parsers and models vLLM VERSION knows."""
     from fp4forge.inputs.release import check_version
+    from fp4forge.maintain import read_switches as reading
     from fp4forge.maintain import sources
-    from fp4forge.maintain import switches as reading
 
     check_version(version)
     console = Console()

@@ -47,7 +47,7 @@ def sbom(
     from fp4forge.oci import registry
     from fp4forge.publish import signing
     from fp4forge.sbom import components as listing
-    from fp4forge.sbom import kept, page
+    from fp4forge.sbom import kept, licences
 
     trust = trust_of(key, identity, issuer)
     repository, digest = signing.locate(image)
@@ -72,7 +72,7 @@ def sbom(
 
         text = {
             "json": lambda: as_json([listing.as_json(c) for c in found], 1) + "\n",
-            "licences": lambda: page.licences(found, table(), f"{repository}@{digest}"),
+            "licences": lambda: licences.licences(found, table(), f"{repository}@{digest}"),
             "table": lambda: "".join(f"{c.purl}\t{c.licence}\n" for c in found),
         }[kind]()
     if output:
@@ -85,9 +85,9 @@ def _show(found: list[SbomComponent]) -> None:
     from rich.table import Table
 
     from fp4forge.core.console import rich
-    from fp4forge.sbom import page
+    from fp4forge.sbom import licences
 
     rows = Table("component", "version", "ecosystem", "licence", pad_edge=False)
     for component in found:
         rows.add_row(component.name, component.version, component.ecosystem, component.licence)
-    rich().print(rows, page.counts(found))
+    rich().print(rows, licences.counts(found))

@@ -52,9 +52,9 @@ def up(as_json: bool, dry_run: bool, no_smoke: bool, timeout: float, **o: Any) -
     from fp4forge.checkpoint import tensors
     from fp4forge.cli import compose
     from fp4forge.launch import deployment as deployments
-    from fp4forge.launch import machine
+    from fp4forge.launch import this_machine
     from fp4forge.serve import manifest, memory
-    from fp4forge.serve import model as models
+    from fp4forge.serve import model_sizes as models
 
     if o["api_key_file"] and not reading.is_file(o["api_key_file"]):
         raise UsageError(
@@ -63,7 +63,7 @@ def up(as_json: bool, dry_run: bool, no_smoke: bool, timeout: float, **o: Any) -
         )
     console = Console()
     with console.step("gpu") as step:
-        product, number = machine.product(o["product"])
+        product, number = this_machine.product(o["product"])
         step.detail = f"{number} x {product.title}"
     o["product"], own = product.name, o["image"]
     o["model"] = _model(o, console, dry_run)
@@ -75,7 +75,7 @@ def up(as_json: bool, dry_run: bool, no_smoke: bool, timeout: float, **o: Any) -
     o["utilization"], said = (
         (o["utilization"], "")
         if o["utilization"] is not None
-        else machine.share(product, _UTILIZATION, weights)
+        else this_machine.share(product, _UTILIZATION, weights)
     )
     if said:
         console.say(f"  note  {said}")
@@ -96,7 +96,7 @@ def up(as_json: bool, dry_run: bool, no_smoke: bool, timeout: float, **o: Any) -
             click.echo(text, nl=False)
         return
     _check_running(found)
-    machine.check_port(found.listen, found.port)
+    this_machine.check_port(found.listen, found.port)
     made = deployments.Deployment(
         name=found.name,
         model=str(o["model"]),

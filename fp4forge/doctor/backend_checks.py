@@ -9,7 +9,7 @@ from fp4forge.doctor.diagnosis import NOTE, Diagnosis, check, read_log
 from fp4forge.doctor.evidence import Evidence
 from fp4forge.inputs import switches
 from fp4forge.kernels.gpus import GPUS
-from fp4forge.models import backends
+from fp4forge.models import backend_answers
 
 # Environment variables that choose, by what they decide (models/switches.yaml).
 _VARIABLES = {
@@ -23,7 +23,7 @@ _VARIABLES = {
 def selected(found: Evidence) -> Iterator[Diagnosis]:
     """A backend that vLLM would not select by itself, and that nothing given asks for."""
     gpu = _gpu(found)
-    answer = backends.find(found.version, gpu, facts.family_name(found)) if gpu else None
+    answer = backend_answers.find(found.version, gpu, facts.family_name(found)) if gpu else None
     if answer is None:
         return
     log = read_log(found.parsed.text)
@@ -60,12 +60,12 @@ def _gpu(found: Evidence) -> str:
 
 def _choice(version: str, kind: str) -> str:
     """The flag that chooses, if the release has it."""
-    flag, known = backends.FLAGS[kind], switches.load(version)
+    flag, known = backend_answers.FLAGS[kind], switches.load(version)
     return f"{flag} says which; " if known and known.flag(flag) else ""
 
 
 def _asked(found: Evidence, kind: str) -> bool:
-    flag = backends.FLAGS[kind].removeprefix("--")
+    flag = backend_answers.FLAGS[kind].removeprefix("--")
     given = facts.setting(found, flag)
     return given not in (None, "auto") or any(
         name in found.environment for name in _VARIABLES[kind]

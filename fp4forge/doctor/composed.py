@@ -12,7 +12,7 @@ from msgspec import Struct
 from fp4forge.core import reading
 from fp4forge.core.errors import UsageError
 from fp4forge.core.text import shown
-from fp4forge.doctor import command as commands
+from fp4forge.doctor import command_line as commands
 from fp4forge.doctor import variables
 from fp4forge.doctor.evidence import Evidence, Mount
 from fp4forge.doctor.variables import UNKNOWN

@@ -10,7 +10,7 @@ from pathlib import Path
 from fp4forge.core import reading
 from fp4forge.core.errors import UsageError
 from fp4forge.core.limits import LOG_BYTES, LOG_LINE_CHARACTERS
-from fp4forge.doctor import command as commands
+from fp4forge.doctor import command_line as commands
 from fp4forge.doctor import logs
 from fp4forge.doctor.host import HostResources
 from fp4forge.doctor.live import LiveServer

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fp4forge.checkpoint import config as configs
 from fp4forge.core.errors import CheckpointError
-from fp4forge.doctor import command as commands
+from fp4forge.doctor import command_line as commands
 from fp4forge.doctor.evidence import Evidence
 from fp4forge.kernels.gpus import PRODUCTS
 from fp4forge.models import family

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from fp4forge.core import reading
 from fp4forge.core.errors import UsageError
-from fp4forge.doctor import command as commands
+from fp4forge.doctor import command_line as commands
 from fp4forge.doctor.evidence import Evidence, Mount
 
 _PORT = re.compile(r"[0-9]{1,5}")

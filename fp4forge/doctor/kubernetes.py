@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from fp4forge.doctor import command as commands
+from fp4forge.doctor import command_line as commands
 from fp4forge.doctor.evidence import Evidence
 
 _FIELD = re.compile(r"^( {2,40})([A-Z][\w /]{1,40}):(?: +(.*))?$")

@@ -28,7 +28,7 @@ from fp4forge.doctor.diagnosis import (
 from fp4forge.doctor.evidence import Evidence, Mount
 from fp4forge.doctor.variables import UNKNOWN
 from fp4forge.kernels.gpus import GPUS
-from fp4forge.models import family, switches
+from fp4forge.models import family, switch_history
 from fp4forge.models.family import FamilySetting
 
 _LOADED = (
@@ -148,7 +148,7 @@ def _moe(found: Evidence, setting: FamilySetting) -> Iterator[Diagnosis]:
 def _forced(found: Evidence) -> bool:
     """Whether the variable that older releases read chooses Marlin."""
     name = "VLLM_TEST_FORCE_FP8_MARLIN"
-    return found.environment.get(name) == "1" and switches.known()[name].known(found.version)
+    return found.environment.get(name) == "1" and switch_history.known()[name].known(found.version)
 
 
 @check
@@ -156,7 +156,11 @@ def flashinfer_moe(found: Evidence) -> Iterator[Diagnosis]:
     """FlashInfer's experts forced for a family that needs others."""
     name = "VLLM_USE_FLASHINFER_MOE_FP4"
     other = next((s for s in needed(found) if s.flag == "--moe-backend" and s.until), None)
-    if found.environment.get(name) == "1" and other and switches.known()[name].known(found.version):
+    if (
+        found.environment.get(name) == "1"
+        and other
+        and switch_history.known()[name].known(found.version)
+    ):
         yield Diagnosis("flashinfer-moe", ERROR, f"{name}=1", other.why, "remove it", other.source)
 
 

@@ -13,7 +13,7 @@ from fp4forge.doctor.evidence import Evidence
 from fp4forge.doctor.variables import UNKNOWN
 from fp4forge.inputs import switches
 from fp4forge.models import family
-from fp4forge.models import switches as history
+from fp4forge.models import switch_history as history
 
 _PACKAGES = re.compile(r"(?:dist|site)-packages/(vllm/.*)")
 

@@ -33,8 +33,8 @@ from fp4forge.core.paths import (
 from fp4forge.image import render
 from fp4forge.inputs import sbom
 from fp4forge.inputs.patches import PatchSeries
-from fp4forge.models import backends
-from fp4forge.plan import components, packages
+from fp4forge.models import backend_answers
+from fp4forge.plan import packages, vllm_components
 from fp4forge.plan.plan import Plan
 
 # Where the plan lies in the build context: the tree that the image gets as it is.
@@ -121,7 +121,7 @@ def _files(plan: Plan) -> tuple[dict[str, bytes], list[Path]]:
         **_series(series, plan.variant, "python", "patches"),
         TERMS_FILE: sbom.terms(sbom.table()).encode(),
     }
-    answers = [a for a in backends.load(plan.vllm_version) if a.gpu in plan.gpus]
+    answers = [a for a in backend_answers.load(plan.vllm_version) if a.gpu in plan.gpus]
     if answers:
         files[BACKENDS_FILE] = _json(msgspec.to_builtins(answers))
     sources = [
@@ -132,10 +132,12 @@ def _files(plan: Plan) -> tuple[dict[str, bytes], list[Path]]:
         *(RELEASES / "archs" / f"{plan.vllm_version}{end}" for end in (".json", ".cmake")),
         *(LOCKS / name for name in packages.files(plan)),
         *series.files(plan.variant),
-        *([backends.path(plan.vllm_version)] if answers else []),
+        *([backend_answers.path(plan.vllm_version)] if answers else []),
     ]
     if plan.strategy == "source":
-        choice = components.ComponentChoice(plan.components, plan.components_left_out, plan.sources)
+        choice = vllm_components.ComponentChoice(
+            plan.components, plan.components_left_out, plan.sources
+        )
         crossing = {"cross": asdict(plan.cross)} if plan.cross else {}
         files["compile.json"] = _json(
             choice.instructions(plan.arch_list, plan.predicted) | crossing

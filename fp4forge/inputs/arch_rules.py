@@ -16,7 +16,7 @@ from fp4forge.core.paths import RELEASES
 
 
 class ArchRules(Struct, frozen=True, forbid_unknown_fields=True):
-    """A table of what CMake made of lists, as ``maintain.arch_rules`` writes it."""
+    """A table of what CMake made of lists, as ``maintain.write_arch_rules`` writes it."""
 
     units: list[list[str]]  # sources that are always compiled alike
     targets: list[str]  # texts such as "10.0f 12.0f"

@@ -31,7 +31,7 @@ _HEADS = (
 
 
 class KnownSwitches(Struct, frozen=True, forbid_unknown_fields=True):
-    """Names that a release knows, as ``maintain.switches`` found them in its sources."""
+    """Names that a release knows, as ``maintain.read_switches`` found them in its sources."""
 
     flags: list[str]
     environment: list[str]

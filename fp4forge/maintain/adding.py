@@ -25,7 +25,14 @@ from fp4forge.inputs.locks import LockName, entries
 from fp4forge.inputs.release import Artefact, LeaveOut, Release
 from fp4forge.kernels.base import Progress
 from fp4forge.kernels.ledger import Ledger, differences, expected
-from fp4forge.maintain import arch_rules, externals, index, locking, porting, sources, switches
+from fp4forge.maintain import (
+    externals,
+    index,
+    locking,
+    porting,
+    sources,
+    write_arch_rules,
+)
 from fp4forge.maintain.porting import SeriesPort
 from fp4forge.plan import prediction
 
@@ -96,8 +103,8 @@ def draft(version: str, report: Progress) -> ReleaseDraft:
     report("the patches")
     ported = porting.port(version)
     report("CMake's rules, for some thousand arch lists")  # last: it takes a minute
-    archs = arch_rules.extract(tree, version)
-    known = switches.extract(tree)
+    archs = write_arch_rules.extract(tree, version)
+    known = read_switches.extract(tree)
     values: dict[str, Any] = {
         "version": version,
         "uploaded": uploaded.isoformat(),
@@ -153,7 +160,7 @@ def write(made: ReleaseDraft, report: Progress) -> AddedRelease:
     for name, text in made.archs.items():
         files.replace(RELEASES / "archs" / name, text)
         notes.written.append(f"releases/archs/{name}")
-    switches.write(made.version, made.switches)
+    read_switches.write(made.version, made.switches)
     notes.written.append(f"releases/switches/{made.version}.json")
     porting.write(made.patches)
     notes.written += [f"patches/vllm/{made.version}/{name}" for name in made.patches.files]

@@ -2,8 +2,8 @@
 
 The commands that ``plan/stand_ins.cmake`` lets do nothing go, with comments, includes (their text
 takes their place), functions that nobody calls, variables that nobody reads and blocks that became
-empty. Nothing is rewritten: what stays is vLLM's text. ``maintain.arch_rules`` proves that the
-script compiles the same as the tree.
+empty. Nothing is rewritten: what stays is vLLM's text. ``maintain.write_arch_rules`` proves that
+the script compiles the same as the tree.
 """
 
 from __future__ import annotations

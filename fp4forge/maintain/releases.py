@@ -9,7 +9,7 @@ from fp4forge.core.paths import DOCKERFILES, LOCKS, PATCHES, RELEASES, ROOT
 from fp4forge.inputs import bases, defaults, locks, patches, release, switches
 from fp4forge.inputs.locks import LockName
 from fp4forge.inputs.release import Release
-from fp4forge.models import backends
+from fp4forge.models import backend_answers
 
 # What a release's file says, in the order in which people ask for it.
 _FIELDS = (
@@ -67,7 +67,7 @@ def _backends(found: Release) -> dict[str, str]:
     """What vLLM selects; nothing if no answers of the release were kept."""
     return {
         f"{answer.gpu} {answer.family} {one.kind} {one.layer} {one.cache}".rstrip(): one.selected
-        for answer in backends.load(found.vllm_version)
+        for answer in backend_answers.load(found.vllm_version)
         for one in answer.decisions
     }
 
@@ -104,7 +104,7 @@ def remove(name: str) -> list[str]:
     paths = [
         RELEASES / f"{name}.yaml",
         *(RELEASES / "archs").glob(f"{version}.*"),
-        backends.path(version),
+        backend_answers.path(version),
         switches.FOLDER / f"{version}.json",
         RELEASES / "vex" / f"{name}.json",
         *LOCKS.glob(f"{name}-*.txt"),

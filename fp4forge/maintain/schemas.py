@@ -8,12 +8,12 @@ from typing import Any
 import msgspec
 
 from fp4forge.advisories import vex
-from fp4forge.bench import card, prompts, suite
+from fp4forge.bench import prompts, reference_card, suite
 from fp4forge.core.paths import SCHEMAS
 from fp4forge.inputs import bases, defaults, patches, policy, release, sbom
 from fp4forge.inputs.reader import InputFormat
-from fp4forge.models import family, faults, formats, switches, tensors
-from fp4forge.quantise import release as quantiser
+from fp4forge.models import family, faults, formats, switch_history, tensor_layouts
+from fp4forge.quantise import modelopt as quantiser
 from fp4forge.serve import recipes
 
 FORMATS: tuple[InputFormat[Any], ...] = (
@@ -26,11 +26,11 @@ FORMATS: tuple[InputFormat[Any], ...] = (
     faults.FORMAT,
     recipes.FORMAT,
     formats.FORMAT,
-    tensors.FORMAT,
-    switches.FORMAT,
+    tensor_layouts.FORMAT,
+    switch_history.FORMAT,
     suite.FORMAT,
     prompts.FORMAT,
-    card.FORMAT,
+    reference_card.FORMAT,
     vex.FORMAT,
     sbom.FORMAT,
     quantiser.FORMAT,

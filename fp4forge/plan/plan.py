@@ -15,8 +15,8 @@ import msgspec
 from fp4forge.inputs.bases import Base
 from fp4forge.inputs.patches import PatchSeries
 from fp4forge.inputs.release import LeaveOut, Release
-from fp4forge.plan import aot, cross, tags
-from fp4forge.plan.components import ExternalSource
+from fp4forge.plan import aot, cross_toolchain, tags
+from fp4forge.plan.vllm_components import ExternalSource
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Plan:
     components: tuple[str, ...] = ()  # compiled ones, of a source build
     components_left_out: dict[str, str] = field(default_factory=dict)  # with the reason
     sources: dict[str, ExternalSource] = field(default_factory=dict)  # external ones
-    cross: cross.CrossToolchain | None = None
+    cross: cross_toolchain.CrossToolchain | None = None
     packages: dict[str, str] = field(default_factory=dict)  # locked version of each
     packages_overridden: tuple[str, ...] = ()  # by the release, against other packages' wishes
     revision: str = ""  # commit of the inputs, for the image's label

@@ -11,8 +11,8 @@ from fp4forge.inputs import release as releases
 from fp4forge.inputs.patches import Patch
 from fp4forge.inputs.release import Release
 from fp4forge.kernels import archs, ledger
-from fp4forge.models import backends
-from fp4forge.plan import aot, components, cross
+from fp4forge.models import backend_answers
+from fp4forge.plan import aot, cross_toolchain, vllm_components
 from fp4forge.plan.plan import Plan, PlanInputs
 from fp4forge.plan.prediction import predict
 from fp4forge.plan.request import DecidedRequest, ImageRequest, decide, one_of
@@ -50,10 +50,10 @@ def resolve(request: ImageRequest) -> Plan:
     series.check(decided.variant)
     python = series.for_variant(decided.variant)
     csrc: tuple[Patch, ...] = ()
-    choice = components.ComponentChoice()
+    choice = vllm_components.ComponentChoice()
     if decided.strategy == "source":
         csrc = series.for_variant(decided.variant, "csrc")
-        choice = components.choose(
+        choice = vllm_components.choose(
             request.components, request.sources, what, prediction.groups, gpus
         )
         if not {"fa2", "fa3"} & set(choice.names) and FLASH_ATTN_OPTIONAL not in {
@@ -71,9 +71,13 @@ def resolve(request: ImageRequest) -> Plan:
         )
     ahead = _aot_modules(request, platform, gpus)
     toolchain = (
-        cross.choose(decided.strategy, platform, base.suite, ahead.name) if request.cross else None
+        cross_toolchain.choose(decided.strategy, platform, base.suite, ahead.name)
+        if request.cross
+        else None
     )
-    without = {group for name in choice.left_out for group in components.COMPONENTS[name].groups}
+    without = {
+        group for name in choice.left_out for group in vllm_components.COMPONENTS[name].groups
+    }
     patched = {patch.id for patch in csrc}
     predicted = ledger.expected(
         {group: targets for group, targets in prediction.groups.items() if group not in without},
@@ -91,7 +95,7 @@ def resolve(request: ImageRequest) -> Plan:
         capabilities=tuple(gpu.label for gpu in chosen.gpus),
         arch_list=arch_list,
         predicted=predicted | aot.expected(ahead, gpus),
-        backends=backends.selections(what.vllm_version, gpus),
+        backends=backend_answers.selections(what.vllm_version, gpus),
         allow_missing=request.allow_missing,
         allow_vulnerable=tuple(sorted(set(request.allow_vulnerable))),
         variant=decided.variant,

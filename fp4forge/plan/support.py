@@ -11,7 +11,7 @@ from fp4forge.inputs import bases, patches, release
 from fp4forge.inputs.failures import Failures
 from fp4forge.inputs.release import STRATEGIES
 from fp4forge.kernels.gpus import TARGETS
-from fp4forge.plan.cross import TOOLCHAINS
+from fp4forge.plan.cross_toolchain import TOOLCHAINS
 from fp4forge.plan.plan import Plan
 from fp4forge.plan.request import ImageRequest
 from fp4forge.plan.resolve import resolve

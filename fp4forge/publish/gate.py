@@ -7,8 +7,8 @@ at, and the command says so.
 
 from __future__ import annotations
 
-from fp4forge.advisories import audit, components, database
-from fp4forge.advisories.components import AuditedPackages
+from fp4forge.advisories import audit, database, installed
+from fp4forge.advisories.installed import AuditedPackages
 from fp4forge.kernels.base import Progress
 from fp4forge.plan.plan import Plan
 
@@ -28,7 +28,7 @@ def lock(plan: Plan, data: str, report: Progress) -> str:
         AdvisoryError: the data or the verdicts cannot be read.
         UsageError: the data is neither a folder nor an address.
     """
-    packages = components.of_packages(plan.packages, plan.vllm_version)
+    packages = installed.of_packages(plan.packages, plan.vllm_version)
     found = audit.run(
         AuditedPackages(plan.release, tuple(sorted(packages))), database.of(data), report
     )
@@ -44,7 +44,7 @@ def image(plan: Plan, reference: str, data: str, report: Progress) -> str:
         UsageError: the plan accepts something that the image does not have.
         RegistryError: the image cannot be pulled.
     """
-    found = audit.run(components.of_image(reference, report), database.of(data), report)
+    found = audit.run(installed.of_image(reference, report), database.of(data), report)
     audit.demand(found, plan.allow_vulnerable)
     accepted = ", ".join(plan.allow_vulnerable)
     return _said(found) + (f", accepted: {accepted}" if accepted else "")

@@ -30,12 +30,12 @@ from fp4forge.plan.plan import Plan
 from fp4forge.plan.request import ImageRequest
 from fp4forge.plan.resolve import resolve
 from fp4forge.publish import (
-    bases,
+    base_images,
     build,
+    build_machine,
+    distro_packages,
     gate,
-    inventory,
-    machine,
-    packages,
+    image_sbom,
     signing,
     tagging,
     verified,
@@ -52,7 +52,7 @@ class Destination:
     tags: tuple[str, ...] = ()
     part: bool = False
     advisories: str = ""  # OSV data; empty: not looked at
-    moved_packages: str = packages.SAY
+    moved_packages: str = distro_packages.SAY
     signer: Signer | None = None
 
 
@@ -121,7 +121,7 @@ def destination(
     load: bool,
     names: tuple[str, ...],
     advisories: str = "",
-    moved_packages: str = packages.SAY,
+    moved_packages: str = distro_packages.SAY,
     signer: Signer | None = None,
 ) -> Destination:
     """Where to, after validation.
@@ -163,7 +163,7 @@ def run(
         with console.step("plan") as step:
             plan = resolve(request)
             # docker looks while the files are rendered
-            lacking = pool.submit(machine.lacking, plan)
+            lacking = pool.submit(build_machine.lacking, plan)
             context = contexts.assemble(plan)
             step.detail = f"{context.plan.id}: {context.plan.immutable_tag}"
         if notice := policy.notice(plan.release):
@@ -197,10 +197,10 @@ def _run(
         step.detail = base.reference(plan.platform)
         repository = where.repository if where.push else ""
         # The checks take as long as a build that changes nothing: they run beside it, and stop it.
-        checked = pool.submit(machine.check, plan, repository, options, not lacking.result())
+        checked = pool.submit(build_machine.check, plan, repository, options, not lacking.result())
         for platform in lacking.result():
             checked.result()  # making or fetching one takes long: nothing starts in vain
-            bases.ensure(base, platform, step.report)
+            base_images.ensure(base, platform, step.report)
     job = _PublishJob(context, folder, where, options, console, checked)
     ledger = _ledger(job)
     compiled = _compiled(job) if plan.strategy == "source" else {}
@@ -353,7 +353,7 @@ def _push(job: _PublishJob, ledger: str) -> VerifiedImage:
     _compare_packages(job, image)
     audited = _audit(job, image)
     signer = job.destination.signer
-    inventory.list_and_sign(console, repository, digest, plan, signer)
+    image_sbom.list_and_sign(console, repository, digest, plan, signer)
     with console.step("publish") as step:
         moving = () if job.destination.part else (plan.moving_tag, *job.destination.tags)
         _check_further(repository, digest, job.destination.tags)
@@ -436,11 +436,11 @@ def _verify(job: _PublishJob, image: str) -> tuple[ImageCheck, ...]:
 def _compare_packages(job: _PublishJob, image: str) -> None:
     """Says which of the distribution's packages moved; an image that is not here was compared."""
     plan, choice = job.plan, job.destination.moved_packages
-    if choice == packages.SAY and not engine.present(image):
+    if choice == distro_packages.SAY and not engine.present(image):
         return
     with job.console.step("packages") as step:
         engine.have(engine.connect(), image, plan.platform, step.report)
-        found = packages.check(image, plan.base, plan.platform, choice)
+        found = distro_packages.check(image, plan.base, plan.platform, choice)
         step.detail, *moved = found.splitlines()
     for line in moved:
         job.console.say(f"  {line}")

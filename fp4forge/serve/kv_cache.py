@@ -12,7 +12,7 @@ from fp4forge.core.errors import UsageError
 from fp4forge.core.text import shown
 from fp4forge.inputs import release as releases
 from fp4forge.inputs import switches
-from fp4forge.models import backends
+from fp4forge.models import backend_answers
 from fp4forge.serve.state import KV_BYTES
 
 DEFAULT = "fp8_e4m3"
@@ -58,7 +58,7 @@ def check(kind: str, version: str, gpus: Iterable[str], family: str) -> str:
     available(kind, version)
     unknown = []
     for gpu in gpus:
-        answer = backends.find(version, gpu, family)
+        answer = backend_answers.find(version, gpu, family)
         asked = [d for d in answer.of("attention") if _same(d.cache, kind)] if answer else []
         refused = next((decision for decision in asked if not decision.selected), None)
         if refused:
@@ -82,7 +82,7 @@ def _same(cache: str, kind: str) -> bool:
     return cache == _ASKED.get(kind, kind)
 
 
-def _taken(answer: backends.BackendAnswer) -> str:
+def _taken(answer: backend_answers.BackendAnswer) -> str:
     """The types that attention takes."""
     decisions = answer.of("attention")
     caches = dict.fromkeys(decision.cache for decision in decisions)

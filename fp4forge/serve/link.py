@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fp4forge.kernels.gpus import Product
 from fp4forge.serve import memory
-from fp4forge.serve.model import ModelSizes
+from fp4forge.serve.model_sizes import ModelSizes
 from fp4forge.serve.split import GpuSplit, shard
 
 _BYTES = 2  # of an activation: bfloat16

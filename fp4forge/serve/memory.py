@@ -13,7 +13,7 @@ from typing import Any
 
 from fp4forge.core.errors import UsageError
 from fp4forge.kernels.gpus import Product
-from fp4forge.serve.model import ModelSizes
+from fp4forge.serve.model_sizes import ModelSizes
 from fp4forge.serve.state import LayerGroup
 
 GIB = 2**30

@@ -8,7 +8,7 @@ from fp4forge.core.errors import FitError
 from fp4forge.kernels.gpus import Product
 from fp4forge.serve import memory
 from fp4forge.serve.memory import MemoryFit
-from fp4forge.serve.model import ModelSizes
+from fp4forge.serve.model_sizes import ModelSizes
 from fp4forge.serve.split import ONE, WAYS, GpuSplit, choices, machines, problems, shard
 
 

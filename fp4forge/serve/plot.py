@@ -7,7 +7,7 @@ from pathlib import Path
 from fp4forge.core.errors import UsageError
 from fp4forge.kernels.gpus import Product
 from fp4forge.serve import memory
-from fp4forge.serve.model import ModelSizes
+from fp4forge.serve.model_sizes import ModelSizes
 
 SUFFIXES = (".svg", ".png", ".pdf")
 

@@ -22,7 +22,7 @@ from fp4forge.core.text import steers
 from fp4forge.inputs import switches
 from fp4forge.kernels.gpus import PRODUCTS
 from fp4forge.models import family
-from fp4forge.models.switches import left_out
+from fp4forge.models.switch_history import left_out
 from fp4forge.serve import kv_cache, lora, speculation
 from fp4forge.serve.memory import check_share
 from fp4forge.serve.setting import ServerSetting

@@ -11,7 +11,7 @@ from fp4forge.core.errors import UsageError
 from fp4forge.core.text import shown
 from fp4forge.models import family
 from fp4forge.models.family import FamilySpeculation
-from fp4forge.serve import model as models
+from fp4forge.serve import model_sizes as models
 from fp4forge.serve.setting import ServerSetting
 
 FLAG = "--speculative-config"

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from fp4forge.kernels.gpus import Product
-from fp4forge.serve.model import ModelSizes
+from fp4forge.serve.model_sizes import ModelSizes
 
 WAYS = (1, 2, 4, 8, 16)
 

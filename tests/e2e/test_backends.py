@@ -10,8 +10,8 @@ import pytest
 from fp4forge.backends import ask, model
 from fp4forge.core.platform import host_platform
 from fp4forge.doctor import diagnosis
-from fp4forge.models import backends
-from fp4forge.models.backends import BackendAnswer
+from fp4forge.models import backend_answers
+from fp4forge.models.backend_answers import BackendAnswer
 from tests.e2e.conftest import ROOT, WHEEL, shell
 
 # Of the vLLM that the image has.
@@ -38,7 +38,7 @@ def selected(answer: BackendAnswer) -> tuple[set[str], set[str], set[str]]:
     """The linear, expert and attention backends with the image's variables, and an FP8 cache."""
     linear, experts, attention = (
         {one.image for one in answer.of(kind) if one.cache in ("", "fp8_e4m3")}
-        for kind in backends.KINDS
+        for kind in backend_answers.KINDS
     )
     return linear, experts, attention
 
@@ -59,7 +59,7 @@ def test_every_layer_of_a_model_is_asked_for(
 ) -> None:
     answer = answers["sm121", name]
     assert answer.problems == ()
-    assert all(answer.of(kind) for kind in backends.KINDS)
+    assert all(answer.of(kind) for kind in backend_answers.KINDS)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -67,7 +67,7 @@ def test_the_kept_answers_are_those_of_the_image(
     name: str, answers: dict[tuple[str, str], BackendAnswer]
 ) -> None:
     asked = answers["sm121", name]
-    assert backends.find(asked.vllm, "sm121", name) == asked
+    assert backend_answers.find(asked.vllm, "sm121", name) == asked
 
 
 def test_an_image_without_vllm_says_so() -> None:

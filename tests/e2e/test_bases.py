@@ -21,7 +21,7 @@ from fp4forge.core.errors import BaseImageError, UsageError
 from fp4forge.inputs import bases
 from fp4forge.inputs.bases import Base
 from fp4forge.oci.layout import OciLayout
-from fp4forge.publish import bases as making
+from fp4forge.publish import base_images as making
 from tests.e2e.conftest import shell
 
 PLATFORM = "linux/amd64"

@@ -23,8 +23,8 @@ from fp4forge.oci.cosign import Signer, Trust
 from fp4forge.oci.layout import OciLayout
 from fp4forge.plan.request import ImageRequest
 from fp4forge.plan.resolve import resolve
-from fp4forge.publish import bases as making
-from fp4forge.publish import inventory, provenance, signing
+from fp4forge.publish import base_images as making
+from fp4forge.publish import image_sbom, provenance, signing
 from fp4forge.sbom import contents, documents, kept
 from tests.e2e.conftest import PASSWORD, REGISTRY, REPO, build, shell, tag_digest
 
@@ -107,8 +107,8 @@ def test_a_distributions_files_all_belong_to_something(system: tuple[str, str]) 
     clean, spoilt = system
     client, where = engine.connect(), "linux/amd64"
     plan = resolve(ImageRequest("blackwell", "0.20.2", "awq", "wheel", "bootstrap", aot="none"))
-    made = inventory.make(client, clean, "sha256:" + "0" * 64, plan, quiet)
-    assert made == inventory.make(client, clean, "sha256:" + "0" * 64, plan, quiet)
+    made = image_sbom.make(client, clean, "sha256:" + "0" * 64, plan, quiet)
+    assert made == image_sbom.make(client, clean, "sha256:" + "0" * 64, plan, quiet)
     components = documents.read(made[kept.CYCLONEDX], "the document")
     assert {"libc6", "bash", "dpkg"} <= {c.name for c in components}
     assert {c.ecosystem for c in components} == {"Debian:13"}

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from fp4forge.checkpoint.inspect import inspect
 from fp4forge.core.paths import PACKAGE, ROOT
 from fp4forge.inputs.release import names
-from fp4forge.quantise import release
+from fp4forge.quantise import modelopt
 from fp4forge.quantise.inside import __main__ as program
 from fp4forge.quantise.inside import compare, memory, say, tool
 from fp4forge.quantise.inside.calibrate import Calibration
@@ -148,7 +148,7 @@ def test_every_format_makes_a_servable_checkpoint(
         "nvfp4_awq": "modelopt NVFP4_AWQ",
     }
     assert inspected.format == formats[kind]
-    if release.load().formats[kind].comparable:
+    if modelopt.load().formats[kind].comparable:
         assert len(found["errors"]) == inspected.quantised_modules
         assert max(found["errors"].values()) < 0.12, max(
             found["errors"].items(), key=lambda i: i[1]

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from fp4forge.advisories import audit, components, database, osv, vex
-from fp4forge.advisories.components import AuditedPackages
+from fp4forge.advisories import audit, database, installed, osv, vex
+from fp4forge.advisories.installed import AuditedPackages
 from fp4forge.advisories.osv import PYPI, OsvPackage
 from fp4forge.core.errors import AdvisoryError, BinaryError, UsageError, VulnerableError
 from fp4forge.core.paths import ROOT
@@ -206,7 +206,7 @@ def look(folder: Path, *values: Any, name: str = "", today: date = TODAY) -> aud
 
 @pytest.mark.parametrize("name", ["0.19.1", "0.20.2"])
 def test_each_known_advisory_has_a_verdict(name: str) -> None:
-    report = audit.run(components.of_release(name), database.of(str(DATA)), quiet, TODAY)
+    report = audit.run(installed.of_release(name), database.of(str(DATA)), quiet, TODAY)
     found = {finding.id: finding for finding in report.findings}
     assert found.keys() == LISTED
     assert all(finding.status and finding.reason for finding in found.values())
@@ -220,7 +220,7 @@ def test_each_known_advisory_has_a_verdict(name: str) -> None:
 
 
 def test_the_newest_release_is_in_none_of_them() -> None:
-    report = audit.run(components.of_release("0.33.0"), database.of(str(DATA)), quiet, TODAY)
+    report = audit.run(installed.of_release("0.33.0"), database.of(str(DATA)), quiet, TODAY)
     assert report.components > 100 and report.findings == ()
 
 
@@ -383,7 +383,7 @@ TRIXIE = b'PRETTY_NAME="Debian GNU/Linux 13 (trixie)"\nID=debian\nVERSION_ID="13
 
 
 def test_debian_packages_by_their_source() -> None:
-    assert sorted(components.of_dpkg(STATUS, TRIXIE)) == [
+    assert sorted(installed.of_dpkg(STATUS, TRIXIE)) == [
         OsvPackage(DEBIAN, "bash", "5.2-1"),
         OsvPackage(DEBIAN, "openssl", "3.5.1-1"),
     ]
@@ -391,17 +391,17 @@ def test_debian_packages_by_their_source() -> None:
 
 def test_ubuntu_has_long_terms() -> None:
     text = b'ID=ubuntu\nVERSION_ID="24.04"\nVERSION="24.04.2 LTS (Noble Numbat)"\n'
-    assert components.ecosystem_of(text) == "Ubuntu:24.04:LTS"
+    assert installed.ecosystem_of(text) == "Ubuntu:24.04:LTS"
 
 
 def test_a_distribution_that_no_advisory_names() -> None:
     with pytest.raises(BinaryError, match="alpine"):
-        components.ecosystem_of(b"ID=alpine\nVERSION_ID=3.20.1\n")
+        installed.ecosystem_of(b"ID=alpine\nVERSION_ID=3.20.1\n")
 
 
 def test_a_release_has_vllm_also_where_it_is_compiled() -> None:
     for name in release.names():
-        found = components.of_release(name).components
+        found = installed.of_release(name).components
         assert OsvPackage(PYPI, "vllm", release.load(name).vllm_version) in found
 
 
@@ -467,7 +467,7 @@ def service() -> Iterator[Service]:
 
 
 def test_the_service_gives_what_a_folder_gives(service: Service) -> None:
-    contents = components.of_release("0.20.2")
+    contents = installed.of_release("0.20.2")
     by_service = audit.run(contents, database.of(service.url), quiet, TODAY)
     by_folder = audit.run(contents, database.of(str(DATA)), quiet, TODAY)
     assert by_service.findings == by_folder.findings != ()

@@ -26,9 +26,9 @@ from fp4forge.core.errors import (
     ToolError,
     UsageError,
 )
-from fp4forge.models import backends as kept
+from fp4forge.models import backend_answers as kept
 from fp4forge.models import family
-from fp4forge.models.backends import BackendAnswer, BackendDecision, BackendOption
+from fp4forge.models.backend_answers import BackendAnswer, BackendDecision, BackendOption
 from fp4forge.oci import engine, process
 
 MARLIN = BackendOption(name="MARLIN", kernel="MarlinExperts")

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from fp4forge.backends.inside import ask as inside
-from fp4forge.models.backends import BackendDecision
+from fp4forge.models.backend_answers import BackendDecision
 
 
 class Backend(Enum):

@@ -9,21 +9,21 @@ import msgspec
 import pytest
 
 from fp4forge.bench import (
-    card,
     charts,
-    command,
     compare,
     figures,
     identity,
     inside,
+    load_command,
+    load_result,
     metrics,
     needle,
+    reference_card,
     suite,
     tables,
-    tool,
 )
 from fp4forge.bench import result as results
-from fp4forge.bench.command import LoadGenerator
+from fp4forge.bench.load_command import LoadGenerator
 from fp4forge.bench.prompts import PromptWriter
 from fp4forge.bench.result import BenchResult, MeasuredIdentity, ServerCounters, TimedRequest, Trial
 from fp4forge.bench.suite import NamedSuite, TrialLoad
@@ -62,7 +62,7 @@ def test_every_row_of_the_card_has_its_point() -> None:
     sources = {table.id: table.of or table.id for table in found.tables}
     points = {(point.table, point.label) for point in found.loads()}
     shown = {table.id: table.show for table in found.tables}
-    for row in card.card().rows:
+    for row in reference_card.card().rows:
         assert (sources[row.table], row.label) in points, row
         assert set(row.figures) <= set(shown[row.table]), row
 
@@ -150,11 +150,11 @@ def test_the_command_lines() -> None:
     assert not any("OPENAI_API_KEY=" in part for part in line)
     with pytest.raises(UsageError, match="--out"):
         LoadGenerator("image").line(Path("/w,readonly"))
-    given = command.options("http://h:1", "--odd", load(), "t-p-1", 7, {})
+    given = load_command.options("http://h:1", "--odd", load(), "t-p-1", 7, {})
     assert "--model=--odd" in given  # a value, not an option
     assert '--extra-body={"max_completion_tokens": 16}' in given
     assert {"--ignore-eos", "--save-detailed", "--ready-check-timeout-sec=0"} <= set(given)
-    stops = command.options("http://h:1", "m", load(eos="stop"), "t-p-1", 0, {})
+    stops = load_command.options("http://h:1", "m", load(eos="stop"), "t-p-1", 0, {})
     assert "--ignore-eos" not in stops
 
 
@@ -176,9 +176,9 @@ def test_names_that_are_no_images(bad: str) -> None:
 def judged(changes: dict[str, Any], server: ServerCounters = UNKNOWN, **of: Any) -> Trial:
     point = load(**of)
     found = msgspec.convert(
-        raw(point.prompt, point.output, point.requests, **changes), tool.LoadResult
+        raw(point.prompt, point.output, point.requests, **changes), load_result.LoadResult
     )
-    return tool.judge(found, point, server)
+    return load_result.judge(found, point, server)
 
 
 def test_a_good_result() -> None:
@@ -227,8 +227,8 @@ def test_what_is_no_fault() -> None:
     early = judged({"output_lens": [16, 16, 16, 9]}, eos="stop")
     assert early.valid and early.notes == ("1 of 4 answers ended by themselves",)
     point = load()
-    thought = msgspec.convert(raw(64, 16, 4, generated_texts=[""] * 4), tool.LoadResult)
-    assert tool.judge(thought, point, ServerCounters(), may_be_empty=True).valid
+    thought = msgspec.convert(raw(64, 16, 4, generated_texts=[""] * 4), load_result.LoadResult)
+    assert load_result.judge(thought, point, ServerCounters(), may_be_empty=True).valid
 
 
 def test_another_client_and_a_slow_one_are_told() -> None:
@@ -241,7 +241,7 @@ def test_a_result_that_is_none(tmp_path: Path) -> None:
     for content in ("", "{}", '{"completed": "x"}', "[" * 5000):
         (tmp_path / "raw.json").write_text(content)
         with pytest.raises(BenchError, match="the load generator's result"):
-            tool.read(tmp_path / "raw.json")
+            load_result.read(tmp_path / "raw.json")
 
 
 # The server's counters

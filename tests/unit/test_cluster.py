@@ -16,10 +16,10 @@ import yaml
 
 from fp4forge.core.errors import FitError
 from fp4forge.kernels.gpus import PRODUCTS
-from fp4forge.launch.cluster import doctor, plan, preflight
+from fp4forge.launch.cluster import division, doctor, preflight
 from fp4forge.launch.cluster.hosts import PROBE, ClusterHost, HostInterface, HostRoute, ProbedHost
 from fp4forge.serve import link, manifest, placing, settings
-from fp4forge.serve import model as models
+from fp4forge.serve import model_sizes as models
 from fp4forge.serve.split import GpuSplit
 from tests.checkpoints import TINY, gemma4, write
 from tests.unit.test_cli import run
@@ -45,25 +45,25 @@ WANTED = placing.WantedCapacity(context=8192, sequences=1, utilization=0.85)
 
 
 def test_a_model_too_large_for_one_machine_is_divided(folder: Path) -> None:
-    found = plan.options(large(folder), SPARK, 2, WANTED, link.ROCE)
+    found = division.options(large(folder), SPARK, 2, WANTED, link.ROCE)
     assert {one.split for one in found} == {GpuSplit(2, 1), GpuSplit(1, 2)}
-    best = plan.choose(found, SPARK, 2)
+    best = division.choose(found, SPARK, 2)
     assert best.fits and best.split == GpuSplit(2, 1)  # both memories work on each token
     assert best.rate > next(one.rate for one in found if one.split == GpuSplit(1, 2))
 
 
 def test_a_slow_link_favours_a_pipeline(folder: Path) -> None:
     slow = link.LinkSpeed(bandwidth=1e7, latency=5e-3)
-    best = plan.choose(plan.options(large(folder), SPARK, 2, WANTED, slow), SPARK, 2)
+    best = division.choose(division.options(large(folder), SPARK, 2, WANTED, slow), SPARK, 2)
     assert best.split == GpuSplit(1, 2)
 
 
 def test_what_no_number_of_these_machines_holds_is_refused(folder: Path) -> None:
-    found = plan.options(large(folder, 900), SPARK, 2, WANTED, link.ROCE)
+    found = division.options(large(folder, 900), SPARK, 2, WANTED, link.ROCE)
     with pytest.raises(FitError, match="do not hold this model"):
-        plan.choose(found, SPARK, 2)
+        division.choose(found, SPARK, 2)
     with pytest.raises(FitError, match="cannot be divided over 3"):
-        plan.choose(plan.options(large(folder), SPARK, 3, WANTED, link.ROCE), SPARK, 3)
+        division.choose(division.options(large(folder), SPARK, 3, WANTED, link.ROCE), SPARK, 3)
 
 
 def test_bytes_on_the_link(folder: Path) -> None:
@@ -141,17 +141,17 @@ def test_each_difference_is_found(more: dict[str, Any], name: str) -> None:
 
 def test_ranks_use_rdma_only_if_all_have_it(folder: Path) -> None:
     first, second = found(), found(address="10.0.0.2")
-    rank = plan.ranks([first, second])[1]
-    names = {s.name: s.value for s in plan.environment(rank)}
+    rank = division.ranks([first, second])[1]
+    names = {s.name: s.value for s in division.environment(rank)}
     assert names["VLLM_HOST_IP"] == "10.0.0.2"
     assert names["NCCL_IB_HCA"] == "=rocep1s0f0,roceP2p1s0f0"  # both twins
     assert names["NCCL_SOCKET_IFNAME"] == names["GLOO_SOCKET_IFNAME"] == "enp1s0f0np0"
-    made = plan.server(settings.server(folder, IMAGE, settings.ServerWishes(version="0")), rank)
+    made = division.server(settings.server(folder, IMAGE, settings.ServerWishes(version="0")), rank)
     service = yaml.safe_load(manifest.render(made, "compose"))["services"]["vllm"]
     assert service["ulimits"]["memlock"] == -1
     assert service["devices"] == ["/dev/infiniband:/dev/infiniband"]
-    lone = plan.ranks([first, found(rdma={})])
-    assert {s.name for s in plan.environment(lone[0])} & {"NCCL_IB_DISABLE"}
+    lone = division.ranks([first, found(rdma={})])
+    assert {s.name for s in division.environment(lone[0])} & {"NCCL_IB_DISABLE"}
 
 
 def files(folder: Path, *more: str) -> dict[str, Any]:

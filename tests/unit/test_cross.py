@@ -17,7 +17,7 @@ from fp4forge.inputs import locks as lock
 from fp4forge.plan import packages
 from fp4forge.plan.request import ImageRequest
 from fp4forge.plan.resolve import resolve
-from fp4forge.publish import machine
+from fp4forge.publish import build_machine
 
 CROSS = ImageRequest(
     "sm121",
@@ -81,9 +81,9 @@ def test_what_cannot_be_crossed(change: dict[str, Any], says: str) -> None:
 def test_compilers_never_run_under_emulation(
     here: str, cross: bool, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "host_platform", lambda: here)
+    monkeypatch.setattr(build_machine, "host_platform", lambda: here)
     with pytest.raises(PlatformError) as refused:
-        machine._check_compilers(resolve(replace(CROSS, cross=cross)))
+        build_machine._check_compilers(resolve(replace(CROSS, cross=cross)))
     assert remedy in (refused.value.remedy or "")
 
 

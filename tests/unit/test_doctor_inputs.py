@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from fp4forge.cli.serve import doctor as command
 from fp4forge.core.errors import ServingError, UnclearError, UsageError
-from fp4forge.doctor import command as commands
+from fp4forge.doctor import command_line as commands
 from fp4forge.doctor import (
     composed,
     described,

@@ -17,7 +17,7 @@ from fp4forge.core.paths import MODELS
 from fp4forge.kernels.gpus import PRODUCTS, product
 from fp4forge.models import family
 from fp4forge.serve import lora, manifest, memory, placing, settings, split, state
-from fp4forge.serve.model import ModelSizes, read
+from fp4forge.serve.model_sizes import ModelSizes, read
 from fp4forge.serve.setting import ServerSetting
 from fp4forge.serve.split import GpuSplit
 from tests.checkpoints import TINY, gemma4, write

@@ -13,7 +13,7 @@ import pytest
 from fp4forge.checkpoint.config import ModelConfig
 from fp4forge.core.errors import UsageError
 from fp4forge.core.paths import MODELS
-from fp4forge.models import backends
+from fp4forge.models import backend_answers
 from fp4forge.serve import kv_cache, recipes, settings, state
 from fp4forge.serve.setting import ServerSetting
 
@@ -51,7 +51,7 @@ def test_a_type_that_no_attention_takes_on_the_gpu_is_refused() -> None:
 
 
 def test_what_attention_takes_is_not_remarked_on() -> None:
-    for answer in backends.load("0.20.2"):
+    for answer in backend_answers.load("0.20.2"):
         for kind in ("fp8_e4m3", "fp8", "auto", "bfloat16"):
             assert not kv_cache.check(kind, "0.20.2", (answer.gpu,), answer.family)
 

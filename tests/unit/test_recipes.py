@@ -11,7 +11,7 @@ import pytest
 from fp4forge.core import paths
 from fp4forge.core.errors import ReleaseError, UsageError
 from fp4forge.inputs import release, switches
-from fp4forge.maintain import switches as extracting
+from fp4forge.maintain import read_switches as extracting
 from fp4forge.models import family
 from fp4forge.serve import recipes, settings
 from tests.checkpoints import TINY, gemma4, write
@@ -173,7 +173,7 @@ def test_every_release_has_its_switches_and_the_families_parsers(name: str) -> N
 
 
 def settings_switches() -> Any:
-    from fp4forge.models.switches import known
+    from fp4forge.models.switch_history import known
 
     return known().values()
 

@@ -20,7 +20,7 @@ from fp4forge.kernels.cubins import Cubin, DeviceCode, Kernel
 from fp4forge.kernels.ledger import File, Ledger
 from fp4forge.maintain import adding, externals, index, releases
 from fp4forge.maintain.index import IndexFile
-from fp4forge.models import backends
+from fp4forge.models import backend_answers
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CMAKE = """
@@ -186,14 +186,18 @@ def test_a_difference_names_backends_if_both_releases_were_asked(
     old, new = release.names()[:2]
     selected = {old: "MARLIN", new: "FLASHINFER_CUTLASS"}
 
-    def load(vllm: str) -> tuple[backends.BackendAnswer, ...]:
+    def load(vllm: str) -> tuple[backend_answers.BackendAnswer, ...]:
         if vllm not in selected:
             return ()
-        experts = backends.BackendDecision(kind="experts", layer="silu", selected=selected[vllm])
-        answer = backends.BackendAnswer(vllm=vllm, gpu="sm121", capability=(12, 1), model="m")
+        experts = backend_answers.BackendDecision(
+            kind="experts", layer="silu", selected=selected[vllm]
+        )
+        answer = backend_answers.BackendAnswer(
+            vllm=vllm, gpu="sm121", capability=(12, 1), model="m"
+        )
         return (msgspec.structs.replace(answer, family="qwen3", decisions=(experts,)),)
 
-    monkeypatch.setattr(backends, "load", load)
+    monkeypatch.setattr(backend_answers, "load", load)
     row = ("backend sm121 qwen3 experts silu", "MARLIN", "FLASHINFER_CUTLASS")
     assert row in releases.differences(old, new)
     del selected[new]

@@ -294,7 +294,7 @@ def test_the_page_of_terms_is_in_the_build_context(plan: Plan) -> None:
 
 
 def test_an_images_page_of_licences(root: Path, plan: Plan) -> None:
-    from fp4forge.sbom import page
+    from fp4forge.sbom import licences as page
 
     components = assemble(read(root), plan, table())
     text = page.licences(components, table(), "an image")

@@ -20,9 +20,9 @@ from click.testing import CliRunner
 from fp4forge.cli.serve import serve as command
 from fp4forge.core.errors import CheckpointError, UsageError
 from fp4forge.kernels.gpus import PRODUCTS, product
-from fp4forge.models import switches
+from fp4forge.models import switch_history
 from fp4forge.serve import client, manifest, memory, quality, sandbox, settings
-from fp4forge.serve.model import ModelSizes, read
+from fp4forge.serve.model_sizes import ModelSizes, read
 from fp4forge.serve.state import LayerGroup
 from tests.checkpoints import REFERENCE, TINY, gemma4, write
 
@@ -65,10 +65,10 @@ def test_a_removed_switch_is_never_written(tmp_path: Path) -> None:
     for version in ("0.18.1", "0.19.1", "0.20.2", "0.27.1", "0.33.0"):
         found = server(model(tmp_path, version), version=version)
         for setting in (*found.flags, *found.environment):
-            if setting.name in switches.known():
-                assert switches.known()[setting.name].known(version)
-    assert not switches.known()["VLLM_TEST_FORCE_FP8_MARLIN"].known("0.33.0")
-    assert not switches.known()["VLLM_NVFP4_GEMM_BACKEND"].known("0.27.1")
+            if setting.name in switch_history.known():
+                assert switch_history.known()[setting.name].known(version)
+    assert not switch_history.known()["VLLM_TEST_FORCE_FP8_MARLIN"].known("0.33.0")
+    assert not switch_history.known()["VLLM_NVFP4_GEMM_BACKEND"].known("0.27.1")
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import pytest
 
 from fp4forge.core.errors import CheckpointError
 from fp4forge.kernels.gpus import product
-from fp4forge.serve import model, placing, split
-from fp4forge.serve.model import ModelSizes
+from fp4forge.serve import model_sizes, placing, split
+from fp4forge.serve.model_sizes import ModelSizes
 from fp4forge.serve.placing import WantedCapacity
 from fp4forge.serve.split import ONE, GpuSplit
 from fp4forge.serve.state import LayerGroup
@@ -95,8 +95,8 @@ def test_data_parallelism_is_offered_last_and_on_one_machine() -> None:
 def test_embeddings_of_each_layer_are_looked_up_and_not_read(tmp_path: Path) -> None:
     """As Gemma-4 E2B and E4B have them."""
     tensors = gemma4(TINY) | plain("model.embed_tokens_per_layer", 320, 2 * 16)
-    found = model.read(write(tmp_path / "a", tensors, TINY))
-    without = model.read(write(tmp_path / "b", gemma4(TINY), TINY))
+    found = model_sizes.read(write(tmp_path / "a", tensors, TINY))
+    without = model_sizes.read(write(tmp_path / "b", gemma4(TINY), TINY))
     assert found.lookups == 320 * 32 * 2
     assert found.weights == without.weights + found.lookups
     assert found.read_per_token() == without.read_per_token()
@@ -130,13 +130,13 @@ def test_what_is_assumed_of_an_unknown_model_is_said(
     changes: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
     folder = publish(tmp_path, linear("model.layers.0.mlp.up_proj", 64, 64), HYBRID | changes)
-    said = model.read(folder).assumed
+    said = model_sizes.read(folder).assumed
     assert says in said
     assert "unheard_of" in said
 
 
 def test_nothing_is_assumed_of_a_known_model(tmp_path: Path) -> None:
-    assert not model.read(write(tmp_path, gemma4(TINY), TINY)).assumed
+    assert not model_sizes.read(write(tmp_path, gemma4(TINY), TINY)).assumed
 
 
 def test_an_unknown_kind_of_layer_is_refused(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_an_unknown_kind_of_layer_is_refused(tmp_path: Path) -> None:
         tmp_path, linear("a.layers.0.up_proj", 64, 64), HYBRID | {"layer_types": kinds}
     )
     with pytest.raises(CheckpointError, match="'mamba' is not known") as caught:
-        model.read(folder)
+        model_sizes.read(folder)
     assert "add a file for the model's family" in str(caught.value.remedy)
 
 

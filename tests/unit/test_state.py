@@ -21,7 +21,7 @@ from fp4forge.core.errors import ServingError
 from fp4forge.kernels import cubins
 from fp4forge.kernels.cubins import Ptx
 from fp4forge.launch import deployment
-from fp4forge.launch.cluster import running
+from fp4forge.launch.cluster import lifecycle
 from fp4forge.oci import acquire, engine
 from fp4forge.oci.buildkit import BuildOptions
 from fp4forge.oci.layout import OciLayout
@@ -201,7 +201,7 @@ def test_a_record_of_another_name_is_not_followed_to_its_folder(
 ) -> None:
     more: dict[str, Any] = dict.fromkeys(("model", "served_name", "image", "release", "url"), "")
     more |= dict.fromkeys(("ssh_config", "digest", "split"), "") | {"hosts": ["a"]}
-    for module, file in ((deployment, "deployment.json"), (running, "cluster.json")):
+    for module, file in ((deployment, "deployment.json"), (lifecycle, "cluster.json")):
         monkeypatch.setattr(module, "FOLDER", tmp_path / "state")
         files.replace(tmp_path / "state/x" / file, json.dumps(more | {"name": str(tmp_path)}))
         with pytest.raises(ServingError, match="name: '/"):
@@ -226,12 +226,12 @@ def test_a_clusters_record_gives_ssh_no_other_command(
 ) -> None:
     fields = ("name", "ssh_config", "url", "image", "digest", "model", "split")
     whole = dict.fromkeys(fields, "x") | {"hosts": ["me@a"]}
-    monkeypatch.setattr(running, "FOLDER", tmp_path)
+    monkeypatch.setattr(lifecycle, "FOLDER", tmp_path)
     files.replace(tmp_path / "x/cluster.json", json.dumps(whole))
-    assert running.load("x").hosts == ["me@a"]
+    assert lifecycle.load("x").hosts == ["me@a"]
     files.replace(tmp_path / "x/cluster.json", json.dumps(whole | spoilt))
     with pytest.raises(ServingError, match=r"cluster\.json: "):
-        running.load("x")
+        lifecycle.load("x")
 
 
 def test_notes_of_verified_images_are_kept_and_survive_damage(

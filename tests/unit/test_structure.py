@@ -15,8 +15,8 @@ from fp4forge.core.errors import CheckpointError, ReleaseError
 from fp4forge.core.paths import MODELS
 from fp4forge.inputs.release import names
 from fp4forge.models import family
-from fp4forge.models import tensors as layouts
-from fp4forge.serve import model
+from fp4forge.models import tensor_layouts as layouts
+from fp4forge.serve import model_sizes
 from tests.checkpoints import Tensors, linear, norms, packed, plain, publish, write_file
 
 NEWEST = names()[-1]
@@ -282,7 +282,7 @@ def test_a_configuration_that_contradicts_itself_is_told_so(
     found = {one.id: one for one in inspect.inspect(folder).findings}
     assert says in " ".join(found["bad-config"].where)
     with pytest.raises(CheckpointError, match="contradicts itself"):
-        model.read(folder)
+        model_sizes.read(folder)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -329,7 +329,7 @@ def test_a_set_by_ranks_is_one_message(name: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="one GPU's part"):
         inspect.inspect(folder)
     with pytest.raises(CheckpointError, match="one GPU's part"):
-        model.read(folder)
+        model_sizes.read(folder)
 
 
 def test_a_numbered_file_is_missed_without_an_index(tmp_path: Path) -> None:

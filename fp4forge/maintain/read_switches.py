@@ -44,7 +44,7 @@ def _flags(tree: Path) -> Iterator[str]:
         raise ReleaseError(
             "vllm/entrypoints has no cli_args.py",
             rule="the server's flags are read from its dataclass",
-            remedy="see where the release has FrontendArgs, and correct maintain/switches.py",
+            remedy="see where the release has FrontendArgs, and correct maintain/read_switches.py",
         )
     for path in (tree / "vllm/engine/arg_utils.py", *frontends):
         for node in ast.walk(_parsed(path, tree)):
@@ -95,7 +95,7 @@ def _assigned(module: ast.Module, file: str, name: str, kind: type[_Node]) -> _N
     raise ReleaseError(
         f"{file} has no {kind.__name__.lower()} {name}",
         rule="the names that a release knows are read from it",
-        remedy="see where the release has it now, and correct maintain/switches.py",
+        remedy="see where the release has it now, and correct maintain/read_switches.py",
     )
 
 

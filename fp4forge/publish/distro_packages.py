@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from fp4forge.advisories.components import DPKG_STATUS, installed
+from fp4forge.advisories.installed import DPKG_STATUS, installed
 from fp4forge.core import files, reading
 from fp4forge.core.errors import BinaryError, DriftError, UsageError
 from fp4forge.core.limits import CONFIG_BYTES

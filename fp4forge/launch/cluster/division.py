@@ -9,7 +9,7 @@ from fp4forge.kernels.gpus import Product
 from fp4forge.launch.cluster.hosts import ProbedHost
 from fp4forge.serve import link, placing
 from fp4forge.serve.link import LinkSpeed
-from fp4forge.serve.model import ModelSizes
+from fp4forge.serve.model_sizes import ModelSizes
 from fp4forge.serve.setting import ServerSetting
 from fp4forge.serve.settings import ServerSettings
 from fp4forge.serve.split import GpuSplit, choices

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fp4forge.bench import command, extras, metrics, tool
+from fp4forge.bench import extras, load_command, load_result, metrics
 from fp4forge.bench import result as results
-from fp4forge.bench.client import LoadSession
-from fp4forge.bench.command import LoadGenerator
+from fp4forge.bench.load_command import LoadGenerator
+from fp4forge.bench.load_session import LoadSession
 from fp4forge.bench.prompts import PromptWriter
 from fp4forge.bench.result import BenchResult, Trial
 from fp4forge.bench.server import MeasuredServer
@@ -167,9 +167,9 @@ class SuiteRun:
             notes = jumped.note()
             if problem:
                 return Trial(failed=load.requests, problems=(problem,), notes=notes, date=now())
-            raw = tool.read(work / command.RAW)
+            raw = load_result.read(work / load_command.RAW)
         who = self.result.identity
-        made = tool.judge(raw, load, counters, may_be_empty=who.thinking or who.allow_empty)
+        made = load_result.judge(raw, load, counters, may_be_empty=who.thinking or who.allow_empty)
         return _with(made, notes=made.notes + notes, date=now())
 
     @contextlib.contextmanager
@@ -177,23 +177,23 @@ class SuiteRun:
         """The trial's folder; what the tool wrote stays as evidence, the prompts do not."""
         work = self._raw() / slug(load, number)
         work.mkdir(exist_ok=True)
-        (work / command.RAW).unlink(missing_ok=True)
+        (work / load_command.RAW).unlink(missing_ok=True)
         try:
             yield work
         finally:
-            (work / command.PROMPTS).unlink(missing_ok=True)
+            (work / load_command.PROMPTS).unlink(missing_ok=True)
 
     def _once(
         self, load: TrialLoad, work: Path, prompts: list[str], body: dict[str, object]
     ) -> str:
         """Runs the tool; returns why it gave no result."""
         lines = [json.dumps({"prompt": prompt}) for prompt in prompts]
-        files.replace(work / command.PROMPTS, "\n".join(lines) + "\n")
+        files.replace(work / load_command.PROMPTS, "\n".join(lines) + "\n")
         seed = self.suite.suite.seed
         problem = self._session.run(
-            command.options(self.server.url, self.server.model, load, work.name, seed, body)
+            load_command.options(self.server.url, self.server.model, load, work.name, seed, body)
         )
-        if not problem and not (work / command.RAW).is_file():
+        if not problem and not (work / load_command.RAW).is_file():
             problem = "the load generator wrote no result"
         return problem
 

@@ -11,7 +11,7 @@ from types import TracebackType
 
 from msgspec import Struct
 
-from fp4forge.bench.command import LoadGenerator
+from fp4forge.bench.load_command import LoadGenerator
 from fp4forge.core import reading
 from fp4forge.core.errors import BenchError, EngineError, ToolError
 from fp4forge.core.limits import TRIAL_SECONDS

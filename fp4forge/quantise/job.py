@@ -16,9 +16,9 @@ from fp4forge.core.paths import MODELS
 from fp4forge.core.text import as_json, shown
 from fp4forge.inputs import release as releases
 from fp4forge.models import family as families
-from fp4forge.quantise import card, checks, program
+from fp4forge.quantise import model_card, preconditions, program
+from fp4forge.quantise.modelopt import ModelOptRelease
 from fp4forge.quantise.program import PythonPlace
-from fp4forge.quantise.release import ModelOptRelease
 
 BUILTIN = "builtin"
 _TEXT = MODELS / "calibration.txt"
@@ -70,7 +70,7 @@ class QuantisePlan:
 
     asked: QuantiseRequest
     release: ModelOptRelease
-    source: checks.SourceModel
+    source: preconditions.SourceModel
     keep: tuple[str, ...]
     samples: int
     length: int
@@ -126,14 +126,14 @@ def plan(asked: QuantiseRequest, release: ModelOptRelease, console: Console) -> 
     length = asked.length or (_SHORT_LENGTH if builtin else _LENGTH)
     with console.step("check") as step:
         keep = [kept.pattern for kept in release.keep]
-        source = checks.source(asked.model, [*keep, *asked.keep], step.report)
+        source = preconditions.source(asked.model, [*keep, *asked.keep], step.report)
         keep += [kept.pattern for kept in families.get(source.family).keep]
-        checks.fitting(quantised, asked.format, source)
+        preconditions.fitting(quantised, asked.format, source)
         if quantised.activations:
             extra = _REPORT if asked.report else 0
             number = source.checkpoint.config.text.experts
-            checks.text(asked.text, samples + extra, length, number)
-        checks.disk(source, asked.output)
+            preconditions.text(asked.text, samples + extra, length, number)
+        preconditions.disk(source, asked.output)
         step.detail = f"{source.family}, {source.weights / 1e9:.2f} GB"
     patterns = tuple(dict.fromkeys((*keep, *asked.keep)))
     return QuantisePlan(asked, release, source, patterns, samples, length)
@@ -182,7 +182,7 @@ def quantise(plan: QuantisePlan, place: PythonPlace, console: Console) -> dict[s
                 rule="a checkpoint gets its name if checkpoint inspect has no error for it",
                 remedy=f"build.py checkpoint inspect {partial}",
             )
-        card.write(partial, figures)
+        model_card.write(partial, figures)
         shutil.rmtree(partial / ".state")
         if asked.output.exists():
             asked.output.rmdir()  # empty
@@ -257,7 +257,7 @@ def _same(partial: Path, plan: QuantisePlan) -> None:
     files.replace(file, wanted)
 
 
-def _identity(source: checks.SourceModel) -> str:
+def _identity(source: preconditions.SourceModel) -> str:
     """A model's files, by name, size and time."""
     stats = [
         (path.name, path.stat().st_size, path.stat().st_mtime_ns)
