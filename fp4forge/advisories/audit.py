@@ -87,8 +87,8 @@ def run(
             part = osv.affects(record, component)
             if part is not None:
                 hits.append((component, record, part))
-    newer = _newer(contents.release)
-    found = [_finding(group, verdicts, newer, today) for group in _groups(hits)]
+    newer = _newer_releases(contents.release)
+    found = [_finding(group, verdicts, newer, today) for group in _by_vulnerability(hits)]
     found.sort(key=lambda f: (_ORDER.index(f.severity), f.explained, f.id))
     return AuditReport(contents.release, database.name, len(contents.components), tuple(found))
 
@@ -156,7 +156,7 @@ def check_allowed(names: tuple[str, ...]) -> None:
             )
 
 
-def _groups(
+def _by_vulnerability(
     hits: list[tuple[OsvPackage, Advisory, AffectedPackage]],
 ) -> list[list[tuple[OsvPackage, Advisory, AffectedPackage]]]:
     """Hits of one vulnerability together: databases have records of each other's."""
@@ -211,7 +211,7 @@ def _finding(
     )
 
 
-def _newer(name: str) -> dict[str, tuple[OsvPackage, ...]]:
+def _newer_releases(name: str) -> dict[str, tuple[OsvPackage, ...]]:
     """The releases after one, with their packages."""
     names = release.names()
     if name not in names:

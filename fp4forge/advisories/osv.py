@@ -142,8 +142,8 @@ def affects(record: Advisory, component: OsvPackage) -> AffectedPackage | None:
         # Without a release, an ecosystem means each of them.
         if package.ecosystem not in (component.ecosystem, component.ecosystem.partition(":")[0]):
             continue
-        if _listed(part, component) or any(
-            _inside(found, component, record.id) for found in part.ranges
+        if _version_listed(part, component) or any(
+            _in_range(found, component, record.id) for found in part.ranges
         ):
             return part
     return None
@@ -151,7 +151,7 @@ def affects(record: Advisory, component: OsvPackage) -> AffectedPackage | None:
 
 def fixes(part: AffectedPackage, component: OsvPackage) -> list[str]:
     """The versions above a component's in which the vulnerability is fixed, the lowest first."""
-    key = _key(component.ecosystem)
+    key = _version_key(component.ecosystem)
     found = [
         event.fixed
         for one in part.ranges
@@ -163,7 +163,7 @@ def fixes(part: AffectedPackage, component: OsvPackage) -> list[str]:
     return sorted(dict.fromkeys(later), key=key)
 
 
-def _listed(part: AffectedPackage, component: OsvPackage) -> bool:
+def _version_listed(part: AffectedPackage, component: OsvPackage) -> bool:
     if component.version in part.versions:
         return True
     if component.ecosystem != PYPI:
@@ -180,11 +180,11 @@ def _listed(part: AffectedPackage, component: OsvPackage) -> bool:
     return False
 
 
-def _inside(found: _Range, component: OsvPackage, identifier: str) -> bool:
+def _in_range(found: _Range, component: OsvPackage, identifier: str) -> bool:
     """The schema's algorithm: events in the order of versions switch the state on and off."""
     if found.type == "GIT":  # commits, which no package here is identified by
         return False
-    key = _key(component.ecosystem)
+    key = _version_key(component.ecosystem)
     try:
         own = key(component.version)
         limits = [event.limit for event in found.events if event.limit is not None]
@@ -214,7 +214,7 @@ def _order(event: RangeEvent, key: Callable[[str], Any]) -> tuple[bool, Any]:
     return (version != "0", key(version))
 
 
-def _key(ecosystem: str) -> Callable[[str], Any]:
+def _version_key(ecosystem: str) -> Callable[[str], Any]:
     """How an ecosystem's versions are ordered; ValueError for text that is none."""
     if ecosystem == PYPI:
         from packaging.version import Version

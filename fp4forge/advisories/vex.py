@@ -160,7 +160,7 @@ def parse(content: bytes, where: str, expires: dict[str, str]) -> tuple[VexVerdi
         raise AdvisoryError(
             f"{where}: @context is {shown(found.context, 80)!r}", rule=f"OpenVEX: {CONTEXT}"
         )
-    verdicts = [_verdict(one, where, expires) for one in found.statements]
+    verdicts = [_vex_verdict(one, where, expires) for one in found.statements]
     doubled = [v.name for v in verdicts if [w.name for w in verdicts].count(v.name) > 1]
     if doubled:
         raise AdvisoryError(
@@ -176,7 +176,7 @@ def parse(content: bytes, where: str, expires: dict[str, str]) -> tuple[VexVerdi
     return tuple(verdicts)
 
 
-def _verdict(one: _VexStatement, where: str, expires: dict[str, str]) -> VexVerdict:
+def _vex_verdict(one: _VexStatement, where: str, expires: dict[str, str]) -> VexVerdict:
     name = one.vulnerability.name
 
     def wrong(text: str, rule: str) -> AdvisoryError:

@@ -109,7 +109,7 @@ def lines(series: Sequence[ChartSeries], across: ChartAxis, up: ChartAxis) -> st
     ]
     parts += _grid(plot)
     for place, one in enumerate(drawn):
-        parts += _line(one, place % COLOURS, plot)
+        parts += _svg_line(one, place % COLOURS, plot)
     parts += _legend(drawn, plot.right + 12) if len(drawn) > 1 else []
     return "\n".join([*parts, "</svg>"])
 
@@ -147,7 +147,7 @@ def _tick(x: float, y: float, anchor: str, text: str) -> str:
     return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{text}</text>'
 
 
-def _line(one: ChartSeries, colour: int, plot: PlotArea) -> list[str]:
+def _svg_line(one: ChartSeries, colour: int, plot: PlotArea) -> list[str]:
     places = [plot.at(*point) for point in one.points]
     path = " ".join(f"{x},{y}" for x, y in places)
     dash = " dashed" if one.dashed else ""

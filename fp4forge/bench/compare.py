@@ -81,12 +81,12 @@ def changes(
     return [
         made
         for load in old.named.loads()
-        for name in _shown(old, load)
-        for made in _change(old, new, load, name, threshold, with_card)
+        for name in _figures_shown(old, load)
+        for made in _figure_change(old, new, load, name, threshold, with_card)
     ]
 
 
-def _shown(result: BenchResult, load: TrialLoad) -> list[str]:
+def _figures_shown(result: BenchResult, load: TrialLoad) -> list[str]:
     """Figures of a point that have a better way, once each, over all tables that show it."""
     shown = [
         name
@@ -97,7 +97,7 @@ def _shown(result: BenchResult, load: TrialLoad) -> list[str]:
     return [n for n in dict.fromkeys(shown) if FIGURES[n].better and n not in RELATIVE]
 
 
-def _change(
+def _figure_change(
     old: BenchResult,
     new: BenchResult,
     load: TrialLoad,

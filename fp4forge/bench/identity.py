@@ -80,7 +80,7 @@ class MeasuredContainer:
     load_seconds: float | None
 
 
-def _inspect(line: Sequence[str], shape: type[T], what: str) -> T:
+def _docker_inspect(line: Sequence[str], shape: type[T], what: str) -> T:
     engine.require_client()
     done = process.run([*line], kind=EngineError)
     if done.returncode != 0 and "daemon" in done.stderr and "connect" in done.stderr:
@@ -104,7 +104,7 @@ def image(reference: str) -> MeasuredImage:
         UsageError: the engine does not have it.
     """
     line = ("docker", "image", "inspect", "--", reference)
-    found = _inspect(line, _InspectedImage, f"image {shown(reference, 200)}")
+    found = _docker_inspect(line, _InspectedImage, f"image {shown(reference, 200)}")
     digests = [entry.rpartition("@")[2] for entry in found.RepoDigests or ()]
     return MeasuredImage(reference, digests[0] if digests else found.Id, found.Config.Labels or {})
 
@@ -116,7 +116,7 @@ def container(name: str) -> MeasuredContainer:
         UsageError: the engine has none of that name.
     """
     line = ("docker", "container", "inspect", "--", name)
-    found = _inspect(line, _InspectedContainer, f"container {shown(name, 100)}")
+    found = _docker_inspect(line, _InspectedContainer, f"container {shown(name, 100)}")
     return MeasuredContainer(found.Image, flags(found.Args or ()), _load_seconds(name, found.State))
 
 

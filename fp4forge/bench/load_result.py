@@ -89,7 +89,7 @@ def judge(
         failed=load.requests - len(good),
         server=server,
         problems=tuple(problems),
-        notes=tuple(_notes(raw, load, server)),
+        notes=tuple(_trial_notes(raw, load, server)),
     )
 
 
@@ -105,31 +105,35 @@ def _each(raw: LoadResult, load: TrialLoad, may_be_empty: bool) -> Iterator[str]
     everyone = range(load.requests)
     failed = [n for n in everyone if raw.errors[n]]
     if failed:
-        yield _named("failed", failed, shown(_last(raw.errors[failed[0]]), 200))
+        yield _requests_named("failed", failed, shown(_last_line(raw.errors[failed[0]]), 200))
     rest = [n for n in everyone if not raw.errors[n]]
     # The tool puts 1 for a prompt's tokens until the last event of the stream says how many.
     cut = [n for n in rest if raw.input_lens[n] <= 1]
     if cut:
-        yield _named("truncated", cut, "the stream ended before its last event, the usage")
+        yield _requests_named("truncated", cut, "the stream ended before its last event, the usage")
     rest = [n for n in rest if n not in set(cut)]
     silent = [n for n in rest if raw.ttfts[n] <= 0 or raw.output_lens[n] < 1]
     if silent:
-        yield _named("without a token", silent)
+        yield _requests_named("without a token", silent)
     if load.output >= EMPTY_FROM and not may_be_empty:
         empty = [n for n in rest if not raw.generated_texts[n] and n not in set(silent)]
         if empty:
-            yield _named("with an empty answer", empty)
+            yield _requests_named("with an empty answer", empty)
     if load.eos == "ignore":
         short = [n for n in rest if raw.output_lens[n] < load.output]
         if short:
-            yield _named("short", short, f"{raw.output_lens[short[0]]} of {load.output} tokens")
+            yield _requests_named(
+                "short", short, f"{raw.output_lens[short[0]]} of {load.output} tokens"
+            )
     if long := [n for n in rest if raw.output_lens[n] > load.output]:
-        yield _named("long", long, f"{raw.output_lens[long[0]]} tokens, {load.output} asked")
+        yield _requests_named(
+            "long", long, f"{raw.output_lens[long[0]]} tokens, {load.output} asked"
+        )
     if load.kind == "chat":
         other = [n for n in rest if raw.input_lens[n] != load.prompt]
         if other:
             found = f"{raw.input_lens[other[0]]} tokens in the prompt, not {load.prompt}"
-            yield _named("changed on the way", other, found)
+            yield _requests_named("changed on the way", other, found)
 
 
 def _strangers(server: ServerCounters, load: TrialLoad) -> Iterator[str]:
@@ -140,7 +144,7 @@ def _strangers(server: ServerCounters, load: TrialLoad) -> Iterator[str]:
         )
 
 
-def _notes(raw: LoadResult, load: TrialLoad, server: ServerCounters) -> Iterator[str]:
+def _trial_notes(raw: LoadResult, load: TrialLoad, server: ServerCounters) -> Iterator[str]:
     if load.eos == "stop":
         early = [n for n in raw.output_lens if n < load.output]
         if early:
@@ -155,13 +159,13 @@ def _notes(raw: LoadResult, load: TrialLoad, server: ServerCounters) -> Iterator
         )
 
 
-def _named(what: str, which: list[int], why: str = "") -> str:
+def _requests_named(what: str, which: list[int], why: str = "") -> str:
     names = ", ".join(str(number + 1) for number in which[:SHOWN])
     more = "" if len(which) <= SHOWN else f" and {len(which) - SHOWN} more"
     plural = "s" if len(which) > 1 else ""
     return f"{len(which)} request{plural} {what} ({names}{more})" + (f": {why}" if why else "")
 
 
-def _last(text: str) -> str:
+def _last_line(text: str) -> str:
     lines = [line for line in text.strip().splitlines() if line.strip()]
     return lines[-1] if lines else "no reason given"

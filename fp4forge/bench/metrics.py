@@ -55,14 +55,14 @@ def parse(text: str, *labels: str) -> Values:
     return found
 
 
-def _change(name: str, before: Values, after: Values) -> float | None:
+def _counter_change(name: str, before: Values, after: Values) -> float | None:
     if name not in after:
         return None
     change = after[name] - before.get(name, 0.0)
     return change if change >= 0 else None  # a restarted server counts from 0
 
 
-def _share(part: float | None, whole: float | None) -> float | None:
+def _ratio(part: float | None, whole: float | None) -> float | None:
     return None if part is None or not whole else part / whole
 
 
@@ -107,21 +107,24 @@ def changes(times: list[float], values: list[Values]) -> ServerCounters:
     before, after = values[0], values[-1]
     if not before or not after:
         return ServerCounters()
-    requests = _change(_FINISHED, before, after)
-    preempted = _change(_PREEMPTIONS, before, after)
-    drafts, accepted = (_change(name, before, after) for name in (_DRAFTS, _ACCEPTED))
-    steps = _share(accepted, drafts)
+    requests = _counter_change(_FINISHED, before, after)
+    preempted = _counter_change(_PREEMPTIONS, before, after)
+    drafts, accepted = (_counter_change(name, before, after) for name in (_DRAFTS, _ACCEPTED))
+    steps = _ratio(accepted, drafts)
     return ServerCounters(
         requests=None if requests is None else round(requests),
-        ttft=_share(
-            _change(f"{_TTFT}_sum", before, after), _change(f"{_TTFT}_count", before, after)
+        ttft=_ratio(
+            _counter_change(f"{_TTFT}_sum", before, after),
+            _counter_change(f"{_TTFT}_count", before, after),
         ),
         generation_peak=_peak(times, values, (_GENERATED,)),
         total_peak=_peak(times, values, (_GENERATED, _PROMPTS)),
-        hit_rate=_share(_change(_HITS, before, after), _change(_QUERIES, before, after)),
+        hit_rate=_ratio(
+            _counter_change(_HITS, before, after), _counter_change(_QUERIES, before, after)
+        ),
         cache_peak=max((v[_CACHE] for v in values if _CACHE in v), default=None),
         preemptions=None if preempted is None else round(preempted),
-        acceptance=_share(accepted, _change(_DRAFTED, before, after)),
+        acceptance=_ratio(accepted, _counter_change(_DRAFTED, before, after)),
         tokens_per_step=None if steps is None else 1 + steps,
     )
 

@@ -66,7 +66,7 @@ def start(wanted: BenchRequest, report: Progress) -> SuiteRun:
             remedy="give --image IMAGE, or --container NAME",
         )
     report("looking at the image")
-    who = _identity(wanted, server, described, found, image)
+    who = _measured_identity(wanted, server, described, found, image)
     client = LoadGenerator(image, wanted.network, _container_name(wanted.folder))
     result = _open(wanted, who)
     result.left_out |= left_out
@@ -93,7 +93,7 @@ def _too_long(wanted: BenchRequest, described: ServedModel) -> dict[str, str]:
     }
 
 
-def _identity(
+def _measured_identity(
     wanted: BenchRequest,
     server: MeasuredServer,
     described: ServedModel,

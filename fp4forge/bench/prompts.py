@@ -40,7 +40,7 @@ def text() -> PromptText:
     return FORMAT.read(path, "benchmarks/prompts.yaml")
 
 
-def _words(choose: random.Random, *, numbered: bool) -> Iterator[str]:
+def _prompt_words(choose: random.Random, *, numbered: bool) -> Iterator[str]:
     """Endless words: a number that no other prompt begins with, a task, then prose."""
     parts = text()
     if numbered:
@@ -94,7 +94,7 @@ class PromptWriter:
                 rule="a prompt's tokens include the chat template",
             )
         choose = random.Random(place)  # noqa: S311 - prompts are not secret
-        stream = _words(choose, numbered=tokens - self._empty >= _NUMBERED)
+        stream = _prompt_words(choose, numbered=tokens - self._empty >= _NUMBERED)
         words: list[str] = []
 
         def made(number: int) -> str:

@@ -67,7 +67,7 @@ def _widest(loads: list[TrialLoad]) -> list[TrialLoad]:
     return max(by_table.values(), key=lambda each: len({p.concurrency for p in each}), default=[])
 
 
-def _values(
+def _figure_values(
     result: BenchResult, loads: list[TrialLoad], figure: str
 ) -> list[tuple[TrialLoad, float]]:
     found = [
@@ -77,7 +77,7 @@ def _values(
 
 
 def _throughput(result: BenchResult, loads: list[TrialLoad]) -> str:
-    points = tuple((float(p.concurrency), v) for p, v in _values(result, loads, "aggregate"))
+    points = tuple((float(p.concurrency), v) for p, v in _figure_values(result, loads, "aggregate"))
     return charts.lines(
         [ChartSeries("aggregate", points)],
         ChartAxis("requests at once", log=True),
@@ -102,9 +102,11 @@ def _distribution(result: BenchResult, loads: list[TrialLoad]) -> str:
 
 
 def _pareto(result: BenchResult, loads: list[TrialLoad]) -> str:
-    times = dict(_values(result, loads, "ttft_median"))
+    times = dict(_figure_values(result, loads, "ttft_median"))
     points = tuple(
-        (times[load], rate) for load, rate in _values(result, loads, "aggregate") if load in times
+        (times[load], rate)
+        for load, rate in _figure_values(result, loads, "aggregate")
+        if load in times
     )
     return charts.lines(
         [ChartSeries("aggregate", points)],
@@ -116,7 +118,7 @@ def _pareto(result: BenchResult, loads: list[TrialLoad]) -> str:
 def _context(result: BenchResult, loads: list[TrialLoad]) -> str:
     single = [p for p in loads if p.concurrency == 1 and p.output > 1 and p.prompts == "fresh"]
     by_context: dict[float, list[float]] = {}
-    for load, rate in _values(result, single, "decode_median"):
+    for load, rate in _figure_values(result, single, "decode_median"):
         by_context.setdefault(load.prompt + load.output / 2, []).append(rate)
     points = tuple((x, sum(rates) / len(rates)) for x, rates in sorted(by_context.items()))
     series = [ChartSeries("measured", points)]

@@ -87,7 +87,8 @@ class MeasuredServer:
             )
         if done.status != 200:
             raise ServingError(
-                f"{self.url}{path} answers HTTP {done.status}: {shown(_text(done), 120)!r}",
+                f"{self.url}{path} answers HTTP {done.status}:"
+                f" {shown(_response_text(done), 120)!r}",
                 rule="a vLLM server; bench measures no other",
                 remedy="give --url the server's root, without /v1",
             )
@@ -147,7 +148,8 @@ class MeasuredServer:
             raise ServingError(f"/tokenize: {shown(error, 200)}", remedy="is it alive?") from None
         if done.status != 200 or done.cut:
             raise ServingError(
-                f"/tokenize answers HTTP {done.status}: {shown(done.cut or _text(done), 200)}",
+                f"/tokenize answers HTTP {done.status}:"
+                f" {shown(done.cut or _response_text(done), 200)}",
                 rule="vLLM's /tokenize counts the prompts' tokens, with the model's chat template",
                 remedy="serve a model that has a chat template, and do not hide /tokenize",
             )
@@ -159,10 +161,10 @@ class MeasuredServer:
             done = self._ask("GET", "/metrics", http.HttpLimits(SERVER_SECONDS, METRICS_BYTES))
         except http.NoHttpAnswer:
             return ""
-        return _text(done) if done.status == 200 and not done.cut else ""
+        return _response_text(done) if done.status == 200 and not done.cut else ""
 
 
-def _text(done: http.HttpAnswer) -> str:
+def _response_text(done: http.HttpAnswer) -> str:
     return done.content.decode(errors="replace")
 
 

@@ -95,7 +95,7 @@ class SuiteRun:
             )
             made = self._trial(load, number)
             if found := self.between():
-                made = _with(made, problems=(*made.problems, *found))
+                made = _changed_trial(made, problems=(*made.problems, *found))
             self._keep(load, number, made)
             self._done += load.weight
             if not made.valid:
@@ -170,7 +170,7 @@ class SuiteRun:
             raw = load_result.read(work / load_command.RAW)
         who = self.result.identity
         made = load_result.judge(raw, load, counters, may_be_empty=who.thinking or who.allow_empty)
-        return _with(made, notes=made.notes + notes, date=now())
+        return _changed_trial(made, notes=made.notes + notes, date=now())
 
     @contextlib.contextmanager
     def _work(self, load: TrialLoad, number: int) -> Iterator[Path]:
@@ -210,7 +210,7 @@ class _Jump:
         return (f"the clock was set by {off:+.0f} s",) if abs(off) > JUMP_SECONDS else ()
 
 
-def _with(trial: Trial, **changes: object) -> Trial:
+def _changed_trial(trial: Trial, **changes: object) -> Trial:
     import msgspec
 
     made: Trial = msgspec.structs.replace(trial, **changes)

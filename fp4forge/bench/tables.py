@@ -46,17 +46,17 @@ class ShownTable:
 
 def tables(result: BenchResult) -> list[ShownTable]:
     """Every table of a result; one that nothing was measured of is left away."""
-    found = [_table(result, table) for table in result.measured.tables]
+    found = [_shown_table(result, table) for table in result.measured.tables]
     return [table for table in found if table.why or any(row.measured for row in table.rows)]
 
 
-def _table(result: BenchResult, table: SuiteTable) -> ShownTable:
+def _shown_table(result: BenchResult, table: SuiteTable) -> ShownTable:
     source = table.of or table.id
     loads = [load for load in result.named.loads() if load.table == source]
     single = next((load for load in loads if load.concurrency == 1), None)
     base = result.measured_trials(source, single.label) if single else []
     rows = [
-        _row(table, load, result.measured_trials(source, load.label), base, result.complete)
+        _table_row(table, load, result.measured_trials(source, load.label), base, result.complete)
         for load in loads
         if result.measured_trials(source, load.label)
     ]
@@ -65,7 +65,7 @@ def _table(result: BenchResult, table: SuiteTable) -> ShownTable:
     return ShownTable(table.id, table.title, shown, tuple(rows), result.left_out.get(source, ""))
 
 
-def _row(
+def _table_row(
     table: SuiteTable, load: TrialLoad, trials: list[Trial], base: list[Trial], complete: bool
 ) -> TableRow:
     values = {name: value(name, trials, base, load.concurrency) for name in table.show}
@@ -132,27 +132,29 @@ def markdown(result: BenchResult) -> str:
     for table in tables(result):
         lines += [f"### {table.title}", ""]
         if table.why:
-            lines += [f"Not measured: {_cell(table.why)}", ""]
+            lines += [f"Not measured: {_markdown_cell(table.why)}", ""]
             continue
         lines.append("| | " + " | ".join(table.heads) + " |")
         lines.append("|---|" + "---:|" * len(table.heads))
         for row in table.rows:
             cells = [text(name, row.values[name]) for name in table.figures]
             mark = "*" if row.marks else ""
-            lines.append(f"| {_cell(row.label)}{mark} | " + " | ".join(cells) + " |")
+            lines.append(f"| {_markdown_cell(row.label)}{mark} | " + " | ".join(cells) + " |")
         lines.append("")
         lines += [
-            f"\\* {row.label}: {_cell('; '.join(row.marks))}" for row in table.rows if row.marks
+            f"\\* {row.label}: {_markdown_cell('; '.join(row.marks))}"
+            for row in table.rows
+            if row.marks
         ]
         lines += [""] if any(row.marks for row in table.rows) else []
     if result.problems:
         lines += ["**These figures do not count:**", ""]
-        lines += [f"- {_cell(problem)}" for problem in result.problems]
+        lines += [f"- {_markdown_cell(problem)}" for problem in result.problems]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def _subtitle(result: BenchResult) -> str:
-    return ", ".join(_cell(part) for part in facts(result))
+    return ", ".join(_markdown_cell(part) for part in facts(result))
 
 
 def facts(result: BenchResult) -> list[str]:
@@ -166,5 +168,5 @@ def facts(result: BenchResult) -> list[str]:
     return [part for part in found if part]
 
 
-def _cell(text_: str) -> str:
+def _markdown_cell(text_: str) -> str:
     return " ".join(text_.replace("|", "\\|").replace("<", "&lt;").split())

@@ -90,7 +90,7 @@ def read(found: Quantisation, modules: Mapping[str, Parts]) -> Declaration:
 
 def _looks_like(modules: Mapping[str, Parts]) -> str:
     """The format of tensors that nothing declares."""
-    names = {scheme.name for parts in modules.values() if (scheme := _quantised(parts))}
+    names = {scheme.name for parts in modules.values() if (scheme := _scheme_of_parts(parts))}
     if not names:
         return PLAIN
     if any("packed" in name for name in names):
@@ -102,7 +102,7 @@ def _looks_like(modules: Mapping[str, Parts]) -> str:
     return f"modelopt {names.pop()}" if len(names) == 1 else f"modelopt {MIXED}"
 
 
-def _quantised(parts: Parts) -> QuantisationScheme | None:
+def _scheme_of_parts(parts: Parts) -> QuantisationScheme | None:
     return schemes.seen(parts) if schemes.quantised(parts) else None
 
 
@@ -145,7 +145,7 @@ class _Layers:
 
     def scheme(self, module: str) -> QuantisationScheme | None:
         """The scheme of the entry that covers a layer."""
-        for name in _names(module):
+        for name in _module_names(module):
             for entry in self._entries(name):
                 if entry in self.schemes:
                     self.used.add(entry)
@@ -174,7 +174,7 @@ class _Layers:
         return [name for name in self.schemes if name not in self.used]
 
 
-def _names(module: str) -> Iterable[str]:
+def _module_names(module: str) -> Iterable[str]:
     """A module's names: multimodal models have the language model before or after ``model``."""
     yield module
     for one, other in _TWINS:

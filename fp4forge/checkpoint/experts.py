@@ -52,7 +52,7 @@ def check(found: Checkpoint, modules: Mapping[str, Parts], seen: CollectedFindin
         if count and last >= count:
             seen.add("expert-count", f"{name}: numbers up to {last}, config.json says {count}")
         kinds = _expected(alike[re.sub(r"\d+", "0", name)])
-        for place, lost in _lost(name, one, kinds, max(count, last + 1)):
+        for place, lost in _lost_experts(name, one, kinds, max(count, last + 1)):
             seen.add("missing-expert", place, lost)
     _whole_layers(found, sets, count, seen)
 
@@ -89,7 +89,9 @@ def _expected(kinds: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(there))
 
 
-def _lost(name: str, one: _Set, kinds: tuple[str, ...], count: int) -> Iterator[tuple[str, int]]:
+def _lost_experts(
+    name: str, one: _Set, kinds: tuple[str, ...], count: int
+) -> Iterator[tuple[str, int]]:
     """Numbers without a part, as ranges with their size."""
     ranges: dict[tuple[int, int], list[str]] = defaultdict(list)
     for kind in kinds:

@@ -290,7 +290,7 @@ def _brief(places: Iterable[str]) -> list[str]:
         else:
             rest.append(place)
     if len(rest) > _PLACES:
-        rest = _by_layer(rest)
+        rest = _places_by_layer(rest)
     lines = [
         f"layer {layer} {kind} of experts {_ranges(numbers)}"
         for (layer, kind), numbers in sorted(grouped.items())
@@ -300,7 +300,7 @@ def _brief(places: Iterable[str]) -> list[str]:
     return [shown(line, 600) for line in lines]
 
 
-def _by_layer(places: Iterable[str]) -> list[str]:
+def _places_by_layer(places: Iterable[str]) -> list[str]:
     """Places that differ in the number of their layer alone, together."""
     grouped: dict[tuple[str, str], list[int]] = defaultdict(list)
     for place in places:

@@ -107,11 +107,11 @@ def judge(
     declaration = declared.read(found.quantisation, modules)
     for kind, place in declaration.problems:
         seen.add(kind, place)
-    _files(found, seen)
+    _missing_files(found, seen)
     judged: dict[str, tuple[Parts, QuantisationScheme]] = {}
     if declaration.format != declared.UNKNOWN:
         report("layers")
-        judged = _layers(found, modules, declaration, seen)
+        judged = _judge_layers(found, modules, declaration, seen)
         for name in filter(schemes.foreign, found.tensors):
             seen.add("unknown-part", name)
         experts.check(found, modules, seen)
@@ -162,7 +162,7 @@ def _result(
     )
 
 
-def _files(found: Checkpoint, seen: CollectedFindings) -> None:
+def _missing_files(found: Checkpoint, seen: CollectedFindings) -> None:
     for problem in found.problems:
         seen.add("bad-file", f"{problem.where}: {problem.text}")
     if found.index is None:
@@ -180,7 +180,7 @@ def _files(found: Checkpoint, seen: CollectedFindings) -> None:
             seen.add("not-in-index", name)
 
 
-def _layers(
+def _judge_layers(
     found: Checkpoint,
     modules: Mapping[str, Parts],
     declaration: Declaration,
@@ -193,7 +193,7 @@ def _layers(
         scheme = declaration.scheme(module)
         if not schemes.quantised(parts):
             if scheme and module not in declaration.excluded:
-                _plain(module, declaration, gemma, seen)
+                _unquantised_layer(module, declaration, gemma, seen)
             continue
         if module in declaration.excluded:
             seen.add("excluded-quantised", module)
@@ -204,11 +204,13 @@ def _layers(
         there = scheme or schemes.seen(parts)
         if there:
             judged[module] = parts, there
-        _named(module, parts, declaration, gemma, seen)
+        _judge_by_name(module, parts, declaration, gemma, seen)
     return judged
 
 
-def _plain(module: str, declaration: Declaration, gemma: bool, seen: CollectedFindings) -> None:
+def _unquantised_layer(
+    module: str, declaration: Declaration, gemma: bool, seen: CollectedFindings
+) -> None:
     """A layer that is not quantised, and declared to be."""
     if experts.EXPERT.match(module) or experts.FUSED.match(module):
         seen.add("experts-not-quantised" if gemma else "experts-plain", module)
@@ -223,7 +225,7 @@ def _plain(module: str, declaration: Declaration, gemma: bool, seen: CollectedFi
         seen.add("maybe-plain", module)
 
 
-def _named(
+def _judge_by_name(
     module: str, parts: Parts, declaration: Declaration, gemma: bool, seen: CollectedFindings
 ) -> None:
     """What a quantised layer's name says about it."""

@@ -48,7 +48,9 @@ def assumed(config: ModelConfig, folder: Path) -> str:
         return f"{said}: its layers are counted as layer_types says"
     if config.text.kv_lora_rank:
         return f"{said}: every layer is counted as one with a latent (kv_lora_rank)"
-    hybrid = ", ".join(shown(name, 60) for name in sorted(_fields(folder)) if _HYBRID.search(name))
+    hybrid = ", ".join(
+        shown(name, 60) for name in sorted(_config_fields(folder)) if _HYBRID.search(name)
+    )
     if hybrid:
         return (
             f"{said}, and its {hybrid} says that layers keep a fixed state: all are counted as full"
@@ -57,7 +59,7 @@ def assumed(config: ModelConfig, folder: Path) -> str:
     return f"{said}: every layer is counted as full attention"
 
 
-def _fields(folder: Path) -> set[str]:
+def _config_fields(folder: Path) -> set[str]:
     """The names of config.json's fields, and of its language model's."""
     found = reading.json_file(folder / "config.json", dict[str, Raw], CheckpointError)
     inner = found.get("text_config", Raw(b"null"))
@@ -79,7 +81,7 @@ def _kinds(text: TextConfig, name: str, number: int, folder: Path) -> list[str]:
     if listed is None:
         listed = getattr(text, known.field, None)
     if listed:
-        return [_state(entry, known, folder) for entry in listed]
+        return [_layer_state(entry, known, folder) for entry in listed]
     if text.no_rope_layers:  # llama4.py: 0 marks a layer without rotary embeddings, full attention
         return [known.between if rope else "full" for rope in text.no_rope_layers]
     every = (getattr(text, known.interval, None) if known.interval else None) or known.every
@@ -91,7 +93,7 @@ def _kinds(text: TextConfig, name: str, number: int, folder: Path) -> list[str]:
     return [known.otherwise] * number
 
 
-def _state(entry: str, known: family.FamilyLayers, folder: Path) -> str:
+def _layer_state(entry: str, known: family.FamilyLayers, folder: Path) -> str:
     if entry not in known.kinds:
         raise CheckpointError(
             f"{shown(folder, 300)}/config.json: the layer kind {shown(entry, 60)!r} is not known",

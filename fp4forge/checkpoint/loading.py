@@ -56,7 +56,7 @@ def loading(
     """
     release = release or defaults.image_release()
     version = inputs.load(release).vllm_version
-    versions = {name: found for name in inputs.names() if (found := _version(name))}
+    versions = {name: found for name in inputs.names() if (found := _vllm_of_release(name))}
     having = _having(architectures, versions)
     named = ", ".join(shown(name, 100) for name in architectures)
     if not having:
@@ -100,7 +100,7 @@ def _having(architectures: tuple[str, ...], versions: Mapping[str, str]) -> tupl
     return tuple(name for name in versions if not architectures or has(versions[name]))
 
 
-def _version(release: str) -> str:
+def _vllm_of_release(release: str) -> str:
     """A release's vLLM; empty if its file is broken, which is no matter for the others."""
     try:
         return inputs.load(release).vllm_version

@@ -69,7 +69,7 @@ def check(
     if any(map(_DRAFTER.search, found.config.architectures or ())):
         return
     count = text.num_hidden_layers or 0
-    path, numbers = _layers(found.tensors)
+    path, numbers = _layer_numbers(found.tensors)
     if numbers:
         for number in sorted(set(range(count)) - numbers):
             seen.add("missing-layer", f"{path}.{number}")
@@ -77,8 +77,8 @@ def check(
         seen.add("missing-layer", f"all {count}")
     if not known.tensors or not numbers:
         return
-    model = _named(found, modules, path)
-    shapes = _shapes(found, modules, judged)
+    model = _model_names(found, modules, path)
+    shapes = _unpacked_shapes(found, modules, judged)
     states = kinds.of(found.config, count, found.folder)
     chosen = {name: tensor_layouts.layouts()[name] for name in known.tensors}
     routers = {
@@ -90,7 +90,7 @@ def check(
     absent: dict[str, list[str]] = {}
     for name, layout in chosen.items():
         places = list(_places(text, model, states, layout, routers))
-        lost, there = _lost(layout, places)
+        lost, there = _lost_tensors(layout, places)
         for place in places:
             _sizes_there(layout, place, shapes, seen)
         if lost and not there and not layout.always:
@@ -104,7 +104,7 @@ def check(
     _output(found, modules, shapes, seen)
 
 
-def _layers(names: Iterable[str]) -> tuple[str, set[int]]:
+def _layer_numbers(names: Iterable[str]) -> tuple[str, set[int]]:
     """The path of the language model's layers, and their numbers."""
     there: dict[str, set[int]] = defaultdict(set)
     for name in names:
@@ -113,7 +113,7 @@ def _layers(names: Iterable[str]) -> tuple[str, set[int]]:
     return max(there.items(), key=lambda item: len(item[1]), default=("", set()))
 
 
-def _named(found: Checkpoint, modules: Mapping[str, Parts], path: str) -> _ModelNames:
+def _model_names(found: Checkpoint, modules: Mapping[str, Parts], path: str) -> _ModelNames:
     model = _ModelNames(path.removesuffix("layers"))
     others = (name for name in found.tensors if name.rpartition(".")[0] not in modules)
     for name in (*modules, *others):
@@ -130,7 +130,7 @@ def _named(found: Checkpoint, modules: Mapping[str, Parts], path: str) -> _Model
     return model
 
 
-def _shapes(
+def _unpacked_shapes(
     found: Checkpoint,
     modules: Mapping[str, Parts],
     judged: Mapping[str, tuple[Parts, QuantisationScheme]],
@@ -187,7 +187,7 @@ def sizes(text: TextConfig, layer: int | None, layers: int) -> dict[str, int]:
     return {name: size for name, size in found.items() if size}
 
 
-def _lost(layout: TensorLayout, places: list[_Place]) -> tuple[list[str], bool]:
+def _lost_tensors(layout: TensorLayout, places: list[_Place]) -> tuple[list[str], bool]:
     """Tensors that are not there, and whether any of the layout is."""
     lost, there = [], False
     for place in places:

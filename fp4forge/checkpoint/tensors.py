@@ -127,7 +127,7 @@ def read(folder: Path) -> Checkpoint:
     if os.path.lexists(folder / "hf_quant_config.json"):
         modelopt = configs.read_modelopt(folder)
         quantisation = configs.merged(quantisation, modelopt)
-    index = _index(folder)
+    index = _tensor_index(folder)
     files = sorted(path.name for path in folder.glob("*.safetensors"))
     if not files:
         raise _no_files(folder)
@@ -141,7 +141,9 @@ def read(folder: Path) -> Checkpoint:
         )
     tensors: dict[str, Tensor] = {}
     problems = (
-        [] if index is not None else [FileProblem(name, "is missing") for name in _lost(files)]
+        []
+        if index is not None
+        else [FileProblem(name, "is missing") for name in _lost_shards(files)]
     )
     for name in files:
         if name in skipped:
@@ -170,7 +172,7 @@ def read(folder: Path) -> Checkpoint:
     )
 
 
-def _index(folder: Path) -> dict[str, str] | None:
+def _tensor_index(folder: Path) -> dict[str, str] | None:
     """The file of each tensor, as the index says; None without one.
 
     Raises:
@@ -216,7 +218,7 @@ def _by_rank(folder: Path, files: list[str]) -> None:
         )
 
 
-def _lost(files: list[str]) -> list[str]:
+def _lost_shards(files: list[str]) -> list[str]:
     """Files of a numbered set that are not there."""
     sets = {
         (match[1], int(match[3]))

@@ -71,7 +71,7 @@ def credentials(image: str, report: Progress) -> dict[str, list[LikelyCredential
     Returns:
         Findings by layer digest; an empty list for a layer that has none.
     """
-    wanted = _layers(image)
+    wanted = _layer_digests(image)
     for digest in wanted:
         blob = OciLayout(paths.OCI).path(digest)
         if not kept(digest) and blob.is_file():
@@ -104,7 +104,7 @@ def credentials(image: str, report: Progress) -> dict[str, list[LikelyCredential
     return found
 
 
-def _layers(image: str) -> list[str]:
+def _layer_digests(image: str) -> list[str]:
     """Digests, without ``sha256:``, of the layers of an image in a registry; else none."""
     repository, at, digest = image.partition("@")
     if not at:
@@ -115,7 +115,7 @@ def _layers(image: str) -> list[str]:
         return []
 
 
-def _record(digest: str) -> Path:
+def _scan_record(digest: str) -> Path:
     return paths.STATE / "layers" / f"{digest}.{_READER}.json"
 
 
@@ -126,19 +126,19 @@ def keep(digest: str, blob: IO[bytes]) -> None:
         BinaryError: it has another.
     """
     content = _Hashed(blob)
-    findings = _layer(content)
+    findings = _scan_layer(content)
     if content.digest() != digest:
         raise BinaryError(
             f"layer {digest[:12]} does not match its digest",
             remedy="remove .build/oci, and the image from the engine; build or pull again",
         )
-    record = _record(digest)
+    record = _scan_record(digest)
     files.replace(record, msgspec.json.encode(ScannedLayer(findings)))
 
 
 def kept(digest: str) -> ScannedLayer | None:
     """What is kept of a blob; None if nothing is, or the record is damaged."""
-    record = _record(digest)
+    record = _scan_record(digest)
     if not record.is_file():
         return None
     try:
@@ -147,7 +147,7 @@ def kept(digest: str) -> ScannedLayer | None:
         return None
 
 
-def _layer(blob: io.RawIOBase) -> list[LikelyCredential] | None:
+def _scan_layer(blob: io.RawIOBase) -> list[LikelyCredential] | None:
     """Findings of one blob; None if it is not a layer (a manifest, a configuration)."""
     import zlib
 
@@ -171,7 +171,7 @@ def _layer(blob: io.RawIOBase) -> list[LikelyCredential] | None:
                 if entry.isfile() and 0 < entry.size <= _LARGEST:
                     content = archive.extractfile(entry)
                     assert content is not None
-                    found += _look(entry.name, content.read())
+                    found += _look_for_credentials(entry.name, content.read())
     except (tarfile.TarError, zlib.error, zstandard.ZstdError, EOFError, OSError, ValueError):
         return None  # OSError is what gzip raises for other data
     return found
@@ -199,7 +199,7 @@ class _Hashed(io.RawIOBase):
         return self.hash.hexdigest()
 
 
-def _look(name: str, content: bytes) -> Iterator[LikelyCredential]:
+def _look_for_credentials(name: str, content: bytes) -> Iterator[LikelyCredential]:
     path = PurePosixPath("/", name)
     if path.name in _NAMES or str(path).endswith(_PATHS):
         yield LikelyCredential(str(path), "a credentials file")

@@ -35,7 +35,7 @@ def read(target: str, report: Progress) -> Ledger:
         DiskError: there is no room to unpack it.
     """
     try:
-        return _read(target, report)
+        return _read_ledger(target, report)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -46,7 +46,7 @@ def read(target: str, report: Progress) -> Ledger:
         ) from None
 
 
-def _read(target: str, report: Progress) -> Ledger:
+def _read_ledger(target: str, report: Progress) -> Ledger:
     path = Path(target)
     if reading.is_folder(path):
         return ledger.folder(target, path, CACHE, report)
@@ -187,11 +187,11 @@ def _unpack(container: Any, site: str, folder: Path, report: Progress) -> bool:
                 return False
             continue
         report(f"reading {site}/{part}")
-        _copy(stream, folder / PurePosixPath(part).parent)
+        _unpack_objects(stream, folder / PurePosixPath(part).parent)
     return True
 
 
-def _copy(stream: Iterator[bytes], folder: Path) -> None:
+def _unpack_objects(stream: Iterator[bytes], folder: Path) -> None:
     """Writes the shared objects of a tar, as the engine streams it, under a folder.
 
     The stream is read to its end whatever happens: until then the engine keeps the container

@@ -36,12 +36,12 @@ def explain(list_: str, vllm: str | None, cuda: str | None, as_json: bool) -> No
     if as_json:
         print_json(prediction.as_json())
     else:
-        _show(prediction)
+        _show_prediction(prediction)
     if prediction.lost(prediction.named) or not prediction.named:
         sys.exit(3)
 
 
-def _show(prediction: archs.Prediction) -> None:
+def _show_prediction(prediction: archs.Prediction) -> None:
     from rich.table import Table
 
     console = rich()

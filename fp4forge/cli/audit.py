@@ -56,7 +56,7 @@ def audit(image: str | None, releases: tuple[str, ...], db: str | None, as_json:
         print_json([asdict(report) for report in found])
     else:
         for report in found:
-            _show(report)
+            _show_audit(report)
     try:
         for report in found:
             auditing.demand(report)
@@ -67,7 +67,7 @@ def audit(image: str | None, releases: tuple[str, ...], db: str | None, as_json:
         sys.exit(error.exit_code)
 
 
-def _show(report: AuditReport) -> None:
+def _show_audit(report: AuditReport) -> None:
     from fp4forge.advisories import audit as auditing
 
     rows = [(auditing.line(finding), _more(finding)) for finding in report.findings]

@@ -48,7 +48,7 @@ def backends(as_json: bool, write: bool, everything: bool, **o: Any) -> None:
             rule="--gpu with --family or --model, or --all",
             remedy="build.py backends --gpu sm121 --family gemma4",
         )
-    found = _kept(o) if o["offline"] else _asked(o)
+    found = _kept_answers(o) if o["offline"] else _ask_image(o)
     if write and not o["offline"]:
         click.echo(f"wrote {kept.write(found)}", err=True)
     if as_json:
@@ -57,10 +57,10 @@ def backends(as_json: bool, write: bool, everything: bool, **o: Any) -> None:
         print_json(msgspec.to_builtins(found))
     elif not write:
         for answer in found:
-            _show(answer)
+            _show_backends(answer)
 
 
-def _kept(o: dict[str, Any]) -> tuple[BackendAnswer, ...]:
+def _kept_answers(o: dict[str, Any]) -> tuple[BackendAnswer, ...]:
     from fp4forge.inputs import defaults, release
 
     if o["model"]:
@@ -81,23 +81,23 @@ def _kept(o: dict[str, Any]) -> tuple[BackendAnswer, ...]:
     return tuple(found)
 
 
-def _asked(o: dict[str, Any]) -> tuple[BackendAnswer, ...]:
+def _ask_image(o: dict[str, Any]) -> tuple[BackendAnswer, ...]:
     from fp4forge.backends import ask, model
 
     models = [model.of_family(name) for name in o["families"]]
     models += [model.of_folder(o["model"])] if o["model"] else []
     capabilities = {name: chips.GPUS[name].capability for name in o["gpus"]}
-    image, platform = _image(o)
+    image, platform = _image_to_ask(o)
     console = Console()
     with console.step("ask") as step:
         found = ask.ask(image, platform, capabilities, tuple(models), step.report)
         step.detail = f"vLLM {found[0].vllm}: {sum(len(a.decisions) for a in found)} decisions"
     if o["release"] and o["image"]:
-        _check_version(o["release"], found[0].vllm, image)
+        _check_image_version(o["release"], found[0].vllm, image)
     return found
 
 
-def _check_version(name: str, version: str, image: str) -> None:
+def _check_image_version(name: str, version: str, image: str) -> None:
     from fp4forge.inputs import release
 
     wanted = release.load(name).vllm_version
@@ -109,7 +109,7 @@ def _check_version(name: str, version: str, image: str) -> None:
         )
 
 
-def _image(o: dict[str, Any]) -> tuple[str, str]:
+def _image_to_ask(o: dict[str, Any]) -> tuple[str, str]:
     """The image to ask, and its platform if it must be pulled."""
     from fp4forge.cli.compose import published
     from fp4forge.core.platform import host_platform
@@ -132,7 +132,7 @@ def _image(o: dict[str, Any]) -> tuple[str, str]:
     return f"{reference.repository(registry, o['repo'])}:{tag}", platform
 
 
-def _show(answer: BackendAnswer) -> None:
+def _show_backends(answer: BackendAnswer) -> None:
     console = rich()
     major, minor = answer.capability
     console.print(
@@ -143,15 +143,15 @@ def _show(answer: BackendAnswer) -> None:
     for decision in answer.decisions:
         shared.setdefault((decision.kind, decision.layer), []).append(decision)
     for decisions in shared.values():
-        console.print(_table(decisions))
-        for line in _notes(decisions, answer):
+        console.print(_backend_rows(decisions))
+        for line in _backend_notes(decisions, answer):
             console.print(f"  {line}")
     for problem in answer.problems:
         console.print(f"  not asked: {problem}")
     console.print()
 
 
-def _table(decisions: list[BackendDecision]) -> Any:
+def _backend_rows(decisions: list[BackendDecision]) -> Any:
     """A row for each backend; for attention a column for each KV cache."""
     from rich import box
     from rich.table import Table
@@ -163,11 +163,11 @@ def _table(decisions: list[BackendDecision]) -> Any:
     )
     names = dict.fromkeys(option.name for one in decisions for option in one.options)
     for name in names:
-        table.add_row(name, *(_verdict(one, name) for one in decisions))
+        table.add_row(name, *(_backend_verdict(one, name) for one in decisions))
     return table
 
 
-def _verdict(decision: BackendDecision, name: str) -> str:
+def _backend_verdict(decision: BackendDecision, name: str) -> str:
     option = next((one for one in decision.options if one.name == name), None)
     if option is None:
         return ""
@@ -178,7 +178,7 @@ def _verdict(decision: BackendDecision, name: str) -> str:
     return option.reason
 
 
-def _notes(decisions: list[BackendDecision], answer: BackendAnswer) -> list[str]:
+def _backend_notes(decisions: list[BackendDecision], answer: BackendAnswer) -> list[str]:
     """What the table does not say: who leaves vLLM no choice."""
     notes = []
     first = decisions[0]

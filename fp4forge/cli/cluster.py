@@ -139,7 +139,7 @@ def _start(o: dict[str, Any]) -> None:
             sent = distribute.distribute(image, nodes, name, o["ssh_config"], step.report)
             step.detail = "; ".join(node.text() for node in sent)
         if o["copy"]:
-            _copy(whole.model, hosts, console)
+            _rsync_model(whole.model, hosts, console)
     with console.step("check") as step:
         found = preflight.look(hosts, wanted)
         items = preflight.judge(hosts, found, wanted)
@@ -149,7 +149,7 @@ def _start(o: dict[str, Any]) -> None:
         step.detail = f"{len(items) - len(wrong)} of {len(items)} are right"
         step.verdict = "failed" if wrong else "ok"
     if o["check"] or wrong:
-        _show(items, o["as_json"])
+        _show_preflight(items, o["as_json"])
     if wrong:
         error = TransferError(
             f"{len(wrong)} of {len(items)} checks failed on {', '.join(hosts_of(wrong))}",
@@ -161,7 +161,7 @@ def _start(o: dict[str, Any]) -> None:
         raise error
     if o["check"]:
         return
-    _run(o, whole, hosts, found, (name, digest, chosen), console)
+    _start_cluster(o, whole, hosts, found, (name, digest, chosen), console)
 
 
 def hosts_of(items: list[PreflightItem]) -> list[str]:
@@ -189,7 +189,7 @@ def _hosts(o: dict[str, Any]) -> list[ClusterHost]:
     return [ClusterHost(name, o["ssh_config"]) for name in names]
 
 
-def _copy(model: str, hosts: list[ClusterHost], console: Console) -> None:
+def _rsync_model(model: str, hosts: list[ClusterHost], console: Console) -> None:
     """Has rsync bring the model to every machine, one after the other."""
     import shlex
 
@@ -216,7 +216,7 @@ def _copy(model: str, hosts: list[ClusterHost], console: Console) -> None:
             step.detail = host.address
 
 
-def _show(items: list[PreflightItem], as_json: bool) -> None:
+def _show_preflight(items: list[PreflightItem], as_json: bool) -> None:
     if as_json:
         print_json([asdict(item) | {"ok": item.ok} for item in items])
         return
@@ -228,7 +228,7 @@ def _show(items: list[PreflightItem], as_json: bool) -> None:
     rich().print(table)
 
 
-def _run(
+def _start_cluster(
     o: dict[str, Any],
     whole: ServerSettings,
     hosts: list[ClusterHost],

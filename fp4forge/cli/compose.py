@@ -130,7 +130,7 @@ def compose(
         note = f"checked by {checked} config" if checked else "no docker compose here to check it"
         click.echo(f"compose: {note}", err=True)
     if not lock:
-        _write(text, kind, output)
+        _write_manifest(text, kind, output)
         return
     from fp4forge.serve import runlock
 
@@ -139,11 +139,13 @@ def compose(
         hashed = [file for folder in made.folders.values() for file in folder.files.values()]
         size = sum(file.size for file in hashed)
         step.detail = f"{lock}: {len(hashed)} files, {size / 1e9:.1f} GB"
-    _write(text, kind, output)  # first: a lock without its manifest would be half of the two
+    _write_manifest(
+        text, kind, output
+    )  # first: a lock without its manifest would be half of the two
     files.replace(lock, runlock.text_of(made))
 
 
-def _write(text: str, kind: str, output: Path | None) -> None:
+def _write_manifest(text: str, kind: str, output: Path | None) -> None:
     if output:
         files.replace(output, text, 0o755 if kind == "run" else 0o644)
     else:
@@ -175,7 +177,7 @@ def _reproduce(ctx: click.Context, path: Path, output: Path | None) -> None:
         text = runlock.reproduce(lock, step.report)
         count = sum(len(folder.files) for folder in lock.folders.values())
         step.detail = f"image and {count} files are the lock's"
-    _write(text, lock.kind, output)
+    _write_manifest(text, lock.kind, output)
 
 
 def server(o: dict[str, Any], *, own_image: bool) -> ServerSettings:
@@ -197,7 +199,7 @@ def server(o: dict[str, Any], *, own_image: bool) -> ServerSettings:
         # Otherwise it is on the host that serves, and the manifest says that it was not checked.
         read = tensors.read(o["model"])
         chosen = _fitting(read, chosen, o)
-        chosen = _inspected(read, chosen, release, own_image)
+        chosen = _wishes_inspected(read, chosen, release, own_image)
     image = checked_image(named_image(o, found_tag), o)
     return with_recipe(settings.server(o["model"], image, chosen), o, chosen)
 
@@ -332,7 +334,7 @@ def _fitting(read: Checkpoint, chosen: ServerWishes, o: dict[str, Any]) -> Serve
     return replace(chosen, remarks=(described.assumed,) if described.assumed else ())
 
 
-def _inspected(
+def _wishes_inspected(
     read: Checkpoint, chosen: ServerWishes, release: str, own_image: bool
 ) -> ServerWishes:
     """The wishes with what an inspection of the checkpoint adds.

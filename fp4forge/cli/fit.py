@@ -73,7 +73,7 @@ def fit(model: Path, products: tuple[str, ...], as_json: bool, plot: Path | None
             rule="a split divides heads, experts' widths and layers",
             remedy=_allowed(described),
         )
-    rows = [_row(described, product, wanted, asked) for product in chosen]
+    rows = [_fit_row(described, product, wanted, asked) for product in chosen]
     within, beyond = memory.kv_bytes_per_token(described)
     data: dict[str, Any] = {
         "model": str(model),
@@ -98,7 +98,7 @@ def fit(model: Path, products: tuple[str, ...], as_json: bool, plot: Path | None
     if as_json:
         print_json(data)
     else:
-        _show(data, o)
+        _show_fit(data, o)
 
 
 def _allowed(model: Any) -> str:
@@ -108,7 +108,7 @@ def _allowed(model: Any) -> str:
     return "possible: " + "; ".join(s.text for s in splits[:12])
 
 
-def _row(described: Any, product: Any, wanted: Any, asked: Any) -> dict[str, Any]:
+def _fit_row(described: Any, product: Any, wanted: Any, asked: Any) -> dict[str, Any]:
     """A product's row: as asked, or on the fewest GPUs that hold one sequence of the context."""
     from fp4forge.serve import memory, placing
     from fp4forge.serve import split as splitting
@@ -138,7 +138,7 @@ def _row(described: Any, product: Any, wanted: Any, asked: Any) -> dict[str, Any
     }
 
 
-def _show(data: dict[str, Any], o: dict[str, Any]) -> None:
+def _show_fit(data: dict[str, Any], o: dict[str, Any]) -> None:
     from rich.table import Table
 
     terminal = rich()

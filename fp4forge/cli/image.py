@@ -64,7 +64,7 @@ def build(**o: Any) -> None:
             print_json(found if len(found) > 1 else found[0])
             return
         for prepared in plans:
-            _show(prepared)
+            _show_plan(prepared)
         return
     console = Console()
     trees = vllm_components.local_trees(o["sources"])
@@ -138,7 +138,7 @@ def _ahead(aot: dict[str, Any]) -> str:
     return f"FlashInfer's modules, {aot['name']}, for {aot['archs']}"
 
 
-def _backends(p: Plan) -> str:
+def _backends_line(p: Plan) -> str:
     if not p.backends:
         return f"not known for vLLM {p.vllm_version} (build.py backends --all --write records it)"
     families = {family for found in p.backends.values() for family in found}
@@ -148,7 +148,7 @@ def _backends(p: Plan) -> str:
     )
 
 
-def _show(p: Plan) -> None:
+def _show_plan(p: Plan) -> None:
     rows = {
         "plan": p.id,
         "release": f"{p.release}: vLLM {p.vllm_version}, torch {p.torch}, CUDA {p.cuda},"
@@ -158,7 +158,7 @@ def _show(p: Plan) -> None:
         "predicted": "\n".join(
             f"{g}: {' '.join(t) or '(left out)'}" for g, t in p.predicted.items()
         ),
-        "backends": _backends(p),
+        "backends": _backends_line(p),
         "may miss FP4": ", ".join(p.allow_missing) or "none",
         "may be vulnerable": ", ".join(p.allow_vulnerable),
         "variant": f"{p.variant}: patches {', '.join(p.patches)}"

@@ -42,7 +42,7 @@ def ledger(target: str, as_json: bool, require: tuple[str, ...], html: Path | No
     if as_json:
         print_json(found.as_json())
     else:
-        _show(found)
+        _show_ledger(found)
     lacking = ledgers.lost(found, require)
     if lacking:
         raise CoverageError(
@@ -76,7 +76,7 @@ def file_rows(files: tuple[ledgers.File, ...]) -> list[tuple[str, ...]]:
     return sorted(rows)
 
 
-def _show(found: ledgers.Ledger) -> None:
+def _show_ledger(found: ledgers.Ledger) -> None:
     from rich import box
     from rich.table import Table
 

@@ -74,7 +74,9 @@ def plan_options(function: Function) -> Function:
     return function
 
 
-def _make(ctx: click.Context, option: click.Parameter, folder: Path | None) -> Path | None:
+def _make_output_folder(
+    ctx: click.Context, option: click.Parameter, folder: Path | None
+) -> Path | None:
     """Creates the folder now, so that a failure shows before a long build."""
     try:
         if folder:
@@ -87,7 +89,7 @@ def _make(ctx: click.Context, option: click.Parameter, folder: Path | None) -> P
 reports_option = click.option(
     "--reports",
     type=click.Path(file_okay=False, writable=True, path_type=Path),
-    callback=_make,
+    callback=_make_output_folder,
     help="Folder for the checks' reports: JUnit XML, JSON, HTML.",
 )
 

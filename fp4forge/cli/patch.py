@@ -21,7 +21,7 @@ def patch() -> None:
     """List, show, check and rebase the patches to vLLM."""
 
 
-def _versions(vllm: str | None) -> tuple[str, ...]:
+def _vllm_versions(vllm: str | None) -> tuple[str, ...]:
     known = series.versions("vllm")
     if vllm is not None and vllm not in known:
         raise UsageError(f"--vllm {vllm!r} has no series", rule="one of " + ", ".join(known))
@@ -41,7 +41,7 @@ def list_(as_json: bool) -> None:
         for p in sequence.patches:
             row = rows.setdefault(p.id, [p.title, "", p.tier, p.fixed_in or "none"])
             row[1] = f"{row[1]} {version}".strip()
-    _table(["patch", "what", "for", "tier", "fixed in"], [[k, *v] for k, v in rows.items()])
+    _patch_rows(["patch", "what", "for", "tier", "fixed in"], [[k, *v] for k, v in rows.items()])
 
 
 @patch.command()
@@ -49,7 +49,7 @@ def list_(as_json: bool) -> None:
 @click.option("--vllm", help="Version of vLLM; by default the newest that has the patch.")
 def show(name: str, vllm: str | None) -> None:
     """Show one patch: its record and its diff."""
-    for version in reversed(_versions(vllm)):
+    for version in reversed(_vllm_versions(vllm)):
         sequence = series.load("vllm", version)
         for p in sequence.patches:
             if p.id == name:
@@ -72,7 +72,7 @@ def show(name: str, vllm: str | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def check(vllm: str | None, as_json: bool) -> None:
     """Check each patch against its pinned source; fail if one does not apply or is not needed."""
-    found = {version: patching.check(version) for version in _versions(vllm)}
+    found = {version: patching.check(version) for version in _vllm_versions(vllm)}
     _print(found, as_json)
     bad = []
     for version, states in found.items():
@@ -95,7 +95,7 @@ def check(vllm: str | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def refresh(vllm: str | None, as_json: bool) -> None:
     """Rebase patches that apply with offsets and record all hashes again; never with fuzz."""
-    _print({version: patching.refresh(version) for version in _versions(vllm)}, as_json)
+    _print({version: patching.refresh(version) for version in _vllm_versions(vllm)}, as_json)
 
 
 @patch.command()
@@ -130,10 +130,10 @@ def _print(found: dict[str, list[patching.PatchState]], as_json: bool) -> None:
         print_json({version: [s.as_json() for s in states] for version, states in found.items()})
         return
     rows = [[version, s.id, s.state, s.detail] for version, states in found.items() for s in states]
-    _table(["vLLM", "patch", "state", "detail"], rows)
+    _patch_rows(["vLLM", "patch", "state", "detail"], rows)
 
 
-def _table(head: list[str], rows: list[list[str]]) -> None:
+def _patch_rows(head: list[str], rows: list[list[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 

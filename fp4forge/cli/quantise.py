@@ -11,7 +11,7 @@ from fp4forge.cli.options import json_option
 from fp4forge.core.console import Console, print_json, print_rows
 
 
-def _batch(_: click.Context, __: click.Parameter, value: str) -> int:
+def _batch_option(_: click.Context, __: click.Parameter, value: str) -> int:
     if value == "auto":
         return 0
     if value.isdigit() and 1 <= int(value) <= 4096:
@@ -68,7 +68,7 @@ def _patterns(_: click.Context, __: click.Parameter, values: tuple[str, ...]) ->
     "--batch",
     default="auto",
     show_default=True,
-    callback=_batch,
+    callback=_batch_option,
     metavar="auto|N",
     help="Samples at once; auto: as many as fit, by probing memory.",
 )
@@ -106,7 +106,7 @@ def quantise(
         if as_json:
             print_json(plan.as_json())
         else:
-            print_rows([(name, _text(value)) for name, value in plan.as_json().items()])
+            print_rows([(name, _cell_text(value)) for name, value in plan.as_json().items()])
         return
     figures = job.quantise(plan, PythonPlace(python, image), console)
     if as_json:
@@ -121,5 +121,5 @@ def quantise(
     print_rows(found)
 
 
-def _text(value: object) -> str:
+def _cell_text(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -50,7 +50,7 @@ def add(version: str, dry_run: bool, as_json: bool) -> None:
         return
     print_rows(
         [
-            *((name, _text(value)) for name, value in report.found.items()),
+            *((name, _value_text(value)) for name, value in report.found.items()),
             *((f"patch {name}", state) for name, state in report.patches.items()),
         ]
     )
@@ -204,10 +204,10 @@ def show(version: str, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    print_rows((name, _text(value)) for name, value in found.items())
+    print_rows((name, _value_text(value)) for name, value in found.items())
 
 
-def _text(value: object) -> str:
+def _value_text(value: object) -> str:
     if isinstance(value, dict):
         return "; ".join(f"{name}: {text}" for name, text in value.items()) or "none"
     if isinstance(value, list):

@@ -66,7 +66,7 @@ def sbom(
     else:
         (found,) = kept.components(repository, own, trust).values()
         if kind == "table" and not output:
-            _show(found)
+            _show_components(found)
             return
         from fp4forge.core.text import as_json
 
@@ -81,7 +81,7 @@ def sbom(
         click.echo(text, nl=False)
 
 
-def _show(found: list[SbomComponent]) -> None:
+def _show_components(found: list[SbomComponent]) -> None:
     from rich.table import Table
 
     from fp4forge.core.console import rich

@@ -73,7 +73,7 @@ def bring_up(
     done = msgspec.structs.replace(made, seconds=tracker.seconds)
     done.save()
     if show:
-        _show(done, as_json)
+        _show_deployment(done, as_json)
 
 
 def _interrupted(made: Deployment) -> str:
@@ -109,7 +109,7 @@ def _log_in(made: Deployment) -> None:
         os.environ["OPENAI_API_KEY"] = reading.text(Path(made.key_file), UsageError, 4096).strip()
 
 
-def _show(made: Deployment, as_json: bool) -> None:
+def _show_deployment(made: Deployment, as_json: bool) -> None:
     import msgspec
 
     if as_json:

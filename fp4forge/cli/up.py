@@ -66,9 +66,9 @@ def up(as_json: bool, dry_run: bool, no_smoke: bool, timeout: float, **o: Any) -
         product, number = this_machine.product(o["product"])
         step.detail = f"{number} x {product.title}"
     o["product"], own = product.name, o["image"]
-    o["model"] = _model(o, console, dry_run)
+    o["model"] = _model_folder(o, console, dry_run)
     with console.step("image") as step:
-        o["arch"], o["image"], release = _image(o, product.gpu, console, dry_run)
+        o["arch"], o["image"], release = _image_to_serve(o, product.gpu, console, dry_run)
         step.detail = o["image"]
     read = tensors.read(o["model"])
     weights = sum(tensor.size for tensor in read.tensors.values())
@@ -109,7 +109,7 @@ def up(as_json: bool, dry_run: bool, no_smoke: bool, timeout: float, **o: Any) -
         weights=weights,
         expected=memory.decode_rate(models.describe(read, o["kv_cache_dtype"]), product, 1, 1024),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
-        seconds=_before(found.name, found.image),
+        seconds=_seconds_before(found.name, found.image),
     )
     new = made.name not in deployments.names()
     made.write(text, override)
@@ -126,7 +126,7 @@ def _reached(listen: str) -> str:
     return "127.0.0.1" if listen == "0.0.0.0" else f"[{listen}]" if ":" in listen else listen  # noqa: S104
 
 
-def _model(o: dict[str, Any], console: Console, dry_run: bool) -> Path:
+def _model_folder(o: dict[str, Any], console: Console, dry_run: bool) -> Path:
     """The model's folder; a hub's model is downloaded to it."""
     from fp4forge.checkpoint import fetch
     from fp4forge.core.paths import STATE
@@ -154,7 +154,9 @@ def _model(o: dict[str, Any], console: Console, dry_run: bool) -> Path:
     return Path(target).absolute()
 
 
-def _image(o: dict[str, Any], gpu: str, console: Console, dry_run: bool) -> tuple[str, str, str]:
+def _image_to_serve(
+    o: dict[str, Any], gpu: str, console: Console, dry_run: bool
+) -> tuple[str, str, str]:
     """The image's --arch, the image by digest, and its release."""
     from fp4forge.cli.compose import published
     from fp4forge.core.platform import host_platform
@@ -186,7 +188,7 @@ def _image(o: dict[str, Any], gpu: str, console: Console, dry_run: bool) -> tupl
             rule="a server runs a checked image, by digest",
             remedy=f"build.py {' '.join(line)}; or --build, or --image IMAGE",
         )
-    _build(line)
+    _build_image(line)
     return archs[0], manifest.by_digest(f"{repository}:{known[archs[0]][0]}"), release
 
 
@@ -220,14 +222,14 @@ def _agreed(line: list[str]) -> bool:
     return click.confirm(f"No image is here. Build one (build.py {' '.join(line)})?", err=True)
 
 
-def _build(line: list[str]) -> None:
+def _build_image(line: list[str]) -> None:
     """Builds in this process, as ``build.py`` does."""
     from fp4forge.cli import cli
 
     cli.main(line, standalone_mode=False)
 
 
-def _before(name: str, image: str) -> dict[str, float]:
+def _seconds_before(name: str, image: str) -> dict[str, float]:
     """Seconds by phase of the last start with the same image."""
     from fp4forge.launch import deployment
 

@@ -140,7 +140,7 @@ class _Exchange:
             http.client.HTTPException,
         ) as error:
             # OSError: requests' own are, and that of a CA bundle which is not there.
-            self.error = _reason(error)
+            self.error = _network_reason(error)
 
     def _follow(self, target: str) -> None:
         old, new = urlsplit(self.url), address(target, self.url)
@@ -181,7 +181,7 @@ class _Exchange:
         return ""
 
 
-def _reason(error: BaseException) -> str:
+def _network_reason(error: BaseException) -> str:
     """Why, in the words of the innermost cause."""
     while inner := [
         arg

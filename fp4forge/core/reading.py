@@ -185,7 +185,7 @@ def yaml(data: str, where: str, kind: Kind) -> Any:
 
     try:
         # First: deep nesting overflows the C loader's stack, and merged aliases its memory.
-        _measure(parser.parse(data, parser.CSafeLoader), where, kind)
+        _check_nesting(parser.parse(data, parser.CSafeLoader), where, kind)
         return parser.load(data, parser.CSafeLoader)
     except parser.YAMLError as error:
         raise kind(f"{where} is not YAML: {shown(error, 300)}") from None
@@ -193,7 +193,7 @@ def yaml(data: str, where: str, kind: Kind) -> Any:
         raise kind(f"{where}: a YAML value has no meaning: {shown(error, 200)}") from None
 
 
-def _measure(events: Any, where: str, kind: Kind) -> None:
+def _check_nesting(events: Any, where: str, kind: Kind) -> None:
     """Refuses nesting, and values that hold themselves or many copies of others."""
     import yaml as parser
 

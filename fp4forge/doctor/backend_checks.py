@@ -22,7 +22,7 @@ _VARIABLES = {
 @check
 def selected(found: Evidence) -> Iterator[Diagnosis]:
     """A backend that vLLM would not select by itself, and that nothing given asks for."""
-    gpu = _gpu(found)
+    gpu = _one_gpu(found)
     answer = backend_answers.find(found.version, gpu, facts.family_name(found)) if gpu else None
     if answer is None:
         return
@@ -36,7 +36,7 @@ def selected(found: Evidence) -> Iterator[Diagnosis]:
         # A cache type that was not asked for says nothing of attention.
         decisions = [one for one in answer.of(kind) if one.cache in ("", cache)]
         predicted = [one.selected for one in decisions]
-        if not name or not predicted or name in predicted or _asked(found, kind):
+        if not name or not predicted or name in predicted or _backend_demanded(found, kind):
             continue
         option = next((o for one in decisions if (o := one.option(name))), None)
         refused = f"; of {name} it says: {option.reason}" if option and option.reason else ""
@@ -52,7 +52,7 @@ def selected(found: Evidence) -> Iterator[Diagnosis]:
         )
 
 
-def _gpu(found: Evidence) -> str:
+def _one_gpu(found: Evidence) -> str:
     """The GPU, if all that were listed are of one chip."""
     capabilities = {gpu.capability for gpu in found.gpus}
     return next((g.name for g in GPUS.values() if {g.label} == capabilities), "")
@@ -64,7 +64,7 @@ def _choice(version: str, kind: str) -> str:
     return f"{flag} says which; " if known and known.flag(flag) else ""
 
 
-def _asked(found: Evidence, kind: str) -> bool:
+def _backend_demanded(found: Evidence, kind: str) -> bool:
     flag = backend_answers.FLAGS[kind].removeprefix("--")
     given = facts.setting(found, flag)
     return given not in (None, "auto") or any(

@@ -25,7 +25,7 @@ def checkpoint(found: Evidence) -> Iterator[Diagnosis]:
     if line_of(found, _LOADED):
         return
     for folder, _ in facts.folders(found):
-        seen = _inspected(folder)
+        seen = _inspected_checkpoint(folder)
         if seen is None:
             continue
         where = shown(folder, 300)
@@ -50,7 +50,7 @@ def checkpoint(found: Evidence) -> Iterator[Diagnosis]:
 
 
 @lru_cache(maxsize=8)
-def _inspected(folder: Path) -> inspect.Inspection | None:
+def _inspected_checkpoint(folder: Path) -> inspect.Inspection | None:
     """What checkpoint inspect says; None without weights here."""
     try:
         return inspect.inspect(folder)

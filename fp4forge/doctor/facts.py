@@ -147,13 +147,15 @@ def capabilities(found: Evidence) -> set[str]:
 def split(found: Evidence) -> LoggedSplit:
     """How the flags divide the model; 1 for what they do not say."""
     return LoggedSplit(
-        _count(setting(found, "tensor-parallel-size")),
-        _count(setting(found, "pipeline-parallel-size")),
-        _count(setting(found, "nnodes")),
+        _flag_number(setting(found, "tensor-parallel-size")),
+        _flag_number(setting(found, "pipeline-parallel-size")),
+        _flag_number(setting(found, "nnodes")),
         setting(found, "distributed-executor-backend") == "ray",
-        _count(setting(found, "data-parallel-size-local") or setting(found, "data-parallel-size")),
+        _flag_number(
+            setting(found, "data-parallel-size-local") or setting(found, "data-parallel-size")
+        ),
     )
 
 
-def _count(text: str | None) -> int:
+def _flag_number(text: str | None) -> int:
     return int(text) if text and re.fullmatch("[1-9][0-9]{0,3}", text) else 1

@@ -31,11 +31,11 @@ def _seen(fault: KnownFault, found: Evidence, version: str) -> str:
             return line_of(found, fault.signature)
         return failed_line(found, fault.signature)
     if fault.flags and not (fault.first_bad or fault.fixed_in):
-        return _flags(fault, found) or ""
+        return _needed_flags(fault, found) or ""
     return f"{fault.component} {shown(version, 40)}" if fault.concerns(version) else ""
 
 
-def _flags(fault: KnownFault, found: Evidence) -> str | None:
+def _needed_flags(fault: KnownFault, found: Evidence) -> str | None:
     """The flags that the fault needs; None if one is missing."""
     said = []
     for flag, pattern in fault.flags.items():
@@ -62,6 +62,6 @@ def _refuted(fault: KnownFault, found: Evidence, version: str) -> bool:
         return True
     if fault.families and facts.family_name(found) not in fault.families:
         return True
-    if fault.flags and _flags(fault, found) is None:
+    if fault.flags and _needed_flags(fault, found) is None:
         return True
     return fault.split and facts.split(found).world < 2

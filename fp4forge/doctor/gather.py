@@ -39,7 +39,7 @@ def evidence(handed: EvidenceSources) -> Evidence:
     Raises:
         ForgeError: a file cannot be read, or is something else.
     """
-    found = _described(handed)
+    found = _describe_container(handed)
     if handed.logs:
         found.log = _evidence.read_log(handed.logs)
         found.inputs.append(GivenEvidence(f"log {handed.logs}", log_facts(found), LOG_FORM))
@@ -87,7 +87,7 @@ def _disks(found: Evidence) -> dict[str, int]:
     return {folder: size for folder, size in sizes.items() if size is not None}
 
 
-def _described(handed: EvidenceSources) -> Evidence:
+def _describe_container(handed: EvidenceSources) -> Evidence:
     if handed.container:
         found = described.container(handed.container)
         found.inputs += [recorded(found)] if found.records.contents else []
@@ -97,7 +97,9 @@ def _described(handed: EvidenceSources) -> Evidence:
         name, form = f"inspect {handed.inspection}", inspected.FORM
         found.inputs.append(GivenEvidence(name, inspected.summary(found), form))
         if handed.compose_file:
-            _complete(found, described.from_compose(handed.compose_file), handed.compose_file)
+            _complete_from_compose(
+                found, described.from_compose(handed.compose_file), handed.compose_file
+            )
         return found
     if handed.compose_file:
         found = described.from_compose(handed.compose_file)
@@ -107,7 +109,7 @@ def _described(handed: EvidenceSources) -> Evidence:
     return Evidence()
 
 
-def _complete(found: Evidence, other: Evidence, path: Path) -> None:
+def _complete_from_compose(found: Evidence, other: Evidence, path: Path) -> None:
     """Fills what the running container's description lacks from its compose file."""
     for name in _DESCRIBED:
         if not getattr(found, name):

@@ -79,7 +79,7 @@ def blackwell(found: Evidence) -> Iterator[Diagnosis]:
     facts_ = read_log(found.parsed.text)
     marlin = "marlin" in facts_.linear.lower()
     # Marlin for the experts is a choice, and says nothing of the GPU; nor does a forced backend.
-    said = "" if found.gpus or not marlin or _forced(found) else _unsupported(found)
+    said = "" if found.gpus or not marlin or _marlin_chosen(found) else _unsupported(found)
     if not (weak or refused or said) or not _fp4(found):
         return
     names = ", ".join(f"{g.name} (compute capability {g.capability})" for g in weak)
@@ -104,7 +104,7 @@ def _fp4(found: Evidence) -> bool:
     return bool(line_of(found, r"NVFP4|NvFp4|(?:native support for|no) FP4\b"))
 
 
-def _forced(found: Evidence) -> bool:
+def _marlin_chosen(found: Evidence) -> bool:
     """Whether Marlin is chosen for linear layers."""
     forced = found.environment.get("VLLM_NVFP4_GEMM_BACKEND", "") == "marlin"
     return forced or facts.setting(found, "linear-backend") == "marlin"
@@ -116,7 +116,7 @@ def linear_backend(found: Evidence) -> Iterator[Diagnosis]:
     backend = read_log(found.parsed.text).linear
     weak = any(g.capability and float(g.capability) < 10 for g in found.gpus)
     native = bool(found.gpus) and not weak
-    chosen = _forced(found)
+    chosen = _marlin_chosen(found)
     if not weak and (chosen or ("marlin" in backend.lower() and native)):
         yield Diagnosis(
             "linear-backend",

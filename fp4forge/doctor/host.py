@@ -43,7 +43,7 @@ class ProcessLimits:
 
 def here() -> HostResources:
     """This machine's memory."""
-    text = _text(_PROC / "meminfo")
+    text = _proc_text(_PROC / "meminfo")
     sizes = {m[1]: int(m[2]) * 1024 for m in re.finditer(r"^(\w+):\s+([0-9]{1,15}) kB", text, re.M)}
     return HostResources(
         memory_total=sizes.get("MemTotal"),
@@ -57,8 +57,8 @@ def here() -> HostResources:
 
 def limits(pid: int) -> ProcessLimits:
     """The limits of a process of this machine, as of a container's first one."""
-    files = re.search(r"(?m)^Max open files\s+([0-9]{1,12})\s", _text(_PROC / f"{pid}/limits"))
-    group = re.search(r"(?m)^0::(/\S*)$", _text(_PROC / f"{pid}/cgroup"))
+    files = re.search(r"(?m)^Max open files\s+([0-9]{1,12})\s", _proc_text(_PROC / f"{pid}/limits"))
+    group = re.search(r"(?m)^0::(/\S*)$", _proc_text(_PROC / f"{pid}/cgroup"))
     return ProcessLimits(
         open_files=int(files[1]) if files else None,
         memory=_number(_CGROUP / group[1].lstrip("/") / "memory.max") if group else None,
@@ -94,7 +94,7 @@ def cards() -> list[SmiGpu]:
     return gpus(done.stdout.decode(errors="replace"))
 
 
-def _text(path: Path) -> str:
+def _proc_text(path: Path) -> str:
     try:
         with path.open("rb") as file:
             return file.read(_READ).decode(errors="replace")
@@ -104,7 +104,7 @@ def _text(path: Path) -> str:
 
 def _number(path: Path) -> int | None:
     """A cgroup's number; None for ``max``."""
-    found = _text(path).strip()
+    found = _proc_text(path).strip()
     return int(found) if re.fullmatch("[0-9]{1,19}", found) else None
 
 

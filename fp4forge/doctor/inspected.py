@@ -120,15 +120,15 @@ def from_inspect(data: object, where: str = "docker inspect", here: bool = False
     config, host = found.Config or _ContainerConfig(), found.HostConfig or _HostConfig()
     state = found.State or _ContainerState()
     image = found.ImageName or config.Image or ""
-    entrypoint = _listed(config.Entrypoint)
-    given = commands.words([*entrypoint, *_listed(config.Cmd)])
-    requested, count = _requested(config, host, known=found.HostConfig is not None)
+    entrypoint = _word_list(config.Entrypoint)
+    given = commands.words([*entrypoint, *_word_list(config.Cmd)])
+    requested, count = _devices_requested(config, host, known=found.HostConfig is not None)
     out = Evidence(
         image=image,
         labels=config.Labels or {},
         environment=dict(entry.split("=", 1) for entry in config.Env or () if "=" in entry),
         command=commands.served(image, given, bool(entrypoint)),
-        mounts=[_mount(entry, here) for entry in found.Mounts or ()],
+        mounts=[_inspected_mount(entry, here) for entry in found.Mounts or ()],
         status=(state.Status or "").lower(),
         exit_code=state.ExitCode,
         out_of_memory=bool(state.OOMKilled),
@@ -138,7 +138,7 @@ def from_inspect(data: object, where: str = "docker inspect", here: bool = False
         gpu_requested=requested,
         gpu_count=count,
         memory_limit=host.Memory or None,
-        open_files=next((u.Soft for u in host.Ulimits or () if _nofile(u.Name)), None),
+        open_files=next((u.Soft for u in host.Ulimits or () if _is_nofile(u.Name)), None),
         pid=state.Pid or None,
         published=_host_ports(host.PortBindings),
     )
@@ -146,17 +146,17 @@ def from_inspect(data: object, where: str = "docker inspect", here: bool = False
     return out
 
 
-def _nofile(name: str | None) -> bool:
+def _is_nofile(name: str | None) -> bool:
     """Whether it is the limit of open files; podman's is RLIMIT_NOFILE."""
     return (name or "").lower().removeprefix("rlimit_") == "nofile"
 
 
-def _mount(entry: _Mounted, here: bool) -> Mount:
+def _inspected_mount(entry: _Mounted, here: bool) -> Mount:
     kind = entry.Type or "bind"
     return Mount(entry.Source or "", entry.Destination or "", kind, here)
 
 
-def _requested(
+def _devices_requested(
     config: _ContainerConfig, host: _HostConfig, *, known: bool
 ) -> tuple[bool | None, int | None]:
     """Whether the container asks for a GPU, and for how many; None is all, or unknown.
@@ -203,7 +203,7 @@ def _address(out: Evidence, found: Inspected, host: _HostConfig) -> None:
         out.address = f"http://127.0.0.1:{port if _PORT.fullmatch(port) else 8000}"
 
 
-def _listed(words: list[str] | str | None) -> list[str]:
+def _word_list(words: list[str] | str | None) -> list[str]:
     return commands.split(words) if isinstance(words, str) else words or []
 
 

@@ -36,7 +36,7 @@ class LiveQuestion:
 
     name: str
     answer: ChatAnswer
-    wrong: str = ""
+    answer_fault: str = ""
     seconds: float = 0.0
     length: int = 0
 
@@ -57,7 +57,7 @@ class LiveServer:
     def answered(self) -> bool:
         """Whether the server knew France's capital whenever it was asked."""
         capital = [asked for asked in self.asked if asked.name == CAPITAL]
-        return bool(capital) and not any(asked.wrong for asked in capital)
+        return bool(capital) and not any(asked.answer_fault for asked in capital)
 
     @property
     def seconds(self) -> float:
@@ -71,7 +71,7 @@ class LiveServer:
             return (f"/health: {self.unreachable}",)
         out = []
         for name in dict.fromkeys(asked.name for asked in self.asked):
-            wrong = [asked.wrong for asked in self.asked if asked.name == name]
+            wrong = [asked.answer_fault for asked in self.asked if asked.name == name]
             times = f"{len(wrong)} times " if len(wrong) > 1 else ""
             bad = sum(bool(why) for why in wrong)
             out.append(f"{name}: {times}{f'wrong ({bad})' if bad else 'right'}")
@@ -112,13 +112,13 @@ def _capital(found: LiveServer, url: str) -> None:
 def more(found: LiveServer, url: str, report: Progress) -> None:
     """Tool calls, plain and streamed, needles as far as the server's context goes, and metrics."""
     server = MeasuredServer(url.rstrip("/"), "".join(client.models(url)[:1]), client.key())
-    _look(found, server)
+    _read_metrics(found, server)
     _tools(found, server, report)
     _needles(found, server, report)
-    _look(found, server)
+    _read_metrics(found, server)
 
 
-def _look(found: LiveServer, server: MeasuredServer) -> None:
+def _read_metrics(found: LiveServer, server: MeasuredServer) -> None:
     if text := server.metrics():
         found.looks.append(metrics.parse(text, *_LABELS))
 

@@ -37,7 +37,7 @@ def server(found: Evidence) -> Iterator[Diagnosis]:
         )
         return
     capital = next((asked for asked in seen.asked if asked.name == CAPITAL), None)
-    if capital and capital.wrong:
+    if capital and capital.answer_fault:
         yield _judged(capital.answer)
     if seen.ahead is not None and abs(seen.ahead) > _CLOCK:
         yield Diagnosis(
@@ -100,25 +100,25 @@ def _thinking(answer: client.ChatAnswer) -> Diagnosis:
 @check
 def tools(found: Evidence) -> Iterator[Diagnosis]:
     """A call of a named function, at once and as a stream."""
-    asked = _first(found)
+    asked = _first_answers(found)
     plain, streamed = asked.get(TOOL), asked.get(STREAMED)
     if plain is None or streamed is None:
         return
-    if re.match(r"HTTP 4", plain.wrong):
+    if re.match(r"HTTP 4", plain.answer_fault):
         yield Diagnosis(
             "tools",
             NOTE,
-            plain.wrong,
+            plain.answer_fault,
             "this server takes no tool calls: its chat template has no tools, or flags are missing",
             "the family's --tool-call-parser and --enable-auto-tool-choice, if clients use tools",
         )
-    elif plain.wrong:
+    elif plain.answer_fault:
         yield _unexplained("tool-call", plain)
-    elif streamed.wrong:
+    elif streamed.answer_fault:
         yield Diagnosis(
             "tool-stream",
             ERROR,
-            f"{streamed.name}: {streamed.wrong}",
+            f"{streamed.name}: {streamed.answer_fault}",
             "the same call is right as a whole answer: the server's streaming of tool calls is"
             " wrong",
             "clients ask for tool calls without stream; another release of vLLM",
@@ -128,8 +128,8 @@ def tools(found: Evidence) -> Iterator[Diagnosis]:
 @check
 def needles(found: Evidence) -> Iterator[Diagnosis]:
     """A number that is to be found in a long text."""
-    for asked in _first(found).values():
-        if not asked.length or not asked.wrong:
+    for asked in _first_answers(found).values():
+        if not asked.length or not asked.answer_fault:
             continue
         if _thinks(asked.answer):
             yield _thinking(asked.answer)
@@ -143,11 +143,11 @@ def needles(found: Evidence) -> Iterator[Diagnosis]:
                 "another --attention-backend, or --kv-cache-dtype auto; then compare the release's"
                 " known faults",
             )
-        elif re.match(r"HTTP 4", asked.wrong):
+        elif re.match(r"HTTP 4", asked.answer_fault):
             yield Diagnosis(
                 "needle-refused",
                 NOTE,
-                f"{asked.name}: {asked.wrong}",
+                f"{asked.name}: {asked.answer_fault}",
                 "the server takes no text of this length",
                 "a larger --max-model-len, if clients need one",
             )
@@ -160,7 +160,7 @@ def _unexplained(name: str, asked: LiveQuestion) -> Diagnosis:
     return Diagnosis(
         name,
         ERROR,
-        f"{asked.name}: {asked.wrong}" + (f": {said[:120]!r}" if said else ""),
+        f"{asked.name}: {asked.answer_fault}" + (f": {said[:120]!r}" if said else ""),
         "not known: a small model may fail at this, a large one does not",
         f"compare with another backend or release; {_REPORT}",
     )
@@ -169,16 +169,16 @@ def _unexplained(name: str, asked: LiveQuestion) -> Diagnosis:
 @check
 def degraded(found: Evidence) -> Iterator[Diagnosis]:
     """A question that was answered rightly, and is not any more."""
-    first = _first(found)
+    first = _first_answers(found)
     for asked in found.live.asked if found.live else ():
         before = first[asked.name]
-        if asked.wrong and not before.wrong:
+        if asked.answer_fault and not before.answer_fault:
             said = asked.answer.text.strip()
             yield Diagnosis(
                 "degraded",
                 ERROR,
                 f"{asked.name} was answered correctly, and after {asked.seconds / 60:.0f} minutes:"
-                f" {asked.wrong}" + (f": {said[:120]!r}" if said else ""),
+                f" {asked.answer_fault}" + (f": {said[:120]!r}" if said else ""),
                 "the server's state was damaged while it ran: the checkpoint is the same",
                 "restart the server; if it happens again, try --no-enable-prefix-caching;"
                 f" {_REPORT}",
@@ -186,7 +186,7 @@ def degraded(found: Evidence) -> Iterator[Diagnosis]:
             return
 
 
-def _first(found: Evidence) -> dict[str, LiveQuestion]:
+def _first_answers(found: Evidence) -> dict[str, LiveQuestion]:
     """The first answer to each question."""
     out: dict[str, LiveQuestion] = {}
     for asked in found.live.asked if found.live else ():
@@ -221,11 +221,11 @@ def counters(found: Evidence) -> Iterator[Diagnosis]:
             "--max-num-seqs, if the KV cache has room; another server otherwise",
             _METRICS,
         )
-    yield from _memory(first, last)
+    yield from _cache_growth(first, last)
     yield from _errors(last)
 
 
-def _memory(first: Values, last: Values) -> Iterator[Diagnosis]:
+def _cache_growth(first: Values, last: Values) -> Iterator[Diagnosis]:
     usage = last.get("vllm:kv_cache_usage_perc", 0)
     preempted = _grown(first, last, "vllm:num_preemptions_total")
     ever = last.get("vllm:num_preemptions_total", 0)

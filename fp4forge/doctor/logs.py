@@ -102,10 +102,10 @@ def parse(text: str) -> ServerLog:
     raw = [_ESCAPES.sub("", line) for line in _thinned(text.split("\n"))]
     prefixed = sum(1 for line in raw if _SERVICE.match(line) and "| UNEXPECTED" not in line)
     service = prefixed >= max(2, 0.8 * sum(1 for line in raw if line.strip()))
-    lines = tuple(_line(line, service) for line in raw)
+    lines = tuple(_log_line(line, service) for line in raw)
     if collected := _collected(lines):
         raw = [collected.sub("", line.text, count=1) for line in lines]
-        lines = tuple(_line(line, False) for line in raw)
+        lines = tuple(_log_line(line, False) for line in raw)
     starts = [number for number, line in enumerate(lines) if START.search(line.text)]
     if len(starts) > 1 and any(READY.search(line.text) for line in lines[starts[-1] :]):
         lines = lines[starts[-1] :]
@@ -153,7 +153,7 @@ def last(log: ServerLog, pattern: re.Pattern[str]) -> int:
     return -1
 
 
-def _line(raw: str, service: bool) -> LogLine:
+def _log_line(raw: str, service: bool) -> LogLine:
     text, seconds = raw, -1.0
     if raw.startswith("{"):
         text = _ESCAPES.sub("", _unpacked(raw))

@@ -78,20 +78,20 @@ def needed(found: Evidence) -> Iterator[FamilySetting]:
     names = {name for name, gpu in GPUS.items() if gpu.label in facts.capabilities(found)}
     for setting in known.settings if version else ():
         on = not setting.gpus or bool(names & set(setting.gpus))
-        experts = not setting.experts or _experts(found)
-        fp4 = not setting.quantised or _quantised(found)
+        experts = not setting.experts or _has_experts(found)
+        fp4 = not setting.quantised or _weights_quantised(found)
         if setting.holds(version) and on and experts and fp4:
             yield setting
 
 
-def _experts(found: Evidence) -> bool:
+def _has_experts(found: Evidence) -> bool:
     """Whether the model has experts, by its configuration or by the log."""
     known = facts.config(found)
     logged = bool(read_log(found.parsed.text).moe)
     return logged or bool(known and (known.text.experts or known.text.moe_intermediate_size))
 
 
-def _quantised(found: Evidence) -> bool:
+def _weights_quantised(found: Evidence) -> bool:
     """Whether the weights are quantised, by flag, checkpoint or log."""
     known, log = facts.config(found), read_log(found.parsed.text)
     declared = known and known.quantisation.quant_method
@@ -108,7 +108,7 @@ def family_settings(found: Evidence) -> Iterator[Diagnosis]:
         name = setting.flag or setting.variable
         if setting.flag == "--moe-backend":
             yield from _moe(found, setting)
-        elif found.serves and _value(found, setting) not in (
+        elif found.serves and _setting_value(found, setting) not in (
             setting.value,
             None if found.log else "",
         ):
@@ -122,7 +122,7 @@ def family_settings(found: Evidence) -> Iterator[Diagnosis]:
             )
 
 
-def _value(found: Evidence, setting: FamilySetting) -> str | None:
+def _setting_value(found: Evidence, setting: FamilySetting) -> str | None:
     if setting.variable:
         return found.environment.get(setting.variable)
     return found.flag(setting.flag)
@@ -135,7 +135,11 @@ def _moe(found: Evidence, setting: FamilySetting) -> Iterator[Diagnosis]:
     if chosen:
         if chosen.lower() != setting.value:
             evidence = f"Using '{chosen}' NvFp4 MoE backend"
-    elif found.serves and found.flag(setting.flag) != setting.value and not _forced(found):
+    elif (
+        found.serves
+        and found.flag(setting.flag) != setting.value
+        and not _marlin_by_variable(found)
+    ):
         given = found.flag(setting.flag)
         evidence = f"{setting.flag} {given}" if given else f"{setting.flag} is not set"
     if evidence:
@@ -145,7 +149,7 @@ def _moe(found: Evidence, setting: FamilySetting) -> Iterator[Diagnosis]:
         yield Diagnosis("moe-backend", severity, evidence, setting.why, fix, setting.source)
 
 
-def _forced(found: Evidence) -> bool:
+def _marlin_by_variable(found: Evidence) -> bool:
     """Whether the variable that older releases read chooses Marlin."""
     name = "VLLM_TEST_FORCE_FP8_MARLIN"
     return found.environment.get(name) == "1" and switch_history.known()[name].known(found.version)
@@ -199,7 +203,7 @@ def _mode(found: Evidence) -> str:
 def attention(found: Evidence) -> Iterator[Diagnosis]:
     """An attention backend that cannot do the model's heads."""
     line = failed_line(found, r"head_size not supported|[Hh]ead size \d+ is not supported")
-    chosen = (_attention(found) or "").upper()
+    chosen = (_attention_backend(found) or "").upper()
     known = facts.config(found)
     wide = max((known.text.global_head_dim or 0, known.text.head_dim or 0)) if known else 0
     # vllm/v1/attention/backends/flashinfer.py, get_supported_head_sizes: 64, 128 and 256.
@@ -217,7 +221,7 @@ def attention(found: Evidence) -> Iterator[Diagnosis]:
     )
 
 
-def _attention(found: Evidence) -> str | None:
+def _attention_backend(found: Evidence) -> str | None:
     given = facts.setting(found, "attention-backend")
     match = re.search(r"Selected backend (?:AttentionBackendEnum\.)?(\w{1,60})", found.parsed.text)
     return given or found.environment.get("VLLM_ATTENTION_BACKEND") or (match[1] if match else None)

@@ -28,7 +28,7 @@ def image(found: Evidence) -> Iterator[Diagnosis]:
         variant is None and re.search(r"vllm-spark-gemma4-nvfp4(?!-awq)(?=[:@]|$)", found.image)
     ):
         # Which patches a model needs is known of its family only.
-        patched = [q for q in _family(found).quirks if q.id == "unpatched"]
+        patched = [q for q in _model_family(found).quirks if q.id == "unpatched"]
         yield Diagnosis(
             "variant",
             ERROR if patched and not found.ready else WARNING,
@@ -46,7 +46,7 @@ def image(found: Evidence) -> Iterator[Diagnosis]:
         )
 
 
-def _family(found: Evidence) -> family.Family:
+def _model_family(found: Evidence) -> family.Family:
     """The model's family; the image's name says it, too."""
     known = facts.family_of(found)
     named = family.by_name(found.image)

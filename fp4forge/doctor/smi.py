@@ -76,7 +76,7 @@ def gpus(text: str) -> list[SmiGpu]:
         return _query(text)
     if listed := re.findall(r"(?m)^GPU [0-9]{1,3}: (.{1,80}?) \(UUID:", text):  # nvidia-smi -L
         return [_made(name, "", 0) for name in listed]
-    return _table(text) if _DRIVER.search(text) else _csv(text)
+    return _smi_table(text) if _DRIVER.search(text) else _csv(text)
 
 
 def _csv(text: str) -> list[SmiGpu]:
@@ -107,7 +107,7 @@ def _made(name: str, driver: str, memory: int) -> SmiGpu:
     return SmiGpu(name, capability(name), driver if _NUMBER.fullmatch(driver) else "", memory)
 
 
-def _table(text: str) -> list[SmiGpu]:
+def _smi_table(text: str) -> list[SmiGpu]:
     driver = _DRIVER.search(text)
     out: list[SmiGpu] = []
     name = ""

@@ -47,7 +47,7 @@ def judge(found: Evidence, findings: list[Diagnosis]) -> DoctorVerdict:
     """The verdict on all the findings together."""
     log = found.parsed
     ready = log.ready
-    first = _first(log, ready + 1)
+    first = _first_exception(log, ready + 1)
     quote, where = (first.text, first.where) if first else ("", "")
     errors = [f for f in findings if f.severity == ERROR]
     if any(f.id not in SYMPTOMS for f in errors):
@@ -97,7 +97,7 @@ def _silent(found: Evidence, log: logs.ServerLog) -> DoctorVerdict:
     return DoctorVerdict(UNCLEAR, why)
 
 
-def _first(log: logs.ServerLog, since: int) -> logs.LoggedException | None:
+def _first_exception(log: logs.ServerLog, since: int) -> logs.LoggedException | None:
     """The first exception that no client caused."""
     return next((r for r in logs.raised(log, since) if not _CLIENT.search(r.text)), None)
 

@@ -29,7 +29,7 @@ UID = 2000
 
 
 @functools.cache
-def _environment(*, escape: bool) -> Any:
+def _jinja_environment(*, escape: bool) -> Any:
     from jinja2 import Environment, FileSystemBytecodeCache, FileSystemLoader, StrictUndefined
 
     compiled = STATE / "templates"
@@ -65,7 +65,7 @@ class Variant:
 
 def name(plan: Plan) -> str:
     """A plan's Dockerfile under ``dockerfiles/``."""
-    return _name(plan.inputs.release, plan.strategy, cross=plan.cross is not None)
+    return _dockerfile_name(plan.inputs.release, plan.strategy, cross=plan.cross is not None)
 
 
 def arguments(plan: Plan) -> dict[str, str]:
@@ -123,12 +123,12 @@ def dockerfile(plan: Plan) -> str:
     return text
 
 
-def _name(release: Release, strategy: str, *, cross: bool) -> str:
+def _dockerfile_name(release: Release, strategy: str, *, cross: bool) -> str:
     return f"{release.release}/{strategy}{'-cross' if cross else ''}.Dockerfile"
 
 
 def _render(release: Release, series: PatchSeries, strategy: str, *, cross: bool) -> str:
-    environment = _environment(escape=False)
+    environment = _jinja_environment(escape=False)
     text: str = environment.get_template("Dockerfile.j2").render(
         release=release,
         strategy=strategy,
@@ -158,19 +158,19 @@ def _all(failures: Failures) -> dict[str, str]:
             for strategy in release.strategies:
                 for cross in (False, True) if strategy == "source" else (False,):
                     text = _render(release, series, strategy, cross=cross)
-                    found[_name(release, strategy, cross=cross)] = text
+                    found[_dockerfile_name(release, strategy, cross=cross)] = text
     return found
 
 
 def plain(template: str, **values: Any) -> str:
     """A file that is not HTML; YAML's values go through ``quoted``."""
-    text: str = _environment(escape=False).get_template(template).render(**values)
+    text: str = _jinja_environment(escape=False).get_template(template).render(**values)
     return text
 
 
 def html(template: str, **values: Any) -> str:
     """A self-contained HTML page; names from binaries and images are escaped."""
-    text: str = _environment(escape=True).get_template(template).render(**values)
+    text: str = _jinja_environment(escape=True).get_template(template).render(**values)
     return block(text, len(text))
 
 

@@ -96,7 +96,7 @@ class _Composer:
                     "starts a second document", line, rule="a file has one document"
                 )
             case yaml.ScalarEvent():
-                value = _scalar(event, loader, line, self.blocks)
+                value = _yaml_scalar(event, loader, line, self.blocks)
                 self._add(value, 1, line)
                 if event.anchor:
                     self.anchors[event.anchor] = value, 1
@@ -158,7 +158,7 @@ class _Composer:
         return key
 
 
-def _scalar(event: Any, loader: Any, line: int, blocks: bool) -> Any:
+def _yaml_scalar(event: Any, loader: Any, line: int, blocks: bool) -> Any:
     text: str = event.value
     if not (text.replace("\n", "") if blocks else text).isprintable():
         remedy = "start a block of text with >-, which joins its lines" if "\n" in text else ""

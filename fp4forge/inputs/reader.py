@@ -94,15 +94,15 @@ class InputFormat(Generic[T]):
     def _refused(
         self, where: str, read: YamlDocument, error: msgspec.ValidationError
     ) -> ForgeError:
-        said, steps = _split(str(error))
-        place = _locate(self.struct, read.value, steps, str(error))
-        value = _at(read.value, place)
+        said, steps = _split_message(str(error))
+        place = _failure_place(self.struct, read.value, steps, str(error))
+        value = _value_at(read.value, place)
         is_key = steps[-1:] == [_KEY]
         rule, remedy = _description(_type(self.struct, place, is_key)), ""
         if found := re.fullmatch(r"Object contains unknown field `(.*)`", said, re.S):
             place = (*place, found[1])
             text = "is not a field"
-            known = getattr(_bare(_type(self.struct, place[:-1])), "fields", ())
+            known = getattr(_bare_type(_type(self.struct, place[:-1])), "fields", ())
             rule = "fields here: " + ", ".join(entry.name for entry in known)
         elif found := re.fullmatch(r"Object missing required field `(.*)`", said):
             text = f"has no {found[1]!r}"
@@ -125,7 +125,7 @@ _KINDS = {"str": "text", "object": "a mapping", "array": "a list", "float": "a n
 _ENTRY, _KEY = "[...]", "`key`"
 
 
-def _split(message: str) -> tuple[str, list[str]]:
+def _split_message(message: str) -> tuple[str, list[str]]:
     """What msgspec says, and the steps to the place it says it of."""
     said, at, path = message.rpartition(" - at ")
     if not at:
@@ -134,7 +134,7 @@ def _split(message: str) -> tuple[str, list[str]]:
     return said, [*steps, _KEY] if path.startswith(_KEY) else steps
 
 
-def _locate(struct: Any, value: Any, steps: list[str], message: str) -> Place:
+def _failure_place(struct: Any, value: Any, steps: list[str], message: str) -> Place:
     """The place of a failure.
 
     msgspec does not say which entry of a mapping it means. It is the one that, alone in its
@@ -142,10 +142,12 @@ def _locate(struct: Any, value: Any, steps: list[str], message: str) -> Place:
     """
     place: Place = ()
     for step in steps:
-        inner = _at(value, place)
+        inner = _value_at(value, place)
         if step in (_ENTRY, _KEY) and isinstance(inner, dict):
             alone = (
-                k for k in inner if _fails(struct, _with(value, place, {k: inner[k]}), message)
+                k
+                for k in inner
+                if _fails(struct, _value_replaced(value, place, {k: inner[k]}), message)
             )
             key = next(alone, None)
             if key is None:
@@ -174,18 +176,18 @@ def _label(place: Place) -> str:
     return steps.removeprefix(".")[:200] or "the file"
 
 
-def _at(value: Any, place: Place) -> Any:
+def _value_at(value: Any, place: Place) -> Any:
     for step in place:
         value = value[step]
     return value
 
 
-def _with(value: Any, place: Place, new: Any) -> Any:
+def _value_replaced(value: Any, place: Place, new: Any) -> Any:
     """A copy of a value that has another one at a place."""
     if not place:
         return new
     copy = value.copy()
-    copy[place[0]] = _with(value[place[0]], place[1:], new)
+    copy[place[0]] = _value_replaced(value[place[0]], place[1:], new)
     return copy
 
 
@@ -195,15 +197,15 @@ def _type(struct: Any, place: Place, is_key: bool = False) -> Any:
 
     found: Any = inspect.type_info(struct)
     for step in place[:-1] if is_key else place:
-        match _bare(found):
+        match _bare_type(found):
             case inspect.StructType(fields=fields):
                 found = {entry.name: entry.type for entry in fields}.get(str(step))
             case inspect.DictType(value_type=inner) | inspect.VarTupleType(item_type=inner):
                 found = inner
-    return getattr(_bare(found), "key_type", None) if is_key else found
+    return getattr(_bare_type(found), "key_type", None) if is_key else found
 
 
-def _bare(described: Any) -> Any:
+def _bare_type(described: Any) -> Any:
     return getattr(described, "type", described)  # what inspect.Metadata describes
 
 

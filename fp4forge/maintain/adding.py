@@ -30,6 +30,7 @@ from fp4forge.maintain import (
     index,
     locking,
     porting,
+    read_switches,
     sources,
     write_arch_rules,
 )
@@ -90,7 +91,7 @@ def draft(version: str, report: Progress) -> ReleaseDraft:
             f"release {version} is there already",
             remedy=f"build.py release show {version}, or release remove {version} first",
         )
-    before = _before(version)
+    before = _earlier_release(version)
     notes = AddedRelease(version)
     report("the package index")
     sdist, wheels, uploaded = files_of(version)
@@ -117,7 +118,7 @@ def draft(version: str, report: Progress) -> ReleaseDraft:
         "resolve_before": last.isoformat(),
         "arch_list": before.arch_list,
         "externals": externals.read(tree, before.externals),
-        "environment": _environment(before, tree, notes),
+        "environment": _kept_environment(before, tree, notes),
         "leave_out": _leave_out(before),
         "aot_all_gb": before.aot_all_gb,
         "unpacked_gb": size,
@@ -126,7 +127,7 @@ def draft(version: str, report: Progress) -> ReleaseDraft:
     rules = arch_inputs.parse(archs[f"{version}.json"], f"releases/archs/{version}.json")
     lists = {}
     for platform, wheel in wheels.items():
-        lists[platform] = _arch_list(wheel, rules, version, cuda, report)
+        lists[platform] = _wheel_arch_list(wheel, rules, version, cuda, report)
     text = render.plain("release.yaml.j2", **values, arch_lists=lists)
     release.parse(text, f"releases/{version}.yaml")
     notes.found = {
@@ -171,7 +172,7 @@ def write(made: ReleaseDraft, report: Progress) -> AddedRelease:
     return notes
 
 
-def _before(version: str) -> Release:
+def _earlier_release(version: str) -> Release:
     from packaging.version import Version
 
     older = [name for name in release.names() if Version(name) < Version(version)]
@@ -254,7 +255,9 @@ def _resolve(requirements: list[str], last: date) -> dict[str, str]:
     return dict(map(locks.pin, entries(text).values()))
 
 
-def _environment(before: Release, tree: Path, notes: AddedRelease) -> dict[str, dict[str, str]]:
+def _kept_environment(
+    before: Release, tree: Path, notes: AddedRelease
+) -> dict[str, dict[str, str]]:
     """The earlier release's defaults, as far as this vLLM reads them."""
     text = (tree / "vllm/envs.py").read_text()
     found: dict[str, dict[str, str]] = {}
@@ -301,7 +304,7 @@ def _budget(pins: dict[str, str], before: Release) -> float:
     return float(round((before.unpacked_gb + grown) * 1.1, 1))
 
 
-def _arch_list(
+def _wheel_arch_list(
     wheel: Artefact, rules: arch_inputs.ArchRules, version: str, cuda: str, report: Progress
 ) -> str:
     """What a wheel was compiled for; the prediction from it is what the wheel holds.

@@ -166,11 +166,11 @@ def _without_unread(found: list[CmakeCommand]) -> list[CmakeCommand]:
     """Without ``set(X …)`` and ``list(APPEND X …)`` of an X that stands nowhere else."""
     read: set[str] = set()
     for command in found:
-        read |= set(re.findall(r"\w+", command.text.replace(_written(command), "", 1)))
-    return [command for command in found if _written(command) in read | {""}]
+        read |= set(re.findall(r"\w+", command.text.replace(_variable_set(command), "", 1)))
+    return [command for command in found if _variable_set(command) in read | {""}]
 
 
-def _written(command: CmakeCommand) -> str:
+def _variable_set(command: CmakeCommand) -> str:
     """The variable that a command sets and does nothing else to; none if its name is computed."""
     words = command.text.split()
     if command.name == "set":

@@ -57,7 +57,7 @@ def check(version: str) -> list[PatchState]:
     """
     sequence, tree = series.load("vllm", version), sources.source_tree(version)
     states = []
-    with _copy(tree, sequence) as work:
+    with _touched_files(tree, sequence) as work:
         for patch in sequence.patches:
             if has_fix(work, patch.detect):
                 states.append(
@@ -117,7 +117,7 @@ def drift(version: str) -> list[PatchState]:
     theirs, base = sources.source_tree(version), sources.source_tree(sequence.version)
     states = []
     merged: dict[str, str] = {}  # their files with the patches so far
-    with _copy(base, sequence) as ours:
+    with _touched_files(base, sequence) as ours:
         for patch in sequence.patches:
             before = {path: (ours / path).read_text() for path in patch.files}
             apply_one(sequence.instructions(patch), sequence.folder / patch.file, ours)
@@ -141,10 +141,10 @@ def refresh(version: str) -> list[PatchState]:
         p: p.read_bytes() for p in [record, *(sequence.folder / q.file for q in sequence.patches)]
     }
     states, diffs, text = [], {}, read[record].decode()
-    with _copy(tree, sequence) as work:
+    with _touched_files(tree, sequence) as work:
         for patch in sequence.patches:
             paths = sequence.touched(patch)
-            before = {path: _read(work, path, patch) for path in paths}
+            before = {path: _read_source(work, path, patch) for path in paths}
             offset = _apply(sequence.folder / patch.file, work)
             after = {path: (work / path).read_text() for path in paths}
             if offset:
@@ -241,7 +241,7 @@ def _diff(path: str, old: str, new: str) -> str:
     return "".join(lines)
 
 
-def _read(tree: Path, path: str, patch: Patch) -> str:
+def _read_source(tree: Path, path: str, patch: Patch) -> str:
     if not (tree / path).is_file():
         raise PatchError(
             f"{patch.file} changes {path}, which the source does not have",
@@ -272,7 +272,7 @@ def _sha(text: str) -> str:
 
 
 @contextmanager
-def _copy(tree: Path, sequence: PatchSeries) -> Iterator[Path]:
+def _touched_files(tree: Path, sequence: PatchSeries) -> Iterator[Path]:
     """A folder with the files that the series touches or looks at."""
     names = {name for patch in sequence.patches for name in sequence.touched(patch)}
     names |= {name for patch in sequence.patches for name in patch.detect}

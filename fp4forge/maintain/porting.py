@@ -42,7 +42,10 @@ def port(version: str) -> SeriesPort:
     states = patching.drift(version)
     diffs = {f"{state.id}.patch": state.diff for state in states if state.diff}
     return SeriesPort(
-        version, old.version, tuple(states), diffs | {"series.yaml": _record(old, states, version)}
+        version,
+        old.version,
+        tuple(states),
+        diffs | {"series.yaml": _series_text(old, states, version)},
     )
 
 
@@ -63,22 +66,22 @@ def write(found: SeriesPort) -> None:
         raise
 
 
-def _record(old: PatchSeries, states: list[PatchState], version: str) -> str:
+def _series_text(old: PatchSeries, states: list[PatchState], version: str) -> str:
     """The text of the new series.yaml: records keep their words; hashes come from a refresh."""
     text = (old.folder / "series.yaml").read_text(encoding="utf-8")
     by_id = {patch.id: patch for patch in old.patches}
     carried, conflicts = [], []
-    upstream = [_block(text, fix.id) for fix in old.already_upstream]
+    upstream = [_patch_block(text, fix.id) for fix in old.already_upstream]
     for state in states:
         patch = by_id[state.id]
         if state.state == patching.UPSTREAM:
-            upstream.append(_fixed(patch, _block(text, patch.id), version))
+            upstream.append(_upstreamed_block(patch, _patch_block(text, patch.id), version))
         elif state.state == patching.DRIFTED:
             conflicts.append((state, patch))
         else:
             # Its files and hashes are those of another source.
             files_ = re.compile(r"^    files:.*\n(?:      .*\n)*", re.M)
-            carried.append(files_.sub("    files: {}\n", _block(text, patch.id), count=1))
+            carried.append(files_.sub("    files: {}\n", _patch_block(text, patch.id), count=1))
     return render.plain(
         "series.yaml.j2",
         version=version,
@@ -89,14 +92,14 @@ def _record(old: PatchSeries, states: list[PatchState], version: str) -> str:
     )
 
 
-def _fixed(patch: Patch, block: str, version: str) -> str:
+def _upstreamed_block(patch: Patch, block: str, version: str) -> str:
     """A patch's record as that of a fix that the version has itself."""
     detect = re.search(r"^    detect:\n(?:      .*\n)*", block, re.M)
     assert detect  # a record without it is refused
     return f"  - id: {patch.id}\n    fixed_in: {patch.fixed_in or version}\n{detect[0]}"
 
 
-def _block(text: str, id_: str) -> str:
+def _patch_block(text: str, id_: str) -> str:
     found = re.search(rf"^  - id: {re.escape(id_)}\n(?:    .*\n)*", text, re.M)
     if not found:
         raise PatchError(

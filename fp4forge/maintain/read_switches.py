@@ -28,7 +28,7 @@ def extract(tree: Path) -> dict[str, list[str]]:
     Raises:
         ReleaseError: a file is missing, or does not have what it is read for.
     """
-    found = {"flags": sorted(set(_flags(tree)))}
+    found = {"flags": sorted(set(_engine_flags(tree)))}
     variables = _keys(tree, "vllm/envs.py", "environment_variables")
     found["environment"] = sorted(set(variables))
     for kind, (file, name) in _REGISTRIES.items():
@@ -37,7 +37,7 @@ def extract(tree: Path) -> dict[str, list[str]]:
     return found
 
 
-def _flags(tree: Path) -> Iterator[str]:
+def _engine_flags(tree: Path) -> Iterator[str]:
     """Flags of the engine, and of the server: its dataclass's fields are flags too."""
     frontends = sorted(tree.glob("vllm/entrypoints/*/cli_args.py"))
     if not frontends:

@@ -35,7 +35,7 @@ def due(notes: str = "", repository: str = _OWN) -> list[Recheck]:
         repository: whose notes they are: a bare #123 in them is its own.
     """
     mentioned = _mentioned(notes, repository)
-    newest = {name: max(found, key=Version) for name, found in _here().items()}
+    newest = {name: max(found, key=Version) for name, found in _versions_here().items()}
     out = []
     for fault in faults.table().faults:
         why = _in_notes(fault, mentioned) or _by_release(fault, newest.get(fault.component, ""))
@@ -43,7 +43,7 @@ def due(notes: str = "", repository: str = _OWN) -> list[Recheck]:
     return out
 
 
-def _here() -> dict[str, list[str]]:
+def _versions_here() -> dict[str, list[str]]:
     """The versions that the releases here have."""
     found = [releases.load(name) for name in releases.names()]
     return {

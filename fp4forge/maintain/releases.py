@@ -39,7 +39,7 @@ def differences(old: str, new: str) -> list[tuple[str, str, str]]:
     found += rows("external", pins)
     states = [_patches(each) for each in (one, other)]
     found += rows("patch", states)
-    selected = [_backends(each) for each in (one, other)]
+    selected = [_selected_backends(each) for each in (one, other)]
     found += rows("backend", selected) if all(selected) else []
     found += rows("package", [_packages(each) for each in (one, other)])
     return [row for row in found if row[1] != row[2]]
@@ -63,7 +63,7 @@ def _patches(found: Release) -> dict[str, str]:
     )
 
 
-def _backends(found: Release) -> dict[str, str]:
+def _selected_backends(found: Release) -> dict[str, str]:
     """What vLLM selects; nothing if no answers of the release were kept."""
     return {
         f"{answer.gpu} {answer.family} {one.kind} {one.layer} {one.cache}".rstrip(): one.selected

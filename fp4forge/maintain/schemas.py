@@ -37,7 +37,7 @@ FORMATS: tuple[InputFormat[Any], ...] = (
 )
 
 
-def _texts() -> dict[str, str]:
+def _schema_texts() -> dict[str, str]:
     """File name and text of every schema."""
     dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
     return {
@@ -48,7 +48,7 @@ def _texts() -> dict[str, str]:
 
 def differences() -> list[str]:
     """What ``schemas/`` has that differs from what the types give, a line each."""
-    wanted = _texts()
+    wanted = _schema_texts()
     have = {path.name: path.read_text() for path in SCHEMAS.glob("*")}
     names = sorted(wanted.keys() | have.keys())
     return [f"differs: schemas/{name}" for name in names if wanted.get(name) != have.get(name)]
@@ -56,7 +56,7 @@ def differences() -> list[str]:
 
 def write() -> int:
     """Writes every schema; returns their number."""
-    wanted = _texts()
+    wanted = _schema_texts()
     SCHEMAS.mkdir(exist_ok=True)
     for path in SCHEMAS.glob("*"):
         if path.name not in wanted:

@@ -73,11 +73,13 @@ class BackendDecision(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def option(self, name: str) -> BackendOption | None:
         """A backend by its name, or by the value of vLLM's flag for it."""
-        wanted = (_key(name), "VLLM" + _key(name))
-        return next((option for option in self.options if _key(option.name) in wanted), None)
+        wanted = (_backend_key(name), "VLLM" + _backend_key(name))
+        return next(
+            (option for option in self.options if _backend_key(option.name) in wanted), None
+        )
 
 
-def _key(name: str) -> str:
+def _backend_key(name: str) -> str:
     return re.sub("[-_]", "", name.upper()).removesuffix("NVFP4LINEARKERNEL")
 
 
@@ -219,9 +221,10 @@ def write(answers: tuple[BackendAnswer, ...]) -> Path:
         kept.append(_KeptAnswer(**fields, decisions=tuple(listed), problems=answer.problems))
     target = path(answers[0].vllm)
     target.parent.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(f"  {_line(decision)}" for decision in numbers)
-    rows = ",\n".join(f"  {_line(answer)}" for answer in kept)
-    head = f' "vllm": {_line(answers[0].vllm)},\n "environment": {_line(answers[0].environment)}'
+    lines = ",\n".join(f"  {_json_line(decision)}" for decision in numbers)
+    rows = ",\n".join(f"  {_json_line(answer)}" for answer in kept)
+    vllm, environment = _json_line(answers[0].vllm), _json_line(answers[0].environment)
+    head = f' "vllm": {vllm},\n "environment": {environment}'
     text = f'{{\n{head},\n "decisions": [\n{lines}\n ],\n "answers": [\n{rows}\n ]\n}}\n'
     files.replace(target, text)
     load.cache_clear()
@@ -233,17 +236,17 @@ def path(vllm: str) -> Path:
     return FOLDER / f"{vllm}.json"
 
 
-def _line(value: object) -> str:
+def _json_line(value: object) -> str:
     """A value as JSON on one line; fields that have their default are left out."""
-    return json.dumps(_plain(value), ensure_ascii=True)
+    return json.dumps(_without_defaults(value), ensure_ascii=True)
 
 
-def _plain(value: object) -> object:
+def _without_defaults(value: object) -> object:
     if isinstance(value, Struct):
         fields = structs.fields(value)
         given = {field.name: getattr(value, field.name) for field in fields}
         defaults = {field.name: field.default for field in fields}
-        return {k: _plain(v) for k, v in given.items() if v != defaults[k] and v != ()}
+        return {k: _without_defaults(v) for k, v in given.items() if v != defaults[k] and v != ()}
     if isinstance(value, tuple):
-        return [_plain(entry) for entry in value]
+        return [_without_defaults(entry) for entry in value]
     return msgspec.to_builtins(value)

@@ -234,7 +234,9 @@ def by_architecture(architecture: str) -> str:
 
     vLLM names its classes after ``model_type``: Qwen3MoeForCausalLM serves qwen3_moe.
     """
-    stem = _bare(re.sub(r"For(Causal|Conditional|Token|Image|Sequence)\w*$", "", architecture))
+    stem = _bare_model_type(
+        re.sub(r"For(Causal|Conditional|Token|Image|Sequence)\w*$", "", architecture)
+    )
     fitting = [
         name
         for name, family in table().items()
@@ -242,7 +244,7 @@ def by_architecture(architecture: str) -> str:
         or (
             not family.architectures
             and not family.match
-            and stem in {_bare(kind) for kind in family.model_types}
+            and stem in {_bare_model_type(kind) for kind in family.model_types}
         )
     ]
     return fitting[0] if len(fitting) == 1 else ""
@@ -258,7 +260,7 @@ def by_name(model: str) -> str:
     return found[0] if len(found) == 1 else ""
 
 
-def _bare(name: str) -> str:
+def _bare_model_type(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 

@@ -44,7 +44,7 @@ FORMAT = InputFormat(SwitchHistory, "switches", ReleaseError)
 
 
 @cache
-def _table() -> SwitchHistory:
+def _history_file() -> SwitchHistory:
     return FORMAT.read(MODELS / "switches.yaml", f"{MODELS.name}/switches.yaml")
 
 
@@ -55,9 +55,9 @@ def known() -> dict[str, VllmSwitch]:
     Raises:
         ReleaseError: ``models/switches.yaml`` cannot be read, or is malformed.
     """
-    return {switch.name: switch for switch in _table().switches}
+    return {switch.name: switch for switch in _history_file().switches}
 
 
 def left_out() -> dict[str, str]:
     """The reference card's settings that no manifest has, and why."""
-    return _table().left_out
+    return _history_file().left_out

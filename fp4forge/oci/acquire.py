@@ -105,7 +105,7 @@ def records(client: Any, image: str) -> ImageRecords:
 def records_of(container: Any) -> ImageRecords:
     """As ``records``, of a container of docker's SDK: what the image put there, mounts aside."""
     wanted = {f"fp4forge/{name}.json": name for name in RECORDS}
-    found = _files(container, FOLDER, wanted.__contains__)
+    found = _container_files(container, FOLDER, wanted.__contains__)
     return ImageRecords({wanted[name]: content for name, content in found.items()})
 
 
@@ -129,10 +129,12 @@ def files(
         found = {
             path: content
             for path in paths
-            for content in _files(made, path, {PurePosixPath(path).name}.__contains__).values()
+            for content in _container_files(
+                made, path, {PurePosixPath(path).name}.__contains__
+            ).values()
         }
         if folder:
-            read = _files(made, folder, lambda name: name.endswith(ending))
+            read = _container_files(made, folder, lambda name: name.endswith(ending))
             parent = PurePosixPath(folder).parent
             found |= {str(parent / name): content for name, content in read.items()}
     return found
@@ -158,7 +160,7 @@ def _unstarted(client: Any, image: str) -> Iterator[Any]:
         engine.discard(made)
 
 
-def _files(container: Any, path: str, wanted: Callable[[str], bool]) -> dict[str, bytes]:
+def _container_files(container: Any, path: str, wanted: Callable[[str], bool]) -> dict[str, bytes]:
     """Plain files of a container's file or folder, by their names in the engine's tar."""
     from docker.errors import APIError
 

@@ -31,16 +31,16 @@ def ask(
     Raises:
         RegistryError: no answer, or one that is too large or too slow.
     """
-    answer = _ask(method, repository, path, headers, body)
+    answer = _ask_registry(method, repository, path, headers, body)
     for pause in REGISTRY_PAUSES if method in ("GET", "HEAD") else ():
         if answer.status < 500:
             break
         time.sleep(pause)
-        answer = _ask(method, repository, path, headers, body)
+        answer = _ask_registry(method, repository, path, headers, body)
     return answer
 
 
-def _ask(
+def _ask_registry(
     method: str, repository: str, path: str, headers: dict[str, str], body: bytes | None
 ) -> http.HttpAnswer:
     reference = ImageReference(repository)

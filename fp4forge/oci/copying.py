@@ -68,7 +68,7 @@ def push(layout: Path, repository: str, digest: str, report: Progress) -> None:
             it was sent; nothing is tagged, and what was copied is not copied again.
     """
     line = [*_COPY, *_tls(repository, "dest"), f"oci:{layout}", f"docker://{repository}@{digest}"]
-    _copy(line, repository, "push", report)
+    _skopeo_copy(line, repository, "push", report)
     read_back(OciLayout(layout), repository, digest)
 
 
@@ -84,7 +84,7 @@ def pull(reference: str, layout: Path, report: Progress) -> None:
         RegistryError: the registry does not have it, or went away.
     """
     line = [*_COPY, *_tls(reference, "src"), f"docker://{reference}", f"oci:{layout}"]
-    _copy(line, reference, "read", report)
+    _skopeo_copy(line, reference, "read", report)
 
 
 def read_back(layout: OciLayout, repository: str, digest: str) -> None:
@@ -135,7 +135,7 @@ def _check_blob(layout: OciLayout, repository: str, digest: str) -> None:
 _COPY = ("skopeo", "copy", "--all", "--preserve-digests")
 
 
-def _copy(line: list[str], what: str, action: str, report: Progress) -> None:
+def _skopeo_copy(line: list[str], what: str, action: str, report: Progress) -> None:
     said: list[str] = []
 
     def follow(text: str) -> None:

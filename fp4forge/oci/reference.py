@@ -38,7 +38,7 @@ class ImageReference:
         return bool(_LOOPBACK.fullmatch(self.host))
 
 
-def _shown(text: str) -> str:
+def _reference_shown(text: str) -> str:
     """What was given, without a user's password before the host."""
     return re.sub(r"[^/@]*:[^@]*@(?!sha256:)", "...@", text)
 
@@ -67,7 +67,7 @@ def parse(text: str, flag: str = "IMAGE") -> ImageReference:
     )
     if not valid:
         raise UsageError(
-            f"{flag} {_shown(text)!r} is not an image reference",
+            f"{flag} {_reference_shown(text)!r} is not an image reference",
             rule="[HOST[:PORT]/]NAME[:TAG][@sha256:DIGEST], names in lower case",
         )
     return ImageReference(head, tag, digest)
@@ -89,7 +89,7 @@ def repository(registry: str | None, repo: str) -> str:
     host, slash, path = registry.partition("/")
     if not _HOST.fullmatch(host) or (slash and not _PATH.fullmatch(path)):
         raise UsageError(
-            f"--registry {_shown(registry)!r} is not a registry",
+            f"--registry {_reference_shown(registry)!r} is not a registry",
             rule="HOST, HOST:PORT or HOST/PATH; passwords are docker login's",
         )
     return f"{registry}/{repo}"

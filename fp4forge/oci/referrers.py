@@ -136,7 +136,7 @@ def kept(repository: str, subject: str, kind: str) -> list[AttachedDocument]:
         RegistryError: the registry does not answer, or has other bytes than its digests say.
     """
     found = []
-    for entry in _listed(repository, subject).manifests:
+    for entry in _referrers_of(repository, subject).manifests:
         if entry.artifactType != kind:
             continue
         manifest = registry.existing(repository, entry.digest).data
@@ -156,7 +156,7 @@ def listed(repository: str, subject: str) -> list[str]:
     Raises:
         RegistryError: the registry does not answer.
     """
-    return [entry.digest for entry in _listed(repository, subject).manifests]
+    return [entry.digest for entry in _referrers_of(repository, subject).manifests]
 
 
 def beside(repository: str, subject: str) -> dict[str, str]:
@@ -165,7 +165,7 @@ def beside(repository: str, subject: str) -> dict[str, str]:
     Raises:
         RegistryError: the registry does not answer.
     """
-    return {e.digest: e.artifactType for e in _listed(repository, subject).manifests}
+    return {e.digest: e.artifactType for e in _referrers_of(repository, subject).manifests}
 
 
 def tag(subject: str) -> str:
@@ -176,7 +176,7 @@ def tag(subject: str) -> str:
 _CREATED = "org.opencontainers.image.created"
 
 
-def _listed(repository: str, subject: str) -> _List:
+def _referrers_of(repository: str, subject: str) -> _List:
     where = f"what {repository} keeps beside {subject[:19]}"
     answer = api.ask("GET", repository, f"referrers/{subject}", {"Accept": registry.INDEX})
     if answer.status == 200:

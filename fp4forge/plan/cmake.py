@@ -65,18 +65,20 @@ def evaluate(
         header.parent.mkdir()
         header.touch()
         while len(found) < len(lists):
-            said = _run(script, cuda, lists[len(found) :], Path(name), options)
+            said = _run_cmake(script, cuda, lists[len(found) :], Path(name), options)
             result = Path(name) / "result"
             if result.exists():
                 blocks = result.read_text().split("--\n")[:-1]
                 found += [_sources(block, f"{script.parent.resolve()}/") for block in blocks]
                 result.unlink()
             if len(found) < len(lists):
-                found.append(_refusal(said, script))
+                found.append(_cmake_refusal(said, script))
     return found
 
 
-def _run(script: Path, cuda: str, lists: list[str], folder: Path, options: tuple[str, ...]) -> str:
+def _run_cmake(
+    script: Path, cuda: str, lists: list[str], folder: Path, options: tuple[str, ...]
+) -> str:
     asked = {
         "SCRIPT": script.resolve(),
         "VERSION": cuda,
@@ -122,7 +124,7 @@ def _sources(block: str, root: str) -> Sources:
     return found
 
 
-def _refusal(said: str, script: Path) -> CmakeRefused:
+def _cmake_refusal(said: str, script: Path) -> CmakeRefused:
     """The script's own refusal of a list.
 
     Raises:

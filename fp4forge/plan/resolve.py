@@ -43,7 +43,7 @@ def resolve(request: ImageRequest) -> Plan:
             remedy="--from source",
         )
     gpus = tuple(gpu.name for gpu in chosen.gpus)
-    arch_list = _arch_list(request, decided, what)
+    arch_list = _plan_arch_list(request, decided, what)
     prediction = predict(arch_list, what.vllm_version, what.cuda)
     _check_coverage(request, prediction, gpus)
     series = patches.load("vllm", what.vllm_version)
@@ -137,7 +137,7 @@ def _aot_modules(request: ImageRequest, platform: str, gpus: tuple[str, ...]) ->
     return aot.choose(name, gpus)
 
 
-def _arch_list(request: ImageRequest, decided: DecidedRequest, what: Release) -> str:
+def _plan_arch_list(request: ImageRequest, decided: DecidedRequest, what: Release) -> str:
     if decided.strategy == "wheel":
         if request.arch_list:
             raise UsageError(

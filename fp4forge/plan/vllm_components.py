@@ -139,7 +139,7 @@ def choose(
     left_out = {name: "not asked for" for name in COMPONENTS if name not in names}
     for name in names:
         targets = [t for group in COMPONENTS[name].groups for t in groups.get(group, ())]
-        if COMPONENTS[name].groups and not _served(targets, gpus):
+        if COMPONENTS[name].groups and not _gpus_served(targets, gpus):
             left_out[name] = f"no code for {', '.join(gpus)}" + (
                 f": only {' '.join(targets)}" if targets else ""
             )
@@ -162,7 +162,7 @@ def local_trees(given: tuple[str, ...]) -> dict[str, Path]:
     return {name: Path(where).resolve() for name, where in pairs if where not in PROVIDERS}
 
 
-def _served(targets: list[str], gpus: tuple[str, ...]) -> bool:
+def _gpus_served(targets: list[str], gpus: tuple[str, ...]) -> bool:
     return any(serves(target, GPUS[gpu]) != "missing" for target in targets for gpu in gpus)
 
 
@@ -194,12 +194,12 @@ def _parse(text: str, release: Release) -> tuple[str, ExternalSource]:
             f"--source {name}: {where!r} is not a folder with sources", rule="a checkout of " + name
         )
     pin = release.externals[name]
-    _check_version(name, folder, pin, release)
+    _check_tree_version(name, folder, pin, release)
     note = f"a local tree; vLLM {release.vllm_version} pins {pin.pinned}"
     return name, ExternalSource("local", "sha256:" + _tree_hash(folder), pin.variable, note)
 
 
-def _check_version(name: str, folder: Path, pin: External, release: Release) -> None:
+def _check_tree_version(name: str, folder: Path, pin: External, release: Release) -> None:
     """Refuses a tree that says of itself that it is another version than vLLM pins."""
     if name not in _VERSIONS or not pin.tag:
         return

@@ -55,7 +55,7 @@ def save(repository: str, digest: str, layout: OciLayout, report: Progress) -> B
     Raises:
         RegistryError: the registry does not answer, or has other bytes than its digests say.
     """
-    parts = _parts(layout, digest)
+    parts = _index_parts(layout, digest)
     artifacts: dict[str, list[str]] = {}
     for part in parts:
         report(f"what is beside {part[:19]}")
@@ -109,7 +109,7 @@ def check(
         SignatureError: as there.
         ArtefactError: the layout lacks something.
     """
-    parts = _parts(layout, digest)
+    parts = _index_parts(layout, digest)
     images = layout.document(digest).image_digests or {digest}
     for part in parts:
         report(f"the signature of {part[:19]}")
@@ -151,7 +151,7 @@ def own(layout: OciLayout, digest: str, beside: Beside) -> Beside:
     Raises:
         ArtefactError: something is beside another image, whose signature it would replace.
     """
-    parts = set(_parts(layout, digest))
+    parts = set(_index_parts(layout, digest))
     named = {each for found in beside.artifacts.values() for each in found}
     wrong = {*beside.artifacts} - parts
     wrong |= {*beside.signatures, *beside.attestations} - parts - named
@@ -177,7 +177,7 @@ def write(root: Path, beside: Beside) -> None:
     (root / FILE).write_bytes(msgspec.json.format(msgspec.json.encode(beside), indent=1) + b"\n")
 
 
-def _parts(layout: OciLayout, digest: str) -> list[str]:
+def _index_parts(layout: OciLayout, digest: str) -> list[str]:
     """The index, and what it names."""
     return [digest, *(entry.digest for entry in layout.document(digest).manifests or ())]
 

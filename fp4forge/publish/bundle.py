@@ -89,7 +89,7 @@ def make(image: str, output: Path, manifest: Path | None, report: Progress) -> B
                 )
             (folder / manifest.name).write_bytes(reading.content(manifest, UsageError))
         files = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
-        sums = [f"{_sha256(folder / f)}  {f}\n" for f in files if f.parts[0] != "blobs"]
+        sums = [f"{_bundled_sha256(folder / f)}  {f}\n" for f in files if f.parts[0] != "blobs"]
         (folder / SUMS).write_text("".join(sums), encoding="utf-8")
         with tarfile.open(packed, "w") as archive:
             for path in (Path(SUMS), *files):
@@ -140,7 +140,7 @@ def unpacked(file: Path, folder: Path, report: Progress) -> Iterator[tuple[Bundl
                 for count, entry in enumerate(archive):
                     report(f"unpacking {entry.name}")
                     _extract(archive, entry, root, count)
-            bundle = _check(root, file)
+            bundle = _check_bundle(root, file)
         except (tarfile.TarError, EOFError, OSError, ValueError, RecursionError) as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -180,7 +180,7 @@ class _BundleIndex(Struct, frozen=True):
     manifests: list[Descriptor]
 
 
-def _check(root: Path, file: Path) -> Bundle:
+def _check_bundle(root: Path, file: Path) -> Bundle:
     """Compares every file's SHA-256; returns what the bundle is."""
     where = shown(file, 300)
     if not reading.is_file(root / SUMS):
@@ -194,7 +194,7 @@ def _check(root: Path, file: Path) -> Bundle:
         if path.is_dir() or name == SUMS:
             continue
         expected = path.name if name.startswith(f"{_BLOBS}/") else wanted.pop(name, "")
-        if _sha256(path) != expected:
+        if _bundled_sha256(path) != expected:
             raise ArtefactError(
                 f"{where}: {shown(name, 200)} does not match its checksum",
                 remedy="copy it once more",
@@ -219,7 +219,7 @@ def _check(root: Path, file: Path) -> Bundle:
             remedy="do not load it: docker would take every name in it",
         )
     (entry,) = entries
-    _complete(OciLayout(root), entry.digest, where)
+    _check_blobs(OciLayout(root), entry.digest, where)
     image = (entry.annotations or {}).get("io.containerd.image.name", "")
     try:
         tagged = parse(image).tag
@@ -234,11 +234,11 @@ def _check(root: Path, file: Path) -> Bundle:
     evidence = tuple(sorted(p.stem for p in (root / "evidence").glob("*.json")))
     found = beside.read(root)
     for own in found.manifests:
-        _complete(OciLayout(root), own, where)
+        _check_blobs(OciLayout(root), own, where)
     return Bundle(image, entry.digest, evidence, beside.own(OciLayout(root), entry.digest, found))
 
 
-def _complete(layout: OciLayout, digest: str, where: str) -> None:
+def _check_blobs(layout: OciLayout, digest: str, where: str) -> None:
     """Every blob that the index names, at any depth, is there."""
     level, seen = {digest}, {digest}
     for _ in range(INDEX_DEPTH):
@@ -274,6 +274,6 @@ def load(file: Path, report: Progress) -> None:
     engine.load(file)
 
 
-def _sha256(path: Path) -> str:
+def _bundled_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

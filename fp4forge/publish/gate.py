@@ -33,7 +33,7 @@ def lock(plan: Plan, data: str, report: Progress) -> str:
         AuditedPackages(plan.release, tuple(sorted(packages))), database.of(data), report
     )
     audit.demand(found, plan.allow_vulnerable, complete=False)
-    return _said(found)
+    return _audit_detail(found)
 
 
 def image(plan: Plan, reference: str, data: str, report: Progress) -> str:
@@ -47,10 +47,10 @@ def image(plan: Plan, reference: str, data: str, report: Progress) -> str:
     found = audit.run(installed.of_image(reference, report), database.of(data), report)
     audit.demand(found, plan.allow_vulnerable)
     accepted = ", ".join(plan.allow_vulnerable)
-    return _said(found) + (f", accepted: {accepted}" if accepted else "")
+    return _audit_detail(found) + (f", accepted: {accepted}" if accepted else "")
 
 
-def _said(found: audit.AuditReport) -> str:
+def _audit_detail(found: audit.AuditReport) -> str:
     explained = sum(finding.explained for finding in found.findings)
     return (
         f"{len(found.findings)} vulnerabilities in {found.components} packages by"

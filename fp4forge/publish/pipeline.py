@@ -171,8 +171,8 @@ def run(
         if where.advisories:
             with console.step("audit") as step:
                 step.detail = gate.lock(context.plan, where.advisories, step.report)
-        with _alone(console):
-            return _run(context, where, options, console, pool, lacking)
+        with _one_build_at_a_time(console):
+            return _run_pipeline(context, where, options, console, pool, lacking)
     except RegistryError as error:
         if not getattr(error, "__notes__", None):  # else tagging reported what each tag names now
             error.message += "\nno tag was moved"
@@ -181,7 +181,7 @@ def run(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _run(
+def _run_pipeline(
     context: Context,
     where: Destination,
     options: BuildOptions,
@@ -203,7 +203,7 @@ def _run(
             base_images.ensure(base, platform, step.report)
     job = _PublishJob(context, folder, where, options, console, checked)
     ledger = _ledger(job)
-    compiled = _compiled(job) if plan.strategy == "source" else {}
+    compiled = _compile_record(job) if plan.strategy == "source" else {}
     made = _push(job, ledger) if where.push else _load(job, ledger)
     console.steps.insert(place, checked.result())
     facts = {name: value for check in made.checks for name, value in check.facts.items()}
@@ -246,12 +246,12 @@ def run_all(
     part = replace(where, part=True)
     outcomes = [run(request, part, options, console) for request in requests]
     with console.step("index") as step:
-        index = _index(outcomes, resolve(requests[0]).index_tag, where, step.report)
+        index = _publish_index(outcomes, resolve(requests[0]).index_tag, where, step.report)
         step.detail = ", ".join(index.tags)
     return outcomes, index
 
 
-def _index(
+def _publish_index(
     outcomes: list[PublishOutcome], moving: str, where: Destination, report: Progress
 ) -> PublishedIndex:
     repository, plan = where.repository, outcomes[0].plan
@@ -305,7 +305,7 @@ def _ledger(job: _PublishJob) -> str:
         return "sha256:" + hashlib.sha256(content).hexdigest()
 
 
-def _compiled(job: _PublishJob) -> dict[str, Any]:
+def _compile_record(job: _PublishJob) -> dict[str, Any]:
     with job.console.step("compiled") as step:
         found = build.compile_record(job.plan, job.folder, job.options, step.report)
         slowest = list(found["objects"].items())[:10]
@@ -315,7 +315,7 @@ def _compiled(job: _PublishJob) -> dict[str, Any]:
     return found
 
 
-def _build(job: _PublishJob, output: str, ledger: str) -> str:
+def _build_image(job: _PublishJob, output: str, ledger: str) -> str:
     """Builds the image; its digest."""
     with job.console.step("build") as step:
         line = build.command(job.plan, job.folder, [output], job.options, ledger)
@@ -328,10 +328,10 @@ def _push(job: _PublishJob, ledger: str) -> VerifiedImage:
     plan, console, options = job.plan, job.console, job.options
     repository = job.destination.repository
     output = f"type=oci,tar=false,dest={LAYOUT.folder},{COMPRESSION}"
-    own = _build(job, output, ledger)
+    own = _build_image(job, output, ledger)
     if cut := LAYOUT.drop_cut(own):
         console.say(f"  {LAYOUT.folder}: {len(cut)} blobs were cut short; they are exported again")
-        own = _build(job, output, ledger)
+        own = _build_image(job, output, ledger)
     LAYOUT.name_only(own)
     index = LAYOUT.document(own)
     immutable, known = registry.immutable(repository, plan.immutable_tag, index, own)
@@ -408,7 +408,7 @@ def _load(job: _PublishJob, ledger: str) -> VerifiedImage:
     candidate = f"{where.repository}:unverified-{plan.id}"
     kind = "docker" if job.options.builder else "image"
     output = f"type={kind},name={candidate}" + (f",{COMPRESSION}" if kind == "image" else "")
-    digest = _build(job, output, ledger)
+    digest = _build_image(job, output, ledger)
     try:
         checks = _verify(job, candidate)
         _compare_packages(job, candidate)
@@ -458,7 +458,7 @@ def _audit(job: _PublishJob, image: str) -> str:
 
 
 @contextlib.contextmanager
-def _alone(console: Console) -> Iterator[None]:
+def _one_build_at_a_time(console: Console) -> Iterator[None]:
     """One build at a time per checkout: they share the OCI layout."""
     from filelock import FileLock, Timeout
 

@@ -101,7 +101,7 @@ def remove(
             # Its index goes first, and the tags with it: a run that ends here leaves no tag.
             parts = [part for part in image.manifests if part not in staying]
             going = [image.digest, *parts]
-            beside = [found for digest in going for found in _beside(repository, digest)]
+            beside = [found for digest in going for found in _beside_manifest(repository, digest)]
             # Who can write to the registry can have said that a kept image lies beside this one.
             for digest in dict.fromkeys(d for d in (*going, *beside) if d not in staying):
                 report(f"{digest[:19]}")
@@ -115,7 +115,11 @@ def remove(
                         remedy="look at the registry's log; run again",
                     )
         for image in kept:
-            lost = [t for t in image.tags or [image.digest] if not _names(repository, t, image)]
+            lost = [
+                t
+                for t in image.tags or [image.digest]
+                if not _tag_names_image(repository, t, image)
+            ]
             if lost:
                 raise RegistryError(
                     f"{repository}: {', '.join(lost)} no longer names {image.digest[:19]}",
@@ -125,12 +129,12 @@ def remove(
     return fates, count
 
 
-def _names(repository: str, tag: str, image: ListedImage) -> bool:
+def _tag_names_image(repository: str, tag: str, image: ListedImage) -> bool:
     found = registry.manifest(repository, tag)
     return found is not None and found.digest == image.digest
 
 
-def _beside(repository: str, digest: str) -> list[str]:
+def _beside_manifest(repository: str, digest: str) -> list[str]:
     """Digests of what is kept beside a manifest: records, SBOMs, and the signatures of all that."""
     kept = list(referrers.beside(repository, digest))
     tags = [referrers.tag(digest)]

@@ -132,9 +132,9 @@ def _check_kind(repository: str, chosen: Rollback, labels: list[dict[str, str]])
     Raises:
         TagError: release, GPU or variant differ.
     """
-    kinds = [_kind(entry) for entry in registry.image_labels(repository, chosen.before)]
+    kinds = [_target_kind(entry) for entry in registry.image_labels(repository, chosen.before)]
     own = {kind for kind in kinds if chosen.tag.startswith("-".join(kind) + "-")}
-    found = {_kind(entry) for entry in labels}
+    found = {_target_kind(entry) for entry in labels}
     if own and found != own:
         raise TagError(
             f"{repository}:{chosen.tag} is for {' '.join(min(own))};"
@@ -144,7 +144,7 @@ def _check_kind(repository: str, chosen: Rollback, labels: list[dict[str, str]])
         )
 
 
-def _kind(labels: dict[str, str]) -> tuple[str, str, str]:
+def _target_kind(labels: dict[str, str]) -> tuple[str, str, str]:
     release, arch, variant = (
         labels.get(f"io.fp4forge.{name}", "") for name in ("release", "arch", "variant")
     )

@@ -151,9 +151,9 @@ def quantise(plan: QuantisePlan, place: PythonPlace, console: Console) -> dict[s
     """
     asked = plan.asked
     partial = asked.output.with_name(asked.output.name + _PARTIAL)
-    lock = _alone(partial)
+    lock = _hold_partial(partial)
     try:
-        _same(partial, plan)
+        _check_same_job(partial, plan)
         _clear(partial)
         with (
             console.step("quantise") as step,
@@ -214,7 +214,7 @@ def _request(plan: QuantisePlan) -> dict[str, Any]:
     }
 
 
-def _alone(partial: Path) -> Any:
+def _hold_partial(partial: Path) -> Any:
     """Holds the folder.
 
     Raises:
@@ -234,7 +234,7 @@ def _alone(partial: Path) -> Any:
     return lock
 
 
-def _same(partial: Path, plan: QuantisePlan) -> None:
+def _check_same_job(partial: Path, plan: QuantisePlan) -> None:
     """Refuses to resume something else.
 
     Raises:
@@ -246,7 +246,7 @@ def _same(partial: Path, plan: QuantisePlan) -> None:
     if plan.release.formats[plan.asked.format].activations:
         with plan.asked.text.open("rb") as text:
             request["text"] = hashlib.file_digest(text, "sha256").hexdigest()
-    request["model"] = _identity(plan.source)
+    request["model"] = _model_fingerprint(plan.source)
     wanted, file = as_json(request), partial / ".state" / "request.json"
     if file.exists() and reading.text(file, UsageError) != wanted:
         raise UsageError(
@@ -257,7 +257,7 @@ def _same(partial: Path, plan: QuantisePlan) -> None:
     files.replace(file, wanted)
 
 
-def _identity(source: preconditions.SourceModel) -> str:
+def _model_fingerprint(source: preconditions.SourceModel) -> str:
     """A model's files, by name, size and time."""
     stats = [
         (path.name, path.stat().st_size, path.stat().st_mtime_ns)

@@ -58,7 +58,7 @@ def source(folder: Path, kept: Iterable[str], report: Progress) -> SourceModel:
             rule="a model is quantised whole",
             remedy="build.py checkpoint fetch resumes, and checks every hash",
         )
-    _plain(found)
+    _refuse_quantised(found)
     name = found.config.family
     if not name:
         raise CheckpointError(
@@ -81,7 +81,7 @@ def source(folder: Path, kept: Iterable[str], report: Progress) -> SourceModel:
     return SourceModel(found, name, size, int(expected))
 
 
-def _plain(found: Checkpoint) -> None:
+def _refuse_quantised(found: Checkpoint) -> None:
     """Refuses a checkpoint that is quantised.
 
     Raises:

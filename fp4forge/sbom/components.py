@@ -113,7 +113,7 @@ def assemble(found: Inventory, plan: Plan, table: SbomRules) -> list[SbomCompone
     tiers = ("python", "csrc") if plan.strategy == "source" else ("python",)
     applied = sorted(p.id for tier in tiers for p in series.for_variant(plan.variant, tier))
     allowed = wheel_hashes(plan)
-    every = {component.purl: component for component in _debs(found, table)}
+    every = {component.purl: component for component in _deb_components(found, table)}
     for wheel in found.wheels:
         name = canonical(wheel.name)
         made = SbomComponent(
@@ -170,7 +170,7 @@ def _licence(wheel: InstalledWheel) -> str:
     return " AND ".join(sorted(classified)) or " ".join(stated.split()[:6])
 
 
-def _debs(found: Inventory, table: SbomRules) -> Iterator[SbomComponent]:
+def _deb_components(found: Inventory, table: SbomRules) -> Iterator[SbomComponent]:
     system, number = found.os.get("ID", "linux"), found.os.get("VERSION_ID", "")
     long_term = ":LTS" if "LTS" in found.os.get("VERSION", "") else ""
     for deb in found.debs:

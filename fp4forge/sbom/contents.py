@@ -49,8 +49,17 @@ def read_running(client: Any, container: str, python: str, table: SbomRules) -> 
     where = f"container {container[:12]}"
     if engine.is_here() and os.geteuid() == 0 and Path(root, "usr").is_dir():
         return read_root(root, python, table, where)
-    line = ["docker", "exec", "--interactive", "--user=0", container, "python3", "-c", _source()]
-    return _run(line, "/", python, table, where)
+    line = [
+        "docker",
+        "exec",
+        "--interactive",
+        "--user=0",
+        container,
+        "python3",
+        "-c",
+        _inventory_source(),
+    ]
+    return _run_inventory(line, "/", python, table, where)
 
 
 def read_root(root: str, python: str, table: SbomRules, where: str) -> Inventory:
@@ -65,14 +74,16 @@ def read_root(root: str, python: str, table: SbomRules, where: str) -> Inventory
     Raises:
         VerifyError: the files cannot be read.
     """
-    return _run([sys.executable, "-c", _source()], root, python, table, where)
+    return _run_inventory([sys.executable, "-c", _inventory_source()], root, python, table, where)
 
 
-def _source() -> str:
+def _inventory_source() -> str:
     return Path(program.__file__).read_text(encoding="utf-8")
 
 
-def _run(line: list[str], root: str, python: str, table: SbomRules, where: str) -> Inventory:
+def _run_inventory(
+    line: list[str], root: str, python: str, table: SbomRules, where: str
+) -> Inventory:
     site = site_of(python)
     given = json.dumps([root, table.rules(site), table.sources(site)])
     try:

@@ -93,7 +93,7 @@ def cyclonedx(
     bom.metadata.tools.components.add(
         Entry(name="fp4forge", version=__version__, type=ComponentType.APPLICATION, bom_ref="tool")
     )
-    bom.register_dependency(image, [entry for entry in entries if not _inside(entry)])
+    bom.register_dependency(image, [entry for entry in entries if not _is_inside(entry)])
     by_ref = {entry.bom_ref.value: entry for entry in entries}
     for component in components:
         if component.inside:
@@ -102,7 +102,7 @@ def cyclonedx(
     return made.encode()
 
 
-def _inside(entry: Any) -> bool:
+def _is_inside(entry: Any) -> bool:
     return any(found.name == _PROPERTY + "inside" for found in entry.properties)
 
 
@@ -186,7 +186,7 @@ def spdx(
 
     from fp4forge.core.errors import VerifyError
 
-    model = _model()
+    model = _spdx_model()
     references: dict[str, Any] = {}
     image = "SPDXRef-image"
     packages = [
@@ -268,17 +268,17 @@ def spdx(
             f"the SPDX document has {len(wrong)} faults: {wrong[0].validation_message}",
             rule="SPDX 2.3",
         )
-    return _written(write_document_to_stream, document)
+    return _document_bytes(write_document_to_stream, document)
 
 
-def _model() -> Any:
+def _spdx_model() -> Any:
     """spdx-tools' types; their module exports them without saying so to type checkers."""
     import importlib
 
     return importlib.import_module("spdx_tools.spdx.model")
 
 
-def _written(write: Any, document: Any) -> bytes:
+def _document_bytes(write: Any, document: Any) -> bytes:
     import io
 
     text = io.StringIO()
@@ -289,8 +289,8 @@ def _written(write: Any, document: Any) -> bytes:
 def _declared(text: str, references: dict[str, Any]) -> Any:
     """A licence for SPDX; one that SPDX does not know becomes a reference with its name as text."""
     if not text:
-        return _model().SpdxNoAssertion()
-    model = _model()
+        return _spdx_model().SpdxNoAssertion()
+    model = _spdx_model()
     licensing = _licensing()
     if not expression(text):
         name = "LicenseRef-" + (re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")[:100] or "unknown")

@@ -54,17 +54,17 @@ class RootTree:
     def real(self, name: str) -> str:
         """A name with the links of its folders resolved, within the root; its own link stays."""
         folder, last = os.path.split(os.path.normpath(name))
-        return os.path.join(self._folder(folder) or "/", last)
+        return os.path.join(self._real_folder(folder) or "/", last)
 
-    def _folder(self, name: str, depth: int = 0) -> str:
+    def _real_folder(self, name: str, depth: int = 0) -> str:
         found = self._real.get(name)
         if found is None:
             parent, last = os.path.split(name)
-            found = f"{self._folder(parent, depth)}/{last}"
+            found = f"{self._real_folder(parent, depth)}/{last}"
             target = self.links.get(found)
             if target is not None and depth < 40:
                 where = os.path.normpath(os.path.join(os.path.dirname(found), target))
-                found = self._folder(where, depth + 1)
+                found = self._real_folder(where, depth + 1)
             self._real[name] = found
         return found
 
@@ -127,7 +127,9 @@ def run(root: str, rules: list[dict[str, str]], vendored: list[dict[str, str]]) 
         "rules": counts,
         "unowned": sorted(unowned),
         "empty": sorted(empty),
-        "vendored": {str(n): _version(tree, v) for n, v in enumerate(vendored) if _in(tree, v)},
+        "vendored": {
+            str(n): _package_version(tree, v) for n, v in enumerate(vendored) if _in(tree, v)
+        },
     }
 
 
@@ -135,7 +137,7 @@ def _in(tree: RootTree, source: dict[str, str]) -> bool:
     return tree.has(tree.real(source["path"])) or tree.real(source["path"]) in tree.folders
 
 
-def _version(tree: RootTree, source: dict[str, str]) -> str:
+def _package_version(tree: RootTree, source: dict[str, str]) -> str:
     if not source["file"]:
         return ""
     text = tree.text(os.path.join(source["path"], source["file"]))
@@ -144,7 +146,7 @@ def _version(tree: RootTree, source: dict[str, str]) -> str:
 
 def _belong(rule: dict[str, str], tree: RootTree, names: set[str], owned: set[str]) -> set[str]:
     if rule["kind"] == "bytecode":
-        return {name for name in names if _source(name) in owned}
+        return {name for name in names if _bytecode_source(name) in owned}
     if rule["kind"] == "alternatives":
         return names & _alternatives(tree)
     pattern = re.compile(rule["pattern"])
@@ -166,7 +168,7 @@ def _leads_to(tree: RootTree, name: str) -> set[str]:
     return set()
 
 
-def _source(name: str) -> str:
+def _bytecode_source(name: str) -> str:
     """The module that a file of bytecode was compiled from (PEP 3147)."""
     folder, last = os.path.split(name)
     if not last.endswith(".pyc") or os.path.basename(folder) != "__pycache__":

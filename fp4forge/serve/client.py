@@ -106,7 +106,7 @@ def key() -> str:
 def unreachable(url: str, timeout: float = 5.0) -> str:
     """Why /health does not answer; empty if it does."""
     try:
-        done = _ask("GET", url, "/health", timeout)
+        done = _ask_server("GET", url, "/health", timeout)
     except http.NoHttpAnswer as error:
         return str(error)
     if done.cut:
@@ -117,13 +117,15 @@ def unreachable(url: str, timeout: float = 5.0) -> str:
 def ahead(url: str) -> float | None:
     """Seconds that the server's clock is ahead of this one, by its Date; None if it has none."""
     try:
-        done = _ask("GET", url, "/health", SERVER_SECONDS)
+        done = _ask_server("GET", url, "/health", SERVER_SECONDS)
         return parsedate_to_datetime(done.headers.get("date", "")).timestamp() - time.time()
     except (http.NoHttpAnswer, ValueError, TypeError, OverflowError):
         return None
 
 
-def _ask(method: str, url: str, path: str, seconds: float, body: Any = None) -> http.HttpAnswer:
+def _ask_server(
+    method: str, url: str, path: str, seconds: float, body: Any = None
+) -> http.HttpAnswer:
     headers = {"Content-Type": "application/json"} if body else {}
     if given := key():
         headers["Authorization"] = f"Bearer {given}"
@@ -142,7 +144,7 @@ def _ask(method: str, url: str, path: str, seconds: float, body: Any = None) -> 
 def models(url: str) -> list[str]:
     """Names of the models that the server lists; empty if it lists none."""
     try:
-        done = _ask("GET", url, "/v1/models", SERVER_SECONDS)
+        done = _ask_server("GET", url, "/v1/models", SERVER_SECONDS)
         found = reading.json(done.content, _OpenAiModels, f"{url}/v1/models", ServingError)
     except (http.NoHttpAnswer, ServingError):
         return []
@@ -178,12 +180,12 @@ def chat(
     }
     start = time.monotonic()
     try:
-        done = _ask("POST", url, "/v1/chat/completions", timeout, body)
+        done = _ask_server("POST", url, "/v1/chat/completions", timeout, body)
     except http.NoHttpAnswer as error:
         return ChatAnswer(problem=str(error))
     if done.status != 200:
         return ChatAnswer(problem=f"HTTP {done.status}: {shown(_utf8(done.content), 200)}")
-    answer = _stream(done) if stream else _whole(done)
+    answer = _stream(done) if stream else _whole_completion(done)
     return replace(
         answer,
         text=answer.text[:ANSWER_CHARACTERS],
@@ -193,7 +195,7 @@ def chat(
     )
 
 
-def _whole(done: http.HttpAnswer) -> ChatAnswer:
+def _whole_completion(done: http.HttpAnswer) -> ChatAnswer:
     if done.cut:
         return ChatAnswer(problem=done.cut)
     try:

@@ -31,7 +31,7 @@ def available(kind: str, version: str) -> None:
         raise UsageError(
             f"--kv-cache-dtype {shown(kind, 60)}: vLLM {version} does not have it",
             rule="it has " + ", ".join(name for name in known.kv_cache_types if name in KV_BYTES),
-            remedy=_newer(kind),
+            remedy=_releases_with_cache(kind),
         )
     if kind not in KV_BYTES:
         raise UsageError(
@@ -59,7 +59,7 @@ def check(kind: str, version: str, gpus: Iterable[str], family: str) -> str:
     unknown = []
     for gpu in gpus:
         answer = backend_answers.find(version, gpu, family)
-        asked = [d for d in answer.of("attention") if _same(d.cache, kind)] if answer else []
+        asked = [d for d in answer.of("attention") if _same_cache(d.cache, kind)] if answer else []
         refused = next((decision for decision in asked if not decision.selected), None)
         if refused:
             reasons = ", ".join(f"{o.name}: {o.reason}" for o in refused.options if o.reason)
@@ -78,7 +78,7 @@ def check(kind: str, version: str, gpus: Iterable[str], family: str) -> str:
     return ""
 
 
-def _same(cache: str, kind: str) -> bool:
+def _same_cache(cache: str, kind: str) -> bool:
     return cache == _ASKED.get(kind, kind)
 
 
@@ -94,7 +94,7 @@ def _taken(answer: backend_answers.BackendAnswer) -> str:
     return "--kv-cache-dtype " + " or ".join(taken) if taken else ""
 
 
-def _newer(kind: str) -> str:
+def _releases_with_cache(kind: str) -> str:
     """The releases here that have a type."""
     having = [
         name

@@ -43,7 +43,7 @@ def flags(adapters: dict[str, Path], config: ModelConfig, split: GpuSplit) -> li
     """
     if not adapters:
         return []
-    ranks = [_rank(folder) for folder in adapters.values()]
+    ranks = [_lora_rank(folder) for folder in adapters.values()]
     experts = bool(config.text.experts)
     if experts and split.experts:
         raise UsageError(
@@ -84,7 +84,7 @@ def parse(words: tuple[str, ...]) -> dict[str, Path]:
     return found
 
 
-def _rank(folder: Path) -> int:
+def _lora_rank(folder: Path) -> int:
     found = reading.json_file(folder / "adapter_config.json", _Adapter, CheckpointError)
     if found.peft_type != "LORA":
         raise CheckpointError(

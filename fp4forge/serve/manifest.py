@@ -38,7 +38,7 @@ def _yaml(value: object) -> str:
     return json.dumps(str(value), ensure_ascii=False)
 
 
-def _compose(value: object) -> str:
+def _compose_scalar(value: object) -> str:
     """The same for compose files, which expand dollar signs."""
     return _yaml(value).replace("$", "$$")
 
@@ -49,7 +49,7 @@ def _unit(value: object) -> str:
     return '"' + text.replace("%", "%%").replace("$", "$$") + '"'
 
 
-def _mount(kind: str, source: str, target: str, *flags: str) -> str:
+def _mount_option(kind: str, source: str, target: str, *flags: str) -> str:
     """The value of ``docker run --mount``: one CSV record, so quotes and commas are quoted."""
     record = io.StringIO()
     fields = [f"type={kind}", f"source={source}", f"target={target}", *flags]
@@ -82,7 +82,7 @@ def render(server: ServerSettings, kind: str, **more: object) -> str:
     )
     environment.filters |= {
         "yaml": _yaml,
-        "compose": _compose,
+        "compose": _compose_scalar,
         "k8s": _kubernetes,
         "shell": lambda v: shlex.quote(str(v)),
         "unit": _unit,
@@ -100,8 +100,8 @@ def render(server: ServerSettings, kind: str, **more: object) -> str:
         cache=cache,
         binds=binds,
         mounts=[
-            *(_mount("bind", source, target, "readonly") for source, target in binds),
-            _mount("volume", cache, CACHE_DIR),
+            *(_mount_option("bind", source, target, "readonly") for source, target in binds),
+            _mount_option("volume", cache, CACHE_DIR),
         ],
         tmpfs=TMPFS,
         published=published(server.listen, server.port),

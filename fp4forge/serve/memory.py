@@ -229,16 +229,16 @@ def against_card(model: ModelSizes, found: MemoryFit) -> list[dict[str, Any]]:
     ours = {
         "weights": f"{model.weights / 1e9:.1f} GB",
         "kv_tokens": f"{found.tokens_reported / 1e3:.0f}K tokens",
-        "dense_bf16": _read(27e9 * 2),
-        "dense_nvfp4": _read(27e9 * 4.5 / 8),
-        "moe_nvfp4": _read(model.read_per_token()),
+        "dense_bf16": _read_rate(27e9 * 2),
+        "dense_nvfp4": _read_rate(27e9 * 4.5 / 8),
+        "moe_nvfp4": _read_rate(model.read_per_token()),
     }
     return [
         {"figure": name, "card": card, "ours": ours[name], "why": why} for name, card, why in CARD
     ]
 
 
-def _read(size: float) -> str:
+def _read_rate(size: float) -> str:
     return f"{size / 1e9:.1f} GB a token, {size * 50 / 1e9:,.0f} GB/s"
 
 

@@ -90,7 +90,7 @@ def describe(found: Checkpoint, kv_dtype: str = "fp8_e4m3") -> ModelSizes:
         CheckpointError: the configuration lacks what vLLM needs of it.
     """
     config, folder = found.config.complete, found.folder
-    _whole(found)
+    _check_whole(found)
     for problem in plausible.problems(found.config):
         raise CheckpointError(
             f"{shown(folder, 300)}/config.json contradicts itself: {problem}",
@@ -133,7 +133,7 @@ def _nvfp4(found: Checkpoint) -> bool:
     return bool(names.strip()) and "mxfp4" not in names
 
 
-def _whole(found: Checkpoint) -> None:
+def _check_whole(found: Checkpoint) -> None:
     """Refuses a checkpoint of which a part is not there: its size would be too small.
 
     Raises:

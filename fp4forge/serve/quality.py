@@ -75,7 +75,7 @@ class PromptVerdict:
         return "not judged" if self.passed is None else "ok" if self.passed else "wrong"
 
 
-def _words(text: str, *wanted: str) -> str:
+def _lacks_words(text: str, *wanted: str) -> str:
     missing = [word for word in wanted if word not in text.lower()]
     return f"it does not say {', '.join(missing)}" if missing else ""
 
@@ -93,7 +93,7 @@ def _cities(answer: ChatAnswer) -> str:
 def _photosynthesis(answer: ChatAnswer) -> str:
     text = answer.text.strip()
     sentences = len(re.findall(r"[.!?](?=\s+[A-Z]|$)", text))
-    problem = _words(text, "light") if "sun" not in text.lower() else ""
+    problem = _lacks_words(text, "light") if "sun" not in text.lower() else ""
     if not problem and not re.search(r"energy|sugar|glucose|oxygen|carbon", text.lower()):
         problem = "it names neither energy, sugar, oxygen nor carbon dioxide"
     return problem or ("" if sentences <= 1 else f"{sentences} sentences, one asked for")
@@ -102,7 +102,7 @@ def _photosynthesis(answer: ChatAnswer) -> str:
 def _reasoned(answer: ChatAnswer) -> str:
     if not answer.reasoning.strip():
         return "no reasoning apart from the answer: is --reasoning-parser set?"
-    return _words(answer.text, "391")
+    return _lacks_words(answer.text, "391")
 
 
 class _City(Struct, frozen=True):
@@ -153,8 +153,8 @@ _WEATHER = {
 }
 
 PROMPTS = (
-    CardPrompt("capital", client.PARIS, lambda a: _words(a.text, "paris")),
-    CardPrompt("product", "What is 17 * 23?", lambda a: _words(a.text, "391")),
+    CardPrompt("capital", client.PARIS, lambda a: _lacks_words(a.text, "paris")),
+    CardPrompt("product", "What is 17 * 23?", lambda a: _lacks_words(a.text, "391")),
     CardPrompt("haiku", "Write a haiku about the ocean.", _haiku),
     CardPrompt("cities", "Name three cities in Japan.", _cities),
     CardPrompt(
@@ -178,7 +178,10 @@ PROMPTS = (
         {"tools": [_WEATHER]},
     ),
     CardPrompt(
-        "vision", "What colour is this square? One word.", lambda a: _words(a.text, "red"), "vision"
+        "vision",
+        "What colour is this square? One word.",
+        lambda a: _lacks_words(a.text, "red"),
+        "vision",
     ),
 )
 

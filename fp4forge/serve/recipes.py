@@ -279,7 +279,7 @@ def apply(server: ServerSettings, chosen: RecipeSettings) -> ServerSettings:
         notes.append(f"the recipe asks for vLLM {chosen.asks_for}; this image has {server.version}")
     flags = {flag.name: flag for flag in server.flags}
     for flag in chosen.flags:
-        if reason := _refused(flag, server, known):
+        if reason := _why_not_taken(flag, server, known):
             notes.append(f"{flag.name} of the recipe is left out: {reason}")
         else:
             flags[flag.name] = flag
@@ -300,7 +300,7 @@ def apply(server: ServerSettings, chosen: RecipeSettings) -> ServerSettings:
     )
 
 
-def _refused(
+def _why_not_taken(
     flag: ServerSetting, server: ServerSettings, known: switches.KnownSwitches | None
 ) -> str:
     """Why a recipe's flag is not taken over; empty if it is."""
@@ -316,7 +316,7 @@ def _refused(
             return f"{flag.value} is more than the {ours} that were found to fit (--workload)"
         case "--max-num-seqs" | "--max-num-batched-tokens" if not flag.value.isdigit():
             return f"{flag.value!r} is not a number"
-        case "--gpu-memory-utilization" if not _share(flag.value):
+        case "--gpu-memory-utilization" if not _is_share(flag.value):
             return f"{flag.value!r} is not {SHARE_RULE}"
         case "--kv-cache-dtype" if known and flag.value not in known.kv_cache_types:
             return f"vLLM {server.version} lacks {flag.value}"
@@ -331,7 +331,7 @@ def _at_most(value: str, limit: str) -> bool:
     return value.isdigit() and (not limit or int(value) <= int(limit))
 
 
-def _share(value: str) -> bool:
+def _is_share(value: str) -> bool:
     try:
         return is_share(float(value))
     except ValueError:

@@ -81,9 +81,9 @@ def make(server: ServerSettings, kind: str, text: str, report: Progress) -> RunL
         raise RunLockError(
             f"{shown(server.image, 200)} is not an image by digest", rule="NAME@sha256:DIGEST"
         )
-    folders = {path: _folder(Path(path), report) for path in _mounted(server)}
+    folders = {path: _locked_folder(Path(path), report) for path in _mounted_folders(server)}
     by = f"fp4forge {fp4forge.__version__}"
-    return RunLock(VERSION, by, kind, _sha256(text), server.image, server, folders)
+    return RunLock(VERSION, by, kind, _text_sha256(text), server.image, server, folders)
 
 
 def text_of(lock: RunLock) -> str:
@@ -103,7 +103,7 @@ def read(path: Path) -> RunLock:
         raise RunLockError(
             f"{where} is a lock of version {found.version}", rule=f"this fp4forge reads {VERSION}"
         )
-    wrong = next((text for text in _texts(msgspec.to_builtins(found)) if steers(text)), None)
+    wrong = next((text for text in _texts_in(msgspec.to_builtins(found)) if steers(text)), None)
     if wrong is not None:
         raise RunLockError(f"{where} has a control character: {shown(wrong, 80)}")
     fields = (
@@ -111,7 +111,7 @@ def read(path: Path) -> RunLock:
         ("image", manifest.is_digest(found.image) and found.image == found.server.image),
         ("server.name", _NAME.fullmatch(found.server.name)),
         ("server.served_name", _SERVED.fullmatch(found.server.served_name)),
-        ("folders", found.folders.keys() == {*_mounted(found.server)}),
+        ("folders", found.folders.keys() == {*_mounted_folders(found.server)}),
     )
     for name, right in fields:
         if not right:
@@ -146,7 +146,7 @@ def reproduce(lock: RunLock, report: Progress) -> str:
             remedy="bring back what the lock names, or write a new lock with --lock",
         )
     text = manifest.render(lock.server, lock.kind)
-    if _sha256(text) != lock.manifest:
+    if _text_sha256(text) != lock.manifest:
         raise RunLockError(
             f"fp4forge {fp4forge.__version__} writes another manifest from this lock, which"
             f" {shown(lock.by, 80)} wrote",
@@ -159,7 +159,7 @@ def reproduce(lock: RunLock, report: Progress) -> str:
 def differences(path: Path, locked: LockedFolder, report: Progress) -> list[str]:
     """What a folder has that differs from its lock, a line each."""
     try:
-        found = _folder(path, report)
+        found = _locked_folder(path, report)
     except CheckpointError as error:
         return [error.message]
     lines = []
@@ -187,27 +187,27 @@ def _has(image: str) -> bool:
     return bool(named.host) and registry.manifest(named.repository, named.digest) is not None
 
 
-def _mounted(server: ServerSettings) -> list[str]:
+def _mounted_folders(server: ServerSettings) -> list[str]:
     """Folders that a server mounts, each once."""
     paths = [server.model, server.drafter, *server.adapters.values()]
     return list(dict.fromkeys(path for path in paths if path))
 
 
-def _folder(path: Path, report: Progress) -> LockedFolder:
+def _locked_folder(path: Path, report: Progress) -> LockedFolder:
     if not reading.is_folder(path):
         raise CheckpointError(
             f"{shown(path, 300)} is not a folder on this machine",
             rule="a lock hashes every file of the model, the drafter and the adapters",
             remedy="write the lock on the machine that serves",
         )
-    names = sorted(_files(path))
+    names = sorted(_folder_files(path))
     report(f"SHA-256 of {path.name}: {len(names)} files")
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:  # hashing does not hold the interpreter
         hashed = pool.map(lambda name: _file(path / name), names)
         return LockedFolder(_revision(path), dict(zip(names, hashed, strict=True)))
 
 
-def _files(path: Path) -> Iterator[str]:
+def _folder_files(path: Path) -> Iterator[str]:
     """Files of a folder by their path in it; what begins with a dot is a tool's, and left out."""
     count = 0
     # The hub's cache links its files; ENTRIES ends links that lead in a circle.
@@ -242,17 +242,17 @@ def _revision(path: Path) -> str:
     return noted.pop() if len(noted) == 1 and all(map(_COMMIT.fullmatch, noted)) else ""
 
 
-def _texts(value: object) -> Iterator[str]:
+def _texts_in(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
         for key, entry in value.items():
             yield str(key)
-            yield from _texts(entry)
+            yield from _texts_in(entry)
     elif isinstance(value, list | tuple):
         for entry in value:
-            yield from _texts(entry)
+            yield from _texts_in(entry)
 
 
-def _sha256(text: str) -> str:
+def _text_sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()

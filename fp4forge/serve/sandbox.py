@@ -75,7 +75,11 @@ def wrong_prime(text: str) -> str:
 
 def _function(text: str) -> tuple[str, str]:
     """The code in an answer and its function's name: from a fence, bare lines or a `span`."""
-    for candidate in (*_FENCE.findall(text), *_bare(text), *re.findall(r"`([^`\n]+)`", text)):
+    for candidate in (
+        *_FENCE.findall(text),
+        *_unfenced_code(text),
+        *re.findall(r"`([^`\n]+)`", text),
+    ):
         code = textwrap.dedent(candidate).strip()
         if not _DEFINITION.search(code):
             code = _BARE_LAMBDA.sub("is_prime = ", code, count=1)
@@ -85,7 +89,7 @@ def _function(text: str) -> tuple[str, str]:
     return "", ""
 
 
-def _bare(text: str) -> list[str]:
+def _unfenced_code(text: str) -> list[str]:
     """The runs of lines that look like Python in an answer without a fence."""
     runs = itertools.groupby(text.split("\n"), lambda line: bool(_CODE.match(line)))
     return ["\n".join(lines) for is_code, lines in runs if is_code]
@@ -149,12 +153,12 @@ def _judge(code: str, name: str, seconds: float) -> tuple[str, Any]:
             _wall_in(session.worker_pid, seconds)
             # Models assume that these are imported; and this shows that code runs at all.
             session.feed_run("import math\nfrom math import isqrt, sqrt")
-            return _verdict(session, code, name, seconds)
+            return _sandbox_verdict(session, code, name, seconds)
     except Exception as error:
-        return "not run", f"the sandbox does not start: {_line(error)}"
+        return "not run", f"the sandbox does not start: {_traceback_line(error)}"
 
 
-def _verdict(session: Any, code: str, name: str, seconds: float) -> tuple[str, Any]:
+def _sandbox_verdict(session: Any, code: str, name: str, seconds: float) -> tuple[str, Any]:
     import pydantic_monty as monty
 
     numbers = ", ".join(map(str, range(-2, 50)))
@@ -168,20 +172,20 @@ def _verdict(session: Any, code: str, name: str, seconds: float) -> tuple[str, A
     except monty.MontyCrashedError as error:
         if error.timed_out:
             return "wrong", f"it did not finish within {seconds:g} s"
-        return "not judged", f"the sandbox broke: {_line(error)}"
+        return "not judged", f"the sandbox broke: {_traceback_line(error)}"
     except monty.MontyError as error:
         if _lacks(error.exception(), code):
-            return "not judged", f"Monty may lack what it uses: {_line(error)}"
+            return "not judged", f"Monty may lack what it uses: {_traceback_line(error)}"
         if isinstance(error, monty.MontySyntaxError):
-            return "wrong", f"not Python: {_line(error)}"
+            return "wrong", f"not Python: {_traceback_line(error)}"
         if "time limit exceeded" in str(error):
             return "wrong", f"it did not finish within {seconds:g} s"
-        return "wrong", f"it fails: {_line(error)}"
+        return "wrong", f"it fails: {_traceback_line(error)}"
     wrong = sorted(PRIMES.symmetric_difference(found))
     return ("wrong", f"wrong for {', '.join(map(str, wrong))}") if wrong else ("right", "")
 
 
-def _line(error: Exception) -> str:
+def _traceback_line(error: Exception) -> str:
     # The code may choose the message: no line breaks, and nothing that steers a terminal.
     text = " ".join(str(error).split())[:200] or type(error).__name__
     return "".join(letter if letter.isprintable() else "?" for letter in text)
@@ -216,7 +220,7 @@ def _drop_privileges(seconds: float) -> None:
     Raises:
         OSError: the kernel refuses to rule setuid programs out; then no code runs.
     """
-    _limit(
+    _limit_process(
         os.getpid(),
         {
             resource.RLIMIT_AS: 2**30,
@@ -246,7 +250,7 @@ def _wall_in(worker: int | None, seconds: float) -> None:
     """
     if worker is None:
         raise OSError("Monty's worker has no process id")
-    _limit(
+    _limit_process(
         worker,
         {
             resource.RLIMIT_NOFILE: 0,
@@ -258,7 +262,7 @@ def _wall_in(worker: int | None, seconds: float) -> None:
     )
 
 
-def _limit(process: int, limits: dict[int, int]) -> None:
+def _limit_process(process: int, limits: dict[int, int]) -> None:
     for limit, value in limits.items():
         _, hard = resource.prlimit(process, limit)
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)

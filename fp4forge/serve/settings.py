@@ -163,10 +163,10 @@ def server(model: Path, image: str, wishes: ServerWishes) -> ServerSettings:
         CheckpointError: the folder's config.json cannot be read.
     """
     chosen = workload(wishes)
-    folder, served = _mounted(model, "--model"), _served(model, wishes)
+    folder, served = _mounted_path(model, "--model"), _served_name(model, wishes)
     read = os.path.lexists(model)
     config = configs.read(model) if read else configs.ModelConfig()
-    _key(wishes.key_file)
+    _check_key_file(wishes.key_file)
     if served in wishes.adapters:
         raise UsageError(
             f"--lora {served} has the model's own name in the API", rule="names differ"
@@ -178,12 +178,12 @@ def server(model: Path, image: str, wishes: ServerWishes) -> ServerSettings:
     length = min(chosen.max_model_len, limit) if limit else chosen.max_model_len
     flags = [ServerSetting("--served-model-name", served, "the model's name in the API")]
     flags += _quantisation(model, config, wishes.quantisation)
-    flags += _family(known, config, wishes, "flag")
+    flags += _family_settings(known, config, wishes, "flag")
     flags += [
         ServerSetting(
             "--kv-cache-dtype", wishes.kv_cache, _CACHES.get(wishes.kv_cache, "as asked for")
         ),
-        *_split(wishes.split, config),
+        *_parallel_flags(wishes.split, config),
         ServerSetting("--max-model-len", str(length), f"workload {chosen.name}: {chosen.card}"),
         ServerSetting("--max-num-seqs", str(chosen.max_num_seqs), f"workload {chosen.name}"),
     ]
@@ -220,22 +220,25 @@ def server(model: Path, image: str, wishes: ServerWishes) -> ServerSettings:
         name=re.sub("[^a-z0-9]+", "-", f"vllm-{served.lower()}")[:63].rstrip("-"),
         image=image,
         model=folder,
-        drafter=_mounted(wishes.drafter, "--draft") if wishes.drafter else "",
-        adapters={name: _mounted(path, "--lora") for name, path in wishes.adapters.items()},
+        drafter=_mounted_path(wishes.drafter, "--draft") if wishes.drafter else "",
+        adapters={name: _mounted_path(path, "--lora") for name, path in wishes.adapters.items()},
         served_name=served,
         family=name,
         gpus=wishes.split.gpus,
         listen=_listen_address(wishes.listen),
         port=wishes.port,
-        key_file=_mounted(wishes.key_file, "--api-key-file") if wishes.key_file else "",
+        key_file=_mounted_path(wishes.key_file, "--api-key-file") if wishes.key_file else "",
         version=wishes.version,
         workload=chosen,
         flags=tuple({flag.name: flag for flag in flags}.values()),  # the last of a name counts
-        environment=(*_environment(wishes), *_family(known, config, wishes, "variable")),
-        notes=(*_notes(known, name, wishes, read), *([cache] if cache else [])),
+        environment=(
+            *_server_environment(wishes),
+            *_family_settings(known, config, wishes, "variable"),
+        ),
+        notes=(*_manifest_notes(known, name, wishes, read), *([cache] if cache else [])),
         start_minutes=START_MINUTES,
         shm_gb=SHM_GB,
-        memory_gb=_memory(wishes.gpus),
+        memory_gb=_host_memory(wishes.gpus),
         pids=PIDS,
     )
 
@@ -254,7 +257,7 @@ def workload(wishes: ServerWishes) -> Workload:
     return WORKLOADS[wishes.workload]
 
 
-def _mounted(path: Path, flag: str) -> str:
+def _mounted_path(path: Path, flag: str) -> str:
     """A path of the host as it is mounted."""
     absolute = str(path.absolute())
     if steers(absolute):
@@ -266,7 +269,7 @@ def _mounted(path: Path, flag: str) -> str:
     return absolute
 
 
-def _served(model: Path, wishes: ServerWishes) -> str:
+def _served_name(model: Path, wishes: ServerWishes) -> str:
     served = wishes.served_name or model.absolute().name
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", served):
         raise UsageError(
@@ -277,7 +280,7 @@ def _served(model: Path, wishes: ServerWishes) -> str:
     return served
 
 
-def _key(file: Path | None) -> None:
+def _check_key_file(file: Path | None) -> None:
     """Refuses a key's file that holds none; one that is on another host cannot be seen here."""
     if file and os.path.lexists(file):
         words = reading.text(file, UsageError, INPUT_BYTES, "--api-key-file").split()
@@ -320,7 +323,7 @@ def _quantisation(
     return [ServerSetting("--quantization", "modelopt", why)]
 
 
-def _family(
+def _family_settings(
     known: family.Family, config: configs.ModelConfig, wishes: ServerWishes, kind: str
 ) -> list[ServerSetting]:
     """The flags or variables that a family needs in that release, on these GPUs."""
@@ -336,7 +339,7 @@ def _family(
     ]
 
 
-def _split(split: GpuSplit, config: configs.ModelConfig) -> list[ServerSetting]:
+def _parallel_flags(split: GpuSplit, config: configs.ModelConfig) -> list[ServerSetting]:
     if split == ONE:
         return [ServerSetting("--tensor-parallel-size", "1", "the model is on one GPU")]
     ways = str(split.tensor)
@@ -369,7 +372,7 @@ def _parsers(known: family.Family, version: str) -> list[ServerSetting]:
     return out
 
 
-def _environment(wishes: ServerWishes) -> list[ServerSetting]:
+def _server_environment(wishes: ServerWishes) -> list[ServerSetting]:
     out = [
         ServerSetting(
             "PYTORCH_CUDA_ALLOC_CONF",
@@ -397,13 +400,15 @@ def published(listen: str, port: int) -> str:
     return f"[{listen}]:{port}" if ":" in listen else f"{listen}:{port}"
 
 
-def _memory(gpus: tuple[str, ...]) -> int:
+def _host_memory(gpus: tuple[str, ...]) -> int:
     """GiB of host memory that the container may use."""
     unified = [p.memory_mib // 1024 for p in PRODUCTS.values() if p.gpu in gpus and p.unified]
     return max([HOST_GB, *unified])
 
 
-def _notes(known: family.Family, name: str, wishes: ServerWishes, read: bool) -> Iterator[str]:
+def _manifest_notes(
+    known: family.Family, name: str, wishes: ServerWishes, read: bool
+) -> Iterator[str]:
     """What a reader of the manifest should know."""
     if not read:
         yield "the model's folder is not on this machine: its family and its size were not checked"

@@ -58,7 +58,7 @@ def flags(
     if mode not in family.SPECULATIVE:
         rule = "one of " + ", ".join(family.SPECULATIVE)
         raise UsageError(f"--speculative {mode!r} is not known", rule=rule)
-    said = _said(config, mode, version)
+    said = _family_mode(config, mode, version)
     chosen: dict[str, object] = {"method": said.method or mode}
     needs = said.drafter == "separate"
     if needs != (drafter is not None):
@@ -72,7 +72,7 @@ def flags(
     experts = config.text.experts
     if drafter is not None:
         draft = configs.read(drafter)
-        _check(config, draft, model, drafter, mode)
+        _check_drafter(config, draft, model, drafter, mode)
         chosen["model"] = DRAFT_DIR
         experts = draft.text.experts
     chosen["num_speculative_tokens"] = said.tokens
@@ -86,7 +86,7 @@ def flags(
     return [ServerSetting(FLAG, json.dumps(chosen), said.why)]
 
 
-def _said(config: ModelConfig, mode: str, version: str) -> FamilySpeculation:
+def _family_mode(config: ModelConfig, mode: str, version: str) -> FamilySpeculation:
     name = config.family
     known = family.get(name)
     for said in known.speculative:
@@ -123,7 +123,9 @@ def _has_drafter(model: Path, config: ModelConfig) -> None:
         )
 
 
-def _check(config: ModelConfig, draft: ModelConfig, model: Path, drafter: Path, mode: str) -> None:
+def _check_drafter(
+    config: ModelConfig, draft: ModelConfig, model: Path, drafter: Path, mode: str
+) -> None:
     """A drafter's kind, and its sizes against its target's."""
     names = " ".join(draft.architectures or ())
     if mode.lower() not in names.lower():

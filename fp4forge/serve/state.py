@@ -96,10 +96,14 @@ def layers(config: ModelConfig, folder: Path, kv_dtype: str) -> tuple[LayerGroup
             f"{shown(folder, 300)}/config.json: no layer keeps a state",
             rule="a language model has layers with attention or a recurrent state",
         )
-    return tuple(_one(text, kind, count, folder, kv_dtype) for kind, count in counted.items())
+    return tuple(
+        _group_of_kind(text, kind, count, folder, kv_dtype) for kind, count in counted.items()
+    )
 
 
-def _one(text: TextConfig, kind: str, count: int, folder: Path, kv_dtype: str) -> LayerGroup:
+def _group_of_kind(
+    text: TextConfig, kind: str, count: int, folder: Path, kv_dtype: str
+) -> LayerGroup:
     element = KV_BYTES[kv_dtype]
     if kind == "latent":
         if element < 1:
@@ -115,7 +119,7 @@ def _one(text: TextConfig, kind: str, count: int, folder: Path, kv_dtype: str) -
             size += text.index_head_dim + -(-text.index_head_dim // _INDEX_BLOCK) * 4
         return LayerGroup(count, size, None, kind=kind)
     if kind in _SSM_DEFAULT:
-        return LayerGroup(count, 0, None, _fixed(text, kind, folder), kind=kind)
+        return LayerGroup(count, 0, None, _state_bytes(text, kind, folder), kind=kind)
     heads = need(folder, "num_attention_heads", text.num_attention_heads)
     width = text.head_dim or need(
         folder, "head_dim", need(folder, "hidden_size", text.hidden_size) // heads
@@ -140,7 +144,7 @@ def _both(heads: int, width: int, element: float) -> int:
     return 2 * heads * row
 
 
-def _fixed(text: TextConfig, kind: str, folder: Path) -> int:
+def _state_bytes(text: TextConfig, kind: str, folder: Path) -> int:
     """Bytes of the convolution's state and of the recurrent state of one sequence."""
     if kind == "mamba2":
         heads = need(folder, "mamba_num_heads", text.mamba_num_heads)

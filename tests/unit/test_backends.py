@@ -321,8 +321,8 @@ def test_without_an_image_or_registry_the_remedy_names_both(
 
 def test_an_image_of_another_release_is_refused() -> None:
     with pytest.raises(UsageError, match=r"has vLLM 0\.20\.2, and release 0\.19\.1 has 0\.19\.1"):
-        command._check_version("0.19.1", "0.20.2", "an-image")
-    command._check_version("0.20.2", "0.20.2", "an-image")
+        command._check_image_version("0.19.1", "0.20.2", "an-image")
+    command._check_image_version("0.20.2", "0.20.2", "an-image")
 
 
 def test_kept_answers_are_shown_with_what_forces_them(folder: Path) -> None:

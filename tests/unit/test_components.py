@@ -174,7 +174,11 @@ def test_a_second_build_says_that_it_waits(
 
     def held() -> AbstractContextManager[None]:
         engine = where == "engine"
-        return running.alone_on_engine(tmp_path) if engine else pipeline._alone(Console())
+        return (
+            running.alone_on_engine(tmp_path)
+            if engine
+            else pipeline._one_build_at_a_time(Console())
+        )
 
     def build() -> None:
         with held():

@@ -302,13 +302,13 @@ def test_indexes_that_name_each_other(tmp_path: Path) -> None:
     for name, other in zip(names, reversed(names), strict=True):
         layout.path(name).parent.mkdir(parents=True, exist_ok=True)
         layout.path(name).write_text(f'{{"manifests": [{{"digest": "{other}"}}]}}')
-    bundle._complete(layout, names[0], "x")  # each is there, and is looked at once
+    bundle._check_blobs(layout, names[0], "x")  # each is there, and is looked at once
     chain = [f"sha256:{number:064x}" for number in range(limits.INDEX_DEPTH + 2)]
     for name, other in itertools.pairwise(chain):
         layout.path(name).write_text(f'{{"manifests": [{{"digest": "{other}"}}]}}')
     layout.path(chain[-1]).write_text("{}")
     with pytest.raises(ArtefactError, match="name each other"):
-        bundle._complete(layout, chain[0], "x")
+        bundle._check_blobs(layout, chain[0], "x")
 
 
 # Addresses

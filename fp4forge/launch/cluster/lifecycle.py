@@ -88,19 +88,19 @@ def load(name: str | None) -> Cluster:
     return reading.record(FOLDER / str(chosen) / _FILE, Cluster, ServingError)
 
 
-def _place(cluster: Cluster, host: ClusterHost) -> str:
+def _cluster_folder(cluster: Cluster, host: ClusterHost) -> str:
     """A machine's folder, from the home folder, which the machines may share."""
     return f"{REMOTE}/{cluster.name}/{cluster.hosts.index(host.address)}"
 
 
-def _compose(cluster: Cluster, host: ClusterHost, *words: str) -> list[str]:
+def _compose_line(cluster: Cluster, host: ClusterHost, *words: str) -> list[str]:
     """A command line for a machine: Compose as a plugin or as a program of its own."""
     script = (
         'cd "$HOME/$1" || exit 1; shift; name=$1; shift\n'
         'if docker compose version >/dev/null 2>&1; then set -- docker compose -p "$name" "$@"\n'
         'else set -- docker-compose -p "$name" "$@"; fi\nexec "$@"'
     )
-    return ["sh", "-c", script, "sh", _place(cluster, host), cluster.name, *words]
+    return ["sh", "-c", script, "sh", _cluster_folder(cluster, host), cluster.name, *words]
 
 
 def write(cluster: Cluster, texts: list[str], override: str = "") -> None:
@@ -111,7 +111,7 @@ def write(cluster: Cluster, texts: list[str], override: str = "") -> None:
     """
     for host, text in zip(cluster.machines, texts, strict=True):
         home = host.ask("sh", "-c", 'printf %s "$HOME"').strip()
-        folder = f"{home}/{_place(cluster, host)}"
+        folder = f"{home}/{_cluster_folder(cluster, host)}"
         host.write(f"{folder}/compose.yaml", text)
         if override:
             host.write(f"{folder}/compose.override.yaml", override)
@@ -130,7 +130,7 @@ def start(cluster: Cluster, report: Progress) -> None:
         for host in reversed(cluster.machines):
             report(f"{host.address}: docker compose up")
             started.append(host)
-            words = _compose(cluster, host, "up", "--detach", "--force-recreate")
+            words = _compose_line(cluster, host, "up", "--detach", "--force-recreate")
             host.ask(*words, seconds=COPY_SILENCE_SECONDS, what="docker compose up")
     except TransferError:
         _down(cluster, started)
@@ -138,7 +138,7 @@ def start(cluster: Cluster, report: Progress) -> None:
 
 
 def _down(cluster: Cluster, machines: list[ClusterHost]) -> None:
-    each(machines, lambda host: host.run(*_compose(cluster, host, "down"), seconds=300))
+    each(machines, lambda host: host.run(*_compose_line(cluster, host, "down"), seconds=300))
 
 
 def stop(cluster: Cluster) -> None:

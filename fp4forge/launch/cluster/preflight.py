@@ -74,16 +74,16 @@ def judge(
     items = [
         item
         for host, one in zip(hosts, found, strict=True)
-        for item in _alone(host.address, one, wanted)
+        for item in _preflight_of_host(host.address, one, wanted)
     ]
     names = [host.address for host in hosts]
     items += _alike(
-        names, "GPU and driver", [_gpu(one) for one in found], "install the same driver"
+        names, "GPU and driver", [_gpu_seen(one) for one in found], "install the same driver"
     )
     items += _alike(
         names,
         "model's files",
-        [_model(one) for one in found],
+        [_model_seen(one) for one in found],
         f"copy the model again: rsync -a --checksum {wanted.model}/ HOST:{wanted.model}/",
     )
     items += _alike(
@@ -115,7 +115,7 @@ def judge(
     return items
 
 
-def _alone(name: str, one: ProbedHost, wanted: ClusterNeeds) -> Iterator[PreflightItem]:
+def _preflight_of_host(name: str, one: ProbedHost, wanted: ClusterNeeds) -> Iterator[PreflightItem]:
     yield PreflightItem(
         "engine", name, one.docker or "none", "" if one.docker else "install Docker"
     )
@@ -179,11 +179,11 @@ def _alone(name: str, one: ProbedHost, wanted: ClusterNeeds) -> Iterator[Preflig
     )
 
 
-def _gpu(one: ProbedHost) -> str:
+def _gpu_seen(one: ProbedHost) -> str:
     return ", ".join(f"{gpu.name} {gpu.driver}" for gpu in smi.gpus(one.gpus)) or "none"
 
 
-def _model(one: ProbedHost) -> str:
+def _model_seen(one: ProbedHost) -> str:
     total = sum(size for size, _ in one.model.values())
     listed = json.dumps(sorted((name, *value) for name, value in one.model.items()))
     mark = hashlib.sha256(listed.encode()).hexdigest()[:8]
