@@ -110,6 +110,17 @@ class UnquantisedModules(FamilyStatement, frozen=True, kw_only=True, forbid_unkn
     ]
 
 
+class FamilyExample(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A published model of the family: its configuration, and what its layers keep."""
+
+    config: Annotated[
+        dict[str, Any],
+        Meta(description="config.json, cut down to what sizes, layers and routing need"),
+    ]
+    token_bytes: Annotated[int, Meta(ge=0, description="KV cache of a token in FP8")]
+    state_mb: Annotated[float, Meta(ge=0, description="fixed state of a sequence, MB")] = 0.0
+
+
 # What Hugging Face's configurations call the kinds.
 _KINDS = {
     "full_attention": "full",
@@ -151,6 +162,10 @@ class Family(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     match: Annotated[
         dict[str, int], Meta(description="sizes of the configuration that only this family has")
     ] = {}
+    examples: Annotated[
+        dict[str, FamilyExample],
+        Meta(min_length=1, description="published models by name; the tests size each"),
+    ]
     names: Annotated[
         str, Meta(description="regular expression of the names that its checkpoints usually have")
     ] = ""
@@ -187,7 +202,7 @@ class Family(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 FORMAT = InputFormat(Family, "family", ReleaseError)
 # What is said of a model that no file covers: nothing.
-UNKNOWN = Family(title="unknown", model_types=())
+UNKNOWN = Family(title="unknown", model_types=(), examples={})
 # Tensors of multimodal parts, of a family whose file does not say.
 MODULES = "(vision|visual|image|audio|multi_modal_projector|mm_projector)"
 
@@ -200,6 +215,17 @@ def table() -> dict[str, Family]:
         ReleaseError: a file cannot be read, or is malformed.
     """
     return {path.stem: load(path) for path in sorted(FAMILIES.glob("*.yaml"))}
+
+
+def examples() -> dict[str, FamilyExample]:
+    """The published models of every family by their names.
+
+    Raises:
+        ReleaseError: as ``table``.
+    """
+    return {
+        name: one for family in table().values() for name, one in sorted(family.examples.items())
+    }
 
 
 def load(path: Path) -> Family:

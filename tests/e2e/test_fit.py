@@ -10,19 +10,21 @@ import msgspec
 import pytest
 
 from fp4forge.checkpoint.config import ModelConfig
+from fp4forge.models import family
 from fp4forge.serve import state
 from tests.e2e.conftest import ROOT, shell
 
 PROGRAMS = Path(__file__).parent / "programs"
-FILE = ROOT / "models/configs.json"
-CONFIGS: dict[str, Any] = json.loads(FILE.read_text())
+CONFIGS = {name: one.config for name, one in family.examples().items()}
 # FlashMLA's packed FP8 layout, which vLLM chooses on some GPUs, is larger than what Triton keeps.
 ABOVE = ("deepseek-v3.2",)
 
 
 @pytest.fixture(scope="module")
-def made(image: str) -> dict[str, Any]:
-    mounts = {PROGRAMS: "/p", ROOT / "tests/image/proofs": "/proofs", FILE: "/configs.json"}
+def made(image: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    file = tmp_path_factory.mktemp("fit") / "configs.json"
+    file.write_text(json.dumps(CONFIGS))
+    mounts = {PROGRAMS: "/p", ROOT / "tests/image/proofs": "/proofs", file: "/configs.json"}
     volumes = [f"--volume={source}:{target}:ro" for source, target in mounts.items()]
     flags = ["--rm", "--network=none", "--env=PYTHONPATH=/proofs", "--entrypoint=python3"]
     line = [image, "/p/layers.py", "/configs.json"]

@@ -13,7 +13,6 @@ import pytest
 from fp4forge.checkpoint.config import ModelConfig
 from fp4forge.core import paths
 from fp4forge.core.errors import CheckpointError, FitError, ReleaseError, UsageError
-from fp4forge.core.paths import MODELS
 from fp4forge.kernels.gpus import PRODUCTS, product
 from fp4forge.models import family
 from fp4forge.serve import lora, manifest, memory, placing, settings, split, state
@@ -22,7 +21,8 @@ from fp4forge.serve.setting import ServerSetting
 from fp4forge.serve.split import GpuSplit
 from tests.checkpoints import TINY, gemma4, write
 
-CONFIGS: dict[str, Any] = json.loads((MODELS / "configs.json").read_text())
+EXAMPLES = family.examples()
+CONFIGS: dict[str, Any] = {name: one.config for name, one in EXAMPLES.items()}
 IMAGE = "127.0.0.1:5000/fp4forge/vllm@sha256:" + "a" * 64
 
 
@@ -32,41 +32,22 @@ def layers(name: str, **changes: Any) -> tuple[state.LayerGroup, ...]:
     return state.layers(msgspec.convert(given, ModelConfig), Path(name), "fp8_e4m3")
 
 
-# Family, KV bytes of a token in FP8, and MB of a sequence's fixed state, from the shapes that the
-# models are published with; tests/e2e/test_fit.py asks vLLM's own code for the same figures.
-FIGURES = {
-    "qwen3.6-27b": ("qwen3_next", 16 * 2 * 4 * 256, 153.944),
-    "qwen3.6-35b-a3b": ("qwen3_next", 10 * 2 * 2 * 256, 64.389),
-    "qwen3-next-80b-a3b": ("qwen3_next", 12 * 2 * 2 * 256, 39.518),
-    "qwen3-30b-a3b": ("qwen3", 48 * 2 * 4 * 128, 0),
-    "nemotron-3-nano-30b-a3b": ("nemotron_h", 6 * 2 * 2 * 128, 49.082),
-    "gpt-oss-120b": ("gpt_oss", 36 * 2 * 8 * 64, 0),
-    "deepseek-v3": ("deepseek", 61 * 576, 0),
-    "deepseek-v3.2": ("deepseek", 61 * (656 + 132), 0),
-    "kimi-k2": ("kimi", 61 * 576, 0),
-    "glm-4.7-flash": ("glm_mla", 47 * 576, 0),
-    "glm-4.6": ("glm", 92 * 2 * 8 * 128, 0),
-    "minimax-m2": ("minimax_m2", 62 * 2 * 8 * 128, 0),
-    "llama-3.3-70b": ("llama3", 80 * 2 * 8 * 128, 0),
-    "llama-4-scout": ("llama4", 48 * 2 * 8 * 128, 0),
-    "mistral-small-3.2-24b": ("mistral", 40 * 2 * 8 * 128, 0),
-    "gemma-4-26b-a4b": ("gemma4", 25 * 2 * 8 * 256 + 5 * 2 * 2 * 512, 0),
-    "gemma-4-31b": ("gemma4", 50 * 2 * 16 * 256 + 10 * 2 * 4 * 512, 0),
-}
-
-
-def test_every_family_has_a_model_among_these() -> None:
-    assert {covering for covering, _, _ in FIGURES.values()} == set(family.table())
-
-
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_a_models_state(name: str) -> None:
-    covering, token, fixed = FIGURES[name]
-    assert msgspec.convert(CONFIGS[name], ModelConfig).family == covering
+    """The family's file has the figures, from the shapes that the model is published with.
+
+    tests/e2e/test_fit.py asks vLLM's own code for them.
+    """
+    covering = msgspec.convert(CONFIGS[name], ModelConfig).family
+    assert name in family.get(covering).examples
     found = layers(name)
-    assert sum(kind.count * kind.token_bytes for kind in found) == token
+    assert sum(kind.count * kind.token_bytes for kind in found) == EXAMPLES[name].token_bytes
     megabytes = sum(kind.count * kind.state_bytes for kind in found) / 1e6
-    assert megabytes == pytest.approx(fixed, abs=0.001)
+    assert megabytes == pytest.approx(EXAMPLES[name].state_mb, abs=0.001)
+
+
+def test_no_two_families_have_an_example_of_one_name() -> None:
+    assert len(EXAMPLES) == sum(len(one.examples) for one in family.table().values())
 
 
 def test_what_transformers_leaves_out_is_supplied() -> None:

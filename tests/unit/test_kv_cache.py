@@ -12,12 +12,11 @@ import pytest
 
 from fp4forge.checkpoint.config import ModelConfig
 from fp4forge.core.errors import UsageError
-from fp4forge.core.paths import MODELS
-from fp4forge.models import backend_answers
+from fp4forge.models import backend_answers, family
 from fp4forge.serve import kv_cache, recipes, settings, state
 from fp4forge.serve.setting import ServerSetting
 
-CONFIGS: dict[str, Any] = json.loads((MODELS / "configs.json").read_text())
+CONFIGS: dict[str, Any] = {name: one.config for name, one in family.examples().items()}
 IMAGE = "127.0.0.1:5000/fp4forge/vllm@sha256:" + "a" * 64
 
 

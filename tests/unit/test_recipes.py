@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from fp4forge.core import paths
 from fp4forge.core.errors import ReleaseError, UsageError
 from fp4forge.inputs import release, switches
 from fp4forge.maintain import read_switches as extracting
@@ -50,7 +49,7 @@ def test_what_this_image_cannot_do_is_left_out_and_said(tmp_path: Path) -> None:
     assert "verified of dgx_spark_gb10" in said
 
 
-HYBRID = json.loads((paths.MODELS / "configs.json").read_text())["qwen3.6-35b-a3b"]
+HYBRID = family.examples()["qwen3.6-35b-a3b"].config
 
 
 def test_features_and_their_modes(tmp_path: Path) -> None:

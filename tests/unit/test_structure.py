@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import pytest
 from fp4forge.checkpoint import config as configs
 from fp4forge.checkpoint import inspect, kinds, plausible, structure
 from fp4forge.core.errors import CheckpointError, ReleaseError
-from fp4forge.core.paths import MODELS
 from fp4forge.inputs.release import names
 from fp4forge.models import family
 from fp4forge.models import tensor_layouts as layouts
@@ -20,6 +20,7 @@ from fp4forge.serve import model_sizes
 from tests.checkpoints import Tensors, linear, norms, packed, plain, publish, write_file
 
 NEWEST = names()[-1]
+PUBLISHED = {name: one.config for name, one in family.examples().items()}
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -61,7 +62,7 @@ SMALL = {"hidden_size": 64, "vocab_size": 96, "intermediate_size": 96, "moe_inte
 
 def whole(name: str, **changes: Any) -> tuple[Tensors, dict[str, Any]]:
     """A published configuration made small, and a checkpoint with all that its family has."""
-    given = json.loads((MODELS / "configs.json").read_text())[name]
+    given = deepcopy(PUBLISHED[name])
     text = given.get("text_config", given)
     text.update({key: value for key, value in SMALL.items() if key in text})
     for key in ("num_experts", "n_routed_experts", "num_local_experts"):
@@ -95,9 +96,6 @@ def whole(name: str, **changes: Any) -> tuple[Tensors, dict[str, Any]]:
     if full.experts and not any(".experts." in part for part in out):  # in one tensor
         out |= {f"{root}layers.{n}.mlp.experts.down_proj": EXPERTS for n in range(count)}
     return out, given
-
-
-PUBLISHED = json.loads((MODELS / "configs.json").read_text())
 
 
 @pytest.mark.parametrize("name", [n for n in PUBLISHED if n != "llama-3.3-70b"])
