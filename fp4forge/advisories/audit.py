@@ -88,7 +88,7 @@ def run(
             if part is not None:
                 hits.append((component, record, part))
     newer = _newer_releases(contents.release)
-    found = [_finding(group, verdicts, newer, today) for group in _by_vulnerability(hits)]
+    found = [_vulnerability(group, verdicts, newer, today) for group in _by_vulnerability(hits)]
     found.sort(key=lambda f: (_ORDER.index(f.severity), f.explained, f.id))
     return AuditReport(contents.release, database.name, len(contents.components), tuple(found))
 
@@ -121,11 +121,11 @@ def demand(report: AuditReport, allowed: tuple[str, ...] = (), complete: bool = 
             + "\n".join(f"  {line(finding)}" for finding in left),
             rule="critical and high ones, and those of unknown severity, need a verdict that says"
             " not_affected or fixed and has not expired (releases/vex)",
-            remedy=_remedy(left),
+            remedy=_audit_remedy(left),
         )
 
 
-def _remedy(left: list[Vulnerability]) -> str:
+def _audit_remedy(left: list[Vulnerability]) -> str:
     better = set.intersection(*({*finding.releases} for finding in left))
     newest = max(better, key=release.names().index) if better else ""
     start = f"--release {newest} is in none of them; " if newest else ""
@@ -171,7 +171,7 @@ def _by_vulnerability(
     return [members for _, members in groups]
 
 
-def _finding(
+def _vulnerability(
     group: list[tuple[OsvPackage, Advisory, AffectedPackage]],
     verdicts: tuple[VexVerdict, ...],
     newer: dict[str, tuple[OsvPackage, ...]],

@@ -191,7 +191,7 @@ def _in_range(found: _Range, component: OsvPackage, identifier: str) -> bool:
         if limits and not any(limit == "*" or own < key(limit) for limit in limits):
             return False
         affected = False
-        for event in sorted(found.events, key=lambda e: _order(e, key)):
+        for event in sorted(found.events, key=lambda e: _event_order(e, key)):
             if event.introduced is not None and (
                 event.introduced == "0" or own >= key(event.introduced)
             ):
@@ -209,7 +209,7 @@ def _in_range(found: _Range, component: OsvPackage, identifier: str) -> bool:
     return affected
 
 
-def _order(event: RangeEvent, key: Callable[[str], Any]) -> tuple[bool, Any]:
+def _event_order(event: RangeEvent, key: Callable[[str], Any]) -> tuple[bool, Any]:
     version = event.introduced or event.fixed or event.last_affected or "0"
     return (version != "0", key(version))
 
@@ -237,9 +237,9 @@ def severity(records: list[Advisory], parts: list[AffectedPackage]) -> tuple[str
     """
     given = [entry for part in parts for entry in part.severity]
     given = given or [entry for record in records for entry in record.severity]
-    scores = [score for entry in given if (score := _score(entry)) is not None]
+    scores = [score for entry in given if (score := _cvss_score(entry)) is not None]
     if scores:
-        return _level(max(scores)), max(scores)
+        return _cvss_level(max(scores)), max(scores)
     words = [str((record.database_specific or {}).get("severity", "")) for record in records]
     words += [str((part.ecosystem_specific or {}).get("urgency", "")) for part in parts]
     known = [_WORDS.get(word.lower(), word.lower()) for word in words]
@@ -247,7 +247,7 @@ def severity(records: list[Advisory], parts: list[AffectedPackage]) -> tuple[str
     return (LEVELS[max(levels)] if levels else UNKNOWN), None
 
 
-def _score(entry: _Severity) -> float | None:
+def _cvss_score(entry: _Severity) -> float | None:
     """A CVSS vector's base score; None for other kinds, and for vectors that are none."""
     from cvss import CVSS2, CVSS3, CVSS4, CVSSError
 
@@ -260,7 +260,7 @@ def _score(entry: _Severity) -> float | None:
         return None
 
 
-def _level(score: float) -> str:
+def _cvss_level(score: float) -> str:
     """CVSS's qualitative scale (CVSS v3.1, section 5; v4.0, section 6)."""
     bounds = ((9.0, "critical"), (7.0, "high"), (4.0, "medium"), (0.1, "low"))
     return next((name for bound, name in bounds if score >= bound), "none")

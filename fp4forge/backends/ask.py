@@ -71,7 +71,7 @@ def ask(
             rule="the release's own vLLM is asked, in its image",
             remedy="--image names another one; --kept shows the answers in releases/backends",
         ) from None
-    with engine.container(client, image, _platform(client, image)) as container:
+    with engine.container(client, image, _image_platform(client, image)) as container:
         return ask_in(client, container, image, gpus, models, report)
 
 
@@ -154,7 +154,7 @@ def archive(request: dict[str, Any]) -> bytes:
     return stream.getvalue()
 
 
-def _platform(client: Any, image: str) -> str:
+def _image_platform(client: Any, image: str) -> str:
     """The platform of an image that the engine has."""
     attributes = client.images.get(image).attrs
     return f"{attributes['Os']}/{attributes['Architecture']}"

@@ -49,7 +49,7 @@ class ChartAxis:
             low = 2.0 ** math.floor(math.log2(min(values)))
             high = 2.0 ** math.ceil(math.log2(max(values)))
             return low, high if high > low else 2 * low
-        return 0.0, _round(max(values))
+        return 0.0, _next_round_number(max(values))
 
     def ticks(self, low: float, high: float) -> list[float]:
         """Values with a grid line."""
@@ -60,7 +60,7 @@ class ChartAxis:
         return [2.0**power for power in powers[::step]]
 
 
-def _round(value: float) -> float:
+def _next_round_number(value: float) -> float:
     """The next round number."""
     if value <= 0:
         return 1.0
@@ -89,7 +89,10 @@ def lines(series: Sequence[ChartSeries], across: ChartAxis, up: ChartAxis) -> st
     """A line chart; empty if there is nothing to draw."""
     drawn = [
         ChartSeries(
-            one.name, tuple(p for p in one.points if _can(p, across, up)), one.marked, one.dashed
+            one.name,
+            tuple(p for p in one.points if _is_drawable(p, across, up)),
+            one.marked,
+            one.dashed,
         )
         for one in series
     ]
@@ -114,7 +117,7 @@ def lines(series: Sequence[ChartSeries], across: ChartAxis, up: ChartAxis) -> st
     return "\n".join([*parts, "</svg>"])
 
 
-def _can(point: tuple[float, float], across: ChartAxis, up: ChartAxis) -> bool:
+def _is_drawable(point: tuple[float, float], across: ChartAxis, up: ChartAxis) -> bool:
     return all(
         math.isfinite(value) and (value > 0 or not axis.log)
         for value, axis in zip(point, (across, up), strict=True)

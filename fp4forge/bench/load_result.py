@@ -71,7 +71,11 @@ def judge(
             server=server,
             problems=(f"the load generator reports {counts} requests, {load.requests} were asked",),
         )
-    problems = [*_totals(raw, load), *_each(raw, load, may_be_empty), *_strangers(server, load)]
+    problems = [
+        *_wrong_totals(raw, load),
+        *_wrong_requests(raw, load, may_be_empty),
+        *_foreign_requests(server, load),
+    ]
     good = [number for number in range(load.requests) if not raw.errors[number]]
     return Trial(
         requests=tuple(
@@ -93,14 +97,14 @@ def judge(
     )
 
 
-def _totals(raw: LoadResult, load: TrialLoad) -> Iterator[str]:
+def _wrong_totals(raw: LoadResult, load: TrialLoad) -> Iterator[str]:
     if raw.completed != load.requests or raw.num_prompts != load.requests or raw.failed:
         yield (f"{raw.completed} of {load.requests} requests were completed, {raw.failed} failed")
     if raw.duration <= 0:
         yield f"it took {raw.duration:g} s"
 
 
-def _each(raw: LoadResult, load: TrialLoad, may_be_empty: bool) -> Iterator[str]:
+def _wrong_requests(raw: LoadResult, load: TrialLoad, may_be_empty: bool) -> Iterator[str]:
     """What is wrong with single requests, a line for each kind of fault."""
     everyone = range(load.requests)
     failed = [n for n in everyone if raw.errors[n]]
@@ -136,7 +140,7 @@ def _each(raw: LoadResult, load: TrialLoad, may_be_empty: bool) -> Iterator[str]
             yield _requests_named("changed on the way", other, found)
 
 
-def _strangers(server: ServerCounters, load: TrialLoad) -> Iterator[str]:
+def _foreign_requests(server: ServerCounters, load: TrialLoad) -> Iterator[str]:
     if server.requests is not None and server.requests > load.requests:
         yield (
             f"the server finished {server.requests} requests, {load.requests} were ours:"

@@ -117,8 +117,8 @@ def changes(times: list[float], values: list[Values]) -> ServerCounters:
             _counter_change(f"{_TTFT}_sum", before, after),
             _counter_change(f"{_TTFT}_count", before, after),
         ),
-        generation_peak=_peak(times, values, (_GENERATED,)),
-        total_peak=_peak(times, values, (_GENERATED, _PROMPTS)),
+        generation_peak=_peak_rate(times, values, (_GENERATED,)),
+        total_peak=_peak_rate(times, values, (_GENERATED, _PROMPTS)),
         hit_rate=_ratio(
             _counter_change(_HITS, before, after), _counter_change(_QUERIES, before, after)
         ),
@@ -129,7 +129,7 @@ def changes(times: list[float], values: list[Values]) -> ServerCounters:
     )
 
 
-def _peak(times: list[float], values: list[Values], names: tuple[str, ...]) -> float | None:
+def _peak_rate(times: list[float], values: list[Values], names: tuple[str, ...]) -> float | None:
     """Tokens a second in the best window; None if the trial was shorter than one."""
     totals = [
         (moment, sum(found[name] for name in names))

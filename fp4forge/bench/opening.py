@@ -68,7 +68,7 @@ def start(wanted: BenchRequest, report: Progress) -> SuiteRun:
     report("looking at the image")
     who = _measured_identity(wanted, server, described, found, image)
     client = LoadGenerator(image, wanted.network, _container_name(wanted.folder))
-    result = _open(wanted, who)
+    result = _open_result(wanted, who)
     result.left_out |= left_out
     for table in wanted.suite.tables:
         if why := extras.why_not(server, table.kind):
@@ -123,7 +123,7 @@ def _measured_identity(
     )
 
 
-def _open(wanted: BenchRequest, who: MeasuredIdentity) -> BenchResult:
+def _open_result(wanted: BenchRequest, who: MeasuredIdentity) -> BenchResult:
     """A new result, or the one that the folder has.
 
     Raises:

@@ -81,12 +81,12 @@ def drifts(result: BenchResult) -> Iterator[str]:
     if third < 3:
         return
     for name in DRIFTS:
-        first, last = (_samples(name, part) for part in (trials[:third], trials[-third:]))
+        first, last = (_soak_samples(name, part) for part in (trials[:third], trials[-third:]))
         low, high = interval(first, last, FIGURES[name].reduce)
         if verdict(FIGURES[name].better, low, high, result.measured.threshold) == "worse":
             before, after = (FIGURES[name].reduce(each) for each in (first, last))
             yield f"{FIGURES[name].title} drifted from {before:,.4g} to {after:,.4g}"
 
 
-def _samples(name: str, trials: Sequence[Trial]) -> list[float]:
+def _soak_samples(name: str, trials: Sequence[Trial]) -> list[float]:
     return samples(name, trials)[0]

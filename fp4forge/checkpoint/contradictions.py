@@ -28,7 +28,7 @@ def check(
                 seen.add("declared-missing", f"{name}: {scheme.name if scheme else 'unknown'}")
     if found.modelopt:
         _two_files(found.config.quantisation, found.modelopt, declaration, judged, seen)
-    _caches(found.quantisation.kv_cache, caches, seen)
+    _cache_scales(found.quantisation.kv_cache, caches, seen)
 
 
 def _two_files(
@@ -62,7 +62,7 @@ def _two_files(
             )
 
 
-def _caches(declared: str, caches: Mapping[str, Parts], seen: CollectedFindings) -> None:
+def _cache_scales(declared: str, caches: Mapping[str, Parts], seen: CollectedFindings) -> None:
     """Scales of the KV cache: vLLM's process_weights_after_loading in quantization/kv_cache.py."""
     for module, parts in caches.items():
         if "v_scale" in parts and "k_scale" not in parts:

@@ -69,9 +69,9 @@ def read(found: Quantisation, modules: Mapping[str, Parts]) -> Declaration:
     """
     method, algo = found.method, found.algo
     if method == "compressed-tensors":
-        return _compressed(found)
+        return _compressed_tensors_declaration(found)
     if method.startswith("modelopt") or (algo and not method):
-        return _modelopt(found, algo)
+        return _modelopt_declaration(found, algo)
     excluded = ModulePatterns(found.excluded or (), False, "modules_to_not_convert")
     if method == "fp8":
         size = found.weight_block_size
@@ -106,7 +106,7 @@ def _scheme_of_parts(parts: Parts) -> QuantisationScheme | None:
     return schemes.seen(parts) if schemes.quantised(parts) else None
 
 
-def _modelopt(found: Quantisation, algo: str) -> Declaration:
+def _modelopt_declaration(found: Quantisation, algo: str) -> Declaration:
     excluded = ModulePatterns(found.excluded or (), False, "ignore")
     if algo == MIXED:
         if not found.quantized_layers:
@@ -190,7 +190,7 @@ _TWINS = (
 )
 
 
-def _compressed(found: Quantisation) -> Declaration:
+def _compressed_tensors_declaration(found: Quantisation) -> Declaration:
     groups = found.config_groups or {}
     read_ = _Groups(groups)
     problems = list(read_.problems)

@@ -269,7 +269,7 @@ class CollectedFindings:
                 severity=kind.severity,
                 text=kind.text,
                 count=self.counts[id_],
-                where=tuple(_brief(self.places[id_])),
+                where=tuple(_places_in_brief(self.places[id_])),
                 patch=kind.patch,
                 fix=kind.fix,
             )
@@ -279,7 +279,7 @@ class CollectedFindings:
         return tuple(sorted(found, key=lambda one: _SEVERITIES.index(one.severity)))
 
 
-def _brief(places: Iterable[str]) -> list[str]:
+def _places_in_brief(places: Iterable[str]) -> list[str]:
     """Places for people: experts of one layer together, then layers, at most ten lines."""
     grouped: dict[tuple[int, str], list[int]] = defaultdict(list)
     rest: list[str] = []
@@ -292,7 +292,7 @@ def _brief(places: Iterable[str]) -> list[str]:
     if len(rest) > _PLACES:
         rest = _places_by_layer(rest)
     lines = [
-        f"layer {layer} {kind} of experts {_ranges(numbers)}"
+        f"layer {layer} {kind} of experts {_number_ranges(numbers)}"
         for (layer, kind), numbers in sorted(grouped.items())
     ] + rest
     if len(lines) > _PLACES:
@@ -307,10 +307,12 @@ def _places_by_layer(places: Iterable[str]) -> list[str]:
         match = _LAYER.match(place)
         before, after = (match[1], match[3]) if match else (place, "")
         grouped[before, after].extend([int(match[2])] if match else [])
-    return [before + _ranges(numbers) + after for (before, after), numbers in grouped.items()]
+    return [
+        before + _number_ranges(numbers) + after for (before, after), numbers in grouped.items()
+    ]
 
 
-def _ranges(numbers: list[int]) -> str:
+def _number_ranges(numbers: list[int]) -> str:
     """Numbers as people write them: 0-3, 7."""
     out: list[list[int]] = []
     for number in sorted(numbers):

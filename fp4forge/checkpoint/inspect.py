@@ -130,10 +130,10 @@ def judge(
     support = loading(
         declaration.format, judged, declaration.promised, architectures, release, seen
     )
-    return _result(found, declaration, judged, support, seen)
+    return _inspection(found, declaration, judged, support, seen)
 
 
-def _result(
+def _inspection(
     found: Checkpoint,
     declaration: Declaration,
     judged: Mapping[str, tuple[Parts, QuantisationScheme]],
@@ -187,7 +187,7 @@ def _judge_layers(
     seen: CollectedFindings,
 ) -> dict[str, tuple[Parts, QuantisationScheme]]:
     """Judges every layer; returns the quantised ones with the scheme that each has."""
-    gemma = _gemma(found)
+    gemma = _is_gemma(found)
     judged: dict[str, tuple[Parts, QuantisationScheme]] = {}
     for module, parts in modules.items():
         scheme = declaration.scheme(module)
@@ -242,7 +242,7 @@ def _judge_by_name(
         seen.add("moe-prefix", module)
 
 
-def _gemma(found: Checkpoint) -> bool:
+def _is_gemma(found: Checkpoint) -> bool:
     types = (found.config.model_type, found.config.text.model_type)
     return any((name or "").startswith("gemma4") for name in types)
 

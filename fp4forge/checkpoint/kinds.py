@@ -32,7 +32,7 @@ def of(config: ModelConfig, number: int, folder: Path) -> list[str]:
     Raises:
         CheckpointError: it has a kind of layer that its family's file does not know.
     """
-    return _kinds(config.complete, config.family, number, folder)
+    return _layer_kinds(config.complete, config.family, number, folder)
 
 
 def assumed(config: ModelConfig, folder: Path) -> str:
@@ -72,7 +72,7 @@ def own(text: TextConfig, number: int) -> int:
     return number - (text.num_kv_shared_layers or 0)
 
 
-def _kinds(text: TextConfig, name: str, number: int, folder: Path) -> list[str]:
+def _layer_kinds(text: TextConfig, name: str, number: int, folder: Path) -> list[str]:
     """The state of every layer, in order."""
     known = family.get(name).layers
     if text.kv_lora_rank and not name:

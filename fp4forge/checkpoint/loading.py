@@ -57,7 +57,7 @@ def loading(
     release = release or defaults.image_release()
     version = inputs.load(release).vllm_version
     versions = {name: found for name in inputs.names() if (found := _vllm_of_release(name))}
-    having = _having(architectures, versions)
+    having = _releases_with_class(architectures, versions)
     named = ", ".join(shown(name, 100) for name in architectures)
     if not having:
         seen.add("unknown-architecture", f"{named}: not in vLLM {', '.join(versions.values())}")
@@ -89,7 +89,9 @@ def loading(
     return Loading(release, entry.flag, since, entry.patch, have)
 
 
-def _having(architectures: tuple[str, ...], versions: Mapping[str, str]) -> tuple[str, ...]:
+def _releases_with_class(
+    architectures: tuple[str, ...], versions: Mapping[str, str]
+) -> tuple[str, ...]:
     """The releases that have a class for a model; all if it does not name one."""
 
     def has(version: str) -> bool:

@@ -52,7 +52,7 @@ def check(
     report: Progress,
 ) -> None:
     """Reads the scales of quantised layers and of the KV cache."""
-    jobs = [*_jobs(layers), *_cache_jobs(caches)]
+    jobs = [*_scale_jobs(layers), *_cache_jobs(caches)]
     scalars: dict[str, float] = {}
     with _ShardFiles(found.folder) as files:
         runner = _ScaleReader(files, scalars, len(jobs), report)
@@ -70,7 +70,7 @@ def check(
     _siblings(layers, scalars, seen)
 
 
-def _jobs(layers: Mapping[str, tuple[Parts, QuantisationScheme]]) -> Iterator[_ScaleJob]:
+def _scale_jobs(layers: Mapping[str, tuple[Parts, QuantisationScheme]]) -> Iterator[_ScaleJob]:
     for module, (parts, scheme) in layers.items():
         for name, part in scheme.parts.items():
             tensor = parts.get(name)
@@ -126,7 +126,7 @@ class _ShardFiles:
         while at < tensor.end:
             start, end = at, min(at + len(buffer), tensor.end)
             if one_byte and end - at > _PAGE:
-                start, end = _data(number, at, tensor.end)
+                start, end = _next_data(number, at, tensor.end)
                 end = min(start + len(buffer), end)
             view = whole[: end - start]
             if os.preadv(number, [view], start) < len(view):
@@ -135,7 +135,7 @@ class _ShardFiles:
             at = end
 
 
-def _data(number: int, start: int, end: int) -> tuple[int, int]:
+def _next_data(number: int, start: int, end: int) -> tuple[int, int]:
     """Where a file has its next data from a place on; both are the end if there is none."""
     try:
         data = os.lseek(number, start, os.SEEK_DATA)

@@ -89,7 +89,7 @@ def check(
     }
     absent: dict[str, list[str]] = {}
     for name, layout in chosen.items():
-        places = list(_places(text, model, states, layout, routers))
+        places = list(_layout_places(text, model, states, layout, routers))
         lost, there = _lost_tensors(layout, places)
         for place in places:
             _sizes_there(layout, place, shapes, seen)
@@ -101,7 +101,7 @@ def check(
     for lost in absent.values():  # several at once: nobody loses them by accident
         for one in lost:
             seen.add("missing-tensor" if len(absent) == 1 else "cut-down", one)
-    _output(found, modules, shapes, seen)
+    _output_projection(found, modules, shapes, seen)
 
 
 def _layer_numbers(names: Iterable[str]) -> tuple[str, set[int]]:
@@ -148,7 +148,7 @@ def _unpacked_shapes(
     return shapes
 
 
-def _places(
+def _layout_places(
     text: TextConfig, model: _ModelNames, states: list[str], layout: TensorLayout, routers: set[str]
 ) -> Iterator[_Place]:
     """Where a layout should be."""
@@ -212,10 +212,10 @@ def _sizes_there(
     for name, dimensions in layout.tensors.items():
         wanted = [tensor_layouts.value(size, place.sizes) for size in dimensions]
         for whole in place.names.get(name.partition("|")[0], ()):
-            _compare(whole, shapes.get(whole), wanted, dimensions, seen)
+            _compare_shape(whole, shapes.get(whole), wanted, dimensions, seen)
 
 
-def _compare(
+def _compare_shape(
     name: str,
     shape: Shape | None,
     wanted: Sequence[int | None],
@@ -235,7 +235,7 @@ def _compare(
         seen.add("wrong-size", f"{name}: {list(shape)}, config.json says {said}")
 
 
-def _output(
+def _output_projection(
     found: Checkpoint,
     modules: Mapping[str, Parts],
     shapes: Mapping[str, Shape],
@@ -246,7 +246,7 @@ def _output(
     outputs = [name for name in modules if _OUTPUT.search(name)]
     wanted = (text.vocab_size, text.hidden_size)
     for name in outputs:
-        _compare(name, shapes.get(name), wanted, ("vocab_size", "hidden_size"), seen)
+        _compare_shape(name, shapes.get(name), wanted, ("vocab_size", "hidden_size"), seen)
     says = (config.tie_word_embeddings, text.tie_word_embeddings)
     untied = next((one for one in says if one is not None), None) is False
     if untied and not outputs and all(map(_GENERATES.search, config.architectures or ())):

@@ -270,18 +270,18 @@ def header(path: Path) -> list[Tensor]:
         text = handle.read(length)
     start = 8 + length
     file = path.name
-    found = [_tensor(file, tensor, entry, start) for tensor, entry in _entries(text, name)]
+    found = [_tensor(file, tensor, entry, start) for tensor, entry in _header_entries(text, name)]
     end = max((tensor.end for tensor in found), default=start)
     if end > size:
         raise CheckpointError(
             f"{name}: truncated: {size} bytes of {end}",
             remedy="fetch the file again; build.py checkpoint fetch resumes",
         )
-    _separate(name, found)
+    _refuse_overlap(name, found)
     return found
 
 
-def _separate(name: str, found: list[Tensor]) -> None:
+def _refuse_overlap(name: str, found: list[Tensor]) -> None:
     """Refuses tensors that share bytes.
 
     Raises:
@@ -297,7 +297,7 @@ def _separate(name: str, found: list[Tensor]) -> None:
             )
 
 
-def _entries(text: bytes, name: str) -> Iterator[tuple[str, _HeaderEntry]]:
+def _header_entries(text: bytes, name: str) -> Iterator[tuple[str, _HeaderEntry]]:
     where = f"{name}: its header"
     for tensor, raw in reading.json(text, dict[str, Raw], where, CheckpointError).items():
         if tensor == "__metadata__":

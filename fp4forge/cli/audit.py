@@ -70,12 +70,12 @@ def audit(image: str | None, releases: tuple[str, ...], db: str | None, as_json:
 def _show_audit(report: AuditReport) -> None:
     from fp4forge.advisories import audit as auditing
 
-    rows = [(auditing.line(finding), _more(finding)) for finding in report.findings]
+    rows = [(auditing.line(finding), _finding_details(finding)) for finding in report.findings]
     if rows:
         print_rows(rows)
 
 
-def _more(finding: Vulnerability) -> str:
+def _finding_details(finding: Vulnerability) -> str:
     lines = [
         finding.summary,
         f"{finding.justification}: {finding.reason}" if finding.justification else finding.reason,

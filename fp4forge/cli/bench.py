@@ -267,7 +267,9 @@ def compare(
     first = results.load(old)
     if new is None:
         found = comparing.against_card(first)
-        print_json([asdict(each) for each in found]) if as_json else _ratios(found, "card", "here")
+        print_json([asdict(each) for each in found]) if as_json else _print_ratios(
+            found, "card", "here"
+        )
         return
     second = results.load(new)
     comparing.check(first, second)
@@ -279,7 +281,7 @@ def compare(
     else:
         for name, one, other in different:
             click.echo(f"{name}: {one[:200]} -> {other[:200]}")
-        _ratios(found, "old", "new", with_card=card)
+        _print_ratios(found, "old", "new", with_card=card)
     worse = [each for each in found if each.verdict == "worse"]
     if worse and as_json:
         sys.exit(RegressionError.exit_code)
@@ -293,7 +295,7 @@ def compare(
         )
 
 
-def _ratios(changes: Any, old: str, new: str, with_card: bool = False) -> None:
+def _print_ratios(changes: Any, old: str, new: str, with_card: bool = False) -> None:
     from rich.table import Table
 
     from fp4forge.bench.figures import FIGURES

@@ -99,7 +99,7 @@ def compose(
     for the same bytes, or says what differs (exit code 31).
     """
     if from_lock:
-        _reproduce(ctx, from_lock, output)
+        _reproduce_lock(ctx, from_lock, output)
         return
     if not o["model"]:
         raise UsageError("--model is missing", rule="--model DIR, or --from-lock FILE")
@@ -152,7 +152,7 @@ def _write_manifest(text: str, kind: str, output: Path | None) -> None:
         click.echo(text, nl=False)
 
 
-def _reproduce(ctx: click.Context, path: Path, output: Path | None) -> None:
+def _reproduce_lock(ctx: click.Context, path: Path, output: Path | None) -> None:
     """Writes a lock's manifest; a lock decides everything but where the manifest goes."""
     from click.core import ParameterSource
 

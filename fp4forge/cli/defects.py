@@ -83,11 +83,11 @@ def defect(error: BaseException) -> DefectError:
     return DefectError(
         f"fp4forge failed: {what}{where}",
         rule="this is a defect in fp4forge, whatever the input was",
-        remedy=f"report it with {_details(error)}; known secrets are left out, but look first",
+        remedy=f"report it with {_write_defect(error)}; known secrets are left out, but look first",
     )
 
 
-def _details(error: BaseException) -> str:
+def _write_defect(error: BaseException) -> str:
     """Writes what a report needs; returns where."""
     try:
         trace = "".join(traceback.format_exception(error))

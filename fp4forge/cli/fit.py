@@ -71,7 +71,7 @@ def fit(model: Path, products: tuple[str, ...], as_json: bool, plot: Path | None
         raise FitError(
             f"{asked.text} is not possible: {'; '.join(wrong)}",
             rule="a split divides heads, experts' widths and layers",
-            remedy=_allowed(described),
+            remedy=_splits_allowed(described),
         )
     rows = [_fit_row(described, product, wanted, asked) for product in chosen]
     within, beyond = memory.kv_bytes_per_token(described)
@@ -101,7 +101,7 @@ def fit(model: Path, products: tuple[str, ...], as_json: bool, plot: Path | None
         _show_fit(data, o)
 
 
-def _allowed(model: Any) -> str:
+def _splits_allowed(model: Any) -> str:
     from fp4forge.serve import split as splitting
 
     splits = list(splitting.choices(model, splitting.WAYS[-1]))

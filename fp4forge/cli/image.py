@@ -32,7 +32,7 @@ from fp4forge.publish import pipeline
 
 def build(**o: Any) -> None:
     """The default action; options as in ``fp4forge.cli``."""
-    requests = _requests(o)
+    requests = _image_requests(o)
     if o["allow_vulnerable"] and not o["advisories"]:
         raise UsageError(
             "--allow-vulnerable without --advisories",
@@ -90,7 +90,7 @@ def build(**o: Any) -> None:
     console.say(summary.lines(outcomes, index, verbose=o["verbose"]))
 
 
-def _requests(o: dict[str, Any]) -> list[ImageRequest]:
+def _image_requests(o: dict[str, Any]) -> list[ImageRequest]:
     """What the plan's options ask for, one for each platform."""
     if not o["arch"]:
         raise UsageError(
@@ -122,7 +122,7 @@ def _requests(o: dict[str, Any]) -> list[ImageRequest]:
 
 
 def _one_request(o: dict[str, Any], rule: str) -> ImageRequest:
-    requests = _requests(o)
+    requests = _image_requests(o)
     if len(requests) > 1:
         raise UsageError(
             f"--platform {o['platform']} names {len(requests)} platforms",
@@ -132,7 +132,7 @@ def _one_request(o: dict[str, Any], rule: str) -> ImageRequest:
     return requests[0]
 
 
-def _ahead(aot: dict[str, Any]) -> str:
+def _aot_line(aot: dict[str, Any]) -> str:
     if aot["name"] == "none":
         return "none: FlashInfer compiles its FP4 modules at the first request (--aot gemma4)"
     return f"FlashInfer's modules, {aot['name']}, for {aot['archs']}"
@@ -172,7 +172,7 @@ def _show_plan(p: Plan) -> None:
             for n, s in p.sources.items()
         ),
         "compiled on": f"{p.cross.build}, by {p.cross.triplet}-g++" if p.cross else "",
-        "ahead of time": _ahead(asdict(p.aot)),
+        "ahead of time": _aot_line(asdict(p.aot)),
         "base": f"{p.base_image}, Python {p.python}",
         "platform": p.platform,
         "left out": "\n".join(f"{rule.glob}: {rule.why}" for rule in p.leave_out),

@@ -73,7 +73,7 @@ def show(name: str, vllm: str | None) -> None:
 def check(vllm: str | None, as_json: bool) -> None:
     """Check each patch against its pinned source; fail if one does not apply or is not needed."""
     found = {version: patching.check(version) for version in _vllm_versions(vllm)}
-    _print(found, as_json)
+    _print_states(found, as_json)
     bad = []
     for version, states in found.items():
         upstream = {fix.id for fix in series.load("vllm", version).already_upstream}
@@ -95,7 +95,7 @@ def check(vllm: str | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def refresh(vllm: str | None, as_json: bool) -> None:
     """Rebase patches that apply with offsets and record all hashes again; never with fuzz."""
-    _print({version: patching.refresh(version) for version in _vllm_versions(vllm)}, as_json)
+    _print_states({version: patching.refresh(version) for version in _vllm_versions(vllm)}, as_json)
 
 
 @patch.command()
@@ -110,7 +110,7 @@ def drift(vllm: str, as_json: bool, merge: bool) -> None:
         vllm = index.newest() if vllm == "newest" else vllm
         step.detail = f"vLLM {vllm}"
         states = patching.drift(vllm)
-    _print({vllm: states}, as_json)
+    _print_states({vllm: states}, as_json)
     if merge and not as_json:
         for state in states:
             if state.merge:
@@ -125,7 +125,7 @@ def drift(vllm: str, as_json: bool, merge: bool) -> None:
         )
 
 
-def _print(found: dict[str, list[patching.PatchState]], as_json: bool) -> None:
+def _print_states(found: dict[str, list[patching.PatchState]], as_json: bool) -> None:
     if as_json:
         print_json({version: [s.as_json() for s in states] for version, states in found.items()})
         return

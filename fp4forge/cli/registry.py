@@ -61,14 +61,14 @@ def images(registry: str | None, repo: str, as_json: bool) -> None:
     if as_json:
         print_json([asdict(image) for image in found])
         return
-    print_rows((_tags(image), _facts(image)) for image in found)
+    print_rows((_tags(image), _image_facts(image)) for image in found)
 
 
 def _tags(image: ListedImage) -> str:
     return "\n".join([*image.tags, image.digest])
 
 
-def _facts(image: ListedImage) -> str:
+def _image_facts(image: ListedImage) -> str:
     if image.problem:
         return f"cannot be read: {image.problem}"
     words = [

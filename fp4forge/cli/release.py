@@ -93,7 +93,7 @@ def follow(report: Path | None, no_build: bool, as_json: bool, **o: Any) -> None
         step.detail = f"{len(added.written)} files, {len(added.person)} things for a person"
     usual = defaults.table().image
     waits = patches.load("vllm", version).conflicts
-    built = [] if no_build else [_built(version, v, o, console) for v in _variants(version)]
+    built = [] if no_build else [_built_image(version, v, o, console) for v in _variants(version)]
     found = following.kernels(old, version, "blackwell", usual.base)
     found += kept.differences(old, version)
     notes = [f"awq waits for {conflict.id}: {conflict.why}" for conflict in waits]
@@ -111,7 +111,7 @@ def _variants(version: str) -> list[str]:
     return sorted(patches.load("vllm", version).variants, key=lambda name: name != "plain")
 
 
-def _built(version: str, variant: str, o: dict[str, Any], console: Console) -> dict[str, Any]:
+def _built_image(version: str, variant: str, o: dict[str, Any], console: Console) -> dict[str, Any]:
     """What became of an image, as JSON; a failure is reported and does not stop the others."""
     from dataclasses import asdict
 
@@ -157,7 +157,7 @@ def switches(version: str, check: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def list_(as_json: bool) -> None:
     """List the releases, oldest first."""
-    rows = [_summary(name) for name in releases.names()]
+    rows = [_release_summary(name) for name in releases.names()]
     if as_json:
         print_json(rows)
         return
@@ -173,7 +173,7 @@ def list_(as_json: bool) -> None:
     )
 
 
-def _summary(name: str) -> dict[str, Any]:
+def _release_summary(name: str) -> dict[str, Any]:
     found = releases.load(name)
     return {
         "release": name,
@@ -196,7 +196,7 @@ def _summary(name: str) -> dict[str, Any]:
 def show(version: str, as_json: bool) -> None:
     """Show a release: its pins, its patches, and what waits for a person."""
     series = patches.load("vllm", releases.load(version).vllm_version)
-    found = _summary(version) | {
+    found = _release_summary(version) | {
         "patches": [patch.id for patch in series.patches],
         "already_upstream": [fix.id for fix in series.already_upstream],
         "conflicts": {conflict.id: conflict.why for conflict in series.conflicts},

@@ -103,7 +103,7 @@ def up(as_json: bool, dry_run: bool, no_smoke: bool, timeout: float, **o: Any) -
         served_name=found.served_name,
         image=found.image,
         release=release,
-        url=f"http://{_reached(found.listen)}:{found.port}",
+        url=f"http://{_reached_address(found.listen)}:{found.port}",
         key_file=found.key_file,
         override=bool(o["override"]),
         weights=weights,
@@ -121,7 +121,7 @@ def up(as_json: bool, dry_run: bool, no_smoke: bool, timeout: float, **o: Any) -
             made.remove()
 
 
-def _reached(listen: str) -> str:
+def _reached_address(listen: str) -> str:
     """The address at which this machine reaches a server that listens there."""
     return "127.0.0.1" if listen == "0.0.0.0" else f"[{listen}]" if ":" in listen else listen  # noqa: S104
 
@@ -180,7 +180,7 @@ def _image_to_serve(
     if image:
         return arch, image, release
     line = _build_line(o, archs[0], registry)
-    asked = o["build"] or (sys.stdin.isatty() and not dry_run and _agreed(line))
+    asked = o["build"] or (sys.stdin.isatty() and not dry_run and _agrees_to_build(line))
     if not registry or not asked or dry_run:
         raise UsageError(
             f"no image of release {release} for {' or '.join(archs)} on {o['platform']} is here"
@@ -218,7 +218,7 @@ def _build_line(o: dict[str, Any], arch: str, registry: str | None) -> list[str]
     return [*line, "--repo", o["repo"], "--registry", registry or "HOST:PORT", "--push"]
 
 
-def _agreed(line: list[str]) -> bool:
+def _agrees_to_build(line: list[str]) -> bool:
     return click.confirm(f"No image is here. Build one (build.py {' '.join(line)})?", err=True)
 
 

@@ -68,7 +68,7 @@ def opened(path: Path, kind: Kind, where: str = "") -> io.BufferedReader:
     mode = os.fstat(handle).st_mode
     if not stat.S_ISREG(mode):
         os.close(handle)
-        raise kind(f"{where} is {_what(mode)}", rule="a plain file")
+        raise kind(f"{where} is {_file_kind(mode)}", rule="a plain file")
     try:
         os.pread(handle, 1, 0)  # some of /proc's files are pipes in all but name
     except OSError as error:
@@ -232,6 +232,6 @@ def _field(error: msgspec.ValidationError) -> str:
     return f"{shown(name, 200)}: {text_}" if name else text_
 
 
-def _what(mode: int) -> str:
+def _file_kind(mode: int) -> str:
     names = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
     return names.get(stat.S_IFMT(mode), "a device")

@@ -46,7 +46,7 @@ def selected(found: Evidence) -> Iterator[Diagnosis]:
             f"the log names {name} for {kind}",
             f"vLLM {found.version} itself selects {' or '.join(dict.fromkeys(predicted))} on {gpu}"
             f" for this family{refused}: an unseen setting chose it, or this is another vLLM",
-            f"{_choice(found.version, kind)}build.py backends --kept --release"
+            f"{_backend_flag(found.version, kind)}build.py backends --kept --release"
             f" {found.version} --gpu {gpu} --family {answer.family} shows the alternatives",
             "releases/backends, vLLM's own selection code",
         )
@@ -58,7 +58,7 @@ def _one_gpu(found: Evidence) -> str:
     return next((g.name for g in GPUS.values() if {g.label} == capabilities), "")
 
 
-def _choice(version: str, kind: str) -> str:
+def _backend_flag(version: str, kind: str) -> str:
     """The flag that chooses, if the release has it."""
     flag, known = backend_answers.FLAGS[kind], switches.load(version)
     return f"{flag} says which; " if known and known.flag(flag) else ""

@@ -80,7 +80,7 @@ def from_text(text: str, where: str, folder: Path) -> Evidence:
     known = variables.environment(folder)
     service = reading.shaped(variables.resolve(chosen, known), _Service, where, UsageError)
     given = variables_of(service, folder)
-    words = commands.words([*_list(service.entrypoint), *_list(service.command)])
+    words = commands.words([*_command_list(service.entrypoint), *_command_list(service.command)])
     # What no variable here decides is left out.
     image = "" if UNKNOWN in service.image else service.image
     requested, count = _gpus_requested(service, given)
@@ -92,8 +92,9 @@ def from_text(text: str, where: str, folder: Path) -> Evidence:
             _compose_mount(entry, raw, folder)
             for entry, raw in zip(service.volumes or (), chosen.get("volumes") or (), strict=True)
         ],
-        shm_bytes=_bytes(service.shm_size),
-        memory_limit=_bytes(service.mem_limit) or _bytes(_memory_limit(service.deploy)),
+        shm_bytes=_compose_bytes(service.shm_size),
+        memory_limit=_compose_bytes(service.mem_limit)
+        or _compose_bytes(_memory_limit(service.deploy)),
         open_files=_soft_nofile(service.ulimits),
         ipc=_scalar_text(service.ipc),
         gpu_requested=requested,
@@ -125,7 +126,7 @@ def variables_of(service: _Service, folder: Path) -> dict[str, str]:
 
 def _gpus_requested(service: _Service, given: dict[str, str]) -> tuple[bool, int | None]:
     """Whether the service asks for a GPU, in any of compose's ways, and for how many."""
-    devices = _reserved(service.deploy)
+    devices = _reserved_devices(service.deploy)
     if isinstance(service.gpus, list):
         devices += [entry for entry in service.gpus if isinstance(entry, dict)]
     if devices:
@@ -158,7 +159,7 @@ def _soft_nofile(ulimits: Any) -> int | None:
     return int(soft) if re.fullmatch("[0-9]{1,12}", soft) else None
 
 
-def _reserved(deploy: Any) -> list[Any]:
+def _reserved_devices(deploy: Any) -> list[Any]:
     for name in ("resources", "reservations", "devices"):
         deploy = deploy.get(name) if isinstance(deploy, dict) else None
     found = (
@@ -179,7 +180,7 @@ def _scalar_text(value: _Scalar) -> str:
     return "" if value is None else str(value)
 
 
-def _list(command: str | list[_Scalar] | None) -> list[str]:
+def _command_list(command: str | list[_Scalar] | None) -> list[str]:
     if isinstance(command, str):
         return commands.split(command.replace("\\\n", " "))
     return [_scalar_text(word) for word in command or ()]
@@ -204,7 +205,7 @@ def _compose_mount(entry: str | _Volume, raw: Any, folder: Path) -> Mount:
     return Mount(source, target, kind, certain)
 
 
-def _bytes(text: _Scalar) -> int | None:
+def _compose_bytes(text: _Scalar) -> int | None:
     match = re.fullmatch(
         r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([kmg]?)i?b?", _scalar_text(text).lower()
     )

@@ -19,12 +19,12 @@ def known(found: Evidence) -> Iterator[Diagnosis]:
     versions = facts.versions(found)
     for fault in faults.table().faults:
         version = versions.get(fault.component, "")
-        seen = _seen(fault, found, version)
-        if seen and not _refuted(fault, found, version):
+        seen = _fault_seen(fault, found, version)
+        if seen and not _fault_refuted(fault, found, version):
             yield Diagnosis(fault.id, fault.severity, seen, fault.symptom, fault.fix, fault.source)
 
 
-def _seen(fault: KnownFault, found: Evidence, version: str) -> str:
+def _fault_seen(fault: KnownFault, found: Evidence, version: str) -> str:
     """What shows the fault; empty if nothing does."""
     if fault.signature:
         if fault.persists or fault.severity != ERROR:
@@ -46,7 +46,7 @@ def _needed_flags(fault: KnownFault, found: Evidence) -> str | None:
     return ", ".join(said)
 
 
-def _refuted(fault: KnownFault, found: Evidence, version: str) -> bool:
+def _fault_refuted(fault: KnownFault, found: Evidence, version: str) -> bool:
     """Whether what is known speaks against the fault; without a signature, what is unknown too."""
     certain = bool(fault.signature)
     if fault.concerns(version) is False:

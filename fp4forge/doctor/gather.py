@@ -72,15 +72,15 @@ def _this_machine(handed: EvidenceSources, found: Evidence) -> None:
         if not handed.compose_file:
             return
         found.host = host.HostResources(
-            disks=_disks(found)
+            disks=_mounted_disks(found)
         )  # a compose file is about to be started here
         return
     found.host = host.here()
-    found.host.disks = _disks(found)
+    found.host.disks = _mounted_disks(found)
     found.gpus = found.gpus or host.cards()
 
 
-def _disks(found: Evidence) -> dict[str, int]:
+def _mounted_disks(found: Evidence) -> dict[str, int]:
     """What the disks of the mounted folders of this machine have left."""
     folders = {mount.source for mount in found.mounts if mount.here and mount.kind == "bind"}
     sizes = {folder: host.free(folder) for folder in sorted(folders)}

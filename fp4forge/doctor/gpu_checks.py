@@ -79,8 +79,8 @@ def blackwell(found: Evidence) -> Iterator[Diagnosis]:
     facts_ = read_log(found.parsed.text)
     marlin = "marlin" in facts_.linear.lower()
     # Marlin for the experts is a choice, and says nothing of the GPU; nor does a forced backend.
-    said = "" if found.gpus or not marlin or _marlin_chosen(found) else _unsupported(found)
-    if not (weak or refused or said) or not _fp4(found):
+    said = "" if found.gpus or not marlin or _marlin_chosen(found) else _unsupported_gpus(found)
+    if not (weak or refused or said) or not _is_nvfp4(found):
         return
     names = ", ".join(f"{g.name} (compute capability {g.capability})" for g in weak)
     yield Diagnosis(
@@ -92,11 +92,11 @@ def blackwell(found: Evidence) -> Iterator[Diagnosis]:
     )
 
 
-def _unsupported(found: Evidence) -> str:
+def _unsupported_gpus(found: Evidence) -> str:
     return line_of(found, r"does not have native support for FP4")
 
 
-def _fp4(found: Evidence) -> bool:
+def _is_nvfp4(found: Evidence) -> bool:
     """Whether the model is NVFP4, by its name, the flags, the log or the image."""
     named = f"{facts.model(found)} {facts.setting(found, 'quantization') or ''}".lower()
     if re.search(r"nvfp4|modelopt_(?:fp4|mixed)", named) or "io.fp4forge.release" in found.labels:
@@ -138,7 +138,7 @@ def driver(found: Evidence) -> Iterator[Diagnosis]:
         r"|unsupported.* driver|unsatisfied condition: (cuda|driver)",
     )
     drivers = sorted({g.driver for g in found.gpus if g.driver})
-    wanted, cuda, certain = _wanted(found)
+    wanted, cuda, certain = _driver_needed(found)
     old = [name for name in drivers if int(name.split(".")[0]) < wanted]
     if old:
         yield Diagnosis(
@@ -168,7 +168,7 @@ def driver(found: Evidence) -> Iterator[Diagnosis]:
         )
 
 
-def _wanted(found: Evidence) -> tuple[int, str, bool]:
+def _driver_needed(found: Evidence) -> tuple[int, str, bool]:
     """The driver branch that is needed, for which CUDA, and whether that is certain."""
     if "io.fp4forge.release" in found.labels:
         return DRIVER, "13.0", True

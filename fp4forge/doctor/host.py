@@ -61,8 +61,8 @@ def limits(pid: int) -> ProcessLimits:
     group = re.search(r"(?m)^0::(/\S*)$", _proc_text(_PROC / f"{pid}/cgroup"))
     return ProcessLimits(
         open_files=int(files[1]) if files else None,
-        memory=_number(_CGROUP / group[1].lstrip("/") / "memory.max") if group else None,
-        shm_free=_free(_PROC / f"{pid}/root/dev/shm"),
+        memory=_cgroup_number(_CGROUP / group[1].lstrip("/") / "memory.max") if group else None,
+        shm_free=_disk_free(_PROC / f"{pid}/root/dev/shm"),
     )
 
 
@@ -71,11 +71,11 @@ def free(folder: str) -> int | None:
     if "\0" in folder or not folder.startswith("/"):
         return None
     place = Path(folder)
-    found = (_free(each) for each in (place, *place.parents))
+    found = (_disk_free(each) for each in (place, *place.parents))
     return next((size for size in found if size is not None), None)
 
 
-def _free(place: Path) -> int | None:
+def _disk_free(place: Path) -> int | None:
     try:
         return shutil.disk_usage(place).free
     except (OSError, ValueError):
@@ -102,7 +102,7 @@ def _proc_text(path: Path) -> str:
         return ""
 
 
-def _number(path: Path) -> int | None:
+def _cgroup_number(path: Path) -> int | None:
     """A cgroup's number; None for ``max``."""
     found = _proc_text(path).strip()
     return int(found) if re.fullmatch("[0-9]{1,19}", found) else None

@@ -142,7 +142,7 @@ def from_inspect(data: object, where: str = "docker inspect", here: bool = False
         pid=state.Pid or None,
         published=_host_ports(host.PortBindings),
     )
-    _address(out, found, host)
+    _published_address(out, found, host)
     return out
 
 
@@ -177,11 +177,11 @@ def _devices_requested(
         return True, None
     if host.Runtime == "nvidia":
         visible = dict(entry.split("=", 1) for entry in config.Env or () if "=" in entry)
-        return True, _visible(visible.get("NVIDIA_VISIBLE_DEVICES", "all"))
+        return True, _visible_gpus(visible.get("NVIDIA_VISIBLE_DEVICES", "all"))
     return False if known else None, None
 
 
-def _visible(text: str) -> int | None:
+def _visible_gpus(text: str) -> int | None:
     """How many GPUs NVIDIA_VISIBLE_DEVICES or CUDA_VISIBLE_DEVICES names; None: all."""
     if not text or text in ("all", "void", "none") or not re.fullmatch(r"[\w,-]{1,300}", text):
         return None
@@ -190,10 +190,10 @@ def _visible(text: str) -> int | None:
 
 def visible(found: Evidence) -> int | None:
     """How many GPUs the environment leaves to the server; None: all."""
-    return _visible(found.environment.get("CUDA_VISIBLE_DEVICES", ""))
+    return _visible_gpus(found.environment.get("CUDA_VISIBLE_DEVICES", ""))
 
 
-def _address(out: Evidence, found: Inspected, host: _HostConfig) -> None:
+def _published_address(out: Evidence, found: Inspected, host: _HostConfig) -> None:
     """Where the server is published on this host."""
     addresses = _host_ports((found.NetworkSettings or _Network()).Ports)
     if addresses and _PORT.fullmatch(addresses[0]):

@@ -40,7 +40,7 @@ def from_description(text: str) -> Evidence:
         image=image,
         command=commands.served(image, given, bool(entry)),
         environment=_pod_environment(fields.get("Environment", [])),
-        status=_status("".join(states[:1]), reasons),
+        status=_pod_status("".join(states[:1]), reasons),
         exit_code=int(code) if re.fullmatch("[0-9]{1,3}", code) else None,
         out_of_memory="OOMKilled" in reasons,
         gpu_requested=bool(asked) if chosen else None,
@@ -49,7 +49,7 @@ def from_description(text: str) -> Evidence:
     )
 
 
-def _status(state: str, reasons: list[str]) -> str:
+def _pod_status(state: str, reasons: list[str]) -> str:
     if state == "Running":
         return "running"
     return "exited" if {"CrashLoopBackOff", "Error", "OOMKilled"} & set(reasons) else state.lower()
@@ -117,7 +117,9 @@ def from_object(data: dict[str, Any]) -> Evidence:
         }
         if isinstance(chosen.get("env"), list)
         else {},
-        status="running" if _manifest_field(state, "state", "running") else _status("", reasons),
+        status="running"
+        if _manifest_field(state, "state", "running")
+        else _pod_status("", reasons),
         exit_code=code if type(code) is int else None,
         out_of_memory="OOMKilled" in reasons,
         gpu_requested=bool(asked),

@@ -99,11 +99,11 @@ def first(url: str, known: family.Family) -> LiveServer:
     if not known.model_types and (names := client.models(url)):
         known = family.get(family.by_name(names[0]))
     found.off = dict(known.prompts)
-    _capital(found, url)
+    _ask_capital(found, url)
     return found
 
 
-def _capital(found: LiveServer, url: str) -> None:
+def _ask_capital(found: LiveServer, url: str) -> None:
     answer = client.paris(url, found.off)
     wrong = "" if answer.ok else answer.problem or "it does not say Paris"
     found.keep(CAPITAL, answer, wrong)
@@ -113,8 +113,8 @@ def more(found: LiveServer, url: str, report: Progress) -> None:
     """Tool calls, plain and streamed, needles as far as the server's context goes, and metrics."""
     server = MeasuredServer(url.rstrip("/"), "".join(client.models(url)[:1]), client.key())
     _read_metrics(found, server)
-    _tools(found, server, report)
-    _needles(found, server, report)
+    _ask_tool_calls(found, server, report)
+    _ask_needles(found, server, report)
     _read_metrics(found, server)
 
 
@@ -123,15 +123,15 @@ def _read_metrics(found: LiveServer, server: MeasuredServer) -> None:
         found.looks.append(metrics.parse(text, *_LABELS))
 
 
-def _quiet(found: LiveServer) -> dict[str, Any]:
+def _without_thinking(found: LiveServer) -> dict[str, Any]:
     return {"chat_template_kwargs": found.off} if found.off else {}
 
 
-def _tools(found: LiveServer, server: MeasuredServer, report: Progress) -> None:
+def _ask_tool_calls(found: LiveServer, server: MeasuredServer, report: Progress) -> None:
     """The function is named: with tool_choice auto a model may well answer without it."""
     prompt = next(p for p in quality.PROMPTS if p.kind == "tool")
     choice = {"type": "function", "function": {"name": "get_weather"}}
-    options = {**(prompt.options or {}), "tool_choice": choice} | _quiet(found)
+    options = {**(prompt.options or {}), "tool_choice": choice} | _without_thinking(found)
     named = replace(prompt, options=options)
     for name, stream in ((TOOL, False), (STREAMED, True)):
         report(name)
@@ -139,7 +139,7 @@ def _tools(found: LiveServer, server: MeasuredServer, report: Progress) -> None:
         found.keep(name, answer, answer.problem or named.wrong(answer))
 
 
-def _needles(found: LiveServer, server: MeasuredServer, report: Progress) -> None:
+def _ask_needles(found: LiveServer, server: MeasuredServer, report: Progress) -> None:
     context, counts = 0, False
     with contextlib.suppress(ForgeError):
         context = server.context()
@@ -166,7 +166,7 @@ def _needles(found: LiveServer, server: MeasuredServer, report: Progress) -> Non
             model=server.model,
             timeout=LONG_ANSWER_SECONDS,
             max_tokens=needle.ANSWER,
-            **_quiet(found),
+            **_without_thinking(found),
         )
         found.keep(name, answer, answer.problem or made.wrong(answer), tokens)
 
@@ -181,7 +181,7 @@ def soak(found: LiveServer, url: str, seconds: float, report: Progress) -> None:
         while (left := begin + seconds - time.monotonic()) > 0 and found.answered:
             report(f"{left / 60:.0f} minutes left; {len(found.asked)} answers so far")
             time.sleep(min(PAUSE, left))
-            _capital(found, url)
+            _ask_capital(found, url)
         if found.answered:
             more(found, url, report)
     except KeyboardInterrupt:

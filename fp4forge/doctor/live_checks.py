@@ -38,7 +38,7 @@ def server(found: Evidence) -> Iterator[Diagnosis]:
         return
     capital = next((asked for asked in seen.asked if asked.name == CAPITAL), None)
     if capital and capital.answer_fault:
-        yield _judged(capital.answer)
+        yield _judged_answer(capital.answer)
     if seen.ahead is not None and abs(seen.ahead) > _CLOCK:
         yield Diagnosis(
             "clock",
@@ -50,7 +50,7 @@ def server(found: Evidence) -> Iterator[Diagnosis]:
         )
 
 
-def _judged(answer: client.ChatAnswer) -> Diagnosis:
+def _judged_answer(answer: client.ChatAnswer) -> Diagnosis:
     """An answer that does not name Paris: by its status, its end, then its text."""
     text, problem = answer.text, answer.problem
     if re.match(r"HTTP 40[13]\b", problem):
@@ -202,7 +202,7 @@ def counters(found: Evidence) -> Iterator[Diagnosis]:
         return
     first, last = looks[0], looks[-1]
     waiting, running = (last.get(f"vllm:num_requests_{kind}", 0) for kind in ("waiting", "running"))
-    moved = _grown(first, last, "vllm:generation_tokens_total")
+    moved = _counter_grown(first, last, "vllm:generation_tokens_total")
     if waiting and len(looks) > 1 and not moved:
         yield Diagnosis(
             "stuck-queue",
@@ -222,12 +222,12 @@ def counters(found: Evidence) -> Iterator[Diagnosis]:
             _METRICS,
         )
     yield from _cache_growth(first, last)
-    yield from _errors(last)
+    yield from _server_errors(last)
 
 
 def _cache_growth(first: Values, last: Values) -> Iterator[Diagnosis]:
     usage = last.get("vllm:kv_cache_usage_perc", 0)
-    preempted = _grown(first, last, "vllm:num_preemptions_total")
+    preempted = _counter_grown(first, last, "vllm:num_preemptions_total")
     ever = last.get("vllm:num_preemptions_total", 0)
     if preempted or (ever and usage >= _FULL):
         yield Diagnosis(
@@ -241,7 +241,7 @@ def _cache_growth(first: Values, last: Values) -> Iterator[Diagnosis]:
         )
 
 
-def _errors(last: Values) -> Iterator[Diagnosis]:
+def _server_errors(last: Values) -> Iterator[Diagnosis]:
     if corrupted := last.get("vllm:corrupted_requests_total"):
         yield Diagnosis(
             "corrupted-requests",
@@ -269,5 +269,5 @@ def _errors(last: Values) -> Iterator[Diagnosis]:
         )
 
 
-def _grown(first: Values, last: Values, name: str) -> float:
+def _counter_grown(first: Values, last: Values, name: str) -> float:
     return max(0.0, last.get(name, 0) - first.get(name, 0))

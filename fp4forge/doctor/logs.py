@@ -99,11 +99,11 @@ class ServerLog:
 @lru_cache(maxsize=8)
 def parse(text: str) -> ServerLog:
     """The lines of a log; of several starts, only the last one counts once it was ready."""
-    raw = [_ESCAPES.sub("", line) for line in _thinned(text.split("\n"))]
+    raw = [_ESCAPES.sub("", line) for line in _without_repeats(text.split("\n"))]
     prefixed = sum(1 for line in raw if _SERVICE.match(line) and "| UNEXPECTED" not in line)
     service = prefixed >= max(2, 0.8 * sum(1 for line in raw if line.strip()))
     lines = tuple(_log_line(line, service) for line in raw)
-    if collected := _collected(lines):
+    if collected := _collector_prefix(lines):
         raw = [collected.sub("", line.text, count=1) for line in lines]
         lines = tuple(_log_line(line, False) for line in raw)
     starts = [number for number, line in enumerate(lines) if START.search(line.text)]
@@ -112,7 +112,7 @@ def parse(text: str) -> ServerLog:
     return ServerLog(lines, "\n".join(line.text for line in lines))
 
 
-def _collected(lines: tuple[LogLine, ...]) -> re.Pattern[str] | None:
+def _collector_prefix(lines: tuple[LogLine, ...]) -> re.Pattern[str] | None:
     """The prefix that a collector unknown here puts before most lines; None if there is none."""
     shapes: Counter[str] = Counter()
     full = [line.text for line in lines if line.text.strip()]
@@ -127,7 +127,7 @@ def _collected(lines: tuple[LogLine, ...]) -> re.Pattern[str] | None:
     return None
 
 
-def _thinned(raw: list[str]) -> list[str]:
+def _without_repeats(raw: list[str]) -> list[str]:
     """Lines without what a server repeats for days.
 
     Of lines that differ in numbers alone the first ones are kept, and so is the end of the log.
@@ -156,18 +156,18 @@ def last(log: ServerLog, pattern: re.Pattern[str]) -> int:
 def _log_line(raw: str, service: bool) -> LogLine:
     text, seconds = raw, -1.0
     if raw.startswith("{"):
-        text = _ESCAPES.sub("", _unpacked(raw))
+        text = _ESCAPES.sub("", _message_of_json(raw))
     text = _FIELD.sub("", text, count=1) if "MESSAGE=" in text[:20] else text
     if service:
         text = _SERVICE.sub("", text, count=1)
     text = _POD.sub("", text, count=1) if text.startswith("[pod/") else text
     if match := _ISO.match(text):
-        seconds = _seconds(match[1], match[2])
+        seconds = _log_seconds(match[1], match[2])
         text = text[match.end() :]
         if (unit := _UNIT.match(text)) and not text.startswith("("):
             text = text[unit.end() :]
     elif match := _SYSLOG.match(text):
-        seconds = _seconds(text[:6] + " 2000", match[1], "%b %d %Y")
+        seconds = _log_seconds(text[:6] + " 2000", match[1], "%b %d %Y")
         text = text[match.end() :]
         text = _UNIT.sub("", text, count=1)
     while match := _PROCESS.match(text):
@@ -175,14 +175,14 @@ def _log_line(raw: str, service: bool) -> LogLine:
     if asked := _REQUEST.match(text):
         return LogLine(asked[1], "INFO", seconds)  # the rest is a client's text
     if match := _LOGGER.match(text):
-        clock = _seconds(f"2000-{match[2]}-{match[3]}", match[4])
+        clock = _log_seconds(f"2000-{match[2]}-{match[3]}", match[4])
         return LogLine(text[match.end() :], match[1], clock if clock >= 0 else seconds, match[5])
     if match := _SERVER.match(text):
         return LogLine(text[match.end() :], match[1], seconds)
     return LogLine(text, "", seconds)
 
 
-def _unpacked(raw: str) -> str:
+def _message_of_json(raw: str) -> str:
     """The message in a line of JSON: of Docker's json-file driver, the journal, or a collector."""
     try:
         found = json.loads(raw)
@@ -205,7 +205,7 @@ def _from_bytes(value: list[object]) -> str:
 
 
 @lru_cache(maxsize=1 << 16)
-def _seconds(day: str, clock: str, form: str = "%Y-%m-%d") -> float:
+def _log_seconds(day: str, clock: str, form: str = "%Y-%m-%d") -> float:
     try:
         found = datetime.strptime(f"{day} {clock}", f"{form} %H:%M:%S")
     except ValueError:

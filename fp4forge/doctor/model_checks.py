@@ -45,7 +45,9 @@ def quantization(found: Evidence) -> Iterator[Diagnosis]:
     chosen = (found.flag("--quantization") or "").lower()
     known = facts.config(found)
     declared = ((known.quantisation.quant_method or "") if known else "").lower()
-    differ = bool(chosen and declared) and _method(chosen) != _method(declared)
+    differ = bool(chosen and declared) and _quantisation_method(chosen) != _quantisation_method(
+        declared
+    )
     if line:
         own = declared == "compressed-tensors"
         yield Diagnosis(
@@ -63,11 +65,11 @@ def quantization(found: Evidence) -> Iterator[Diagnosis]:
             WARNING if found.ready else ERROR,
             f"--quantization {chosen}; config.json says {declared}",
             "the loader looks for tensors that the checkpoint does not have",
-            f"--quantization {_method(declared)}, or leave the flag out",
+            f"--quantization {_quantisation_method(declared)}, or leave the flag out",
         )
 
 
-def _method(name: str) -> str:
+def _quantisation_method(name: str) -> str:
     """ModelOpt's methods share one declaration; vLLM picks by the checkpoint."""
     return "modelopt" if name.startswith("modelopt") or name == "nvfp4" else name.replace("_", "-")
 
@@ -107,7 +109,7 @@ def family_settings(found: Evidence) -> Iterator[Diagnosis]:
     for setting in needed(found):
         name = setting.flag or setting.variable
         if setting.flag == "--moe-backend":
-            yield from _moe(found, setting)
+            yield from _moe_backend(found, setting)
         elif found.serves and _setting_value(found, setting) not in (
             setting.value,
             None if found.log else "",
@@ -128,7 +130,7 @@ def _setting_value(found: Evidence, setting: FamilySetting) -> str | None:
     return found.flag(setting.flag)
 
 
-def _moe(found: Evidence, setting: FamilySetting) -> Iterator[Diagnosis]:
+def _moe_backend(found: Evidence, setting: FamilySetting) -> Iterator[Diagnosis]:
     """Experts on another backend than the family's, chosen or about to be."""
     chosen = read_log(found.parsed.text).moe
     evidence = ""
@@ -172,7 +174,7 @@ def flashinfer_moe(found: Evidence) -> Iterator[Diagnosis]:
 def speculative(found: Evidence) -> Iterator[Diagnosis]:
     """Speculative decoding that the family cannot use with this vLLM."""
     known = facts.family_of(found)
-    mode = _mode(found)
+    mode = _speculative_mode(found)
     eagle = [m.target for m in found.mounts if "spec_decode/eagle" in m.target.lower()]
     for entry in known.speculative:
         asked = entry.mode == mode or (entry.mode == "eagle3" and bool(eagle))
@@ -187,7 +189,7 @@ def speculative(found: Evidence) -> Iterator[Diagnosis]:
             )
 
 
-def _mode(found: Evidence) -> str:
+def _speculative_mode(found: Evidence) -> str:
     """The speculative mode that is asked for, by its usual name; empty if none."""
     text = found.flag("--speculative-config") or ""
     match = re.search(r"['\"]?method['\"]?\s*[:=]\s*['\"](\w{1,40})", text)
@@ -262,7 +264,7 @@ def parser(found: Evidence) -> Iterator[Diagnosis]:
         ("--reasoning-parser", known.reasoning_parser),
     ):
         chosen = found.flag(flag)
-        owner = next((f for f in family.table().values() if _owns(f, flag, chosen)), None)
+        owner = next((f for f in family.table().values() if _family_owns(f, flag, chosen)), None)
         foreign = owner is not None and chosen in owner.model_types and owner is not known
         if right and chosen and chosen != right.name and foreign:
             yield Diagnosis(
@@ -276,7 +278,7 @@ def parser(found: Evidence) -> Iterator[Diagnosis]:
             )
 
 
-def _owns(one: family.Family, flag: str, name: str | None) -> bool:
+def _family_owns(one: family.Family, flag: str, name: str | None) -> bool:
     chosen = one.tool_parser if flag == "--tool-call-parser" else one.reasoning_parser
     return chosen is not None and chosen.name == name
 
@@ -326,7 +328,7 @@ def model_mount(found: Evidence) -> Iterator[Diagnosis]:
             else "this may be another machine than the server's",
             "mount the folder with config.json and the weights",
         )
-    if not loaded and _nowhere(facts.model(found), found.mounts):
+    if not loaded and _on_no_mount(facts.model(found), found.mounts):
         yield Diagnosis(
             "model-mount",
             ERROR,
@@ -345,7 +347,7 @@ def model_mount(found: Evidence) -> Iterator[Diagnosis]:
         )
 
 
-def _nowhere(model: str, mounts: list[Mount]) -> bool:
+def _on_no_mount(model: str, mounts: list[Mount]) -> bool:
     """Whether a model's place is on no mount, and every mount is known."""
     if not model.startswith("/") or not mounts or UNKNOWN in model:
         return False

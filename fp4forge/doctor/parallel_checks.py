@@ -38,7 +38,7 @@ def too_few_gpus(found: Evidence) -> Iterator[Diagnosis]:
         r"|tensor parallel size.* (?:exceeds|is larger than)|invalid device ordinal",
     )
     split = facts.split(found)
-    here = _available(found)
+    here = _visible_gpu_count(found)
     a_node = split.world // split.nodes if split.nodes > 1 else split.world
     a_node *= split.data if split.nodes == 1 else 1
     short = here is not None and a_node > here and not split.ray
@@ -61,7 +61,7 @@ def too_few_gpus(found: Evidence) -> Iterator[Diagnosis]:
     )
 
 
-def _available(found: Evidence) -> int | None:
+def _visible_gpu_count(found: Evidence) -> int | None:
     """GPUs that the server can see on its machine; None if nothing says."""
     counts = [found.gpu_count, visible(found), len(found.gpus) or None]
     known = [count for count in counts if count is not None]
@@ -113,7 +113,13 @@ def expert_split(found: Evidence) -> Iterator[Diagnosis]:
     known = facts.config(found)
     width = configs.width(known.text.moe_intermediate_size) if known else 0
     whole = found.flag("--enable-expert-parallel") is not None
-    if size > 1 and not whole and not found.ready and width % (64 * size) and _marlin(found):
+    if (
+        size > 1
+        and not whole
+        and not found.ready
+        and width % (64 * size)
+        and _experts_on_marlin(found)
+    ):
         cut = f"--tensor-parallel-size {size} makes {width / size:g} of {width} wide experts"
     if line or cut:
         yield Diagnosis(
@@ -125,7 +131,7 @@ def expert_split(found: Evidence) -> Iterator[Diagnosis]:
         )
 
 
-def _marlin(found: Evidence) -> bool:
+def _experts_on_marlin(found: Evidence) -> bool:
     """Whether Marlin computes the experts, by choice."""
     forced = found.environment.get("VLLM_TEST_FORCE_FP8_MARLIN") == "1"
     return forced or (facts.setting(found, "moe-backend") or "").lower() == "marlin"
@@ -136,21 +142,21 @@ def stalled(found: Evidence) -> Iterator[Diagnosis]:
     """No line that shows work for minutes."""
     log = found.parsed
     if log.ready >= 0:
-        yield from _idle(found, log)
+        yield from _idle_requests(found, log)
         return
     seconds, alive = logs.silence(log), logs.alive(log)
     waits = len(re.findall(r"No available shared memory broadcast block found", log.text))
     if seconds < STALL_SECONDS and not (waits >= 2 and alive >= 0):
-        if _several(found) and _nccl_last(log, alive):
-            hang = _hang(found, log.excerpt(alive))
+        if _on_several_gpus(found) and _nccl_last(log, alive):
+            hang = _nccl_hang(found, log.excerpt(alive))
             yield replace(hang, id="nccl-start", severity=NOTE, cause=f"{_IF}: {hang.cause}")
         return
     if logs.root(log):
         return
     last = log.lines[alive].text if alive >= 0 else ""
     said = f"{log.excerpt(alive)}; then {max(seconds, waits * 60):.0f} s without a sign of work"
-    if _several(found) and _nccl_last(log, alive):
-        yield _hang(found, said)
+    if _on_several_gpus(found) and _nccl_last(log, alive):
+        yield _nccl_hang(found, said)
     elif _DOWNLOAD.search(last):
         yield Diagnosis(
             "download-stall",
@@ -165,7 +171,7 @@ def stalled(found: Evidence) -> Iterator[Diagnosis]:
         )
 
 
-def _several(found: Evidence) -> bool:
+def _on_several_gpus(found: Evidence) -> bool:
     """Whether several GPUs serve the model, by the flags or the log."""
     logged = re.search(r"world_size=(?:[2-9]|[1-9][0-9])", found.parsed.text)
     return facts.split(found).world > 1 or bool(logged)
@@ -176,7 +182,7 @@ def _nccl_last(log: logs.ServerLog, alive: int) -> bool:
     return any(_NCCL.search(line.text) for line in log.lines[max(0, alive - 2) : alive + 1])
 
 
-def _hang(found: Evidence, said: str) -> Diagnosis:
+def _nccl_hang(found: Evidence, said: str) -> Diagnosis:
     """A hang in NCCL's start, by what connects the GPUs."""
     if facts.split(found).nodes > 1 or facts.unified(found):
         return Diagnosis(
@@ -208,7 +214,7 @@ def _hang(found: Evidence, said: str) -> Diagnosis:
     )
 
 
-def _idle(found: Evidence, log: logs.ServerLog) -> Iterator[Diagnosis]:
+def _idle_requests(found: Evidence, log: logs.ServerLog) -> Iterator[Diagnosis]:
     """Requests that run and get no token, at the end of the log."""
     idle = []
     for line in reversed(log.lines):

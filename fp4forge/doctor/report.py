@@ -17,7 +17,7 @@ def data(found: Evidence, findings: list[Diagnosis], verdict: DoctorVerdict) -> 
     """The report as JSON."""
     return {
         "verdict": asdict(verdict),
-        "examined": [asdict(entry) for entry in _examined(found)],
+        "examined": [asdict(entry) for entry in _examined_evidence(found)],
         "log": asdict(diagnosis.read_log(found.parsed.text)),
         "findings": [asdict(f) for f in findings],
     }
@@ -38,10 +38,12 @@ def rows(
         out.append(
             (f"{f.severity}: {f.id}", f"{f.evidence}\ncause: {f.cause}\nfix: {f.fix}{source}")
         )
-    return out + [(f"from {shown(entry.name, 200)}", gave(entry)) for entry in _examined(found)]
+    return out + [
+        (f"from {shown(entry.name, 200)}", gave(entry)) for entry in _examined_evidence(found)
+    ]
 
 
-def _examined(found: Evidence) -> list[GivenEvidence]:
+def _examined_evidence(found: Evidence) -> list[GivenEvidence]:
     """What was handed over, and the live server."""
     return found.inputs + ([GivenEvidence(found.url, found.live.facts)] if found.live else [])
 

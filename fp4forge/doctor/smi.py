@@ -75,7 +75,7 @@ def gpus(text: str) -> list[SmiGpu]:
     if "Product Name" in text:
         return _query(text)
     if listed := re.findall(r"(?m)^GPU [0-9]{1,3}: (.{1,80}?) \(UUID:", text):  # nvidia-smi -L
-        return [_made(name, "", 0) for name in listed]
+        return [_smi_gpu(name, "", 0) for name in listed]
     return _smi_table(text) if _DRIVER.search(text) else _csv(text)
 
 
@@ -102,7 +102,7 @@ def _mib(text: str) -> int:
     return int(match[1]) if match else 0
 
 
-def _made(name: str, driver: str, memory: int) -> SmiGpu:
+def _smi_gpu(name: str, driver: str, memory: int) -> SmiGpu:
     name = re.sub(r"\s+", " ", name).strip()
     return SmiGpu(name, capability(name), driver if _NUMBER.fullmatch(driver) else "", memory)
 
@@ -114,16 +114,16 @@ def _smi_table(text: str) -> list[SmiGpu]:
     for line in text.splitlines():
         if row := _ROW.match(line):
             if name:
-                out.append(_made(name, driver[1] if driver else "", 0))
+                out.append(_smi_gpu(name, driver[1] if driver else "", 0))
             name = row[1]
         elif name and (used := _USED.search(line)):
-            out.append(_made(name, driver[1] if driver else "", int(used[1])))
+            out.append(_smi_gpu(name, driver[1] if driver else "", int(used[1])))
             name = ""
         elif name and "Not Supported" in line:  # GB10 shares the host's memory
-            out.append(_made(name, driver[1] if driver else "", 0))
+            out.append(_smi_gpu(name, driver[1] if driver else "", 0))
             name = ""
     if name:
-        out.append(_made(name, driver[1] if driver else "", 0))
+        out.append(_smi_gpu(name, driver[1] if driver else "", 0))
     return out
 
 
@@ -135,7 +135,7 @@ def _query(text: str) -> list[SmiGpu]:
         if not name:
             continue
         total = re.search(r"FB Memory Usage\s*\n\s*Total\s*: *([0-9]{1,9}) MiB", part)
-        out.append(_made(name[1], driver[1] if driver else "", int(total[1]) if total else 0))
+        out.append(_smi_gpu(name[1], driver[1] if driver else "", int(total[1]) if total else 0))
     return out
 
 
@@ -149,6 +149,6 @@ def _xml(text: str) -> list[SmiGpu]:
             continue
         total = re.search(r"<fb_memory_usage>\s*<total>([0-9]{1,9}) MiB", part)
         out.append(
-            _made(name[1], driver[1].strip() if driver else "", int(total[1]) if total else 0)
+            _smi_gpu(name[1], driver[1].strip() if driver else "", int(total[1]) if total else 0)
         )
     return out

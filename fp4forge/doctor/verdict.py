@@ -52,7 +52,7 @@ def judge(found: Evidence, findings: list[Diagnosis]) -> DoctorVerdict:
     errors = [f for f in findings if f.severity == ERROR]
     if any(f.id not in SYMPTOMS for f in errors):
         return DoctorVerdict(ILL, "each finding has its cause and its fix", quote, where)
-    if not quote and (bad := _bad(log, ready + 1)):
+    if not quote and (bad := _bad_line(log, ready + 1)):
         quote = bad
     if quote:
         after = " after the server was ready" if ready >= 0 else ""
@@ -68,24 +68,24 @@ def judge(found: Evidence, findings: list[Diagnosis]) -> DoctorVerdict:
         return DoctorVerdict(HEALTHY, f"the server knows France's capital; nothing bad in {asked}")
     if found.url:
         return DoctorVerdict(UNCLEAR, "the server gave no answer that can be judged")
-    if ready >= 0 and (again := _later(log, ready, _AGAIN)):
+    if ready >= 0 and (again := _later_line(log, ready, _AGAIN)):
         return DoctorVerdict(
             UNCLEAR, "the server started again, and has not been ready since", again
         )
     if ready >= 0:
-        ended = "; it was shut down in order" if _later(log, ready, _ENDED) else ""
+        ended = "; it was shut down in order" if _later_line(log, ready, _ENDED) else ""
         why = f"the server became ready, and nothing bad follows{ended}"
         return DoctorVerdict(HEALTHY, why, log.excerpt(ready))
-    return _silent(found, log)
+    return _silent_verdict(found, log)
 
 
-def _later(log: logs.ServerLog, since: int, pattern: re.Pattern[str]) -> str:
+def _later_line(log: logs.ServerLog, since: int, pattern: re.Pattern[str]) -> str:
     """The first line after another that matches."""
     found = (n for n in range(since + 1, len(log.lines)) if pattern.search(log.lines[n].text))
     return log.excerpt(next(found, -1))
 
 
-def _silent(found: Evidence, log: logs.ServerLog) -> DoctorVerdict:
+def _silent_verdict(found: Evidence, log: logs.ServerLog) -> DoctorVerdict:
     """Of evidence that ends before the server is ready."""
     alive = log.excerpt(logs.alive(log))
     if alive:
@@ -102,7 +102,7 @@ def _first_exception(log: logs.ServerLog, since: int) -> logs.LoggedException | 
     return next((r for r in logs.raised(log, since) if not _CLIENT.search(r.text)), None)
 
 
-def _bad(log: logs.ServerLog, since: int) -> str:
+def _bad_line(log: logs.ServerLog, since: int) -> str:
     for number, line in enumerate(log.lines[since:], since):
         if _CLIENT.search(line.text):
             continue

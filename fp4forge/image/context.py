@@ -118,7 +118,7 @@ def _context_files(plan: Plan) -> tuple[dict[str, bytes], list[Path]]:
         "leave-out.json": _json_bytes(
             {"cuda": plan.cuda.split(".")[0], "rules": msgspec.to_builtins(plan.leave_out)}
         ),
-        **_series(series, plan.variant, "python", "patches"),
+        **_series_files(series, plan.variant, "python", "patches"),
         TERMS_FILE: sbom.terms(sbom.table()).encode(),
     }
     answers = [a for a in backend_answers.load(plan.vllm_version) if a.gpu in plan.gpus]
@@ -142,7 +142,7 @@ def _context_files(plan: Plan) -> tuple[dict[str, bytes], list[Path]]:
         files["compile.json"] = _json_bytes(
             choice.instructions(plan.arch_list, plan.predicted) | crossing
         )
-        files |= _series(series, plan.variant, "csrc", "csrc")
+        files |= _series_files(series, plan.variant, "csrc", "csrc")
     if plan.aot.name != "none":
         files["aot.json"] = _json_bytes(plan.aot.instructions())
     files |= {f"locks/{name}.txt": text.encode() for name, text in packages.layers(plan).items()}
@@ -160,7 +160,7 @@ def _is_source(path: Path) -> bool:
     return path.is_file() and "__pycache__" not in path.parts
 
 
-def _series(series: PatchSeries, variant: str, tier: str, folder: str) -> dict[str, bytes]:
+def _series_files(series: PatchSeries, variant: str, tier: str, folder: str) -> dict[str, bytes]:
     """A tier's patches in the build context: series.json and the diffs."""
     chosen = series.for_variant(variant, tier)
     record = {

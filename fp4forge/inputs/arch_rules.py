@@ -28,9 +28,9 @@ class ArchRules(Struct, frozen=True, forbid_unknown_fields=True):
         """Checks that every number is one of what it numbers."""
         for result in self.results:
             numbers = [int(number) for number in result.split()]
-            if len(numbers) != len(self.units) or not _fit(numbers, self.targets):
+            if len(numbers) != len(self.units) or not _unit_fits(numbers, self.targets):
                 raise ValueError("a result does not fit units and targets")
-        if not all(_fit(list(found.values()), self.results) for found in self.lists.values()):
+        if not all(_unit_fits(list(found.values()), self.results) for found in self.lists.values()):
             raise ValueError("a list has no result")
 
     def sources(self, text: str, cuda: str) -> dict[str, list[str]] | None:
@@ -47,7 +47,7 @@ class ArchRules(Struct, frozen=True, forbid_unknown_fields=True):
         return {s: t for unit, t in zip(self.units, targets, strict=True) for s in unit if t}
 
 
-def _fit(numbers: list[int], what: list[str]) -> bool:
+def _unit_fits(numbers: list[int], what: list[str]) -> bool:
     return min(numbers, default=0) >= 0 and max(numbers, default=-1) < len(what)
 
 

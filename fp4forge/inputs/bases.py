@@ -104,7 +104,7 @@ class Base(BaseEntry, frozen=True, kw_only=True):
         """What FROM names for a platform."""
         if self.suite:
             arch = PLATFORMS[platform].debian
-            return f"fp4forge.local/bootstrap:{self.suite}-{arch}-{_recipe(self)}"
+            return f"fp4forge.local/bootstrap:{self.suite}-{arch}-{_bootstrap_hash(self)}"
         return f"{self.image}@{self.digest}" if self.digest else self.image
 
 
@@ -146,7 +146,7 @@ def bootstrap_line(base: Base, architecture: str, layer: Path, mirror: str) -> l
     ]
 
 
-def _recipe(base: Base) -> str:
+def _bootstrap_hash(base: Base) -> str:
     """Short hash of how a base is made: a changed recipe gives another base."""
     line = [*bootstrap_line(base, "", Path("layer.tar"), "mirror"), MOUNT_POINT]
     return hashlib.sha256(" ".join(line).encode()).hexdigest()[:8]

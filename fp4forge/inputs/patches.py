@@ -82,7 +82,7 @@ class Patch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         """Checks the patterns."""
-        _compile(self.detect)
+        _compile_detect(self.detect)
 
 
 class Upstreamed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -94,7 +94,7 @@ class Upstreamed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         """Checks the patterns."""
-        _compile(self.detect)
+        _compile_detect(self.detect)
 
 
 class PatchConflict(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -243,7 +243,7 @@ def versions(package: str) -> tuple[str, ...]:
     return by_version(found, f"patches/{package}", PatchError)
 
 
-def _compile(detect: dict[str, str]) -> None:
+def _compile_detect(detect: dict[str, str]) -> None:
     for pattern in detect.values():
         try:
             re.compile(pattern)

@@ -118,7 +118,9 @@ class InputFormat(Generic[T]):
             text = "is a key that is not allowed"
         else:
             text, rule = f"is {document.shortened(value)}", rule or said
-        return self._failure(where, read.line(place), f": {_label(place)} {text}", rule, remedy)
+        return self._failure(
+            where, read.line(place), f": {_place_label(place)} {text}", rule, remedy
+        )
 
 
 _KINDS = {"str": "text", "object": "a mapping", "array": "a list", "float": "a number"}
@@ -170,7 +172,7 @@ def _fails(struct: Any, value: Any, message: str) -> bool:
     return False
 
 
-def _label(place: Place) -> str:
+def _place_label(place: Place) -> str:
     """A place for people: ``patches[0].files``."""
     steps = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place)
     return steps.removeprefix(".")[:200] or "the file"

@@ -97,8 +97,8 @@ def draft(version: str, report: Progress) -> ReleaseDraft:
     sdist, wheels, uploaded = files_of(version)
     last = uploaded + timedelta(days=_DAYS)
     report("uv resolves its requirements")
-    pins, cuda = _pins(version, last)
-    size = _budget(pins, before)
+    pins, cuda = _resolved_pins(version, last)
+    size = _grown_budget(pins, before)
     report("the source distribution")
     tree = sources.tree_of(sdist)
     report("the patches")
@@ -197,7 +197,7 @@ def files_of(version: str) -> tuple[Artefact, dict[str, Artefact], date]:
         for what, name in names.items():
             if name.fullmatch(entry.filename):
                 found[what] = Artefact(entry.filename, entry.hashes.sha256)
-                days.append(_day(entry.upload_time))
+                days.append(_upload_day(entry.upload_time))
     if "sdist" not in found:
         raise ArtefactError(
             f"the package index has no vLLM {version}", rule=f"a file vllm-{version}.tar.gz"
@@ -217,16 +217,16 @@ def files_of(version: str) -> tuple[Artefact, dict[str, Artefact], date]:
     return sdist, found, max(day for day in days if day)
 
 
-def _day(text: str) -> date | None:
+def _upload_day(text: str) -> date | None:
     try:
         return datetime.fromisoformat(text.replace("Z", "+00:00")).date()
     except ValueError:
         return None
 
 
-def _pins(version: str, last: date) -> tuple[dict[str, str], str]:
+def _resolved_pins(version: str, last: date) -> tuple[dict[str, str], str]:
     """What the requirements resolve to, with the compilers of torch's CUDA; that CUDA."""
-    first = _resolve([f"vllm=={version}"], last)
+    first = _resolve_requirements([f"vllm=={version}"], last)
     toolkit = first.get("cuda-toolkit") or first.get("nvidia-cuda-runtime", "")
     cuda = ".".join(toolkit.split(".")[:2])
     if not re.fullmatch(r"1[3-9]\.[0-9]", cuda):
@@ -238,11 +238,13 @@ def _pins(version: str, last: date) -> tuple[dict[str, str], str]:
             f" {defaults.table().reference.release}",
         )
     # Other packages ask for newer compilers than torch's toolkit, which would not go with it.
-    pinned = _resolve([f"vllm=={version}", *(f"{name}=={cuda}.*" for name in _COMPILERS)], last)
+    pinned = _resolve_requirements(
+        [f"vllm=={version}", *(f"{name}=={cuda}.*" for name in _COMPILERS)], last
+    )
     return pinned, cuda
 
 
-def _resolve(requirements: list[str], last: date) -> dict[str, str]:
+def _resolve_requirements(requirements: list[str], last: date) -> dict[str, str]:
     python = max(bases.load(name).python for name in bases.names())
     text = locking.compile_(
         requirements,
@@ -285,7 +287,7 @@ def _leave_out(before: Release) -> list[LeaveOut]:
     return [*new, *before.leave_out]
 
 
-def _budget(pins: dict[str, str], before: Release) -> float:
+def _grown_budget(pins: dict[str, str], before: Release) -> float:
     """GB of an unpacked image: the earlier release's, grown as its wheels did, and a tenth."""
     pythons = sorted({bases.load(name).python for name in bases.names()})
     lock = locks.read(LockName(before.release, "wheel", AMD64, pythons[-1]))

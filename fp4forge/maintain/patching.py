@@ -42,7 +42,7 @@ class PatchState:
 def has_fix(tree: Path, detect: dict[str, str]) -> bool:
     """Whether all patterns are found in their files, wherever those moved within ``vllm/``."""
     for name, pattern in detect.items():
-        path = _find(tree, name)
+        path = _moved_file(tree, name)
         if path is None or not re.search(pattern, path.read_text(), re.M):
             return False
     return True
@@ -122,7 +122,7 @@ def drift(version: str) -> list[PatchState]:
             before = {path: (ours / path).read_text() for path in patch.files}
             apply_one(sequence.instructions(patch), sequence.folder / patch.file, ours)
             after = {path: (ours / path).read_text() for path in patch.files}
-            states.append(_against(patch, before, after, theirs, merged))
+            states.append(_state_against(patch, before, after, theirs, merged))
     return states
 
 
@@ -149,7 +149,9 @@ def refresh(version: str) -> list[PatchState]:
             after = {path: (work / path).read_text() for path in paths}
             if offset:
                 diffs[patch.file] = "".join(_diff(p, before[p], after[p]) for p in paths)
-            hashes = {path: (_sha(before[path]), _sha(after[path])) for path in paths}
+            hashes = {
+                path: (_text_sha256(before[path]), _text_sha256(after[path])) for path in paths
+            }
             text = _with_hashes(text, patch.id, hashes)
             states.append(PatchState(patch.id, OFFSET if offset else APPLIES, offset))
     for path, content in read.items():
@@ -165,14 +167,14 @@ def refresh(version: str) -> list[PatchState]:
     return states
 
 
-def _against(
+def _state_against(
     patch: Patch, before: dict[str, str], after: dict[str, str], tree: Path, merged: dict[str, str]
 ) -> PatchState:
     if has_fix(tree, patch.detect):
         return PatchState(patch.id, UPSTREAM, "the source has the fix: drop the patch")
     failed, merges, moved, results = [], [], [], {}
     for path, old in before.items():
-        target = _find(tree, path)
+        target = _moved_file(tree, path)
         if target is None:
             failed.append(f"{path} is gone")
             continue
@@ -189,7 +191,7 @@ def _against(
     diff = "".join(
         _diff(target.relative_to(tree).as_posix(), merged.get(path) or target.read_text(), result)
         for path, result in sorted(results.items())
-        if (target := _find(tree, path))
+        if (target := _moved_file(tree, path))
     )
     merged |= results
     exact = not moved and all(results[p] == text for p, text in after.items())
@@ -213,7 +215,7 @@ def _merge(ours: str, base: str, theirs: str) -> tuple[str, list[str]]:
     return done.stdout, re.findall(r"^<<<<<<< .*?^>>>>>>> [^\n]*\n", done.stdout, re.M | re.S)
 
 
-def _find(tree: Path, name: str) -> Path | None:
+def _moved_file(tree: Path, name: str) -> Path | None:
     """A file of the tree; when it moved, the only one of its name."""
     if (tree / name).is_file():
         return tree / name
@@ -267,7 +269,7 @@ def _with_hashes(text: str, patch: str, hashes: dict[str, tuple[str, str]]) -> s
     return text
 
 
-def _sha(text: str) -> str:
+def _text_sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -37,11 +37,11 @@ def differences(old: str, new: str) -> list[tuple[str, str, str]]:
         for each in (one, other)
     ]
     found += rows("external", pins)
-    states = [_patches(each) for each in (one, other)]
+    states = [_release_patches(each) for each in (one, other)]
     found += rows("patch", states)
     selected = [_selected_backends(each) for each in (one, other)]
     found += rows("backend", selected) if all(selected) else []
-    found += rows("package", [_packages(each) for each in (one, other)])
+    found += rows("package", [_release_packages(each) for each in (one, other)])
     return [row for row in found if row[1] != row[2]]
 
 
@@ -54,7 +54,7 @@ def rows(what: str, values: list[dict[str, str]]) -> list[tuple[str, str, str]]:
     ]
 
 
-def _patches(found: Release) -> dict[str, str]:
+def _release_patches(found: Release) -> dict[str, str]:
     series = patches.load("vllm", found.vllm_version)
     return (
         {fix.id: "upstream" for fix in series.already_upstream}
@@ -72,7 +72,7 @@ def _selected_backends(found: Release) -> dict[str, str]:
     }
 
 
-def _packages(found: Release) -> dict[str, str]:
+def _release_packages(found: Release) -> dict[str, str]:
     """Packages of one lock by their versions: the platforms' locks hardly differ."""
     python = max(bases.load(name).python for name in bases.names())
     strategy, platform = next(iter(found.strategies)), next(iter(found.wheels))

@@ -98,7 +98,7 @@ def records(client: Any, image: str) -> ImageRecords:
     Raises:
         RegistryError: the engine does not have it any more.
     """
-    with _unstarted(client, image) as made:
+    with _unstarted_container(client, image) as made:
         return records_of(made)
 
 
@@ -125,7 +125,7 @@ def files(
         RegistryError: the engine does not have the image any more.
         BinaryError: a file is too large.
     """
-    with _unstarted(client, image) as made:
+    with _unstarted_container(client, image) as made:
         found = {
             path: content
             for path in paths
@@ -141,7 +141,7 @@ def files(
 
 
 @contextlib.contextmanager
-def _unstarted(client: Any, image: str) -> Iterator[Any]:
+def _unstarted_container(client: Any, image: str) -> Iterator[Any]:
     """A container of an image that is not started, and goes afterwards."""
     from docker.errors import NotFound
 

@@ -48,14 +48,14 @@ def _ask_registry(
     name = repository.removeprefix(f"{reference.host}/") if reference.host else repository
     scheme = "http" if reference.loopback else "https"
     url = f"{scheme}://{host}/v2/" + (f"{name}/{path}" if path else "")
-    answer = _send(method, url, headers, body, host)
+    answer = _send_request(method, url, headers, body, host)
     if answer.status == 401 and path:
-        login = _login(host, answer.headers.get("www-authenticate", ""))
-        answer = _send(method, url, headers | login, body, host)
+        login = _authorization(host, answer.headers.get("www-authenticate", ""))
+        answer = _send_request(method, url, headers | login, body, host)
     return answer
 
 
-def _send(
+def _send_request(
     method: str, url: str, headers: dict[str, str], body: bytes | None, host: str
 ) -> http.HttpAnswer:
     limits = http.HttpLimits(
@@ -106,7 +106,7 @@ def _docker_login(host: str) -> tuple[str, str]:
     return str(user or ""), str(password or "")
 
 
-def _login(host: str, challenge: str) -> dict[str, str]:
+def _authorization(host: str, challenge: str) -> dict[str, str]:
     """The Authorization header that a challenge asks for (RFC 7235; token specification)."""
     import base64
 
@@ -125,7 +125,7 @@ def _login(host: str, challenge: str) -> dict[str, str]:
     from urllib.parse import urlencode
 
     headers = {"Authorization": basic} if basic else {}
-    answer = _send("GET", f"{realm}?{urlencode(query)}", headers, None, host)
+    answer = _send_request("GET", f"{realm}?{urlencode(query)}", headers, None, host)
     try:
         found = reading.json(answer.content, _Token, "the token server's answer", RegistryError)
     except RegistryError:

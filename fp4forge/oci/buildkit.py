@@ -131,16 +131,16 @@ def build(
         assert process.stderr is not None
         vertices: dict[str, BuildVertex] = {}
         rest: list[str] = []
-        watch = Watchdog(BUILD_SILENCE_SECONDS, lambda: _stop(process))
+        watch = Watchdog(BUILD_SILENCE_SECONDS, lambda: _stop_buildx(process))
         try:
             for event in events(process.stderr, rest):
                 watch.heard()
-                _follow(event, vertices, report)
+                _follow_event(event, vertices, report)
                 if checked and checked.done():
                     checked.result()
             code = process.wait()
         except BaseException:
-            _stop(process)
+            _stop_buildx(process)
             raise
         finally:
             watch.stop()
@@ -159,7 +159,7 @@ def build(
     return BuildResult(found.digest, len(done), sum(v.cached for v in done))
 
 
-def _stop(process: subprocess.Popen[str]) -> None:
+def _stop_buildx(process: subprocess.Popen[str]) -> None:
     """Ends buildx, which takes its build in the engine with it."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGINT)
@@ -220,7 +220,7 @@ def events(stream: IO[str], rest: list[str]) -> Iterator[BuildEvent]:
             buffer = []
 
 
-def _follow(event: BuildEvent, vertices: dict[str, BuildVertex], report: Progress) -> None:
+def _follow_event(event: BuildEvent, vertices: dict[str, BuildVertex], report: Progress) -> None:
     for data in event.vertexes or ():
         vertex = vertices.setdefault(data.digest, BuildVertex(instruction(data.name)))
         if data.started and not vertex.started and not data.cached:

@@ -33,7 +33,7 @@ def provenance(reference: str) -> dict[str, dict[str, Any]]:
     line = ["docker", "buildx", "imagetools", "inspect", "--format", "{{json .Provenance}}"]
     done = process.run([*line, reference], seconds=2 * REGISTRY_SECONDS)
     if done.returncode != 0:
-        _raise(reference, "read the provenance of", done.stderr)
+        _raise_transfer_error(reference, "read the provenance of", done.stderr)
     where = f"the provenance of {reference}"
     text = done.stdout.strip()
     shape = dict[str, dict[str, Any] | None]
@@ -67,7 +67,12 @@ def push(layout: Path, repository: str, digest: str, report: Progress) -> None:
         RegistryError: the registry went away, stays silent, refuses, or keeps other bytes than
             it was sent; nothing is tagged, and what was copied is not copied again.
     """
-    line = [*_COPY, *_tls(repository, "dest"), f"oci:{layout}", f"docker://{repository}@{digest}"]
+    line = [
+        *_COPY,
+        *_tls_flags(repository, "dest"),
+        f"oci:{layout}",
+        f"docker://{repository}@{digest}",
+    ]
     _skopeo_copy(line, repository, "push", report)
     read_back(OciLayout(layout), repository, digest)
 
@@ -83,7 +88,7 @@ def pull(reference: str, layout: Path, report: Progress) -> None:
     Raises:
         RegistryError: the registry does not have it, or went away.
     """
-    line = [*_COPY, *_tls(reference, "src"), f"docker://{reference}", f"oci:{layout}"]
+    line = [*_COPY, *_tls_flags(reference, "src"), f"docker://{reference}", f"oci:{layout}"]
     _skopeo_copy(line, reference, "read", report)
 
 
@@ -146,16 +151,16 @@ def _skopeo_copy(line: list[str], what: str, action: str, report: Progress) -> N
 
     code = process.follow(line, follow, silence=COPY_SILENCE_SECONDS)
     if code != 0:
-        _raise(what, action, "\n".join(said))
+        _raise_transfer_error(what, action, "\n".join(said))
 
 
-def _tls(repository: str, side: str = "") -> list[str]:
+def _tls_flags(repository: str, side: str = "") -> list[str]:
     flag = f"--{side}-tls-verify" if side else "--tls-verify"
     loopback = ImageReference(repository).loopback
     return [f"{flag}=false"] if loopback else []
 
 
-def _raise(repository: str, action: str, reason: str) -> None:
+def _raise_transfer_error(repository: str, action: str, reason: str) -> None:
     lines = [line for line in reason.strip().splitlines() if line.strip()]
     last = re.sub(r'^time="[^"]*" level=\w+ msg="?', "", lines[-1] if lines else "no reason given")
     last = shown(last, 500)

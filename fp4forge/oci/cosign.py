@@ -199,7 +199,7 @@ def _cosign_verify(images: list[str], trust: Trust, *flags: str) -> None:
     line = ["verify", *trust.flags, "--output=json", *flags, *images]
     done = _run_cosign(line, SIGNATURE_SECONDS)
     if done.returncode != 0:
-        _refuse(images, "signature", done, trust)
+        _refuse_signature(images, "signature", done, trust)
 
 
 def attestations(repository: str, digest: str, kind: str, trust: Trust) -> list[bytes]:
@@ -226,7 +226,7 @@ def _attestations(image: str, kind: str, trust: Trust, *flags: str) -> list[byte
     line = ["verify-attestation", *trust.flags, f"--type={kind}", "--output=json", *flags, image]
     done = _run_cosign(line, SIGNATURE_SECONDS)
     if done.returncode != 0:
-        _refuse([image], f"attestation {kind}", done, trust)
+        _refuse_signature([image], f"attestation {kind}", done, trust)
     found = []
     for text in done.stdout.splitlines():
         envelope = reading.json(text, _Envelope, f"an attestation of {image}", SignatureError)
@@ -236,7 +236,7 @@ def _attestations(image: str, kind: str, trust: Trust, *flags: str) -> list[byte
         if content.predicateType == kind:
             found.append(bytes(content.predicate))
     if not found:
-        _refuse([image], f"attestation {kind}", done, trust)
+        _refuse_signature([image], f"attestation {kind}", done, trust)
     return found
 
 
@@ -298,7 +298,9 @@ def view(layout: OciLayout, digest: str, signatures: str, attested: str, folder:
     (folder / "blobs").symlink_to((layout.folder / "blobs").resolve())
 
 
-def _refuse(images: list[str], what: str, done: CompletedProcess[str], trust: Trust) -> None:
+def _refuse_signature(
+    images: list[str], what: str, done: CompletedProcess[str], trust: Trust
+) -> None:
     """Raises the error for what cosign did not accept; names the first image that it stopped at."""
     passed = done.stderr.count("\nVerification for ")
     image = images[min(passed, len(images) - 1)]

@@ -133,7 +133,7 @@ class OciLayout:
         """
         size = self.path(digest).stat().st_size if reading.is_file(self.path(digest)) else 0
         entry = {"mediaType": self.document(digest).mediaType, "digest": digest, "size": size}
-        index = {"schemaVersion": 2, "manifests": [entry | _given(annotations)]}
+        index = {"schemaVersion": 2, "manifests": [entry | _given_annotations(annotations)]}
         files.replace(self.folder / "index.json", json.dumps(index))
 
     def layers(self, digest: str) -> list[Descriptor]:
@@ -177,5 +177,5 @@ class OciLayout:
         return lost
 
 
-def _given(annotations: dict[str, str] | None) -> dict[str, object]:
+def _given_annotations(annotations: dict[str, str] | None) -> dict[str, object]:
     return {"annotations": annotations} if annotations else {}

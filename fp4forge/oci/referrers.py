@@ -120,7 +120,7 @@ def put(repository: str, data: bytes) -> str:
             "size": len(data),
             "annotations": found.annotations or {},
         }
-        _append(repository, subject, entry)
+        _append_referrer(repository, subject, entry)
     return own
 
 
@@ -187,7 +187,7 @@ def _referrers_of(repository: str, subject: str) -> _List:
     return reading.json(found.content, _List, where, RegistryError) if found else _List()
 
 
-def _append(repository: str, subject: str, entry: dict[str, Any]) -> None:
+def _append_referrer(repository: str, subject: str, entry: dict[str, Any]) -> None:
     found = registry.manifest(repository, tag(subject))
     entries: Any = []
     if found:

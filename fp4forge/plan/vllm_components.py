@@ -151,8 +151,8 @@ def choose(
             rule="the components " + ", ".join(kept) + " need it",
             remedy="pin it under externals as vLLM's CMake does, or choose --components without it",
         )
-    choices = dict(_parse(text, release) for text in given)
-    sources = {name: choices.get(name) or _pinned(name, "git", release) for name in needed}
+    choices = dict(_parse_source(text, release) for text in given)
+    sources = {name: choices.get(name) or _pinned_source(name, "git", release) for name in needed}
     return ComponentChoice(kept, left_out, sources)
 
 
@@ -166,7 +166,7 @@ def _gpus_served(targets: list[str], gpus: tuple[str, ...]) -> bool:
     return any(serves(target, GPUS[gpu]) != "missing" for target in targets for gpu in gpus)
 
 
-def _pinned(name: str, provider: str, release: Release) -> ExternalSource:
+def _pinned_source(name: str, provider: str, release: Release) -> ExternalSource:
     pin = release.externals[name]
     if provider == "git":
         return ExternalSource("git", f"{pin.git}#{pin.commit}", pin.variable)
@@ -179,7 +179,7 @@ def _pinned(name: str, provider: str, release: Release) -> ExternalSource:
     return ExternalSource("pypi", where, pin.variable, note, pin.pypi)
 
 
-def _parse(text: str, release: Release) -> tuple[str, ExternalSource]:
+def _parse_source(text: str, release: Release) -> tuple[str, ExternalSource]:
     name, equals, where = text.partition("=")
     if not equals or name not in release.externals:
         raise UsageError(
@@ -187,7 +187,7 @@ def _parse(text: str, release: Release) -> tuple[str, ExternalSource]:
             rule="NAME=git, NAME=pypi or NAME=DIR with NAME one of " + ", ".join(release.externals),
         )
     if where in PROVIDERS:
-        return name, _pinned(name, where, release)
+        return name, _pinned_source(name, where, release)
     folder = Path(where)
     if not folder.is_dir() or not any(folder.iterdir()):
         raise ArtefactError(

@@ -62,7 +62,7 @@ def save(repository: str, digest: str, layout: OciLayout, report: Progress) -> B
         found = [
             own
             for own, kind in referrers.beside(repository, part).items()
-            if kind != records.KIND and _save(repository, own, layout)
+            if kind != records.KIND and _save_manifest(repository, own, layout)
         ]
         artifacts |= {part: found} if found else {}
     signed = [*parts, *(own for found in artifacts.values() for own in found)]
@@ -73,7 +73,7 @@ def save(repository: str, digest: str, layout: OciLayout, report: Progress) -> B
             ("att", cosign.attestation_tag(part)),
         ):
             there = registry.manifest(repository, name)
-            if there is not None and _save(repository, there.digest, layout):
+            if there is not None and _save_manifest(repository, there.digest, layout):
                 tags[kind][part] = there.digest
     return Beside(tags["sig"], tags["att"], artifacts)
 
@@ -87,17 +87,17 @@ def publish(repository: str, beside: Beside, layout: OciLayout, report: Progress
     for own in sorted(beside.manifests):
         report(f"beside the image: {own[:19]}")
         for blob in layout.document(own).blobs:
-            referrers.store(repository, _content(layout, blob.digest))
+            referrers.store(repository, _manifest_bytes(layout, blob.digest))
     for found in beside.artifacts.values():
         for own in found:
-            referrers.put(repository, _content(layout, own))
+            referrers.put(repository, _manifest_bytes(layout, own))
     for digests, tag in (
         (beside.signatures, cosign.signature_tag),
         (beside.attestations, cosign.attestation_tag),
     ):
         for subject, own in digests.items():
             media = layout.document(own).mediaType or "application/vnd.oci.image.manifest.v1+json"
-            registry.put(repository, tag(subject), _content(layout, own), media)
+            registry.put(repository, tag(subject), _manifest_bytes(layout, own), media)
 
 
 def check(
@@ -158,7 +158,7 @@ def own(layout: OciLayout, digest: str, beside: Beside) -> Beside:
     kept: dict[str, list[str]] = {}
     for subject, found in beside.artifacts.items():
         for each in found:
-            artifact = referrers.artifact(_content(layout, each), ArtefactError)
+            artifact = referrers.artifact(_manifest_bytes(layout, each), ArtefactError)
             if artifact.subject.digest != subject:
                 wrong.add(each)
             if artifact.kind != records.KIND:
@@ -182,7 +182,7 @@ def _index_parts(layout: OciLayout, digest: str) -> list[str]:
     return [digest, *(entry.digest for entry in layout.document(digest).manifests or ())]
 
 
-def _save(repository: str, digest: str, layout: OciLayout) -> bool:
+def _save_manifest(repository: str, digest: str, layout: OciLayout) -> bool:
     """Copies a manifest and its small blobs; whether it is one."""
     found = registry.manifest(repository, digest)
     if found is None:
@@ -196,5 +196,5 @@ def _save(repository: str, digest: str, layout: OciLayout) -> bool:
     return True
 
 
-def _content(layout: OciLayout, digest: str) -> bytes:
+def _manifest_bytes(layout: OciLayout, digest: str) -> bytes:
     return reading.content(layout.path(digest), ArtefactError, MANIFEST_BYTES)

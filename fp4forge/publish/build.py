@@ -89,7 +89,7 @@ def ledger(
         except BuildError as error:
             report(f"{error.message}: making it again")
     kept.parent.mkdir(parents=True, exist_ok=True)
-    _export("ledger-file", "ledger.json", kept, plan, context, options, report, checked)
+    _export_stage("ledger-file", "ledger.json", kept, plan, context, options, report, checked)
     return reading.content(kept, BuildError, RECORD_BYTES)
 
 
@@ -103,12 +103,12 @@ def compile_record(
     """
     kept = STATE / "compiled" / f"{plan.id}.json"
     kept.parent.mkdir(parents=True, exist_ok=True)
-    _export("compile-record", "compile.json", kept, plan, context, options, report)
+    _export_stage("compile-record", "compile.json", kept, plan, context, options, report)
     content = reading.content(kept, BuildError, RECORD_BYTES)
     return reading.json(content, dict[str, Any], str(kept), BuildError)
 
 
-def _export(
+def _export_stage(
     target: str,
     name: str,
     kept: Path,

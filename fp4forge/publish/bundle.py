@@ -78,7 +78,7 @@ def make(image: str, output: Path, manifest: Path | None, report: Progress) -> B
             "org.opencontainers.image.ref.name": tag,
         }
         OciLayout(folder).name_only(digest, names)
-        evidence = _evidence(f"{repository}@{digest}", folder / "evidence", report)
+        evidence = _bundle_evidence(f"{repository}@{digest}", folder / "evidence", report)
         found_beside = beside.save(repository, digest, OciLayout(folder), report)
         beside.write(folder, found_beside)
         if manifest:
@@ -103,7 +103,7 @@ def make(image: str, output: Path, manifest: Path | None, report: Progress) -> B
     return Bundle(image, digest, evidence, found_beside)
 
 
-def _evidence(reference: str, folder: Path, report: Progress) -> tuple[str, ...]:
+def _bundle_evidence(reference: str, folder: Path, report: Progress) -> tuple[str, ...]:
     """The image's own records: plan, ledger, patches."""
     client = engine.connect()
     engine.pull(client, reference, None, report)
@@ -244,11 +244,11 @@ def _check_blobs(layout: OciLayout, digest: str, where: str) -> None:
     for _ in range(INDEX_DEPTH):
         below: set[str] = set()
         for parent in level:
-            _there(layout, parent, where)
+            _blob_there(layout, parent, where)
             document = layout.document(parent)
             below |= {entry.digest for entry in document.manifests or ()}
             for blob in document.blobs:
-                _there(layout, blob.digest, where)
+                _blob_there(layout, blob.digest, where)
         level = below - seen
         seen |= below
         if not level:
@@ -258,7 +258,7 @@ def _check_blobs(layout: OciLayout, digest: str, where: str) -> None:
     )
 
 
-def _there(layout: OciLayout, digest: str, where: str) -> None:
+def _blob_there(layout: OciLayout, digest: str, where: str) -> None:
     if not reading.is_file(layout.path(digest)):
         raise ArtefactError(f"{where} lacks the blob {digest}", remedy="copy it once more")
 

@@ -103,7 +103,7 @@ def distribute(
     found = [ReceivingNode(address) for address in nodes]
 
     def bring(node: ReceivingNode) -> None:
-        _bring(node, (host, repository, digest, final), ssh_config, sizes)
+        _bring_to_node(node, (host, repository, digest, final), ssh_config, sizes)
 
     stop = threading.Event()
 
@@ -149,7 +149,7 @@ def _image_parts(image: str) -> tuple[str, str, str, str]:
     return host, repository, found[0], tag
 
 
-def _bring(
+def _bring_to_node(
     node: ReceivingNode, what: tuple[str, str, str, str], config: Path | None, sizes: dict[str, int]
 ) -> None:
     host, repository, digest, name = what

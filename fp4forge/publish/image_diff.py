@@ -81,11 +81,11 @@ def describe(image: str, report: Progress) -> ImageDescription:
 
 def differences(old: ImageDescription, new: ImageDescription) -> dict[str, list[dict[str, Any]]]:
     """Every change as ``{"what", "old", "new"}``, by section; an empty section is unchanged."""
-    kernels = _changes(
+    kernels = _kernel_changes(
         {k: " ".join(v) for k, v in old.targets.items()},
         {k: " ".join(v) for k, v in new.targets.items()},
     )
-    verdicts = _changes(_flat(old.gpus), _flat(new.gpus))
+    verdicts = _kernel_changes(_flat_kernels(old.gpus), _flat_kernels(new.gpus))
     layers: list[dict[str, Any]] = []
     for place in range(max(len(old.layers), len(new.layers))):
         before = old.layers[place] if place < len(old.layers) else ("", 0)
@@ -96,19 +96,19 @@ def differences(old: ImageDescription, new: ImageDescription) -> dict[str, list[
     return {
         "kernels": kernels,
         "verdicts": verdicts,
-        "packages": _changes(old.packages, new.packages),
-        "patched files": _changes(old.patched, new.patched),
+        "packages": _kernel_changes(old.packages, new.packages),
+        "patched files": _kernel_changes(old.patched, new.patched),
         "layers": layers,
     }
 
 
-def _flat(gpus: dict[str, dict[str, Any]]) -> dict[str, str]:
+def _flat_kernels(gpus: dict[str, dict[str, Any]]) -> dict[str, str]:
     return {
         f"{gpu} {group}": str(word) for gpu, all_ in gpus.items() for group, word in all_.items()
     }
 
 
-def _changes(old: dict[str, str], new: dict[str, str]) -> list[dict[str, Any]]:
+def _kernel_changes(old: dict[str, str], new: dict[str, str]) -> list[dict[str, Any]]:
     return [
         {"what": name, "old": old.get(name), "new": new.get(name)}
         for name in sorted(old.keys() | new.keys())

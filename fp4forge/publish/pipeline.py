@@ -202,9 +202,9 @@ def _run_pipeline(
             checked.result()  # making or fetching one takes long: nothing starts in vain
             base_images.ensure(base, platform, step.report)
     job = _PublishJob(context, folder, where, options, console, checked)
-    ledger = _ledger(job)
+    ledger = _extension_ledger(job)
     compiled = _compile_record(job) if plan.strategy == "source" else {}
-    made = _push(job, ledger) if where.push else _load(job, ledger)
+    made = _push_image(job, ledger) if where.push else _load_image(job, ledger)
     console.steps.insert(place, checked.result())
     facts = {name: value for check in made.checks for name, value in check.facts.items()}
     return PublishOutcome(
@@ -277,7 +277,7 @@ def _publish_index(
     return PublishedIndex(f"{repository}@{digest}", digest, names, digests)
 
 
-def _ledger(job: _PublishJob) -> str:
+def _extension_ledger(job: _PublishJob) -> str:
     """Builds the extensions, compares their ledger with the plan; returns its SHA-256."""
     plan = job.plan
     with job.console.step("ledger") as step:
@@ -324,7 +324,7 @@ def _build_image(job: _PublishJob, output: str, ledger: str) -> str:
     return built.digest
 
 
-def _push(job: _PublishJob, ledger: str) -> VerifiedImage:
+def _push_image(job: _PublishJob, ledger: str) -> VerifiedImage:
     plan, console, options = job.plan, job.console, job.options
     repository = job.destination.repository
     output = f"type=oci,tar=false,dest={LAYOUT.folder},{COMPRESSION}"
@@ -348,10 +348,10 @@ def _push(job: _PublishJob, ledger: str) -> VerifiedImage:
             step.report("as a user would, by digest")
             engine.pull(engine.connect(), image, plan.platform, step.report)
             step.detail = "stock docker pull"
-        checks = _verify(job, image)
+        checks = _verify_image(job, image)
         verified.record(repository, digest)
     _compare_packages(job, image)
-    audited = _audit(job, image)
+    audited = _audit_image(job, image)
     signer = job.destination.signer
     image_sbom.list_and_sign(console, repository, digest, plan, signer)
     with console.step("publish") as step:
@@ -403,16 +403,16 @@ def _check_further(repository: str, digest: str, further: tuple[str, ...]) -> No
         registry.check_takes_nothing_away(repository, name, labels)
 
 
-def _load(job: _PublishJob, ledger: str) -> VerifiedImage:
+def _load_image(job: _PublishJob, ledger: str) -> VerifiedImage:
     plan, where, client = job.plan, job.destination, engine.connect()
     candidate = f"{where.repository}:unverified-{plan.id}"
     kind = "docker" if job.options.builder else "image"
     output = f"type={kind},name={candidate}" + (f",{COMPRESSION}" if kind == "image" else "")
     digest = _build_image(job, output, ledger)
     try:
-        checks = _verify(job, candidate)
+        checks = _verify_image(job, candidate)
         _compare_packages(job, candidate)
-        _audit(job, candidate)
+        _audit_image(job, candidate)
         with job.console.step("name") as step:
             names = (plan.immutable_tag, plan.moving_tag, *where.tags)
             for name in names:
@@ -423,7 +423,7 @@ def _load(job: _PublishJob, ledger: str) -> VerifiedImage:
     return VerifiedImage(f"{where.repository}:{plan.immutable_tag}", digest, names, checks=checks)
 
 
-def _verify(job: _PublishJob, image: str) -> tuple[ImageCheck, ...]:
+def _verify_image(job: _PublishJob, image: str) -> tuple[ImageCheck, ...]:
     with job.console.step("verify") as step:
         checks = runner.run(
             image, job.plan.as_json(), step.report, job.options.reports, gpu=job.options.gpu
@@ -446,7 +446,7 @@ def _compare_packages(job: _PublishJob, image: str) -> None:
         job.console.say(f"  {line}")
 
 
-def _audit(job: _PublishJob, image: str) -> str:
+def _audit_image(job: _PublishJob, image: str) -> str:
     """Audits the image; returns what its record says of that, empty if nothing was looked at."""
     data = job.destination.advisories
     if not data:

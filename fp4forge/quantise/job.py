@@ -154,14 +154,14 @@ def quantise(plan: QuantisePlan, place: PythonPlace, console: Console) -> dict[s
     lock = _hold_partial(partial)
     try:
         _check_same_job(partial, plan)
-        _clear(partial)
+        _clear_export(partial)
         with (
             console.step("quantise") as step,
             scratch.folder(Path(scratch.temporary()), "fp4forge-quantise.") as folder,
         ):
             folder.chmod(0o755)
             figures = program.run(
-                place, folder, asked.model, partial, asked.text, _request(plan), step.report
+                place, folder, asked.model, partial, asked.text, _inside_request(plan), step.report
             )
             step.detail = (
                 f"{figures['samples']} samples in batches of {figures['batch']}"
@@ -192,7 +192,7 @@ def quantise(plan: QuantisePlan, place: PythonPlace, console: Console) -> dict[s
     return figures
 
 
-def _request(plan: QuantisePlan) -> dict[str, Any]:
+def _inside_request(plan: QuantisePlan) -> dict[str, Any]:
     """What ``inside`` reads."""
     asked, quantised = plan.asked, plan.release.formats[plan.asked.format]
     return {
@@ -240,7 +240,7 @@ def _check_same_job(partial: Path, plan: QuantisePlan) -> None:
     Raises:
         UsageError: the statistics there belong to another request.
     """
-    request = _request(plan)
+    request = _inside_request(plan)
     for free in ("batch", "allow_cpu", "weights", "cpu_weights"):
         request.pop(free)  # they change no statistic
     if plan.release.formats[plan.asked.format].activations:
@@ -267,7 +267,7 @@ def _model_fingerprint(source: preconditions.SourceModel) -> str:
     return hashlib.sha256(repr(stats).encode()).hexdigest()
 
 
-def _clear(partial: Path) -> None:
+def _clear_export(partial: Path) -> None:
     """Removes what an earlier export left; the statistics stay."""
     for path in partial.iterdir():
         if path.name == ".state":

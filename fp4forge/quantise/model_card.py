@@ -21,13 +21,13 @@ def write(folder: Path, figures: dict[str, Any]) -> None:
 
     Args:
         folder: the checkpoint's.
-        figures: what ``command.quantise`` found.
+        figures: what ``job.quantise`` found.
     """
     own = folder / "README.md"
     if own.is_file():
         own.rename(folder / "README.original.md")
     if "quality" in figures:
-        _plot(folder / "quality.svg", figures["quality"])
+        _plot_errors(folder / "quality.svg", figures["quality"])
     files.replace(own, markdown(figures))
 
 
@@ -141,7 +141,7 @@ def _card_cell(value: str) -> str:
     return shown(value).replace("|", "\\|").replace("\n", " ")
 
 
-def _plot(path: Path, quality: dict[str, Any]) -> None:
+def _plot_errors(path: Path, quality: dict[str, Any]) -> None:
     import matplotlib as mpl
 
     mpl.use("svg")

@@ -77,7 +77,7 @@ def source(folder: Path, kept: Iterable[str], report: Progress) -> SourceModel:
         )
     size = sum(tensor.size for tensor in found.tensors.values())
     patterns = tuple(kept)
-    expected = sum(_after(tensor, patterns) for tensor in found.tensors.values())
+    expected = sum(_bytes_after(tensor, patterns) for tensor in found.tensors.values())
     return SourceModel(found, name, size, int(expected))
 
 
@@ -102,7 +102,7 @@ def _refuse_quantised(found: Checkpoint) -> None:
         )
 
 
-def _after(tensor: Tensor, kept: tuple[str, ...]) -> float:
+def _bytes_after(tensor: Tensor, kept: tuple[str, ...]) -> float:
     """Bytes that a tensor of the model has in the checkpoint."""
     elements = tensor.size / (4 if tensor.dtype == "F32" else 2)
     inside = any(part in tensor.name for part in ("_proj", ".experts.", ".mlp."))

@@ -113,19 +113,19 @@ def faults(components: Iterable[SbomComponent], found: Inventory) -> list[str]:
         **{(deb.name, deb.version): deb.files for deb in found.debs},
         **{(canonical(wheel.name), wheel.version): wheel.files for wheel in found.wheels},
     }
-    lines = _some("belong to no entry and no rule", found.unowned)
-    lines += _some(
+    lines = _some_names("belong to no entry and no rule", found.unowned)
+    lines += _some_names(
         "have files and no entry in the SBOM",
         [f"{n} {v} ({installed[n, v]} files)" for n, v in sorted(installed.keys() - entries)],
     )
-    lines += _some(
+    lines += _some_names(
         "have an entry in the SBOM and no file",
         [f"{n} {v}" for n, v in sorted(entries - installed.keys())] + found.empty,
     )
     return lines
 
 
-def _some(what: str, names: list[str]) -> list[str]:
+def _some_names(what: str, names: list[str]) -> list[str]:
     if not names:
         return []
     more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""

@@ -87,7 +87,7 @@ def cyclonedx(
             Property(name=_PROPERTY + "plan", value=subject.plan),
         ],
     )
-    bom = Bom(components=entries, serial_number=_serial(subject))
+    bom = Bom(components=entries, serial_number=_serial_number(subject))
     bom.metadata.component = image
     bom.metadata.timestamp = datetime.fromtimestamp(subject.epoch, UTC)
     bom.metadata.tools.components.add(
@@ -106,7 +106,7 @@ def _is_inside(entry: Any) -> bool:
     return any(found.name == _PROPERTY + "inside" for found in entry.properties)
 
 
-def _serial(subject: SbomSubject) -> uuid.UUID:
+def _serial_number(subject: SbomSubject) -> uuid.UUID:
     return uuid.uuid5(_NAMESPACE, subject.digest)
 
 
@@ -254,7 +254,7 @@ def spdx(
             "SPDX-2.3",
             "SPDXRef-DOCUMENT",
             f"{subject.title} {subject.version} {subject.platform}",
-            f"urn:uuid:{_serial(subject)}",
+            f"urn:uuid:{_serial_number(subject)}",
             [model.Actor(model.ActorType.TOOL, f"fp4forge-{__version__}")],
             datetime.fromtimestamp(subject.epoch, UTC).replace(tzinfo=None),
         ),

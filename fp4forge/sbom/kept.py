@@ -65,10 +65,10 @@ def components(
         SignatureError: the SBOM is not signed as demanded.
     """
     images = registry.existing(repository, digest).data.by_platform or {"": digest}
-    return {name: _components(repository, image, trust) for name, image in images.items()}
+    return {name: _kept_components(repository, image, trust) for name, image in images.items()}
 
 
-def _components(repository: str, image: str, trust: Trust | None) -> list[SbomComponent]:
+def _kept_components(repository: str, image: str, trust: Trust | None) -> list[SbomComponent]:
     content = document(repository, image, CYCLONEDX, trust)
     return documents.read(content, f"the SBOM of {repository}@{image}")
 

@@ -33,13 +33,13 @@ def licences(components: list[SbomComponent], table: SbomRules, image: str) -> s
     for name, terms in sorted(table.terms.items()):
         under = [c for c in components if name in c.licence.split(" AND ")]
         lines += [f"## {terms.title}", "", f"{name}: <{terms.url}>", "", terms.text.strip(), ""]
-        lines += [_rows(under), ""] if under else []
+        lines += [_licence_rows(under), ""] if under else []
     for title, found in groups.items():
-        lines += [f"## {title}", "", _rows(found), ""]
+        lines += [f"## {title}", "", _licence_rows(found), ""]
     return "\n".join(lines)
 
 
-def _rows(components: list[SbomComponent]) -> str:
+def _licence_rows(components: list[SbomComponent]) -> str:
     rows = [
         f"| {c.name} | {c.version} | {c.licence.replace('|', '/') or 'see its licence file'} |"
         for c in sorted(components, key=lambda c: (c.name.lower(), c.version))

@@ -185,7 +185,7 @@ def chat(
         return ChatAnswer(problem=str(error))
     if done.status != 200:
         return ChatAnswer(problem=f"HTTP {done.status}: {shown(_utf8(done.content), 200)}")
-    answer = _stream(done) if stream else _whole_completion(done)
+    answer = _streamed_completion(done) if stream else _whole_completion(done)
     return replace(
         answer,
         text=answer.text[:ANSWER_CHARACTERS],
@@ -214,11 +214,11 @@ def _whole_completion(done: http.HttpAnswer) -> ChatAnswer:
     )
 
 
-def _stream(done: http.HttpAnswer) -> ChatAnswer:
+def _streamed_completion(done: http.HttpAnswer) -> ChatAnswer:
     text, reasoning, finish, ended = [], [], "", False
     calls: dict[int, tuple[str, str]] = {}
     problem = done.cut
-    for data in _events(_utf8(done.content)):
+    for data in _sse_data(_utf8(done.content)):
         if ended := _DONE.endswith(f" {data}"):
             break
         try:
@@ -246,7 +246,7 @@ def _stream(done: http.HttpAnswer) -> ChatAnswer:
     return ChatAnswer("".join(text), "".join(reasoning), made, finish=finish, problem=problem)
 
 
-def _events(text: str) -> Iterator[str]:
+def _sse_data(text: str) -> Iterator[str]:
     """The data of server-sent events."""
     for line in text.split("\n"):
         if line.startswith("data:"):

@@ -66,7 +66,7 @@ def check(kind: str, version: str, gpus: Iterable[str], family: str) -> str:
             raise UsageError(
                 f"--kv-cache-dtype {kind}: no attention of vLLM {version} takes it on {gpu}",
                 rule=f"{refused.layer}: {reasons or refused.refused}",
-                remedy=_taken(answer) if answer else "",
+                remedy=_cache_types_taken(answer) if answer else "",
             )
         if not asked:
             unknown.append(gpu)
@@ -82,7 +82,7 @@ def _same_cache(cache: str, kind: str) -> bool:
     return cache == _ASKED.get(kind, kind)
 
 
-def _taken(answer: backend_answers.BackendAnswer) -> str:
+def _cache_types_taken(answer: backend_answers.BackendAnswer) -> str:
     """The types that attention takes."""
     decisions = answer.of("attention")
     caches = dict.fromkeys(decision.cache for decision in decisions)

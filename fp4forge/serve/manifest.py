@@ -43,7 +43,7 @@ def _compose_scalar(value: object) -> str:
     return _yaml(value).replace("$", "$$")
 
 
-def _unit(value: object) -> str:
+def _systemd_word(value: object) -> str:
     """A word of a systemd command line (systemd.service(5), "Command lines")."""
     text = str(value).replace("\\", "\\\\").replace('"', '\\"')
     return '"' + text.replace("%", "%%").replace("$", "$$") + '"'
@@ -57,7 +57,7 @@ def _mount_option(kind: str, source: str, target: str, *flags: str) -> str:
     return record.getvalue()
 
 
-def _kubernetes(value: object) -> str:
+def _kubernetes_scalar(value: object) -> str:
     """The same for arguments and variables of a container, in which $(NAME) is expanded."""
     return _yaml(str(value).replace("$(", "$$("))
 
@@ -83,9 +83,9 @@ def render(server: ServerSettings, kind: str, **more: object) -> str:
     environment.filters |= {
         "yaml": _yaml,
         "compose": _compose_scalar,
-        "k8s": _kubernetes,
+        "k8s": _kubernetes_scalar,
         "shell": lambda v: shlex.quote(str(v)),
-        "unit": _unit,
+        "unit": _systemd_word,
     }
     model_dir, cache = f"{MODEL_DIR}/{server.served_name}", f"{server.name}-cache"
     binds = [(server.model, model_dir)]

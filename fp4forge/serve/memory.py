@@ -78,7 +78,7 @@ def groups(model: ModelSizes) -> tuple[int, int, list[tuple[LayerGroup, int]]]:
         its block (``_get_kv_cache_groups_uniform_page_size``, ``unify_kv_cache_spec_page_size``;
         a block of a fixed state holds one state).
     """
-    page = _page(model.attention)
+    page = _page_bytes(model.attention)
     counts = [kind.count for kind in model.attention]
     size = max(counts) if max(counts) < min(counts) * 1.5 else min(counts)
     out = []
@@ -88,7 +88,7 @@ def groups(model: ModelSizes) -> tuple[int, int, list[tuple[LayerGroup, int]]]:
     return size, page, out
 
 
-def _page(attention: tuple[LayerGroup, ...]) -> int:
+def _page_bytes(attention: tuple[LayerGroup, ...]) -> int:
     """Bytes of a layer's page, which every kind of layer gets.
 
     Blocks of attention grow until one holds a fixed state (``_align_hybrid_block_size`` in

@@ -99,7 +99,7 @@ def describe(found: Checkpoint, kv_dtype: str = "fp8_e4m3") -> ModelSizes:
         )
     number = need(folder, "num_hidden_layers", config.num_hidden_layers)
     name = found.config.family
-    sizes = _sizes(found.tensors, family.get(name).modules, number)
+    sizes = _bytes_by_part(found.tensors, family.get(name).modules, number)
     return ModelSizes(
         weights=sum(tensor.size for tensor in found.tensors.values()),
         experts=sizes["experts"],
@@ -174,16 +174,16 @@ _PARTS = (
 )
 
 
-def _sizes(tensors: dict[str, Tensor], modules: str, layers: int) -> dict[str, int]:
+def _bytes_by_part(tensors: dict[str, Tensor], modules: str, layers: int) -> dict[str, int]:
     """Bytes by the part of the model that a tensor is of."""
     multimodal = re.compile(modules or family.MODULES)
     sizes = dict.fromkeys(_PARTS, 0)
     for name, tensor in tensors.items():
-        sizes[_part(name, multimodal, layers)] += tensor.size
+        sizes[_part_of_model(name, multimodal, layers)] += tensor.size
     return sizes
 
 
-def _part(name: str, multimodal: re.Pattern[str], layers: int) -> str:
+def _part_of_model(name: str, multimodal: re.Pattern[str], layers: int) -> str:
     layer = _LAYER.search(name)
     if multimodal.search(name):
         return "multimodal"

@@ -99,7 +99,7 @@ def _photosynthesis(answer: ChatAnswer) -> str:
     return problem or ("" if sentences <= 1 else f"{sentences} sentences, one asked for")
 
 
-def _reasoned(answer: ChatAnswer) -> str:
+def _product_reasoned(answer: ChatAnswer) -> str:
     if not answer.reasoning.strip():
         return "no reasoning apart from the answer: is --reasoning-parser set?"
     return _lacks_words(answer.text, "391")
@@ -111,7 +111,7 @@ class _City(Struct, frozen=True):
     city: str = ""
 
 
-def _called(answer: ChatAnswer) -> str:
+def _weather_called(answer: ChatAnswer) -> str:
     if not answer.tool_calls:
         return "no tool call: are --enable-auto-tool-choice and --tool-call-parser set?"
     called = answer.tool_calls[0].function
@@ -166,14 +166,14 @@ PROMPTS = (
     CardPrompt(
         "reasoning",
         "What is 17 * 23? Think first.",
-        _reasoned,
+        _product_reasoned,
         "reasoning",
         {"chat_template_kwargs": {"enable_thinking": True}, "max_tokens": 2048},
     ),
     CardPrompt(
         "tool",
         "What is the weather in Paris now? Use the tool.",
-        _called,
+        _weather_called,
         "tool",
         {"tools": [_WEATHER]},
     ),

@@ -165,9 +165,9 @@ def choose(
     Raises:
         UsageError: the recipe has no such variant, feature or mode, or they do not go together.
     """
-    name = variant or _usual(recipe)
+    name = variant or _usual_variant(recipe)
     if name not in recipe.variants:
-        raise _unknown("variant", name, recipe.variants)
+        raise _unknown_choice("variant", name, recipe.variants)
     hardware = PRODUCTS[product].recipe if product else ""
     found = recipe.variants[name]
     words, variables, notes = list(recipe.model.base_args), dict(recipe.model.base_env), []
@@ -192,21 +192,21 @@ def choose(
     why = f"the recipe, variant {name}" + (f" on {hardware}" if hardware else "")
     return RecipeSettings(
         model=found.model_id or recipe.model.model_id,
-        flags=tuple(_pairs(words, why)),
+        flags=tuple(_flag_pairs(words, why)),
         environment=tuple(ServerSetting(key, value, why) for key, value in variables.items()),
         asks_for=found.min_vllm_version or recipe.model.min_vllm_version,
         notes=tuple(notes),
     )
 
 
-def _usual(recipe: Recipe) -> str:
+def _usual_variant(recipe: Recipe) -> str:
     if not recipe.variants:
         raise UsageError("the recipe has no variants", rule="a recipe has one at least")
     quantised = [name for name, v in recipe.variants.items() if v.precision == "nvfp4"]
     return (quantised or list(recipe.variants))[0]
 
 
-def _unknown(what: str, name: str, known: Any) -> UsageError:
+def _unknown_choice(what: str, name: str, known: Any) -> UsageError:
     return UsageError(
         f"the recipe has no {what} {shown(name, 60)!r}", rule="one of " + ", ".join(known)
     )
@@ -217,7 +217,7 @@ def _features(recipe: Recipe, asked: tuple[str, ...], variant: str) -> list[_Mod
     modes = dict(part.partition("=")[::2] for part in asked)
     for name in modes:
         if name not in recipe.features:
-            raise _unknown("feature", name, recipe.features)
+            raise _unknown_choice("feature", name, recipe.features)
     out: list[_Mode] = []
     for name, feature in recipe.features.items():
         if name not in modes and name in recipe.opt_in_features:
@@ -231,7 +231,7 @@ def _features(recipe: Recipe, asked: tuple[str, ...], variant: str) -> list[_Mod
             continue
         mode = modes.get(name) or feature.default_mode or next(iter(feature.modes))
         if mode not in feature.modes:
-            raise _unknown(f"mode of {name}", mode, feature.modes)
+            raise _unknown_choice(f"mode of {name}", mode, feature.modes)
         chosen = feature.modes[mode]
         if chosen.variants and variant not in chosen.variants:
             raise UsageError(
@@ -242,7 +242,7 @@ def _features(recipe: Recipe, asked: tuple[str, ...], variant: str) -> list[_Mod
     return out
 
 
-def _pairs(words: list[str], why: str) -> list[ServerSetting]:
+def _flag_pairs(words: list[str], why: str) -> list[ServerSetting]:
     """Flags with their values; the last of a flag counts.
 
     Raises:
@@ -275,7 +275,7 @@ def apply(server: ServerSettings, chosen: RecipeSettings) -> ServerSettings:
     """
     known = switches.load(server.version)
     notes = list(chosen.notes)
-    if _older(server.version, chosen.asks_for):
+    if _older_version(server.version, chosen.asks_for):
         notes.append(f"the recipe asks for vLLM {chosen.asks_for}; this image has {server.version}")
     flags = {flag.name: flag for flag in server.flags}
     for flag in chosen.flags:
@@ -359,7 +359,7 @@ def _speculation(flag: ServerSetting, server: ServerSettings, chosen: bool) -> s
     return "" if works else f"it is not known to work for {title} with vLLM {server.version}"
 
 
-def _older(version: str, wanted: str) -> bool:
+def _older_version(version: str, wanted: str) -> bool:
     try:
         return Version(version) < Version(wanted)
     except InvalidVersion:

@@ -134,7 +134,7 @@ def reproduce(lock: RunLock, report: Progress) -> str:
         RegistryError: the engine does not have the image, and its registry does not answer.
     """
     report(lock.image)
-    lines = [] if _has(lock.image) else [f"{lock.image} is neither here nor in its registry"]
+    lines = [] if _engine_has(lock.image) else [f"{lock.image} is neither here nor in its registry"]
     for path, folder in lock.folders.items():
         lines += differences(Path(path), folder, report)
     if lines:
@@ -180,7 +180,7 @@ def differences(path: Path, locked: LockedFolder, report: Progress) -> list[str]
     return lines
 
 
-def _has(image: str) -> bool:
+def _engine_has(image: str) -> bool:
     if engine.present(image):
         return True
     named = reference.parse(image)
@@ -203,8 +203,8 @@ def _locked_folder(path: Path, report: Progress) -> LockedFolder:
     names = sorted(_folder_files(path))
     report(f"SHA-256 of {path.name}: {len(names)} files")
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:  # hashing does not hold the interpreter
-        hashed = pool.map(lambda name: _file(path / name), names)
-        return LockedFolder(_revision(path), dict(zip(names, hashed, strict=True)))
+        hashed = pool.map(lambda name: _locked_file(path / name), names)
+        return LockedFolder(_hub_revision(path), dict(zip(names, hashed, strict=True)))
 
 
 def _folder_files(path: Path) -> Iterator[str]:
@@ -221,13 +221,13 @@ def _folder_files(path: Path) -> Iterator[str]:
                 yield (Path(folder) / name).relative_to(path).as_posix()
 
 
-def _file(path: Path) -> LockedFile:
+def _locked_file(path: Path) -> LockedFile:
     with reading.opened(path, CheckpointError) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return LockedFile(os.fstat(file.fileno()).st_size, digest)
 
 
-def _revision(path: Path) -> str:
+def _hub_revision(path: Path) -> str:
     """The hub's commit: of a download to a folder, or of a snapshot in the hub's cache.
 
     huggingface_hub keeps it in the first line of .cache/huggingface/download/*.metadata, or as the

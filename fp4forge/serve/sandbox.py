@@ -62,10 +62,10 @@ def wrong_prime(text: str) -> str:
     Raises:
         NotJudged: the sandbox cannot run here, or may lack what the answer uses.
     """
-    code, name = _function(text)
+    code, name = _code_and_name(text)
     if not code:
         return "no Python function in the answer"
-    outcome, detail = _apart({"code": code, "name": name, "seconds": SECONDS})
+    outcome, detail = _judge_apart({"code": code, "name": name, "seconds": SECONDS})
     if outcome == "right":
         return ""
     if outcome == "wrong":
@@ -73,7 +73,7 @@ def wrong_prime(text: str) -> str:
     raise NotJudged(f"{outcome}: {detail}")
 
 
-def _function(text: str) -> tuple[str, str]:
+def _code_and_name(text: str) -> tuple[str, str]:
     """The code in an answer and its function's name: from a fence, bare lines or a `span`."""
     for candidate in (
         *_FENCE.findall(text),
@@ -95,7 +95,7 @@ def _unfenced_code(text: str) -> list[str]:
     return ["\n".join(lines) for is_code, lines in runs if is_code]
 
 
-def _apart(request: dict[str, Any]) -> tuple[str, Any]:
+def _judge_apart(request: dict[str, Any]) -> tuple[str, Any]:
     """Have a child judge the code, and end whatever it started: the outcome and its detail."""
     seconds = 2 * SECONDS + OVERHEAD_SECONDS
     try:
@@ -129,7 +129,7 @@ def _apart(request: dict[str, Any]) -> tuple[str, Any]:
         return "not run", f"the sandbox gave no verdict (exit code {child.returncode})"
 
 
-def _judge(code: str, name: str, seconds: float) -> tuple[str, Any]:
+def _judge_in_monty(code: str, name: str, seconds: float) -> tuple[str, Any]:
     """In the child: define the function and call it in Monty; the outcome and its detail."""
     try:
         import pydantic_monty as monty
@@ -174,7 +174,7 @@ def _sandbox_verdict(session: Any, code: str, name: str, seconds: float) -> tupl
             return "wrong", f"it did not finish within {seconds:g} s"
         return "not judged", f"the sandbox broke: {_traceback_line(error)}"
     except monty.MontyError as error:
-        if _lacks(error.exception(), code):
+        if _monty_lacks(error.exception(), code):
             return "not judged", f"Monty may lack what it uses: {_traceback_line(error)}"
         if isinstance(error, monty.MontySyntaxError):
             return "wrong", f"not Python: {_traceback_line(error)}"
@@ -191,7 +191,7 @@ def _traceback_line(error: Exception) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
-def _lacks(error: BaseException, code: str) -> bool:
+def _monty_lacks(error: BaseException, code: str) -> bool:
     """Whether the code may work in CPython, although Monty raised this."""
     text = str(error)
     if isinstance(error, ModuleNotFoundError) or "Internal error in monty" in text:
@@ -270,4 +270,4 @@ def _limit_process(process: int, limits: dict[int, int]) -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_judge(**json.load(sys.stdin))))
+    print(json.dumps(_judge_in_monty(**json.load(sys.stdin))))

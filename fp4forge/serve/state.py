@@ -131,14 +131,16 @@ def _group_of_kind(
         width = text.global_head_dim or width
         few = text.num_global_key_value_heads if text.attention_k_eq_v else None
         kv_heads = few or kv_heads
-        return LayerGroup(count, _both(kv_heads, width, element), None, kv_heads=kv_heads)
+        return LayerGroup(
+            count, _key_value_bytes(kv_heads, width, element), None, kv_heads=kv_heads
+        )
     name = "sliding_window" if kind == "sliding" else "attention_chunk_size"
     window = need(folder, name, getattr(text, name))
-    size = _both(kv_heads, width, element)
+    size = _key_value_bytes(kv_heads, width, element)
     return LayerGroup(count, size, window, kv_heads=kv_heads, kind=kind)
 
 
-def _both(heads: int, width: int, element: float) -> int:
+def _key_value_bytes(heads: int, width: int, element: float) -> int:
     """Bytes of a token's keys and values; each head's row has whole bytes."""
     row = width // 2 + width // 16 if element < 1 else int(width * element)
     return 2 * heads * row

@@ -65,7 +65,7 @@ def test_a_base_is_the_same_wherever_it_is_made(
         Path(place).chmod(0o755)
         monkeypatch.setattr(tempfile, "tempdir", place)
         monkeypatch.setenv("TMPDIR", place)
-        making._bootstrap(base(), PLATFORM, reference, lambda line: None)
+        making._bootstrap_base(base(), PLATFORM, reference, lambda line: None)
     shell("docker", "save", "--output", str(saved), reference)
     shell("docker", "rmi", "--force", reference)
     with tarfile.open(saved) as image:
@@ -127,7 +127,7 @@ def test_a_mirror_with_an_altered_list_is_refused(
 ) -> None:
     with monkeypatch.context() as real:
         real.delenv("APT_CONFIG")
-        source = f"{making._mirror()}/dists/{base().suite}/InRelease"
+        source = f"{making._debian_mirror()}/dists/{base().suite}/InRelease"
     with urllib.request.urlopen(source, timeout=60) as answer:
         signed = answer.read().decode()
     (mirror / "InRelease").write_text(

@@ -130,7 +130,7 @@ def test_limits_of_a_compose_file(
 def test_a_full_disk_under_a_compose_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "compose.yaml"
     file.write_text("services: {vllm: {image: vllm, volumes: ['./models:/models', 'cache:/c']}}")
-    monkeypatch.setattr(host, "_free", lambda _: 0)
+    monkeypatch.setattr(host, "_disk_free", lambda _: 0)
     seen = gather.evidence(gather.EvidenceSources(compose_file=file))
     assert seen.host.disks == {str(tmp_path / "models"): 0}
     assert seen.host.memory_total is None  # whoever starts it may have another machine

@@ -149,7 +149,7 @@ def test_build_events(content: bytes, indented: Any) -> None:
         vertices: dict[str, buildkit.BuildVertex] = {}
         rest: list[str] = []
         for event in buildkit.events(io.StringIO(text), rest):
-            buildkit._follow(event, vertices, lambda _: None)
+            buildkit._follow_event(event, vertices, lambda _: None)
         buildkit.explain(vertices.values(), "".join(rest))
 
     survives(follow)

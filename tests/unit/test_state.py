@@ -149,7 +149,7 @@ def test_a_damaged_ledger_of_a_plan_is_built_anew(
         built.append(target)
         kept.write_text('{"groups": {}, "gpus": {}}')
 
-    monkeypatch.setattr(build, "_export", export)
+    monkeypatch.setattr(build, "_export_stage", export)
     plan: Any = SimpleNamespace(id="0123456789ab")
     said: list[str] = []
     whole = build.ledger(plan, tmp_path, BuildOptions(), said.append)

@@ -133,11 +133,11 @@ def start(cluster: Cluster, report: Progress) -> None:
             words = _compose_line(cluster, host, "up", "--detach", "--force-recreate")
             host.ask(*words, seconds=COPY_SILENCE_SECONDS, what="docker compose up")
     except TransferError:
-        _down(cluster, started)
+        _stop_machines(cluster, started)
         raise
 
 
-def _down(cluster: Cluster, machines: list[ClusterHost]) -> None:
+def _stop_machines(cluster: Cluster, machines: list[ClusterHost]) -> None:
     each(machines, lambda host: host.run(*_compose_line(cluster, host, "down"), seconds=300))
 
 
@@ -147,7 +147,7 @@ def stop(cluster: Cluster) -> None:
     Raises:
         TransferError: one cannot be reached.
     """
-    _down(cluster, cluster.machines)
+    _stop_machines(cluster, cluster.machines)
 
 
 def states(cluster: Cluster) -> list[str]:

@@ -77,23 +77,23 @@ def judge(
         for item in _preflight_of_host(host.address, one, wanted)
     ]
     names = [host.address for host in hosts]
-    items += _alike(
+    items += _alike_items(
         names, "GPU and driver", [_gpu_seen(one) for one in found], "install the same driver"
     )
-    items += _alike(
+    items += _alike_items(
         names,
         "model's files",
         [_model_seen(one) for one in found],
         f"copy the model again: rsync -a --checksum {wanted.model}/ HOST:{wanted.model}/",
     )
-    items += _alike(
+    items += _alike_items(
         names,
         "MTU of the link",
         [f"{one.interface} {one.link.mtu}".strip() for one in found],
         "ip link set dev INTERFACE mtu 9000 on each",
         key=lambda text: text.rpartition(" ")[2],
     )
-    items += _alike(
+    items += _alike_items(
         names,
         "RDMA devices",
         [f"{len(one.rdma)}: {', '.join(one.rdma)}" for one in found],
@@ -190,7 +190,7 @@ def _model_seen(one: ProbedHost) -> str:
     return f"{len(one.model)} files, {total:,} bytes, {mark}"
 
 
-def _alike(
+def _alike_items(
     names: list[str], what: str, values: list[str], fix: str, key: Any = lambda text: text
 ) -> Iterator[PreflightItem]:
     """An item for each machine; those that differ from most others have the fix."""
