@@ -19,7 +19,9 @@ def record(repository: str, digest: str) -> None:
     if here(repository, digest):
         return
     file = STATE / "verified" / digest.removeprefix("sha256:")
-    files.replace(file, "".join(f"{name}\n" for name in [*_verified_repositories(file), repository]))
+    files.replace(
+        file, "".join(f"{name}\n" for name in [*_verified_repositories(file), repository])
+    )
 
 
 def _verified_repositories(file: Path) -> list[str]:
