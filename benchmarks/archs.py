@@ -22,7 +22,7 @@ from benchmarks.recompile import REQUEST
 from fp4forge.core import paths
 from fp4forge.core.platform import AMD64
 from fp4forge.image.stages.jobs import short
-from fp4forge.plan.request import Request
+from fp4forge.plan.request import ImageRequest
 
 ONE = replace(REQUEST, platform=AMD64, cross=False)
 LISTS = {"12.1a": ONE, "default": replace(ONE, arch="blackwell", arch_list=None)}
@@ -65,7 +65,7 @@ def archs() -> dict[str, Any]:
     }
 
 
-def compile_turn(request: Request, objects: Sequence[str]) -> dict[str, Any]:
+def compile_turn(request: ImageRequest, objects: Sequence[str]) -> dict[str, Any]:
     """Compiles objects for one list."""
     with tempfile.TemporaryDirectory() as folder:
         return stage.compile_objects(request, objects, Path(folder))

@@ -23,13 +23,13 @@ from fp4forge.core.platform import AMD64, ARM64, host_platform
 from fp4forge.image import context as contexts
 from fp4forge.inputs import bases, defaults
 from fp4forge.oci import buildkit as builder
-from fp4forge.plan.request import Request
+from fp4forge.plan.request import ImageRequest
 from fp4forge.plan.resolve import resolve
-from fp4forge.publish import bases as publishing
+from fp4forge.publish import base_images as publishing
 from fp4forge.publish import build as building
 
 RELEASE = defaults.table().reference.release
-REQUEST = Request(
+REQUEST = ImageRequest(
     "sm121",
     RELEASE,
     base="bootstrap",
@@ -74,7 +74,7 @@ def compiled(mark: float = 0.0) -> tuple[float, dict[str, Any]]:
         context.files["compile.json"] = json.dumps(instructions).encode()
     staged = contexts.stage(context)
     start = time.monotonic()
-    record = building.compile_record(prepared, staged, builder.Options(), lambda _: None)
+    record = building.compile_record(prepared, staged, builder.BuildOptions(), lambda _: None)
     return time.monotonic() - start, record
 
 

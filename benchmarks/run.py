@@ -37,18 +37,18 @@ from fp4forge.image import context as contexts  # noqa: E402
 from fp4forge.inputs import defaults  # noqa: E402
 from fp4forge.oci import buildkit as builder  # noqa: E402
 from fp4forge.oci import copying, engine  # noqa: E402
-from fp4forge.oci.layout import Layout  # noqa: E402
+from fp4forge.oci.layout import OciLayout  # noqa: E402
 from fp4forge.plan.plan import Plan  # noqa: E402
-from fp4forge.plan.request import Request  # noqa: E402
+from fp4forge.plan.request import ImageRequest  # noqa: E402
 from fp4forge.plan.resolve import resolve  # noqa: E402
-from fp4forge.publish import bases  # noqa: E402
+from fp4forge.publish import base_images  # noqa: E402
 from fp4forge.publish import build as building  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 REGISTRY = os.environ.get("REGISTRY", "127.0.0.1:5000")
 REPO = f"{REGISTRY}/fp4forge/bench"
 RELEASE = defaults.newest("wheel", "awq")
-REQUEST = Request("blackwell", RELEASE, "awq", "wheel", "bootstrap", aot="none")
+REQUEST = ImageRequest("blackwell", RELEASE, "awq", "wheel", "bootstrap", aot="none")
 BUILD = [
     sys.executable,
     str(ROOT / "build.py"),
@@ -95,16 +95,19 @@ def export(context: Path, prepared: Plan, layout: Path, compression: str) -> str
     """Builds a context into an OCI layout with plain buildx; returns the index digest."""
     attributes = f"force-compression=true,oci-mediatypes=true,compression={compression}"
     line = building.command(
-        prepared, context, [f"type=oci,tar=false,dest={layout},{attributes}"], builder.Options()
+        prepared,
+        context,
+        [f"type=oci,tar=false,dest={layout},{attributes}"],
+        builder.BuildOptions(),
     )
-    digest = builder.build(line, quiet, builder.Options()).digest
-    Layout(layout).name_only(digest)
+    digest = builder.build(line, quiet, builder.BuildOptions()).digest
+    OciLayout(layout).name_only(digest)
     return digest
 
 
 def layer_sizes(layout: Path, digest: str) -> dict[str, int]:
     """Compressed size in bytes of each layer, by digest."""
-    return {layer.digest: layer.size for layer in Layout(layout).layers(digest)}
+    return {layer.digest: layer.size for layer in OciLayout(layout).layers(digest)}
 
 
 def no_op() -> dict[str, Any]:
@@ -120,7 +123,7 @@ def no_op() -> dict[str, Any]:
             prepared,
             staged,
             [f"type=oci,tar=false,dest={layout},{builder.COMPRESSION}"],
-            builder.Options(),
+            builder.BuildOptions(),
         )
         lines = {"ours_s": BUILD, "raw_buildx_s": [*raw_line, "--progress=quiet"]}
         took: dict[str, list[float]] = {name: [] for name in lines}
@@ -297,8 +300,8 @@ def _against_emulation(stage: str) -> dict[str, Any]:
     prepared = context.plan
     staged = contexts.stage(context)
     for platform in PLATFORMS:
-        bases.ensure(prepared.inputs.base, platform, quiet)
-    options = builder.Options(no_cache=True)
+        base_images.ensure(prepared.inputs.base, platform, quiet)
+    options = builder.BuildOptions(no_cache=True)
     line = building.command(prepared, staged, ["type=cacheonly"], options, target=stage)
     emulated = [
         f"--build-arg=BUILD_BASE={prepared.base_image}" if "BUILD_BASE" in word else word

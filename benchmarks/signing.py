@@ -20,12 +20,12 @@ from typing import Any
 from fp4forge.inputs import bases, defaults
 from fp4forge.oci import copying, cosign, engine, registry
 from fp4forge.oci.cosign import Trust
-from fp4forge.oci.layout import Layout
+from fp4forge.oci.layout import OciLayout
 from fp4forge.plan.plan import Plan
-from fp4forge.plan.request import Request
+from fp4forge.plan.request import ImageRequest
 from fp4forge.plan.resolve import resolve
-from fp4forge.publish import bases as making
-from fp4forge.publish import inventory, signing
+from fp4forge.publish import base_images as making
+from fp4forge.publish import image_sbom, signing
 from fp4forge.sbom import kept
 
 REGISTRY = os.environ.get("REGISTRY", "127.0.0.1:5000")
@@ -45,7 +45,7 @@ def _took(action: Callable[[], object]) -> float:
 def sign() -> dict[str, Any]:
     """Seconds of each part; pushing the same image is what they are compared with."""
     plan = resolve(
-        Request(
+        ImageRequest(
             "blackwell", defaults.newest("wheel", "awq"), "awq", "wheel", "bootstrap", aot="none"
         )
     )
@@ -56,7 +56,7 @@ def sign() -> dict[str, Any]:
         client, made = engine.connect(), {}
 
         def list_() -> None:
-            made.update(inventory.make(client, f"{repository}@{digest}", digest, plan, quiet))
+            made.update(image_sbom.make(client, f"{repository}@{digest}", digest, plan, quiet))
 
         def sign_() -> None:
             predicates = signing.provenances(repository, digest)
@@ -114,7 +114,7 @@ def _image(folder: Path, plan: Plan) -> tuple[str, str, float]:
     left = "/etc/*- /var/log/lastlog /var/log/faillog /var/log/dpkg.log /var/log/apt"
     left += " /var/log/alternatives.log /var/cache/debconf/*-old /var/lib/dpkg/*-old"
     (context / "Dockerfile").write_text(f"FROM {base}\nRUN rm -rf {left} /var/cache/ldconfig\n")
-    layout = Layout(folder / "layout")
+    layout = OciLayout(folder / "layout")
     line = ["docker", "buildx", "build", "--quiet", "--provenance=mode=max"]
     line += [f"--output=type=oci,tar=false,dest={layout.folder},oci-mediatypes=true", str(context)]
     subprocess.run(line, check=True, capture_output=True)

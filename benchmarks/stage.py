@@ -18,16 +18,16 @@ from fp4forge.core.platform import AMD64
 from fp4forge.image import context as contexts
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import buildkit as builder
-from fp4forge.plan.request import Request
+from fp4forge.plan.request import ImageRequest
 from fp4forge.plan.resolve import resolve
-from fp4forge.publish import bases
+from fp4forge.publish import base_images
 from fp4forge.publish import build as building
 
 PROGRAM = Path(__file__).with_name("stage_program.py")
 
 
 def compile_objects(
-    request: Request,
+    request: ImageRequest,
     timed: Sequence[str],
     folder: Path,
     *,
@@ -57,8 +57,8 @@ def compile_objects(
     # Crossed, no stage is arm64's.
     needed = AMD64 if prepared.cross else prepared.platform
     for platform in dict.fromkeys((AMD64, needed)):
-        bases.ensure(prepared.inputs.base, platform, report)
-    staged, options = contexts.stage(context), builder.Options(jobs=jobs)
+        base_images.ensure(prepared.inputs.base, platform, report)
+    staged, options = contexts.stage(context), builder.BuildOptions(jobs=jobs)
     output = f"type=local,dest={folder}"
     line = building.command(prepared, staged, [output], options, target="proof-files")
     os.environ["SCCACHE_RECACHE"] = "1"

@@ -78,7 +78,7 @@ def outcome(name: str, folder: Path, change: tuple[str, str] = ("", "")) -> Outc
     given: dict[str, Any] = {
         option: place / file for option, file in files.items() if (place / file).exists()
     }
-    found = gather.evidence(gather.Handed(**given))
+    found = gather.evidence(gather.EvidenceSources(**given))
     findings = examine.examine(found)
     verdict = examine.judge(found, findings)
     rows = report.rows(found, findings, verdict)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
-from fp4forge.advisories import components as parts
+from fp4forge.advisories import installed as parts
 from fp4forge.advisories import osv, vex
-from fp4forge.advisories.components import Contents
-from fp4forge.advisories.database import Database
-from fp4forge.advisories.osv import Affected, Component, Record
-from fp4forge.advisories.vex import Verdict
+from fp4forge.advisories.database import AdvisoryDatabase
+from fp4forge.advisories.installed import AuditedPackages
+from fp4forge.advisories.osv import Advisory, AffectedPackage, OsvPackage
+from fp4forge.advisories.vex import VexVerdict
 from fp4forge.core.errors import UsageError, VulnerableError
 from fp4forge.core.text import shown
 from fp4forge.inputs import release
@@ -22,7 +22,7 @@ _ORDER = ("critical", "high", osv.UNKNOWN, "medium", "low", "none")
 
 
 @dataclass(frozen=True)
-class Finding:
+class Vulnerability:
     """One vulnerability in an image, or in a release's images."""
 
     id: str
@@ -53,18 +53,21 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Report:
+class AuditReport:
     """What an audit found; the gravest first."""
 
     release: str
     database: str
     components: int
-    findings: tuple[Finding, ...]
+    findings: tuple[Vulnerability, ...]
 
 
 def run(
-    contents: Contents, database: Database, report: Progress, today: date | None = None
-) -> Report:
+    contents: AuditedPackages,
+    database: AdvisoryDatabase,
+    report: Progress,
+    today: date | None = None,
+) -> AuditReport:
     """Looks up every component and applies the release's verdicts.
 
     Args:
@@ -78,19 +81,19 @@ def run(
     """
     today = today or datetime.now(UTC).date()
     verdicts = vex.load(contents.release) if contents.release else ()
-    hits: list[tuple[Component, Record, Affected]] = []
+    hits: list[tuple[OsvPackage, Advisory, AffectedPackage]] = []
     for component, records in database.about(contents.components, report).items():
         for record in records:
             part = osv.affects(record, component)
             if part is not None:
                 hits.append((component, record, part))
-    newer = _newer(contents.release)
-    found = [_finding(group, verdicts, newer, today) for group in _groups(hits)]
+    newer = _newer_releases(contents.release)
+    found = [_vulnerability(group, verdicts, newer, today) for group in _by_vulnerability(hits)]
     found.sort(key=lambda f: (_ORDER.index(f.severity), f.explained, f.id))
-    return Report(contents.release, database.name, len(contents.components), tuple(found))
+    return AuditReport(contents.release, database.name, len(contents.components), tuple(found))
 
 
-def demand(report: Report, allowed: tuple[str, ...] = (), complete: bool = True) -> None:
+def demand(report: AuditReport, allowed: tuple[str, ...] = (), complete: bool = True) -> None:
     """Refuses what is grave and unexplained.
 
     Args:
@@ -118,18 +121,18 @@ def demand(report: Report, allowed: tuple[str, ...] = (), complete: bool = True)
             + "\n".join(f"  {line(finding)}" for finding in left),
             rule="critical and high ones, and those of unknown severity, need a verdict that says"
             " not_affected or fixed and has not expired (releases/vex)",
-            remedy=_remedy(left),
+            remedy=_audit_remedy(left),
         )
 
 
-def _remedy(left: list[Finding]) -> str:
+def _audit_remedy(left: list[Vulnerability]) -> str:
     better = set.intersection(*({*finding.releases} for finding in left))
     newest = max(better, key=release.names().index) if better else ""
     start = f"--release {newest} is in none of them; " if newest else ""
     return start + "write a verdict, or accept it with --allow-vulnerable ID"
 
 
-def line(finding: Finding) -> str:
+def line(finding: Vulnerability) -> str:
     """One finding for people."""
     score = f" {finding.score:g}" if finding.score is not None else ""
     verdict = finding.status.replace("_", " ") or "no verdict"
@@ -153,11 +156,11 @@ def check_allowed(names: tuple[str, ...]) -> None:
             )
 
 
-def _groups(
-    hits: list[tuple[Component, Record, Affected]],
-) -> list[list[tuple[Component, Record, Affected]]]:
+def _by_vulnerability(
+    hits: list[tuple[OsvPackage, Advisory, AffectedPackage]],
+) -> list[list[tuple[OsvPackage, Advisory, AffectedPackage]]]:
     """Hits of one vulnerability together: databases have records of each other's."""
-    groups: list[tuple[set[str], list[tuple[Component, Record, Affected]]]] = []
+    groups: list[tuple[set[str], list[tuple[OsvPackage, Advisory, AffectedPackage]]]] = []
     for hit in hits:
         names, members = set(hit[1].names), [hit]
         for other in [group for group in groups if group[0] & names]:
@@ -168,12 +171,12 @@ def _groups(
     return [members for _, members in groups]
 
 
-def _finding(
-    group: list[tuple[Component, Record, Affected]],
-    verdicts: tuple[Verdict, ...],
-    newer: dict[str, tuple[Component, ...]],
+def _vulnerability(
+    group: list[tuple[OsvPackage, Advisory, AffectedPackage]],
+    verdicts: tuple[VexVerdict, ...],
+    newer: dict[str, tuple[OsvPackage, ...]],
     today: date,
-) -> Finding:
+) -> Vulnerability:
     records = list({record.id: record for _, record, _ in group}.values())
     names = frozenset().union(*(record.names for record in records))
     affected = sorted({component for component, _, _ in group})
@@ -185,7 +188,7 @@ def _finding(
     chosen = chosen or next((v for found in own for v in found), None)
     fixed = [version for one, _, part in group for version in osv.fixes(part, one)]
     first = chosen.name if chosen else min(names, key=lambda n: (not n.startswith("CVE-"), n))
-    return Finding(
+    return Vulnerability(
         id=first,
         aliases=sorted(names - {first}),
         summary=next((record.summary for record in records if record.summary), ""),
@@ -208,7 +211,7 @@ def _finding(
     )
 
 
-def _newer(name: str) -> dict[str, tuple[Component, ...]]:
+def _newer_releases(name: str) -> dict[str, tuple[OsvPackage, ...]]:
     """The releases after one, with their packages."""
     names = release.names()
     if name not in names:

@@ -11,7 +11,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from fp4forge.advisories import osv
-from fp4forge.advisories.osv import Component, Record
+from fp4forge.advisories.osv import Advisory, OsvPackage
 from fp4forge.core import http, reading
 from fp4forge.core.errors import AdvisoryError, UsageError
 from fp4forge.core.limits import OSV_BYTES, OSV_FILES, OSV_PAGES, OSV_SECONDS
@@ -23,18 +23,18 @@ SERVICE = "https://api.osv.dev"
 _BATCH = 1000  # queries of one request, the service's limit
 
 
-class Database(Protocol):
+class AdvisoryDatabase(Protocol):
     """Records by component."""
 
     name: str
 
     def about(
-        self, components: Iterable[Component], report: Progress
-    ) -> dict[Component, list[Record]]:
+        self, components: Iterable[OsvPackage], report: Progress
+    ) -> dict[OsvPackage, list[Advisory]]:
         """The records that may affect each component; ``osv.affects`` decides."""
 
 
-def of(text: str) -> Database:
+def of(text: str) -> AdvisoryDatabase:
     """The database that ``--db`` or ``--advisories`` names.
 
     Raises:
@@ -43,33 +43,33 @@ def of(text: str) -> Database:
     if text.startswith(("http://", "https://")):
         try:
             parts = http.address(text)
-        except http.NoAnswer as error:
+        except http.NoHttpAnswer as error:
             raise UsageError(str(error), rule=f"a folder of OSV files, or {SERVICE}") from None
         if parts.username or parts.password:
             raise UsageError(
                 f"{without_secrets(text)} has a user or password in it",
                 rule="an address without them: it is printed",
             )
-        return Service(text.rstrip("/"))
+        return OsvService(text.rstrip("/"))
     if not reading.is_folder(Path(text)):
         raise UsageError(
             f"{shown(text, 200)!r} is neither a folder of OSV files nor an address",
             rule=f"a folder with *.json in OSV's format, or {SERVICE}",
         )
-    return Folder(Path(text))
+    return OsvFolder(Path(text))
 
 
-class Folder:
+class OsvFolder:
     """A folder of OSV files, one record each, at any depth (as OSV's own exports are)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = str(path)
-        self._named: dict[str, list[Record]] | None = None
+        self._named: dict[str, list[Advisory]] | None = None
 
     def about(
-        self, components: Iterable[Component], report: Progress
-    ) -> dict[Component, list[Record]]:
+        self, components: Iterable[OsvPackage], report: Progress
+    ) -> dict[OsvPackage, list[Advisory]]:
         """The records that name each component's package.
 
         Raises:
@@ -83,9 +83,9 @@ class Folder:
             found[one] = list({record.id: record for record in records}.values())
         return found
 
-    def _read(self, report: Progress) -> dict[str, list[Record]]:
+    def _read(self, report: Progress) -> dict[str, list[Advisory]]:
         """Records by the packages that they name, of ecosystems that an image can have."""
-        named: dict[str, list[Record]] = {}
+        named: dict[str, list[Advisory]] = {}
         count = 0
         for path in sorted(self.path.rglob("*.json")):
             count += 1
@@ -107,12 +107,12 @@ class Folder:
         return named
 
 
-class _Named(Struct, frozen=True):
+class _OsvNamed(Struct, frozen=True):
     id: str
 
 
 class _Result(Struct, frozen=True):
-    vulns: list[_Named] = []
+    vulns: list[_OsvNamed] = []
     next_page_token: str = ""
 
 
@@ -120,7 +120,7 @@ class _Results(Struct, frozen=True):
     results: list[_Result]
 
 
-class Service:
+class OsvService:
     """A service with OSV's API: POST /v1/querybatch, then GET /v1/vulns/{id}."""
 
     def __init__(self, url: str) -> None:
@@ -128,15 +128,15 @@ class Service:
         self.name = url
 
     def about(
-        self, components: Iterable[Component], report: Progress
-    ) -> dict[Component, list[Record]]:
+        self, components: Iterable[OsvPackage], report: Progress
+    ) -> dict[OsvPackage, list[Advisory]]:
         """The records that the service gives for each component's version.
 
         Raises:
             AdvisoryError: it does not answer, refuses, or sends something else.
         """
         every = list(components)
-        found: dict[Component, list[str]] = {one: [] for one in every}
+        found: dict[OsvPackage, list[str]] = {one: [] for one in every}
         for start in range(0, len(every), _BATCH):
             batch = every[start : start + _BATCH]
             report(f"{self.url}: {start + len(batch)} of {len(every)} packages")
@@ -147,7 +147,7 @@ class Service:
             records = dict(zip(wanted, pool.map(self._record, wanted), strict=True))
         return {one: [records[name] for name in names] for one, names in found.items()}
 
-    def _query(self, batch: list[Component], found: dict[Component, list[str]]) -> None:
+    def _query(self, batch: list[OsvPackage], found: dict[OsvPackage, list[str]]) -> None:
         """Adds identifiers by component; a package with many of them comes in pages."""
         waiting = [(one, "") for one in batch]
         for _ in range(OSV_PAGES):
@@ -177,7 +177,7 @@ class Service:
             waiting = further
         raise AdvisoryError(f"{self.url} sends more than {OSV_PAGES} pages for one package")
 
-    def _record(self, name: str) -> Record:
+    def _record(self, name: str) -> Advisory:
         if not osv.IDENTIFIER.fullmatch(name):
             raise AdvisoryError(
                 f"{self.url} names an advisory {shown(name, 80)!r}", rule="DATABASE-ENTRY"
@@ -188,7 +188,7 @@ class Service:
         return record
 
     def _ask(self, method: str, path: str, body: bytes | None) -> bytes:
-        limits = http.Limits(OSV_SECONDS, OSV_BYTES)
+        limits = http.HttpLimits(OSV_SECONDS, OSV_BYTES)
         headers = {"Content-Type": "application/json"} if body else {}
         proxies = not self.url.startswith(("http://127.", "http://localhost"))
         remedy = "try again, or give --db a folder of OSV files"
@@ -196,7 +196,7 @@ class Service:
             answer = http.ask(
                 method, self.url + path, limits, headers=headers, body=body, proxies=proxies
             )
-        except http.NoAnswer as error:
+        except http.NoHttpAnswer as error:
             raise AdvisoryError(f"{self.url} does not answer: {error}", remedy=remedy) from None
         if answer.cut or answer.status != 200:
             why = (

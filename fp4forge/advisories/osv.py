@@ -34,7 +34,7 @@ IDENTIFIER = re.compile(r"[A-Z][A-Z0-9]{1,19}(-[A-Za-z0-9.]{1,60}){1,6}")
 
 
 @dataclass(frozen=True, order=True)
-class Component:
+class OsvPackage:
     """One package that an image has; ``ecosystem`` and ``name`` are OSV's.
 
     Debian's ecosystem has the release ("Debian:13"), and its name is the source package's.
@@ -60,7 +60,7 @@ class _Package(Struct, frozen=True):
     name: str = ""
 
 
-class Event(Struct, frozen=True):
+class RangeEvent(Struct, frozen=True):
     """One event of a range; each has one of the fields."""
 
     introduced: str | None = None
@@ -71,7 +71,7 @@ class Event(Struct, frozen=True):
 
 class _Range(Struct, frozen=True):
     type: str = ""
-    events: list[Event] = []
+    events: list[RangeEvent] = []
 
 
 class _Severity(Struct, frozen=True):
@@ -79,7 +79,7 @@ class _Severity(Struct, frozen=True):
     score: str = ""
 
 
-class Affected(Struct, frozen=True):
+class AffectedPackage(Struct, frozen=True):
     """A package and its affected versions."""
 
     package: _Package | None = None
@@ -89,7 +89,7 @@ class Affected(Struct, frozen=True):
     ecosystem_specific: dict[str, Any] | None = None
 
 
-class Record(Struct, frozen=True):
+class Advisory(Struct, frozen=True):
     """One advisory, as far as it is read."""
 
     id: str
@@ -98,7 +98,7 @@ class Record(Struct, frozen=True):
     summary: str = ""
     withdrawn: str | None = None
     severity: list[_Severity] = []
-    affected: list[Affected] = []
+    affected: list[AffectedPackage] = []
     database_specific: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -112,13 +112,13 @@ class Record(Struct, frozen=True):
         return frozenset((self.id, *self.aliases, *self.upstream))
 
 
-def parse(data: bytes, where: str) -> Record:
+def parse(data: bytes, where: str) -> Advisory:
     """One record.
 
     Raises:
         AdvisoryError: it is not JSON of that form.
     """
-    return reading.json(data, Record, where, AdvisoryError)
+    return reading.json(data, Advisory, where, AdvisoryError)
 
 
 def canonical(ecosystem: str, name: str) -> str:
@@ -126,7 +126,7 @@ def canonical(ecosystem: str, name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower() if ecosystem == PYPI else name
 
 
-def affects(record: Record, component: Component) -> Affected | None:
+def affects(record: Advisory, component: OsvPackage) -> AffectedPackage | None:
     """The part of a record that affects a component; None if none does, or it was withdrawn.
 
     Raises:
@@ -142,16 +142,16 @@ def affects(record: Record, component: Component) -> Affected | None:
         # Without a release, an ecosystem means each of them.
         if package.ecosystem not in (component.ecosystem, component.ecosystem.partition(":")[0]):
             continue
-        if _listed(part, component) or any(
-            _inside(found, component, record.id) for found in part.ranges
+        if _version_listed(part, component) or any(
+            _in_range(found, component, record.id) for found in part.ranges
         ):
             return part
     return None
 
 
-def fixes(part: Affected, component: Component) -> list[str]:
+def fixes(part: AffectedPackage, component: OsvPackage) -> list[str]:
     """The versions above a component's in which the vulnerability is fixed, the lowest first."""
-    key = _key(component.ecosystem)
+    key = _version_key(component.ecosystem)
     found = [
         event.fixed
         for one in part.ranges
@@ -163,7 +163,7 @@ def fixes(part: Affected, component: Component) -> list[str]:
     return sorted(dict.fromkeys(later), key=key)
 
 
-def _listed(part: Affected, component: Component) -> bool:
+def _version_listed(part: AffectedPackage, component: OsvPackage) -> bool:
     if component.version in part.versions:
         return True
     if component.ecosystem != PYPI:
@@ -180,18 +180,18 @@ def _listed(part: Affected, component: Component) -> bool:
     return False
 
 
-def _inside(found: _Range, component: Component, identifier: str) -> bool:
+def _in_range(found: _Range, component: OsvPackage, identifier: str) -> bool:
     """The schema's algorithm: events in the order of versions switch the state on and off."""
     if found.type == "GIT":  # commits, which no package here is identified by
         return False
-    key = _key(component.ecosystem)
+    key = _version_key(component.ecosystem)
     try:
         own = key(component.version)
         limits = [event.limit for event in found.events if event.limit is not None]
         if limits and not any(limit == "*" or own < key(limit) for limit in limits):
             return False
         affected = False
-        for event in sorted(found.events, key=lambda e: _order(e, key)):
+        for event in sorted(found.events, key=lambda e: _event_order(e, key)):
             if event.introduced is not None and (
                 event.introduced == "0" or own >= key(event.introduced)
             ):
@@ -209,12 +209,12 @@ def _inside(found: _Range, component: Component, identifier: str) -> bool:
     return affected
 
 
-def _order(event: Event, key: Callable[[str], Any]) -> tuple[bool, Any]:
+def _event_order(event: RangeEvent, key: Callable[[str], Any]) -> tuple[bool, Any]:
     version = event.introduced or event.fixed or event.last_affected or "0"
     return (version != "0", key(version))
 
 
-def _key(ecosystem: str) -> Callable[[str], Any]:
+def _version_key(ecosystem: str) -> Callable[[str], Any]:
     """How an ecosystem's versions are ordered; ValueError for text that is none."""
     if ecosystem == PYPI:
         from packaging.version import Version
@@ -225,7 +225,7 @@ def _key(ecosystem: str) -> Callable[[str], Any]:
     return NativeVersion
 
 
-def severity(records: list[Record], parts: list[Affected]) -> tuple[str, float | None]:
+def severity(records: list[Advisory], parts: list[AffectedPackage]) -> tuple[str, float | None]:
     """The highest level, and CVSS score, that records of one vulnerability give it.
 
     Args:
@@ -237,9 +237,9 @@ def severity(records: list[Record], parts: list[Affected]) -> tuple[str, float |
     """
     given = [entry for part in parts for entry in part.severity]
     given = given or [entry for record in records for entry in record.severity]
-    scores = [score for entry in given if (score := _score(entry)) is not None]
+    scores = [score for entry in given if (score := _cvss_score(entry)) is not None]
     if scores:
-        return _level(max(scores)), max(scores)
+        return _cvss_level(max(scores)), max(scores)
     words = [str((record.database_specific or {}).get("severity", "")) for record in records]
     words += [str((part.ecosystem_specific or {}).get("urgency", "")) for part in parts]
     known = [_WORDS.get(word.lower(), word.lower()) for word in words]
@@ -247,7 +247,7 @@ def severity(records: list[Record], parts: list[Affected]) -> tuple[str, float |
     return (LEVELS[max(levels)] if levels else UNKNOWN), None
 
 
-def _score(entry: _Severity) -> float | None:
+def _cvss_score(entry: _Severity) -> float | None:
     """A CVSS vector's base score; None for other kinds, and for vectors that are none."""
     from cvss import CVSS2, CVSS3, CVSS4, CVSSError
 
@@ -260,7 +260,7 @@ def _score(entry: _Severity) -> float | None:
         return None
 
 
-def _level(score: float) -> str:
+def _cvss_level(score: float) -> str:
     """CVSS's qualitative scale (CVSS v3.1, section 5; v4.0, section 6)."""
     bounds = ((9.0, "critical"), (7.0, "high"), (4.0, "medium"), (0.1, "low"))
     return next((name for bound, name in bounds if score >= bound), "none")

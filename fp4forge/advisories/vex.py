@@ -14,14 +14,14 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-from fp4forge.advisories.osv import IDENTIFIER, Component
+from fp4forge.advisories.osv import IDENTIFIER, OsvPackage
 from fp4forge.core import reading
 from fp4forge.core.errors import AdvisoryError
 from fp4forge.core.limits import CONFIG_BYTES
 from fp4forge.core.paths import RELEASES
 from fp4forge.core.text import shown
 from fp4forge.inputs import release as releases
-from fp4forge.inputs.reader import Format
+from fp4forge.inputs.reader import InputFormat
 
 FOLDER = RELEASES / "vex"
 NOT_AFFECTED, AFFECTED, FIXED = "not_affected", "affected", "fixed"
@@ -50,7 +50,7 @@ class _Product(Struct, frozen=True):
     subcomponents: list[_Subcomponent] = []
 
 
-class _Statement(Struct, frozen=True):
+class _VexStatement(Struct, frozen=True):
     vulnerability: _Vulnerability
     products: list[_Product]
     status: str
@@ -66,7 +66,7 @@ class _Document(Struct, frozen=True):
     author: str
     timestamp: str
     version: int
-    statements: list[_Statement]
+    statements: list[_VexStatement]
 
 
 class Expiry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -97,11 +97,11 @@ class Expiry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ]
 
 
-FORMAT = Format(Expiry, "expiry", AdvisoryError)
+FORMAT = InputFormat(Expiry, "expiry", AdvisoryError)
 
 
 @dataclass(frozen=True)
-class Verdict:
+class VexVerdict:
     """One statement of a document, with its expiry."""
 
     name: str
@@ -113,7 +113,7 @@ class Verdict:
     action: str
     expires: date
 
-    def about(self, names: frozenset[str], component: Component) -> bool:
+    def about(self, names: frozenset[str], component: OsvPackage) -> bool:
         """Whether it is the verdict on a vulnerability in a component."""
         purl = component.purl
         return bool(self.names & names) and bool({purl, purl.partition("@")[0]} & {*self.packages})
@@ -127,7 +127,7 @@ class Verdict:
         return self.status in (NOT_AFFECTED, FIXED) and not self.expired(today)
 
 
-def load(release: str) -> tuple[Verdict, ...]:
+def load(release: str) -> tuple[VexVerdict, ...]:
     """The verdicts of a release; none if it has no document, or is not one of this project's.
 
     Args:
@@ -144,7 +144,7 @@ def load(release: str) -> tuple[Verdict, ...]:
     return parse(content, f"{RELEASES.name}/vex/{release}.json", expires.get(release, {}))
 
 
-def parse(content: bytes, where: str, expires: dict[str, str]) -> tuple[Verdict, ...]:
+def parse(content: bytes, where: str, expires: dict[str, str]) -> tuple[VexVerdict, ...]:
     """A document's verdicts.
 
     Args:
@@ -160,7 +160,7 @@ def parse(content: bytes, where: str, expires: dict[str, str]) -> tuple[Verdict,
         raise AdvisoryError(
             f"{where}: @context is {shown(found.context, 80)!r}", rule=f"OpenVEX: {CONTEXT}"
         )
-    verdicts = [_verdict(one, where, expires) for one in found.statements]
+    verdicts = [_vex_verdict(one, where, expires) for one in found.statements]
     doubled = [v.name for v in verdicts if [w.name for w in verdicts].count(v.name) > 1]
     if doubled:
         raise AdvisoryError(
@@ -176,7 +176,7 @@ def parse(content: bytes, where: str, expires: dict[str, str]) -> tuple[Verdict,
     return tuple(verdicts)
 
 
-def _verdict(one: _Statement, where: str, expires: dict[str, str]) -> Verdict:
+def _vex_verdict(one: _VexStatement, where: str, expires: dict[str, str]) -> VexVerdict:
     name = one.vulnerability.name
 
     def wrong(text: str, rule: str) -> AdvisoryError:
@@ -210,7 +210,7 @@ def _verdict(one: _Statement, where: str, expires: dict[str, str]) -> Verdict:
         raise wrong("has no expiry", "each verdict has a last day in expiry.yaml") from None
     except ValueError:
         raise wrong(f"expires on {expires[name]!r}", "a day that exists, YYYY-MM-DD") from None
-    return Verdict(
+    return VexVerdict(
         name=name,
         names=frozenset((name, *one.vulnerability.aliases)),
         packages=tuple(packages),

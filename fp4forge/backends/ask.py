@@ -16,7 +16,7 @@ from fp4forge.core.errors import EngineError, RegistryError, ToolError
 from fp4forge.core.limits import BACKENDS_SILENCE_SECONDS
 from fp4forge.core.text import shown
 from fp4forge.kernels.base import Progress
-from fp4forge.models.backends import Answer
+from fp4forge.models.backend_answers import BackendAnswer
 from fp4forge.oci import dockercli, engine, process
 
 INSIDE = Path(__file__).parent / "inside"
@@ -27,7 +27,7 @@ CACHES = ("auto", "fp8_e4m3", "nvfp4")
 
 
 @dataclass(frozen=True)
-class Model:
+class QueriedModel:
     """A model to ask for: a label, its config.json, its family (empty: none covers it)."""
 
     name: str
@@ -35,20 +35,20 @@ class Model:
     family: str
 
 
-class _Said(Struct, frozen=True):
+class _SelectionLine(Struct, frozen=True):
     """A line of the program."""
 
     note: str = ""
-    answers: tuple[Answer, ...] | None = None
+    answers: tuple[BackendAnswer, ...] | None = None
 
 
 def ask(
     image: str,
     platform: str,
     gpus: dict[str, tuple[int, int]],
-    models: tuple[Model, ...],
+    models: tuple[QueriedModel, ...],
     report: Progress,
-) -> tuple[Answer, ...]:
+) -> tuple[BackendAnswer, ...]:
     """What the vLLM of an image selects on each GPU for each model.
 
     Args:
@@ -71,7 +71,7 @@ def ask(
             rule="the release's own vLLM is asked, in its image",
             remedy="--image names another one; --kept shows the answers in releases/backends",
         ) from None
-    with engine.container(client, image, _platform(client, image)) as container:
+    with engine.container(client, image, _image_platform(client, image)) as container:
         return ask_in(client, container, image, gpus, models, report)
 
 
@@ -80,9 +80,9 @@ def ask_in(
     container: str,
     image: str,
     gpus: dict[str, tuple[int, int]],
-    models: tuple[Model, ...],
+    models: tuple[QueriedModel, ...],
     report: Progress,
-) -> tuple[Answer, ...]:
+) -> tuple[BackendAnswer, ...]:
     """The same in a container of the image that runs already.
 
     Raises:
@@ -112,7 +112,7 @@ class _Listener:
 
     def __init__(self, report: Progress) -> None:
         self.report = report
-        self.found: tuple[Answer, ...] | None = None
+        self.found: tuple[BackendAnswer, ...] | None = None
         self.rest: list[str] = []
 
     def hear(self, line: str) -> None:
@@ -120,13 +120,13 @@ class _Listener:
         if not line.startswith(_MARK):
             self.rest = [*self.rest[-20:], line.rstrip()]
             return
-        said = reading.json(line.removeprefix(_MARK), _Said, "inside.ask", ToolError)
+        said = reading.json(line.removeprefix(_MARK), _SelectionLine, "inside.ask", ToolError)
         if said.answers is not None:
             self.found = said.answers
         if said.note:
             self.report(said.note)
 
-    def answers(self, image: str, code: int) -> tuple[Answer, ...]:
+    def answers(self, image: str, code: int) -> tuple[BackendAnswer, ...]:
         """What was answered.
 
         Raises:
@@ -154,7 +154,7 @@ def archive(request: dict[str, Any]) -> bytes:
     return stream.getvalue()
 
 
-def _platform(client: Any, image: str) -> str:
+def _image_platform(client: Any, image: str) -> str:
     """The platform of an image that the engine has."""
     attributes = client.images.get(image).attrs
     return f"{attributes['Os']}/{attributes['Architecture']}"

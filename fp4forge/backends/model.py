@@ -1,58 +1,43 @@
 """Models to ask for: a checkpoint's own config.json, or the example of a family.
 
-``models/configs.json`` has an example for each family: the published config.json of a model, cut
-down to what sizes, layers and routing need.
+A family's file has its examples: the published config.json of models, cut down to what sizes,
+layers and routing need.
 """
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fp4forge.backends.ask import Model
+from fp4forge.backends.ask import QueriedModel
 from fp4forge.checkpoint import config as configs
 from fp4forge.core import reading
 from fp4forge.core.errors import CheckpointError, ReleaseError
-from fp4forge.core.paths import MODELS
 from fp4forge.models import family
 
-_EXAMPLES = MODELS / "configs.json"
 
-
-@cache
-def examples() -> dict[str, dict[str, Any]]:
-    """Configurations of published models by their names.
-
-    Raises:
-        ReleaseError: the file cannot be read, or is malformed.
-    """
-    return reading.json_file(_EXAMPLES, dict[str, dict[str, Any]], ReleaseError)
-
-
-def of_family(name: str) -> Model:
+def of_family(name: str) -> QueriedModel:
     """A family's example; one with experts, if there is one.
 
     Raises:
-        CheckpointError: the family does not exist, or has no example.
+        CheckpointError: there is no such family.
+        ReleaseError: its file, or the configuration in it, is malformed.
     """
-    family.get(name)
-    found: list[tuple[bool, str]] = []
-    for model, given in examples().items():
-        config = reading.shaped(given, configs.Config, f"{_EXAMPLES.name}: {model}", ReleaseError)
-        if config.family == name:
-            found.append((not config.text.experts, model))
-    if not found:
-        raise CheckpointError(
-            f"family {name} has no example",
-            rule=f"models/{_EXAMPLES.name} has the examples",
-            remedy="give a checkpoint with --model",
-        )
-    model = min(found, key=lambda one: one[0])[1]
-    return Model(model, examples()[model], name)
+    found = family.get(name).examples
+    if not found:  # the empty name is that of no family
+        raise CheckpointError("no model family ''", rule="one of " + ", ".join(family.table()))
+    where = f"models/families/{name}.yaml"
+    model = min(found, key=lambda one: not _has_experts(found[one], f"{where}: {one}"))
+    return QueriedModel(model, found[model].config, name)
 
 
-def of_folder(folder: Path) -> Model:
+def _has_experts(example: family.FamilyExample, where: str) -> bool:
+    return bool(
+        reading.shaped(example.config, configs.ModelConfig, where, ReleaseError).text.experts
+    )
+
+
+def of_folder(folder: Path) -> QueriedModel:
     """A checkpoint's folder; its config.json is all that is read.
 
     Raises:
@@ -60,4 +45,4 @@ def of_folder(folder: Path) -> Model:
     """
     config = configs.read(folder)
     given = reading.json_file(folder / "config.json", dict[str, Any], CheckpointError)
-    return Model(folder.resolve().name, given, config.family)
+    return QueriedModel(folder.resolve().name, given, config.family)

@@ -14,7 +14,7 @@ COLOURS = 8  # classes s0 to s7 of the page
 
 
 @dataclass(frozen=True)
-class Series:
+class ChartSeries:
     """A line: its name, its points, and whether they are marked."""
 
     name: str
@@ -24,7 +24,7 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Axis:
+class ChartAxis:
     """An axis: its title and its scale."""
 
     title: str
@@ -49,7 +49,7 @@ class Axis:
             low = 2.0 ** math.floor(math.log2(min(values)))
             high = 2.0 ** math.ceil(math.log2(max(values)))
             return low, high if high > low else 2 * low
-        return 0.0, _round(max(values))
+        return 0.0, _next_round_number(max(values))
 
     def ticks(self, low: float, high: float) -> list[float]:
         """Values with a grid line."""
@@ -60,7 +60,7 @@ class Axis:
         return [2.0**power for power in powers[::step]]
 
 
-def _round(value: float) -> float:
+def _next_round_number(value: float) -> float:
     """The next round number."""
     if value <= 0:
         return 1.0
@@ -69,11 +69,11 @@ def _round(value: float) -> float:
 
 
 @dataclass(frozen=True)
-class Plot:
+class PlotArea:
     """Where things are: axes with their ends, and the right edge."""
 
-    across: Axis
-    up: Axis
+    across: ChartAxis
+    up: ChartAxis
     xs: tuple[float, float]
     ys: tuple[float, float]
     right: int
@@ -85,18 +85,21 @@ class Plot:
         return round(left, 1), round(top, 1)
 
 
-def lines(series: Sequence[Series], across: Axis, up: Axis) -> str:
+def lines(series: Sequence[ChartSeries], across: ChartAxis, up: ChartAxis) -> str:
     """A line chart; empty if there is nothing to draw."""
     drawn = [
-        Series(
-            one.name, tuple(p for p in one.points if _can(p, across, up)), one.marked, one.dashed
+        ChartSeries(
+            one.name,
+            tuple(p for p in one.points if _is_drawable(p, across, up)),
+            one.marked,
+            one.dashed,
         )
         for one in series
     ]
     drawn = [one for one in drawn if one.points]
     if not drawn:
         return ""
-    plot = Plot(
+    plot = PlotArea(
         across,
         up,
         across.ends([x for one in drawn for x, _ in one.points]),
@@ -109,19 +112,19 @@ def lines(series: Sequence[Series], across: Axis, up: Axis) -> str:
     ]
     parts += _grid(plot)
     for place, one in enumerate(drawn):
-        parts += _line(one, place % COLOURS, plot)
+        parts += _svg_line(one, place % COLOURS, plot)
     parts += _legend(drawn, plot.right + 12) if len(drawn) > 1 else []
     return "\n".join([*parts, "</svg>"])
 
 
-def _can(point: tuple[float, float], across: Axis, up: Axis) -> bool:
+def _is_drawable(point: tuple[float, float], across: ChartAxis, up: ChartAxis) -> bool:
     return all(
         math.isfinite(value) and (value > 0 or not axis.log)
         for value, axis in zip(point, (across, up), strict=True)
     )
 
 
-def _grid(plot: Plot) -> list[str]:
+def _grid(plot: PlotArea) -> list[str]:
     parts, right, bottom = [], plot.right, HEIGHT - BOTTOM
     for tick in plot.up.ticks(*plot.ys):
         y = plot.at(plot.xs[0], tick)[1]
@@ -147,7 +150,7 @@ def _tick(x: float, y: float, anchor: str, text: str) -> str:
     return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{text}</text>'
 
 
-def _line(one: Series, colour: int, plot: Plot) -> list[str]:
+def _svg_line(one: ChartSeries, colour: int, plot: PlotArea) -> list[str]:
     places = [plot.at(*point) for point in one.points]
     path = " ".join(f"{x},{y}" for x, y in places)
     dash = " dashed" if one.dashed else ""
@@ -162,7 +165,7 @@ def _line(one: Series, colour: int, plot: Plot) -> list[str]:
     return parts
 
 
-def _legend(drawn: Sequence[Series], x: int) -> list[str]:
+def _legend(drawn: Sequence[ChartSeries], x: int) -> list[str]:
     parts = []
     for place, one in enumerate(drawn):
         y = TOP + 12 + 20 * place

@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from fp4forge.bench import card
+from fp4forge.bench import reference_card
 from fp4forge.bench.figures import FIGURES, RELATIVE, quantile, samples, value
-from fp4forge.bench.result import Result
-from fp4forge.bench.suite import Load
+from fp4forge.bench.result import BenchResult
+from fp4forge.bench.suite import TrialLoad
 from fp4forge.core.errors import BenchError
 
 Reduce = Callable[[Sequence[float]], float]
@@ -20,7 +20,7 @@ LEAST = 3  # samples, below which no interval is given
 
 
 @dataclass(frozen=True)
-class Change:
+class FigureChange:
     """A figure of a point in both results; ratio is new / old."""
 
     table: str
@@ -35,7 +35,7 @@ class Change:
     card: float | None = None
 
 
-def check(old: Result, new: Result) -> None:
+def check(old: BenchResult, new: BenchResult) -> None:
     """Refuses results that do not compare.
 
     Raises:
@@ -74,17 +74,19 @@ def check(old: Result, new: Result) -> None:
             )
 
 
-def changes(old: Result, new: Result, threshold: float, with_card: bool) -> list[Change]:
+def changes(
+    old: BenchResult, new: BenchResult, threshold: float, with_card: bool
+) -> list[FigureChange]:
     """Every figure that both results have and that has a better way."""
     return [
         made
         for load in old.named.loads()
-        for name in _shown(old, load)
-        for made in _change(old, new, load, name, threshold, with_card)
+        for name in _figures_shown(old, load)
+        for made in _figure_change(old, new, load, name, threshold, with_card)
     ]
 
 
-def _shown(result: Result, load: Load) -> list[str]:
+def _figures_shown(result: BenchResult, load: TrialLoad) -> list[str]:
     """Figures of a point that have a better way, once each, over all tables that show it."""
     shown = [
         name
@@ -95,9 +97,14 @@ def _shown(result: Result, load: Load) -> list[str]:
     return [n for n in dict.fromkeys(shown) if FIGURES[n].better and n not in RELATIVE]
 
 
-def _change(
-    old: Result, new: Result, load: Load, name: str, threshold: float, with_card: bool
-) -> Iterator[Change]:
+def _figure_change(
+    old: BenchResult,
+    new: BenchResult,
+    load: TrialLoad,
+    name: str,
+    threshold: float,
+    with_card: bool,
+) -> Iterator[FigureChange]:
     trials = [result.measured_trials(load.table, load.label) for result in (old, new)]
     before, after = (value(name, each) for each in trials)
     if not before or after is None:
@@ -106,7 +113,7 @@ def _change(
     reduce = statistics.median if whole and whole_too else FIGURES[name].reduce
     low, high = interval(first, second, reduce)
     ratio = after / before
-    yield Change(
+    yield FigureChange(
         table=load.table,
         label=load.label,
         figure=name,
@@ -116,7 +123,7 @@ def _change(
         low=low,
         high=high,
         verdict=verdict(FIGURES[name].better, low, high, threshold),
-        card=card.figures(load.table, load.label).get(name) if with_card else None,
+        card=reference_card.figures(load.table, load.label).get(name) if with_card else None,
     )
 
 
@@ -160,10 +167,10 @@ def verdict(better: str, low: float | None, high: float | None, threshold: float
     return "same" if low >= 1 - threshold and high <= 1 + threshold else "unsure"
 
 
-def against_card(result: Result) -> list[Change]:
+def against_card(result: BenchResult) -> list[FigureChange]:
     """Every figure that the card has too; a ratio without an interval or a verdict."""
     found = []
-    for row in card.card().rows:
+    for row in reference_card.card().rows:
         loads = [load for load in result.named.loads() if load.label == row.label]
         table = next((t for t in result.measured.tables if t.id == row.table), None)
         if table is None:
@@ -186,5 +193,5 @@ def against_card(result: Result) -> list[Change]:
             ours = value(name, trials, base, load.concurrency)
             if ours is not None and name not in ("errors", "prompt", "output"):
                 ratio = ours / theirs if theirs else 0.0
-                found.append(Change(row.table, row.label, name, theirs, ours, ratio))
+                found.append(FigureChange(row.table, row.label, name, theirs, ours, ratio))
     return found

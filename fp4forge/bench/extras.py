@@ -10,9 +10,9 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from fp4forge.bench.result import Request, Trial
-from fp4forge.bench.server import Server
-from fp4forge.bench.suite import Load
+from fp4forge.bench.result import TimedRequest, Trial
+from fp4forge.bench.server import MeasuredServer
+from fp4forge.bench.suite import TrialLoad
 from fp4forge.core.text import shown
 from fp4forge.serve import client, quality
 
@@ -45,14 +45,14 @@ def _messages(url: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": parts}]
 
 
-def picture(load: Load, trial: int, seed: int) -> dict[str, object]:
+def picture(load: TrialLoad, trial: int, seed: int) -> dict[str, object]:
     """What a trial's requests have in their bodies beside the prompt: a picture, or nothing."""
     if load.kind != "image":
         return {}
     return {"messages": _messages(mosaic(f"{seed} {load.table} {load.label} {trial}"))}
 
 
-def why_not(server: Server, kind: str) -> str:
+def why_not(server: MeasuredServer, kind: str) -> str:
     """Why the server cannot do a table's kind; empty if it can."""
     if kind == "image":
         options: dict[str, Any] = {"max_tokens": 1}
@@ -66,14 +66,14 @@ def why_not(server: Server, kind: str) -> str:
     return answer.problem
 
 
-def thinks(server: Server) -> bool:
+def thinks(server: MeasuredServer) -> bool:
     """Whether the model reasons before it answers."""
     question = [{"role": "user", "content": client.PARIS}]
     answer = client.chat(server.url, question, model=server.model, key=server.key, max_tokens=64)
     return bool(answer.reasoning) and not answer.problem
 
 
-def tool_calls(server: Server, load: Load, date: str) -> Trial:
+def tool_calls(server: MeasuredServer, load: TrialLoad, date: str) -> Trial:
     """A trial of tool calls at once, each checked; a wrong call is a figure, not a fault."""
     begin = time.monotonic()
     with ThreadPoolExecutor(load.concurrency) as pool:
@@ -83,7 +83,7 @@ def tool_calls(server: Server, load: Load, date: str) -> Trial:
     problems = [f"{len(failed)} requests failed: {shown(failed[0], 200)}"] if failed else []
     return Trial(
         requests=tuple(
-            Request(prompt=0, output=0, ttft=answer.seconds, decode=0.0)
+            TimedRequest(prompt=0, output=0, ttft=answer.seconds, decode=0.0)
             for answer in answers
             if not answer.problem
         ),
@@ -95,7 +95,7 @@ def tool_calls(server: Server, load: Load, date: str) -> Trial:
     )
 
 
-def _call(server: Server, load: Load) -> client.Answer:
+def _call(server: MeasuredServer, load: TrialLoad) -> client.ChatAnswer:
     return client.chat(
         server.url,
         [{"role": "user", "content": _TOOL.text}],

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from fp4forge.bench.result import Gpu
+from fp4forge.bench.result import MeasuredGpu
 from fp4forge.core import reading
 from fp4forge.core.errors import EngineError, ForgeError, UsageError
 from fp4forge.core.text import shown, without_secrets
@@ -29,33 +29,33 @@ _GPU_FIELDS = (
 )
 
 
-class _State(Struct, frozen=True):
+class _InspectedState(Struct, frozen=True):
     StartedAt: str = ""
     Running: bool = False
 
 
-class _Config(Struct, frozen=True):
+class _InspectedConfig(Struct, frozen=True):
     Labels: dict[str, str] | None = None
 
 
-class _Container(Struct, frozen=True):
+class _InspectedContainer(Struct, frozen=True):
     """``docker inspect`` of a container, as far as it is used."""
 
     Image: str
     Args: list[str] | None = None
-    State: _State = _State()
+    State: _InspectedState = _InspectedState()
 
 
-class _Image(Struct, frozen=True):
+class _InspectedImage(Struct, frozen=True):
     """``docker image inspect``, as far as it is used."""
 
     Id: str
     RepoDigests: list[str] | None = None
-    Config: _Config = _Config()
+    Config: _InspectedConfig = _InspectedConfig()
 
 
 @dataclass(frozen=True)
-class Image:
+class MeasuredImage:
     """An image of this engine: its digest, and what its labels say."""
 
     reference: str
@@ -73,7 +73,7 @@ class Image:
 
 
 @dataclass(frozen=True)
-class Container:
+class MeasuredContainer:
     """The server's container: its image, its flags, and how long it took to be ready."""
 
     image: str
@@ -81,7 +81,7 @@ class Container:
     load_seconds: float | None
 
 
-def _inspect(words: Sequence[str], shape: type[T], what: str) -> T:
+def _docker_inspect(words: Sequence[str], shape: type[T], what: str) -> T:
     engine.require_client()
     done = dockercli.run(*words)
     if done.returncode != 0 and "daemon" in done.stderr and "connect" in done.stderr:
@@ -98,29 +98,29 @@ def _inspect(words: Sequence[str], shape: type[T], what: str) -> T:
     return found[0]
 
 
-def image(reference: str) -> Image:
+def image(reference: str) -> MeasuredImage:
     """An image of this engine.
 
     Raises:
         UsageError: the engine does not have it.
     """
-    found = _inspect(
-        ("image", "inspect", "--", reference), _Image, f"image {shown(reference, 200)}"
+    found = _docker_inspect(
+        ("image", "inspect", "--", reference), _InspectedImage, f"image {shown(reference, 200)}"
     )
     digests = [named.digest for named in references.listed(found.RepoDigests)]
-    return Image(reference, digests[0] if digests else found.Id, found.Config.Labels or {})
+    return MeasuredImage(reference, digests[0] if digests else found.Id, found.Config.Labels or {})
 
 
-def container(name: str) -> Container:
+def container(name: str) -> MeasuredContainer:
     """The server's container.
 
     Raises:
         UsageError: the engine has none of that name.
     """
-    found = _inspect(
-        ("container", "inspect", "--", name), _Container, f"container {shown(name, 100)}"
+    found = _docker_inspect(
+        ("container", "inspect", "--", name), _InspectedContainer, f"container {shown(name, 100)}"
     )
-    return Container(found.Image, flags(found.Args or ()), _load_seconds(name, found.State))
+    return MeasuredContainer(found.Image, flags(found.Args or ()), _load_seconds(name, found.State))
 
 
 def serving(url: str) -> str:
@@ -134,7 +134,7 @@ def serving(url: str) -> str:
     return found[0] if len(found) == 1 else ""
 
 
-def client_version(found: Image) -> str:
+def client_version(found: MeasuredImage) -> str:
     """vLLM's version in an image: its label, or what its vllm prints.
 
     Raises:
@@ -167,7 +167,7 @@ def flags(arguments: Sequence[str]) -> tuple[str, ...]:
     return tuple(kept)
 
 
-def _load_seconds(name: str, state: _State) -> float | None:
+def _load_seconds(name: str, state: _InspectedState) -> float | None:
     """Seconds from the container's start to the server's line that it is ready."""
     done = dockercli.run("logs", "--timestamps", "--since", state.StartedAt, name)
     line = next((s for s in (done.stdout + done.stderr).splitlines() if READY in s), "")
@@ -191,7 +191,7 @@ def patches(reference: str) -> tuple[str, ...]:
     return tuple(patch.id for patch in found)
 
 
-def gpus() -> tuple[Gpu, ...]:
+def gpus() -> tuple[MeasuredGpu, ...]:
     """This machine's GPUs; none if nvidia-smi is not here or does not answer."""
     if shutil.which("nvidia-smi") is None:
         return ()
@@ -204,7 +204,7 @@ def gpus() -> tuple[Gpu, ...]:
     return parse_gpus(done.stdout) if done.returncode == 0 else ()
 
 
-def parse_gpus(text: str) -> tuple[Gpu, ...]:
+def parse_gpus(text: str) -> tuple[MeasuredGpu, ...]:
     """``nvidia-smi --query-gpu``; what it does not know is empty."""
     found = []
     for row in text.splitlines():
@@ -212,7 +212,7 @@ def parse_gpus(text: str) -> tuple[Gpu, ...]:
         if len(cells) == len(_GPU_FIELDS.split(",")):
             known = ["" if "N/A" in c or "Not Supported" in c else c for c in cells]
             names = ("name", "driver", "clock", "clock_limit", "memory_clock", "power_limit")
-            found.append(Gpu(**dict(zip(names, known, strict=True))))
+            found.append(MeasuredGpu(**dict(zip(names, known, strict=True))))
     return tuple(found)
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from fp4forge.bench.result import Server
+from fp4forge.bench.result import ServerCounters
 
 # Names of vllm/v1/metrics/loggers.py and vllm/v1/spec_decode/metrics.py; the Prometheus client
 # adds _total to counters, and _sum and _count to histograms.
@@ -55,19 +55,19 @@ def parse(text: str, *labels: str) -> Values:
     return found
 
 
-def _change(name: str, before: Values, after: Values) -> float | None:
+def _counter_change(name: str, before: Values, after: Values) -> float | None:
     if name not in after:
         return None
     change = after[name] - before.get(name, 0.0)
     return change if change >= 0 else None  # a restarted server counts from 0
 
 
-def _share(part: float | None, whole: float | None) -> float | None:
+def _ratio(part: float | None, whole: float | None) -> float | None:
     return None if part is None or not whole else part / whole
 
 
 @dataclass
-class Watch:
+class CounterWatch:
     """Reads the counters while a trial runs."""
 
     read: Callable[[], str]
@@ -93,7 +93,7 @@ class Watch:
         self._thread = threading.Thread(target=run, daemon=True)
         self._thread.start()
 
-    def stop(self) -> Server:
+    def stop(self) -> ServerCounters:
         """Ends the thread, and says what the trial changed."""
         self._over.set()
         if self._thread:
@@ -102,31 +102,34 @@ class Watch:
         return changes(self.times, self.values)
 
 
-def changes(times: list[float], values: list[Values]) -> Server:
+def changes(times: list[float], values: list[Values]) -> ServerCounters:
     """What the server's counters say of the time between the first look and the last."""
     before, after = values[0], values[-1]
     if not before or not after:
-        return Server()
-    requests = _change(_FINISHED, before, after)
-    preempted = _change(_PREEMPTIONS, before, after)
-    drafts, accepted = (_change(name, before, after) for name in (_DRAFTS, _ACCEPTED))
-    steps = _share(accepted, drafts)
-    return Server(
+        return ServerCounters()
+    requests = _counter_change(_FINISHED, before, after)
+    preempted = _counter_change(_PREEMPTIONS, before, after)
+    drafts, accepted = (_counter_change(name, before, after) for name in (_DRAFTS, _ACCEPTED))
+    steps = _ratio(accepted, drafts)
+    return ServerCounters(
         requests=None if requests is None else round(requests),
-        ttft=_share(
-            _change(f"{_TTFT}_sum", before, after), _change(f"{_TTFT}_count", before, after)
+        ttft=_ratio(
+            _counter_change(f"{_TTFT}_sum", before, after),
+            _counter_change(f"{_TTFT}_count", before, after),
         ),
-        generation_peak=_peak(times, values, (_GENERATED,)),
-        total_peak=_peak(times, values, (_GENERATED, _PROMPTS)),
-        hit_rate=_share(_change(_HITS, before, after), _change(_QUERIES, before, after)),
+        generation_peak=_peak_rate(times, values, (_GENERATED,)),
+        total_peak=_peak_rate(times, values, (_GENERATED, _PROMPTS)),
+        hit_rate=_ratio(
+            _counter_change(_HITS, before, after), _counter_change(_QUERIES, before, after)
+        ),
         cache_peak=max((v[_CACHE] for v in values if _CACHE in v), default=None),
         preemptions=None if preempted is None else round(preempted),
-        acceptance=_share(accepted, _change(_DRAFTED, before, after)),
+        acceptance=_ratio(accepted, _counter_change(_DRAFTED, before, after)),
         tokens_per_step=None if steps is None else 1 + steps,
     )
 
 
-def _peak(times: list[float], values: list[Values], names: tuple[str, ...]) -> float | None:
+def _peak_rate(times: list[float], values: list[Values], names: tuple[str, ...]) -> float | None:
     """Tokens a second in the best window; None if the trial was shorter than one."""
     totals = [
         (moment, sum(found[name] for name in names))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from fp4forge.bench.prompts import text
-from fp4forge.serve.client import Answer
+from fp4forge.serve.client import ChatAnswer
 
 ANSWER = 1024  # tokens: a thinking model thinks first
 ROOM = ANSWER + 256  # tokens of a context that the answer and the chat template need
@@ -24,7 +24,7 @@ class Needle:
     text: str
     tokens: int
 
-    def wrong(self, answer: Answer) -> str:
+    def wrong(self, answer: ChatAnswer) -> str:
         """What is wrong with an answer; empty if it has the number."""
         found = answer.text.replace(",", "").replace(" ", "")
         return "" if self.number in found else f"it does not say {self.number}"

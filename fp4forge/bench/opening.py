@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fp4forge
-from fp4forge.bench import extras, identity, running
+from fp4forge.bench import extras, identity, suite_run
 from fp4forge.bench import result as results
-from fp4forge.bench.command import Client
-from fp4forge.bench.result import Identity, Result, Roofline
-from fp4forge.bench.running import Runner
-from fp4forge.bench.server import Described, Server, check_context
-from fp4forge.bench.suite import Named
+from fp4forge.bench.load_command import LoadGenerator
+from fp4forge.bench.result import BenchResult, MeasuredIdentity, Roofline
+from fp4forge.bench.server import MeasuredServer, ServedModel, check_context
+from fp4forge.bench.suite import NamedSuite
+from fp4forge.bench.suite_run import SuiteRun
 from fp4forge.core import reading
 from fp4forge.core.errors import BenchError, UsageError
 from fp4forge.kernels import gpus
@@ -25,11 +25,11 @@ _FREE = ("processor", "patches")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class BenchRequest:
     """The command's options."""
 
     url: str
-    suite: Named
+    suite: NamedSuite
     folder: Path
     model: str = ""
     image: str = ""
@@ -41,7 +41,7 @@ class Wanted:
     allow_empty: bool = False
 
 
-def start(wanted: Wanted, report: Progress) -> Runner:
+def start(wanted: BenchRequest, report: Progress) -> SuiteRun:
     """Everything that can be refused is refused here, before the first trial.
 
     Raises:
@@ -51,8 +51,8 @@ def start(wanted: Wanted, report: Progress) -> Runner:
     """
     key = os.environ.get("OPENAI_API_KEY", "")
     report("asking the server")
-    described = Server(wanted.url, wanted.model, key).describe()
-    server = Server(wanted.url, described.model, key)
+    described = MeasuredServer(wanted.url, wanted.model, key).describe()
+    server = MeasuredServer(wanted.url, described.model, key)
     left_out = _too_long(wanted, described)
     loads = [(load.name, load.context) for load in wanted.suite.loads() if load.kind == "chat"]
     check_context([entry for entry in loads if entry[0] not in left_out], described.context)
@@ -66,16 +66,16 @@ def start(wanted: Wanted, report: Progress) -> Runner:
             remedy="give --image IMAGE, or --container NAME",
         )
     report("looking at the image")
-    who = _identity(wanted, server, described, found, image)
-    client = Client(image, wanted.network, _container_name(wanted.folder))
-    result = _open(wanted, who)
+    who = _measured_identity(wanted, server, described, found, image)
+    client = LoadGenerator(image, wanted.network, _container_name(wanted.folder))
+    result = _open_result(wanted, who)
     result.left_out |= left_out
     for table in wanted.suite.tables:
         if why := extras.why_not(server, table.kind):
             result.left_out[table.id] = f"the server cannot run it: {why}"
     result.load_seconds = found.load_seconds if found else None
     result.roofline = _roofline(wanted)
-    return Runner(server, client, wanted.suite, result, wanted.folder, report)
+    return SuiteRun(server, client, wanted.suite, result, wanted.folder, report)
 
 
 def _container_name(folder: Path) -> str:
@@ -83,7 +83,7 @@ def _container_name(folder: Path) -> str:
     return "fp4forge-bench-" + hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
 
 
-def _too_long(wanted: Wanted, described: Described) -> dict[str, str]:
+def _too_long(wanted: BenchRequest, described: ServedModel) -> dict[str, str]:
     """Points beyond --max-context, with the reason."""
     most = wanted.max_context
     return {
@@ -93,16 +93,16 @@ def _too_long(wanted: Wanted, described: Described) -> dict[str, str]:
     }
 
 
-def _identity(
-    wanted: Wanted,
-    server: Server,
-    described: Described,
-    container: identity.Container | None,
+def _measured_identity(
+    wanted: BenchRequest,
+    server: MeasuredServer,
+    described: ServedModel,
+    container: identity.MeasuredContainer | None,
     image: str,
-) -> Identity:
+) -> MeasuredIdentity:
     client = identity.image(image)
     served = identity.image(container.image) if container else None
-    return Identity(
+    return MeasuredIdentity(
         model=described.model,
         model_root=described.root,
         model_hash=identity.checkpoint(wanted.checkpoint) if wanted.checkpoint else "",
@@ -123,19 +123,19 @@ def _identity(
     )
 
 
-def _open(wanted: Wanted, who: Identity) -> Result:
+def _open_result(wanted: BenchRequest, who: MeasuredIdentity) -> BenchResult:
     """A new result, or the one that the folder has.
 
     Raises:
         BenchError: that one is of another suite, server or image.
     """
     if not reading.is_file(wanted.folder / results.FILE):
-        return Result(
+        return BenchResult(
             suite=wanted.suite.name,
             suite_hash=wanted.suite.hash,
             measured=wanted.suite.suite,
             fp4forge=fp4forge.__version__,
-            date=running.now(),
+            date=suite_run.now(),
             identity=who,
         )
     found = results.load(wanted.folder)
@@ -156,14 +156,14 @@ def _open(wanted: Wanted, who: Identity) -> Result:
     return found
 
 
-def _roofline(wanted: Wanted) -> Roofline | None:
+def _roofline(wanted: BenchRequest) -> Roofline | None:
     """What ``serve fit`` says of one stream, if checkpoint and GPU are given."""
     if not wanted.checkpoint or not wanted.gpu:
         return None
-    from fp4forge.serve import memory, model
+    from fp4forge.serve import memory, model_sizes
 
     product = gpus.product(wanted.gpu)
-    described = model.read(wanted.checkpoint, "fp8_e4m3")
+    described = model_sizes.read(wanted.checkpoint, "fp8_e4m3")
     contexts = [2**power for power in range(7, 18)]
     rates = {context: memory.decode_rate(described, product, 1, context) for context in contexts}
     return Roofline(gpu=product.title, rates=rates)

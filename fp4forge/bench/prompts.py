@@ -10,15 +10,15 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from fp4forge.bench.suite import Load
+from fp4forge.bench.suite import TrialLoad
 from fp4forge.core.errors import BenchError
 from fp4forge.core.paths import BENCHMARKS
-from fp4forge.inputs.reader import Format
+from fp4forge.inputs.reader import InputFormat
 
 Count = Callable[[str], int]
 
 
-class Text(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PromptText(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What prompts are made of."""
 
     tasks: Annotated[tuple[str, ...], Meta(min_length=4, description="what a prompt asks for")]
@@ -27,20 +27,20 @@ class Text(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ]
 
 
-FORMAT = Format(Text, "prompts", BenchError)
+FORMAT = InputFormat(PromptText, "prompts", BenchError)
 # Each of these is one token more in most vocabularies; what fills the last places of a prompt.
 _NUMBERED = 32  # tokens beside the template, from which on a prompt has room for a number
 _FILLERS = (" a", ".", " I", " the", "!", " x", "?", " 1", "\n")
 
 
 @cache
-def text() -> Text:
+def text() -> PromptText:
     """The text that ships with the project."""
     path = BENCHMARKS / "prompts.yaml"
     return FORMAT.read(path, "benchmarks/prompts.yaml")
 
 
-def _words(choose: random.Random, *, numbered: bool) -> Iterator[str]:
+def _prompt_words(choose: random.Random, *, numbered: bool) -> Iterator[str]:
     """Endless words: a number that no other prompt begins with, a task, then prose."""
     parts = text()
     if numbered:
@@ -54,7 +54,7 @@ def _words(choose: random.Random, *, numbered: bool) -> Iterator[str]:
 
 
 @dataclass
-class Writer:
+class PromptWriter:
     """Writes prompts; ``count`` is the server's, which it asks as seldom as it can."""
 
     count: Count
@@ -62,7 +62,7 @@ class Writer:
     _ratio: float = field(default=1.4, init=False)  # tokens a word, as learnt
     _empty: int = field(default=-1, init=False)
 
-    def write(self, load: Load, trial: int) -> list[str]:
+    def write(self, load: TrialLoad, trial: int) -> list[str]:
         """A trial's prompts. The same seed, point and trial give the same ones.
 
         Raises:
@@ -74,7 +74,7 @@ class Writer:
             self._exact(load.prompt, f"{place} {number}", begin) for number in range(load.requests)
         ]
 
-    def _beginning(self, load: Load, place: str) -> str:
+    def _beginning(self, load: TrialLoad, place: str) -> str:
         if load.prompts != "shared":
             return ""
         if load.shared >= load.prompt:
@@ -94,7 +94,7 @@ class Writer:
                 rule="a prompt's tokens include the chat template",
             )
         choose = random.Random(place)  # noqa: S311 - prompts are not secret
-        stream = _words(choose, numbered=tokens - self._empty >= _NUMBERED)
+        stream = _prompt_words(choose, numbered=tokens - self._empty >= _NUMBERED)
         words: list[str] = []
 
         def made(number: int) -> str:

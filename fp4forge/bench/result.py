@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from fp4forge.bench.suite import Named, Suite
+from fp4forge.bench.suite import NamedSuite, Suite
 from fp4forge.core import files, reading
 from fp4forge.core.errors import BenchError
 from fp4forge.core.limits import BENCH_BYTES
@@ -17,7 +17,7 @@ FORM = 1  # of the file; another form is refused
 FILE = "result.json"
 
 
-class Request(Struct, frozen=True, kw_only=True):
+class TimedRequest(Struct, frozen=True, kw_only=True):
     """One request, as the client saw it; tokens and seconds."""
 
     prompt: int
@@ -31,7 +31,7 @@ class Request(Struct, frozen=True, kw_only=True):
         return (self.output - 1) / self.decode if self.output > 1 and self.decode > 0 else 0.0
 
 
-class Server(Struct, frozen=True, kw_only=True):
+class ServerCounters(Struct, frozen=True, kw_only=True):
     """What the server's own counters say of a trial; None where it does not say."""
 
     requests: int | None = None
@@ -48,11 +48,11 @@ class Server(Struct, frozen=True, kw_only=True):
 class Trial(Struct, frozen=True, kw_only=True):
     """One run of the load generator. It counts only if ``problems`` is empty."""
 
-    requests: tuple[Request, ...] = ()
+    requests: tuple[TimedRequest, ...] = ()
     seconds: float = 0.0  # from the first request to the last answer
     failed: int = 0
     right_calls: int | None = None  # of tool calls
-    server: Server = Server()
+    server: ServerCounters = ServerCounters()
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     date: str = ""
@@ -63,7 +63,7 @@ class Trial(Struct, frozen=True, kw_only=True):
         return not self.problems
 
 
-class Gpu(Struct, frozen=True, kw_only=True):
+class MeasuredGpu(Struct, frozen=True, kw_only=True):
     """A GPU as nvidia-smi sees it; clocks in MHz, power limit in W."""
 
     name: str
@@ -74,7 +74,7 @@ class Gpu(Struct, frozen=True, kw_only=True):
     power_limit: str = ""
 
 
-class Identity(Struct, frozen=True, kw_only=True):
+class MeasuredIdentity(Struct, frozen=True, kw_only=True):
     """What was measured, and with what. Empty: not known."""
 
     model: str
@@ -88,14 +88,14 @@ class Identity(Struct, frozen=True, kw_only=True):
     variant: str = ""
     patches: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
-    gpus: tuple[Gpu, ...] = ()
+    gpus: tuple[MeasuredGpu, ...] = ()
     processor: str = ""
     client_image: str = ""
     client_version: str = ""
     thinking: bool = False  # whether the model reasons before it answers
     allow_empty: bool = False  # as --allow-empty
 
-    def differences(self, other: Identity) -> list[tuple[str, str, str]]:
+    def differences(self, other: MeasuredIdentity) -> list[tuple[str, str, str]]:
         """Fields that differ, with both values; clocks aside, which never stay the same."""
         mine, theirs = (_comparable(each) for each in (self, other))
         return [
@@ -105,7 +105,7 @@ class Identity(Struct, frozen=True, kw_only=True):
         ]
 
 
-def _comparable(identity: Identity) -> dict[str, Any]:
+def _comparable(identity: MeasuredIdentity) -> dict[str, Any]:
     found = {name: getattr(identity, name) for name in identity.__struct_fields__}
     found["gpus"] = [(gpu.name, gpu.driver) for gpu in identity.gpus]
     return found
@@ -118,7 +118,7 @@ class Roofline(Struct, frozen=True, kw_only=True):
     rates: dict[int, float] = {}  # context -> tokens a second
 
 
-class Result(Struct, kw_only=True):
+class BenchResult(Struct, kw_only=True):
     """A whole result."""
 
     form: int = FORM
@@ -127,7 +127,7 @@ class Result(Struct, kw_only=True):
     measured: Suite  # the suite itself: an old result needs no file of this project
     fp4forge: str
     date: str
-    identity: Identity
+    identity: MeasuredIdentity
     tables: dict[str, dict[str, list[Trial]]] = {}
     left_out: dict[str, str] = {}  # table or point -> why
     load_seconds: float | None = None  # from the container's start until the server was ready
@@ -135,9 +135,9 @@ class Result(Struct, kw_only=True):
     complete: bool = False
 
     @property
-    def named(self) -> Named:
+    def named(self) -> NamedSuite:
         """Its suite."""
-        return Named(self.suite, self.measured)
+        return NamedSuite(self.suite, self.measured)
 
     def trials(self, table: str, label: str) -> list[Trial]:
         """The trials of a point, in order; a list that can be added to."""
@@ -159,13 +159,13 @@ class Result(Struct, kw_only=True):
         ]
 
 
-def save(result: Result, folder: Path) -> None:
+def save(result: BenchResult, folder: Path) -> None:
     """Writes the file of a result; it is never seen half written."""
     text = msgspec.json.format(msgspec.json.encode(result), indent=1)
     files.replace(folder / FILE, text)
 
 
-def load(path: Path) -> Result:
+def load(path: Path) -> BenchResult:
     """A result, from its file or its folder.
 
     Raises:
@@ -173,7 +173,7 @@ def load(path: Path) -> Result:
     """
     path = path / FILE if reading.is_folder(path) else path
     data = reading.content(path, BenchError, BENCH_BYTES)
-    found = reading.json(data, Result, str(path), BenchError)
+    found = reading.json(data, BenchResult, str(path), BenchError)
     if found.form != FORM:
         raise BenchError(
             f"{path} has form {found.form}",

@@ -18,7 +18,7 @@ from fp4forge.serve import client
 T = TypeVar("T")
 
 
-class _Model(Struct, frozen=True):
+class _ListedModel(Struct, frozen=True):
     """An entry of /v1/models, with vLLM's own fields."""
 
     id: str
@@ -26,8 +26,8 @@ class _Model(Struct, frozen=True):
     max_model_len: int | None = None
 
 
-class _Models(Struct, frozen=True):
-    data: list[_Model]
+class _ListedModels(Struct, frozen=True):
+    data: list[_ListedModel]
 
 
 class _Version(Struct, frozen=True):
@@ -41,7 +41,7 @@ class _Count(Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Described:
+class ServedModel:
     """A model as the server lists it; context 0: it does not say."""
 
     model: str
@@ -51,14 +51,16 @@ class Described:
 
 
 @dataclass(frozen=True)
-class Server:
+class MeasuredServer:
     """A server under test."""
 
     url: str
     model: str = ""
     key: str = ""
 
-    def _ask(self, method: str, path: str, limits: http.Limits, body: Any = None) -> http.Answer:
+    def _ask(
+        self, method: str, path: str, limits: http.HttpLimits, body: Any = None
+    ) -> http.HttpAnswer:
         headers = {"Content-Type": "application/json"} if body else {}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
@@ -73,8 +75,8 @@ class Server:
 
     def _get(self, path: str, shape: type[T]) -> T:
         try:
-            done = self._ask("GET", path, http.Limits(SERVER_SECONDS, SERVER_BYTES))
-        except http.NoAnswer as error:
+            done = self._ask("GET", path, http.HttpLimits(SERVER_SECONDS, SERVER_BYTES))
+        except http.NoHttpAnswer as error:
             raise ServingError(
                 f"no server answers at {self.url}: {shown(error, 200)}", rule=f"GET {path}"
             ) from None
@@ -85,13 +87,14 @@ class Server:
             )
         if done.status != 200:
             raise ServingError(
-                f"{self.url}{path} answers HTTP {done.status}: {shown(_text(done), 120)!r}",
+                f"{self.url}{path} answers HTTP {done.status}:"
+                f" {shown(_response_text(done), 120)!r}",
                 rule="a vLLM server; bench measures no other",
                 remedy="give --url the server's root, without /v1",
             )
         return reading.json(done.content, shape, f"{self.url}{path}", ServingError)
 
-    def describe(self) -> Described:
+    def describe(self) -> ServedModel:
         """The model to measure: the given one, or the first that the server lists.
 
         Raises:
@@ -103,7 +106,7 @@ class Server:
                 rule="GET /health",
                 remedy="build.py serve doctor --container NAME says why",
             )
-        listed = self._get("/v1/models", _Models).data
+        listed = self._get("/v1/models", _ListedModels).data
         found = [entry for entry in listed if self.model in ("", entry.id)]
         if not found:
             names = ", ".join(shown(entry.id, 80) for entry in listed[:10]) or "none"
@@ -114,7 +117,7 @@ class Server:
             )
         version = self._get("/version", _Version).version
         entry = found[0]
-        return Described(entry.id, entry.root or "", entry.max_model_len or 0, version)
+        return ServedModel(entry.id, entry.root or "", entry.max_model_len or 0, version)
 
     def context(self) -> int:
         """The model's context in tokens, its answer included; 0 if the server does not say.
@@ -122,7 +125,7 @@ class Server:
         Raises:
             ServingError: the server does not list its models.
         """
-        listed = self._get("/v1/models", _Models).data
+        listed = self._get("/v1/models", _ListedModels).data
         return next((entry.max_model_len or 0 for entry in listed if entry.id == self.model), 0)
 
     def is_there(self) -> bool:
@@ -138,12 +141,15 @@ class Server:
         content = [{"type": "text", "text": text}]  # as the load generator sends it
         body = {"model": self.model, "messages": [{"role": "user", "content": content}]}
         try:
-            done = self._ask("POST", "/tokenize", http.Limits(TOKENIZE_SECONDS, SERVER_BYTES), body)
-        except http.NoAnswer as error:
+            done = self._ask(
+                "POST", "/tokenize", http.HttpLimits(TOKENIZE_SECONDS, SERVER_BYTES), body
+            )
+        except http.NoHttpAnswer as error:
             raise ServingError(f"/tokenize: {shown(error, 200)}", remedy="is it alive?") from None
         if done.status != 200 or done.cut:
             raise ServingError(
-                f"/tokenize answers HTTP {done.status}: {shown(done.cut or _text(done), 200)}",
+                f"/tokenize answers HTTP {done.status}:"
+                f" {shown(done.cut or _response_text(done), 200)}",
                 rule="vLLM's /tokenize counts the prompts' tokens, with the model's chat template",
                 remedy="serve a model that has a chat template, and do not hide /tokenize",
             )
@@ -152,13 +158,13 @@ class Server:
     def metrics(self) -> str:
         """What /metrics says; empty if it says nothing."""
         try:
-            done = self._ask("GET", "/metrics", http.Limits(SERVER_SECONDS, METRICS_BYTES))
-        except http.NoAnswer:
+            done = self._ask("GET", "/metrics", http.HttpLimits(SERVER_SECONDS, METRICS_BYTES))
+        except http.NoHttpAnswer:
             return ""
-        return _text(done) if done.status == 200 and not done.cut else ""
+        return _response_text(done) if done.status == 200 and not done.cut else ""
 
 
-def _text(done: http.Answer) -> str:
+def _response_text(done: http.HttpAnswer) -> str:
     return done.content.decode(errors="replace")
 
 

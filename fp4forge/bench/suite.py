@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 from fp4forge.bench.figures import FIGURES
 from fp4forge.core.errors import BenchError, UsageError
 from fp4forge.core.paths import BENCHMARKS
-from fp4forge.inputs.reader import Broken, Format, one_of
+from fp4forge.inputs.reader import BrokenField, InputFormat, one_of
 
 KINDS = ("chat", "image", "tools")
 PROMPTS = ("fresh", "cached", "shared")
@@ -34,7 +34,7 @@ _Prompts = Annotated[
 _Eos = Annotated[str, one_of(EOS, "whether an answer may end before its length")]
 
 
-class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PointSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a point measures; a point's own fields go before its table's."""
 
     prompt: Annotated[
@@ -54,13 +54,13 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = None
 
 
-class Point(Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SuitePoint(PointSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One row of a table."""
 
     label: Annotated[str, Meta(min_length=1, max_length=40)]
 
 
-class Table(Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SuiteTable(PointSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One table: what it shows, and its rows."""
 
     id: _Name
@@ -73,15 +73,15 @@ class Table(Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     of: Annotated[
         str, Meta(description="another table's id: shows other figures of its trials")
     ] = ""
-    points: tuple[Point, ...] = ()
+    points: tuple[SuitePoint, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks that it measures, or shows what another one measured."""
         if bool(self.of) == bool(self.points):
-            raise Broken("points", "and of do not go together", "a table has one of them")
+            raise BrokenField("points", "and of do not go together", "a table has one of them")
         labels = [point.label for point in self.points]
         if len(set(labels)) < len(labels):
-            raise Broken("points", "have a label twice", "every label of a table is its own")
+            raise BrokenField("points", "have a label twice", "every label of a table is its own")
 
 
 class Suite(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -92,27 +92,27 @@ class Suite(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     threshold: Annotated[
         float, Meta(gt=0, lt=1, description="a difference beyond it is a regression")
     ] = 0.05
-    warmup: Annotated[Settings, Meta(description="what is sent before the first trial")] = Settings(
-        prompt=64, output=16
+    warmup: Annotated[PointSettings, Meta(description="what is sent before the first trial")] = (
+        PointSettings(prompt=64, output=16)
     )
-    tables: Annotated[tuple[Table, ...], Meta(min_length=1)]
+    tables: Annotated[tuple[SuiteTable, ...], Meta(min_length=1)]
 
     def __post_init__(self) -> None:
         """Checks names across tables."""
         measured = [table.id for table in self.tables if not table.of]
         names = [table.id for table in self.tables]
         if len(set(names)) < len(names):
-            raise Broken("tables", "have an id twice", "every table has an id of its own")
+            raise BrokenField("tables", "have an id twice", "every table has an id of its own")
         for table in self.tables:
             if table.of and table.of not in measured:
-                raise Broken("tables", f"have no {table.of!r}", "of names a table with points")
+                raise BrokenField("tables", f"have no {table.of!r}", "of names a table with points")
 
 
-FORMAT = Format(Suite, "suite", BenchError)
+FORMAT = InputFormat(Suite, "suite", BenchError)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load:
+class TrialLoad:
     """A point with all its settings: what one trial sends."""
 
     table: str
@@ -144,27 +144,29 @@ class Load:
         return self.requests / self.concurrency * (self.output + self.prompt / 100) + 200
 
 
-def load_of(table: str, point: Settings, defaults: Settings, kind: str = "chat") -> Load:
+def load_of(
+    table: str, point: PointSettings, defaults: PointSettings, kind: str = "chat"
+) -> TrialLoad:
     """A point's load: its own settings, then its table's, then the general ones."""
     given = {
         name: value
-        for name in Settings.__struct_fields__
+        for name in PointSettings.__struct_fields__
         for value in [getattr(point, name)]
         if value is not None
     }
     base = {
         name: value
-        for name in Settings.__struct_fields__
+        for name in PointSettings.__struct_fields__
         for value in [getattr(defaults, name)]
         if value is not None
     }
     merged = base | given
     merged.setdefault("requests", merged.get("concurrency", 1))
-    return Load(table=table, label=getattr(point, "label", "warm-up"), kind=kind, **merged)
+    return TrialLoad(table=table, label=getattr(point, "label", "warm-up"), kind=kind, **merged)
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedSuite:
     """A suite with its name and the hash of what it measures."""
 
     name: str
@@ -177,13 +179,13 @@ class Named:
         return hashlib.sha256(msgspec.json.encode(self.suite)).hexdigest()
 
     @property
-    def tables(self) -> tuple[Table, ...]:
+    def tables(self) -> tuple[SuiteTable, ...]:
         """The tables that were chosen, with those that show their trials."""
         chosen = [t for t in self.suite.tables if not self.only or t.id in self.only]
         wanted = {t.id for t in chosen} | {t.of for t in chosen}
         return tuple(t for t in self.suite.tables if t.id in wanted or (t.of and t.of in wanted))
 
-    def loads(self) -> list[Load]:
+    def loads(self) -> list[TrialLoad]:
         """Every point of the chosen tables, in order."""
         return [
             load_of(table.id, point, table, table.kind)
@@ -192,9 +194,9 @@ class Named:
         ]
 
     @property
-    def warmup(self) -> Load:
+    def warmup(self) -> TrialLoad:
         """What is sent before the first trial."""
-        return load_of("warm-up", self.suite.warmup, Settings())
+        return load_of("warm-up", self.suite.warmup, PointSettings())
 
 
 def names() -> list[str]:
@@ -202,7 +204,7 @@ def names() -> list[str]:
     return sorted(path.stem for path in (BENCHMARKS / "suites").glob("*.yaml"))
 
 
-def load(name: str, only: tuple[str, ...] = ()) -> Named:
+def load(name: str, only: tuple[str, ...] = ()) -> NamedSuite:
     """A suite by its name, or by the path of its file.
 
     Raises:
@@ -222,4 +224,4 @@ def load(name: str, only: tuple[str, ...] = ()) -> Named:
         raise UsageError(
             f"the suite has no table {', '.join(unknown)}", rule="--only takes " + ", ".join(ids)
         )
-    return Named(path.stem, suite, only)
+    return NamedSuite(path.stem, suite, only)

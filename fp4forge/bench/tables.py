@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from fp4forge.bench.figures import FIGURES, value
-from fp4forge.bench.result import Result, Trial
-from fp4forge.bench.suite import Load, Table
+from fp4forge.bench.result import BenchResult, Trial
+from fp4forge.bench.suite import SuiteTable, TrialLoad
 
 NOTHING = "–"
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A point's values by figure, with what was remarked about its trials."""
 
     label: str
@@ -28,13 +28,13 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownTable:
     """A table with its rows."""
 
     id: str
     title: str
     figures: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     why: str = ""  # why it was left out
 
     @property
@@ -44,34 +44,36 @@ class Shown:
         return [f"{each.title}, {each.unit}" if each.unit else each.title for each in named]
 
 
-def tables(result: Result) -> list[Shown]:
+def tables(result: BenchResult) -> list[ShownTable]:
     """Every table of a result; one that nothing was measured of is left away."""
-    found = [_table(result, table) for table in result.measured.tables]
+    found = [_shown_table(result, table) for table in result.measured.tables]
     return [table for table in found if table.why or any(row.measured for row in table.rows)]
 
 
-def _table(result: Result, table: Table) -> Shown:
+def _shown_table(result: BenchResult, table: SuiteTable) -> ShownTable:
     source = table.of or table.id
     loads = [load for load in result.named.loads() if load.table == source]
     single = next((load for load in loads if load.concurrency == 1), None)
     base = result.measured_trials(source, single.label) if single else []
     rows = [
-        _row(table, load, result.measured_trials(source, load.label), base, result.complete)
+        _table_row(table, load, result.measured_trials(source, load.label), base, result.complete)
         for load in loads
         if result.measured_trials(source, load.label)
     ]
     # A figure that no row has is not of this server: without a drafter nothing is accepted.
     shown = tuple(name for name in table.show if any(row.values[name] is not None for row in rows))
-    return Shown(table.id, table.title, shown, tuple(rows), result.left_out.get(source, ""))
+    return ShownTable(table.id, table.title, shown, tuple(rows), result.left_out.get(source, ""))
 
 
-def _row(table: Table, load: Load, trials: list[Trial], base: list[Trial], complete: bool) -> Row:
+def _table_row(
+    table: SuiteTable, load: TrialLoad, trials: list[Trial], base: list[Trial], complete: bool
+) -> TableRow:
     values = {name: value(name, trials, base, load.concurrency) for name in table.show}
     faults = [problem for trial in trials for problem in trial.problems]
     notes = [note for trial in trials for note in trial.notes]
     if len(trials) < load.trials and not complete:
         notes.append(f"{len(trials)} of {load.trials} trials")
-    return Row(load.label, values, (*_grouped(faults), *_grouped(notes)))
+    return TableRow(load.label, values, (*_grouped(faults), *_grouped(notes)))
 
 
 def _grouped(texts: list[str]) -> list[str]:
@@ -90,7 +92,7 @@ def text(name: str, found: float | None) -> str:
     return NOTHING if found is None else f"{found:,.{FIGURES[name].digits}f}"
 
 
-def as_data(result: Result) -> dict[str, Any]:
+def as_data(result: BenchResult) -> dict[str, Any]:
     """What --json prints."""
     import msgspec
 
@@ -110,7 +112,7 @@ def as_data(result: Result) -> dict[str, Any]:
     }
 
 
-def peaks(result: Result) -> dict[str, float]:
+def peaks(result: BenchResult) -> dict[str, float]:
     """The best of the whole run: throughput, the server's own peaks, decode of one stream."""
     found: dict[str, float] = {}
     for load in result.named.loads():
@@ -124,36 +126,38 @@ def peaks(result: Result) -> dict[str, float]:
     return found
 
 
-def markdown(result: Result) -> str:
+def markdown(result: BenchResult) -> str:
     """The tables for a README."""
     lines = [f"## {result.measured.title}", "", _subtitle(result), ""]
     for table in tables(result):
         lines += [f"### {table.title}", ""]
         if table.why:
-            lines += [f"Not measured: {_cell(table.why)}", ""]
+            lines += [f"Not measured: {_markdown_cell(table.why)}", ""]
             continue
         lines.append("| | " + " | ".join(table.heads) + " |")
         lines.append("|---|" + "---:|" * len(table.heads))
         for row in table.rows:
             cells = [text(name, row.values[name]) for name in table.figures]
             mark = "*" if row.marks else ""
-            lines.append(f"| {_cell(row.label)}{mark} | " + " | ".join(cells) + " |")
+            lines.append(f"| {_markdown_cell(row.label)}{mark} | " + " | ".join(cells) + " |")
         lines.append("")
         lines += [
-            f"\\* {row.label}: {_cell('; '.join(row.marks))}" for row in table.rows if row.marks
+            f"\\* {row.label}: {_markdown_cell('; '.join(row.marks))}"
+            for row in table.rows
+            if row.marks
         ]
         lines += [""] if any(row.marks for row in table.rows) else []
     if result.problems:
         lines += ["**These figures do not count:**", ""]
-        lines += [f"- {_cell(problem)}" for problem in result.problems]
+        lines += [f"- {_markdown_cell(problem)}" for problem in result.problems]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _subtitle(result: Result) -> str:
-    return ", ".join(_cell(part) for part in facts(result))
+def _subtitle(result: BenchResult) -> str:
+    return ", ".join(_markdown_cell(part) for part in facts(result))
 
 
-def facts(result: Result) -> list[str]:
+def facts(result: BenchResult) -> list[str]:
     """What was measured, on what and when, in short."""
     who = result.identity
     gpus = [f"{gpu.name} (driver {gpu.driver})" for gpu in who.gpus]
@@ -164,5 +168,5 @@ def facts(result: Result) -> list[str]:
     return [part for part in found if part]
 
 
-def _cell(text_: str) -> str:
+def _markdown_cell(text_: str) -> str:
     return " ".join(text_.replace("|", "\\|").replace("<", "&lt;").split())

@@ -24,7 +24,7 @@ class LayerScheme(Struct, frozen=True):
     group_size: _Size | None = None
 
 
-class Arguments(Struct, frozen=True):
+class QuantisationArgs(Struct, frozen=True):
     """How compressed-tensors quantises weights, activations or the KV cache."""
 
     num_bits: _Size | None = None
@@ -34,12 +34,12 @@ class Arguments(Struct, frozen=True):
     symmetric: bool | None = None
 
 
-class Group(Struct, frozen=True):
+class QuantisationGroup(Struct, frozen=True):
     """The layers of a compressed-tensors scheme: names, ``re:`` patterns or classes."""
 
     targets: list[str] | None = None
-    weights: Arguments | None = None
-    input_activations: Arguments | None = None
+    weights: QuantisationArgs | None = None
+    input_activations: QuantisationArgs | None = None
 
 
 class Quantisation(Struct, frozen=True):
@@ -52,9 +52,9 @@ class Quantisation(Struct, frozen=True):
     ignore: list[str] | None = None
     ignored_layers: list[str] | None = None
     modules_to_not_convert: list[str] | None = None
-    config_groups: dict[str, Group] | None = None
+    config_groups: dict[str, QuantisationGroup] | None = None
     kv_cache_quant_algo: str | None = None
-    kv_cache_scheme: Arguments | None = None
+    kv_cache_scheme: QuantisationArgs | None = None
     weight_block_size: list[_Size] | None = None
     quantization: Quantisation | None = None  # ModelOpt's older exports nest it
 
@@ -152,7 +152,7 @@ class TextConfig(Struct, frozen=True):
         return self.num_experts or self.n_routed_experts or self.num_local_experts or 0
 
 
-class Config(TextConfig, frozen=True):
+class ModelConfig(TextConfig, frozen=True):
     """config.json as a whole; a multimodal model has its language model in ``text_config``."""
 
     architectures: list[str] | None = None
@@ -203,13 +203,13 @@ class _ModelOpt(Struct, frozen=True):
     quantization: Quantisation | None = None
 
 
-def read(folder: Path) -> Config:
+def read(folder: Path) -> ModelConfig:
     """A folder's config.json.
 
     Raises:
         CheckpointError: there is none, or it is not one; the message names the field.
     """
-    return reading.json_file(folder / "config.json", Config, CheckpointError)
+    return reading.json_file(folder / "config.json", ModelConfig, CheckpointError)
 
 
 def read_modelopt(folder: Path) -> Quantisation:

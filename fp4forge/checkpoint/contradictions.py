@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from fp4forge.checkpoint.config import Quantisation
 from fp4forge.checkpoint.declared import Declaration
-from fp4forge.checkpoint.findings import Collected
-from fp4forge.checkpoint.patterns import Names
-from fp4forge.checkpoint.schemes import FLOATS, Parts, Scheme
+from fp4forge.checkpoint.findings import CollectedFindings
+from fp4forge.checkpoint.patterns import ModulePatterns
+from fp4forge.checkpoint.schemes import FLOATS, Parts, QuantisationScheme
 from fp4forge.checkpoint.tensors import Checkpoint
 
 
@@ -16,9 +16,9 @@ def check(
     found: Checkpoint,
     declaration: Declaration,
     modules: Mapping[str, Parts],
-    judged: Mapping[str, tuple[Parts, Scheme]],
+    judged: Mapping[str, tuple[Parts, QuantisationScheme]],
     caches: Mapping[str, Parts],
-    seen: Collected,
+    seen: CollectedFindings,
 ) -> None:
     """Reports layers that are declared and not there, and declarations that disagree."""
     if declaration.layers:
@@ -28,15 +28,15 @@ def check(
                 seen.add("declared-missing", f"{name}: {scheme.name if scheme else 'unknown'}")
     if found.modelopt:
         _two_files(found.config.quantisation, found.modelopt, declaration, judged, seen)
-    _caches(found.quantisation.kv_cache, caches, seen)
+    _cache_scales(found.quantisation.kv_cache, caches, seen)
 
 
 def _two_files(
     config: Quantisation,
     other: Quantisation,
     declaration: Declaration,
-    judged: Mapping[str, tuple[Parts, Scheme]],
-    seen: Collected,
+    judged: Mapping[str, tuple[Parts, QuantisationScheme]],
+    seen: CollectedFindings,
 ) -> None:
     """config.json against hf_quant_config.json, by what either says."""
     pairs = (
@@ -54,7 +54,7 @@ def _two_files(
     lists = config.excluded, other.excluded
     if None in lists:
         return
-    names = Names(other.excluded or (), False, "exclude_modules of hf_quant_config.json")
+    names = ModulePatterns(other.excluded or (), False, "exclude_modules of hf_quant_config.json")
     for module in judged:
         if module in names and module not in declaration.excluded:
             seen.add(
@@ -62,7 +62,7 @@ def _two_files(
             )
 
 
-def _caches(declared: str, caches: Mapping[str, Parts], seen: Collected) -> None:
+def _cache_scales(declared: str, caches: Mapping[str, Parts], seen: CollectedFindings) -> None:
     """Scales of the KV cache: vLLM's process_weights_after_loading in quantization/kv_cache.py."""
     for module, parts in caches.items():
         if "v_scale" in parts and "k_scale" not in parts:

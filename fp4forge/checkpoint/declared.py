@@ -11,9 +11,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from fp4forge.checkpoint import schemes
-from fp4forge.checkpoint.config import Arguments, Group, LayerScheme, Quantisation
-from fp4forge.checkpoint.patterns import Names
-from fp4forge.checkpoint.schemes import Parts, Scheme
+from fp4forge.checkpoint.config import (
+    LayerScheme,
+    Quantisation,
+    QuantisationArgs,
+    QuantisationGroup,
+)
+from fp4forge.checkpoint.patterns import ModulePatterns
+from fp4forge.checkpoint.schemes import Parts, QuantisationScheme
 
 MIXED = "MIXED_PRECISION"
 UNKNOWN = "unknown"
@@ -35,19 +40,19 @@ class Declaration:
     """A checkpoint's format as models/formats.yaml names it, and what makes it one."""
 
     format: str
-    uniform: Scheme | None = None  # of every layer that is not excluded
+    uniform: QuantisationScheme | None = None  # of every layer that is not excluded
     layers: _Layers | None = None  # of MIXED_PRECISION
     groups: _Groups | None = None  # of compressed-tensors
-    excluded: Names = field(default_factory=lambda: Names((), False, ""))
+    excluded: ModulePatterns = field(default_factory=lambda: ModulePatterns((), False, ""))
     problems: list[tuple[str, str]] = field(default_factory=list)  # finding and place
 
     @property
-    def promised(self) -> list[Scheme]:
+    def promised(self) -> list[QuantisationScheme]:
         """The schemes of MIXED_PRECISION's layers."""
         found = self.layers.schemes.values() if self.layers else ()
         return [scheme for scheme in found if scheme]
 
-    def scheme(self, module: str) -> Scheme | None:
+    def scheme(self, module: str) -> QuantisationScheme | None:
         """The scheme that a layer is declared in, exclusions aside; None: it stays plain."""
         if self.layers:
             return self.layers.scheme(module)
@@ -64,10 +69,10 @@ def read(found: Quantisation, modules: Mapping[str, Parts]) -> Declaration:
     """
     method, algo = found.method, found.algo
     if method == "compressed-tensors":
-        return _compressed(found)
+        return _compressed_tensors_declaration(found)
     if method.startswith("modelopt") or (algo and not method):
-        return _modelopt(found, algo)
-    excluded = Names(found.excluded or (), False, "modules_to_not_convert")
+        return _modelopt_declaration(found, algo)
+    excluded = ModulePatterns(found.excluded or (), False, "modules_to_not_convert")
     if method == "fp8":
         size = found.weight_block_size
         if size is None:
@@ -85,7 +90,7 @@ def read(found: Quantisation, modules: Mapping[str, Parts]) -> Declaration:
 
 def _looks_like(modules: Mapping[str, Parts]) -> str:
     """The format of tensors that nothing declares."""
-    names = {scheme.name for parts in modules.values() if (scheme := _quantised(parts))}
+    names = {scheme.name for parts in modules.values() if (scheme := _scheme_of_parts(parts))}
     if not names:
         return PLAIN
     if any("packed" in name for name in names):
@@ -97,12 +102,12 @@ def _looks_like(modules: Mapping[str, Parts]) -> str:
     return f"modelopt {names.pop()}" if len(names) == 1 else f"modelopt {MIXED}"
 
 
-def _quantised(parts: Parts) -> Scheme | None:
+def _scheme_of_parts(parts: Parts) -> QuantisationScheme | None:
     return schemes.seen(parts) if schemes.quantised(parts) else None
 
 
-def _modelopt(found: Quantisation, algo: str) -> Declaration:
-    excluded = Names(found.excluded or (), False, "ignore")
+def _modelopt_declaration(found: Quantisation, algo: str) -> Declaration:
+    excluded = ModulePatterns(found.excluded or (), False, "ignore")
     if algo == MIXED:
         if not found.quantized_layers:
             problem = ("unknown-format", f"{MIXED} without quantized_layers: vLLM stops")
@@ -124,7 +129,7 @@ class _Layers:
     """ModelOpt's quantized_layers."""
 
     def __init__(self, found: dict[str, LayerScheme]) -> None:
-        self.schemes: dict[str, Scheme | None] = {
+        self.schemes: dict[str, QuantisationScheme | None] = {
             name: schemes.modelopt(entry.quant_algo.upper()) for name, entry in found.items()
         }
         self.unknown = [
@@ -138,9 +143,9 @@ class _Layers:
             if match := _SET.match(name):
                 self._sets.setdefault(match[1], name)
 
-    def scheme(self, module: str) -> Scheme | None:
+    def scheme(self, module: str) -> QuantisationScheme | None:
         """The scheme of the entry that covers a layer."""
-        for name in _names(module):
+        for name in _module_names(module):
             for entry in self._entries(name):
                 if entry in self.schemes:
                     self.used.add(entry)
@@ -169,7 +174,7 @@ class _Layers:
         return [name for name in self.schemes if name not in self.used]
 
 
-def _names(module: str) -> Iterable[str]:
+def _module_names(module: str) -> Iterable[str]:
     """A module's names: multimodal models have the language model before or after ``model``."""
     yield module
     for one, other in _TWINS:
@@ -185,38 +190,38 @@ _TWINS = (
 )
 
 
-def _compressed(found: Quantisation) -> Declaration:
+def _compressed_tensors_declaration(found: Quantisation) -> Declaration:
     groups = found.config_groups or {}
     read_ = _Groups(groups)
     problems = list(read_.problems)
     if not groups:
         problems.append(("unknown-format", "compressed-tensors without config_groups"))
-    excluded = Names(found.ignore or (), True, "ignore")
+    excluded = ModulePatterns(found.ignore or (), True, "ignore")
     return Declaration("compressed-tensors", groups=read_, excluded=excluded, problems=problems)
 
 
 class _Groups:
     """compressed-tensors' config_groups: targets are names, patterns or classes of layers."""
 
-    def __init__(self, groups: dict[str, Group]) -> None:
+    def __init__(self, groups: dict[str, QuantisationGroup]) -> None:
         self.problems: list[tuple[str, str]] = []
-        self._named: list[tuple[Names, Scheme | None]] = []
-        self._classes: Scheme | None = None
+        self._named: list[tuple[ModulePatterns, QuantisationScheme | None]] = []
+        self._classes: QuantisationScheme | None = None
         for name, group in groups.items():
             scheme = self._scheme(name, group)
             targets = group.targets or []
-            self._named.append((Names(targets, True, f"{name}: targets"), scheme))
+            self._named.append((ModulePatterns(targets, True, f"{name}: targets"), scheme))
             if any(target.isidentifier() and target[0].isupper() for target in targets):
                 self._classes = self._classes or scheme  # Linear
 
-    def scheme(self, module: str) -> Scheme | None:
+    def scheme(self, module: str) -> QuantisationScheme | None:
         """The scheme of the group that targets a layer: names first, as vLLM."""
         for names, scheme in self._named:
             if module in names:
                 return scheme
         return self._classes
 
-    def _scheme(self, name: str, group: Group) -> Scheme | None:
+    def _scheme(self, name: str, group: QuantisationGroup) -> QuantisationScheme | None:
         weights, inputs = group.weights, group.input_activations
         if weights is None:
             return None
@@ -237,7 +242,7 @@ class _Groups:
         return schemes.SCHEMES["NVFP4 packed" if inputs else "NVFP4 packed, W4A16"]
 
 
-def _tensor_group(arguments: Arguments) -> bool:
+def _tensor_group(arguments: QuantisationArgs) -> bool:
     """What vLLM's _is_nvfp4_format asks for."""
     asked = (arguments.strategy, arguments.group_size, arguments.num_bits, arguments.type)
     return asked == ("tensor_group", 16, 4, "float") and arguments.symmetric is not False

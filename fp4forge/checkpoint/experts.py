@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from fp4forge.checkpoint.findings import Collected
+from fp4forge.checkpoint.findings import CollectedFindings
 from fp4forge.checkpoint.schemes import Parts
 from fp4forge.checkpoint.tensors import Checkpoint
 
@@ -31,10 +31,10 @@ class _Set:
     fused: dict[str, int] = field(default_factory=dict)
 
 
-def check(found: Checkpoint, modules: Mapping[str, Parts], seen: Collected) -> None:
+def check(found: Checkpoint, modules: Mapping[str, Parts], seen: CollectedFindings) -> None:
     """Reports experts that are missing, and more of them than the configuration says."""
     count = found.config.text.experts
-    sets = _sets(modules)
+    sets = _expert_sets(modules)
     if not sets:
         if count and not _other_layout(found, count):
             seen.add("missing-expert", f"no layer has experts, config.json says {count} in each")
@@ -51,13 +51,13 @@ def check(found: Checkpoint, modules: Mapping[str, Parts], seen: Collected) -> N
         last = max(max(numbers) for numbers in one.kinds.values())
         if count and last >= count:
             seen.add("expert-count", f"{name}: numbers up to {last}, config.json says {count}")
-        kinds = _expected(alike[re.sub(r"\d+", "0", name)])
-        for place, lost in _lost(name, one, kinds, max(count, last + 1)):
+        kinds = _expected_parts(alike[re.sub(r"\d+", "0", name)])
+        for place, lost in _lost_experts(name, one, kinds, max(count, last + 1)):
             seen.add("missing-expert", place, lost)
     _whole_layers(found, sets, count, seen)
 
 
-def _sets(modules: Mapping[str, Parts]) -> dict[str, _Set]:
+def _expert_sets(modules: Mapping[str, Parts]) -> dict[str, _Set]:
     sets: dict[str, _Set] = defaultdict(_Set)
     for module, parts in modules.items():
         if ".experts." not in module:
@@ -78,7 +78,7 @@ def _other_layout(found: Checkpoint, count: int) -> bool:
     )
 
 
-def _expected(kinds: Iterable[str]) -> tuple[str, ...]:
+def _expected_parts(kinds: Iterable[str]) -> tuple[str, ...]:
     """The parts of an expert, if its siblings together have these."""
     there = set(kinds)
     for whole in _GATED:
@@ -89,18 +89,20 @@ def _expected(kinds: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(there))
 
 
-def _lost(name: str, one: _Set, kinds: tuple[str, ...], count: int) -> Iterator[tuple[str, int]]:
+def _lost_experts(
+    name: str, one: _Set, kinds: tuple[str, ...], count: int
+) -> Iterator[tuple[str, int]]:
     """Numbers without a part, as ranges with their size."""
     ranges: dict[tuple[int, int], list[str]] = defaultdict(list)
     for kind in kinds:
-        for gap in _gaps(one.kinds.get(kind, set()), count):
+        for gap in _missing_numbers(one.kinds.get(kind, set()), count):
             ranges[gap].append(kind)
     for (first, last), lost in sorted(ranges.items()):
         numbers = str(first) if first == last else f"{first}-{last}"
         yield f"{name}.{numbers}: {', '.join(lost)}", last - first + 1
 
 
-def _gaps(numbers: set[int], count: int) -> Iterator[tuple[int, int]]:
+def _missing_numbers(numbers: set[int], count: int) -> Iterator[tuple[int, int]]:
     """Ranges below a count that have no number; the count may be absurd."""
     expected = 0
     for number in (*sorted(numbers), count):
@@ -109,7 +111,9 @@ def _gaps(numbers: set[int], count: int) -> Iterator[tuple[int, int]]:
         expected = number + 1
 
 
-def _whole_layers(found: Checkpoint, sets: Mapping[str, _Set], count: int, seen: Collected) -> None:
+def _whole_layers(
+    found: Checkpoint, sets: Mapping[str, _Set], count: int, seen: CollectedFindings
+) -> None:
     """Layers with a router, as layers with experts have it, and without experts."""
     have = {match[1] for name in sets if (match := _LAYER.match(name))}
     routers: dict[str, set[str]] = defaultdict(set)

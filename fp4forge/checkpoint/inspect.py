@@ -24,14 +24,30 @@ from fp4forge.checkpoint import (
     tensors,
 )
 from fp4forge.checkpoint.declared import Declaration
-from fp4forge.checkpoint.findings import ERROR, NOTE, PATCH, WARNING, Collected, Finding
-from fp4forge.checkpoint.releases import Loading, loading
-from fp4forge.checkpoint.schemes import Parts, Scheme
+from fp4forge.checkpoint.findings import (
+    ERROR,
+    NOTE,
+    PATCH,
+    WARNING,
+    CheckpointFinding,
+    CollectedFindings,
+)
+from fp4forge.checkpoint.loading import Loading, loading
+from fp4forge.checkpoint.schemes import Parts, QuantisationScheme
 from fp4forge.checkpoint.tensors import Checkpoint
 from fp4forge.core import reading
 from fp4forge.kernels.base import Progress
 
-__all__ = ("ERROR", "NOTE", "PATCH", "WARNING", "Finding", "Inspection", "as_rows", "inspect")
+__all__ = (
+    "ERROR",
+    "NOTE",
+    "PATCH",
+    "WARNING",
+    "CheckpointFinding",
+    "Inspection",
+    "as_rows",
+    "inspect",
+)
 
 _VISION = re.compile(r"(vision_tower|embed_vision|multi_modal_projector|audio_tower|embed_audio)")
 _UNQUANTISED_VISION = re.compile(r"(vision_tower|vision_model)")  # modelopt.py, for any model
@@ -52,7 +68,7 @@ class Inspection:
     layers: int
     experts: int
     quantised_modules: int
-    findings: tuple[Finding, ...]
+    findings: tuple[CheckpointFinding, ...]
     schemes: dict[str, int]  # quantised modules by scheme
     since: str  # the oldest vLLM release known to load it; empty if none does
     release: str  # the release that "servable" is about
@@ -86,16 +102,16 @@ def judge(
         CheckpointError: its configuration cannot be used.
         UsageError: there is no such release.
     """
-    seen = Collected()
+    seen = CollectedFindings()
     modules, caches = schemes.modules(found.tensors)
     declaration = declared.read(found.quantisation, modules)
     for kind, place in declaration.problems:
         seen.add(kind, place)
-    _files(found, seen)
-    judged: dict[str, tuple[Parts, Scheme]] = {}
+    _missing_files(found, seen)
+    judged: dict[str, tuple[Parts, QuantisationScheme]] = {}
     if declaration.format != declared.UNKNOWN:
         report("layers")
-        judged = _layers(found, modules, declaration, seen)
+        judged = _judge_layers(found, modules, declaration, seen)
         for name in filter(schemes.foreign, found.tensors):
             seen.add("unknown-part", name)
         experts.check(found, modules, seen)
@@ -114,15 +130,15 @@ def judge(
     support = loading(
         declaration.format, judged, declaration.promised, architectures, release, seen
     )
-    return _result(found, declaration, judged, support, seen)
+    return _inspection(found, declaration, judged, support, seen)
 
 
-def _result(
+def _inspection(
     found: Checkpoint,
     declaration: Declaration,
-    judged: Mapping[str, tuple[Parts, Scheme]],
+    judged: Mapping[str, tuple[Parts, QuantisationScheme]],
     support: Loading,
-    seen: Collected,
+    seen: CollectedFindings,
 ) -> Inspection:
     findings = seen.findings()
     patches = [f.patch for f in findings if f.severity == PATCH and f.patch]
@@ -146,7 +162,7 @@ def _result(
     )
 
 
-def _files(found: Checkpoint, seen: Collected) -> None:
+def _missing_files(found: Checkpoint, seen: CollectedFindings) -> None:
     for problem in found.problems:
         seen.add("bad-file", f"{problem.where}: {problem.text}")
     if found.index is None:
@@ -164,20 +180,20 @@ def _files(found: Checkpoint, seen: Collected) -> None:
             seen.add("not-in-index", name)
 
 
-def _layers(
+def _judge_layers(
     found: Checkpoint,
     modules: Mapping[str, Parts],
     declaration: Declaration,
-    seen: Collected,
-) -> dict[str, tuple[Parts, Scheme]]:
+    seen: CollectedFindings,
+) -> dict[str, tuple[Parts, QuantisationScheme]]:
     """Judges every layer; returns the quantised ones with the scheme that each has."""
-    gemma = _gemma(found)
-    judged: dict[str, tuple[Parts, Scheme]] = {}
+    gemma = _is_gemma(found)
+    judged: dict[str, tuple[Parts, QuantisationScheme]] = {}
     for module, parts in modules.items():
         scheme = declaration.scheme(module)
         if not schemes.quantised(parts):
             if scheme and module not in declaration.excluded:
-                _plain(module, declaration, gemma, seen)
+                _unquantised_layer(module, declaration, gemma, seen)
             continue
         if module in declaration.excluded:
             seen.add("excluded-quantised", module)
@@ -188,11 +204,13 @@ def _layers(
         there = scheme or schemes.seen(parts)
         if there:
             judged[module] = parts, there
-        _named(module, parts, declaration, gemma, seen)
+        _judge_by_name(module, parts, declaration, gemma, seen)
     return judged
 
 
-def _plain(module: str, declaration: Declaration, gemma: bool, seen: Collected) -> None:
+def _unquantised_layer(
+    module: str, declaration: Declaration, gemma: bool, seen: CollectedFindings
+) -> None:
     """A layer that is not quantised, and declared to be."""
     if experts.EXPERT.match(module) or experts.FUSED.match(module):
         seen.add("experts-not-quantised" if gemma else "experts-plain", module)
@@ -207,8 +225,8 @@ def _plain(module: str, declaration: Declaration, gemma: bool, seen: Collected) 
         seen.add("maybe-plain", module)
 
 
-def _named(
-    module: str, parts: Parts, declaration: Declaration, gemma: bool, seen: Collected
+def _judge_by_name(
+    module: str, parts: Parts, declaration: Declaration, gemma: bool, seen: CollectedFindings
 ) -> None:
     """What a quantised layer's name says about it."""
     modelopt = declaration.format.startswith("modelopt")
@@ -224,7 +242,7 @@ def _named(
         seen.add("moe-prefix", module)
 
 
-def _gemma(found: Checkpoint) -> bool:
+def _is_gemma(found: Checkpoint) -> bool:
     types = (found.config.model_type, found.config.text.model_type)
     return any((name or "").startswith("gemma4") for name in types)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from msgspec import Raw
 
-from fp4forge.checkpoint.config import Config, TextConfig
+from fp4forge.checkpoint.config import ModelConfig, TextConfig
 from fp4forge.core import reading
 from fp4forge.core.errors import CheckpointError
 from fp4forge.core.text import shown
@@ -21,7 +21,7 @@ _HYBRID = re.compile(
 )
 
 
-def of(config: Config, number: int, folder: Path) -> list[str]:
+def of(config: ModelConfig, number: int, folder: Path) -> list[str]:
     """The state of every layer, in order: one of ``models.family.STATES``.
 
     Args:
@@ -32,10 +32,10 @@ def of(config: Config, number: int, folder: Path) -> list[str]:
     Raises:
         CheckpointError: it has a kind of layer that its family's file does not know.
     """
-    return _kinds(config.complete, config.family, number, folder)
+    return _layer_kinds(config.complete, config.family, number, folder)
 
 
-def assumed(config: Config, folder: Path) -> str:
+def assumed(config: ModelConfig, folder: Path) -> str:
     """What is assumed of a model that no family's file covers, for people; empty of others.
 
     Raises:
@@ -48,7 +48,9 @@ def assumed(config: Config, folder: Path) -> str:
         return f"{said}: its layers are counted as layer_types says"
     if config.text.kv_lora_rank:
         return f"{said}: every layer is counted as one with a latent (kv_lora_rank)"
-    hybrid = ", ".join(shown(name, 60) for name in sorted(_fields(folder)) if _HYBRID.search(name))
+    hybrid = ", ".join(
+        shown(name, 60) for name in sorted(_config_fields(folder)) if _HYBRID.search(name)
+    )
     if hybrid:
         return (
             f"{said}, and its {hybrid} says that layers keep a fixed state: all are counted as full"
@@ -57,7 +59,7 @@ def assumed(config: Config, folder: Path) -> str:
     return f"{said}: every layer is counted as full attention"
 
 
-def _fields(folder: Path) -> set[str]:
+def _config_fields(folder: Path) -> set[str]:
     """The names of config.json's fields, and of its language model's."""
     found = reading.json_file(folder / "config.json", dict[str, Raw], CheckpointError)
     inner = found.get("text_config", Raw(b"null"))
@@ -70,7 +72,7 @@ def own(text: TextConfig, number: int) -> int:
     return number - (text.num_kv_shared_layers or 0)
 
 
-def _kinds(text: TextConfig, name: str, number: int, folder: Path) -> list[str]:
+def _layer_kinds(text: TextConfig, name: str, number: int, folder: Path) -> list[str]:
     """The state of every layer, in order."""
     known = family.get(name).layers
     if text.kv_lora_rank and not name:
@@ -79,7 +81,7 @@ def _kinds(text: TextConfig, name: str, number: int, folder: Path) -> list[str]:
     if listed is None:
         listed = getattr(text, known.field, None)
     if listed:
-        return [_state(entry, known, folder) for entry in listed]
+        return [_layer_state(entry, known, folder) for entry in listed]
     if text.no_rope_layers:  # llama4.py: 0 marks a layer without rotary embeddings, full attention
         return [known.between if rope else "full" for rope in text.no_rope_layers]
     every = (getattr(text, known.interval, None) if known.interval else None) or known.every
@@ -91,7 +93,7 @@ def _kinds(text: TextConfig, name: str, number: int, folder: Path) -> list[str]:
     return [known.otherwise] * number
 
 
-def _state(entry: str, known: family.Layers, folder: Path) -> str:
+def _layer_state(entry: str, known: family.FamilyLayers, folder: Path) -> str:
     if entry not in known.kinds:
         raise CheckpointError(
             f"{shown(folder, 300)}/config.json: the layer kind {shown(entry, 60)!r} is not known",

@@ -18,7 +18,7 @@ _NESTED = re.compile(r"\([^()]*(?:[+*]|,\})[^()]*\)(?:[+*]|\{)")
 _EXPERT = re.compile(r"(?<=\.experts\.)\d+(?=\.)")
 
 
-class Names:
+class ModulePatterns:
     """Entries that name modules: exactly, by a wildcard, or as ``re:`` by a regular expression."""
 
     def __init__(self, entries: Iterable[str], regular: bool, where: str) -> None:
@@ -43,7 +43,7 @@ class Names:
         patterns: list[re.Pattern[str]] = []
         for entry in listed:
             if regular and entry.startswith("re:"):
-                patterns.append(_compiled(entry[3:], where))
+                patterns.append(_compiled_pattern(entry[3:], where))
             elif not regular and set("*?[") & set(entry):
                 patterns.append(_wildcard(entry, where))
             else:
@@ -91,14 +91,14 @@ class Names:
 
 def _wildcard(text: str, where: str) -> re.Pattern[str]:
     if len(text) > _CHARACTERS or text.count("*") > 2 * _REPEATS:
-        raise _refused(text, where)
+        raise _bad_pattern(text, where)
     return re.compile(fnmatch.translate(text))
 
 
-def _compiled(text: str, where: str) -> re.Pattern[str]:
+def _compiled_pattern(text: str, where: str) -> re.Pattern[str]:
     repeats = len(re.findall(r"(?<!\\)(?:[+*]|,\})", text))
     if len(text) > _CHARACTERS or repeats > _REPEATS or _NESTED.search(text):
-        raise _refused(text, where)
+        raise _bad_pattern(text, where)
     try:
         return re.compile(text)
     except (re.error, OverflowError, RecursionError):
@@ -108,7 +108,7 @@ def _compiled(text: str, where: str) -> re.Pattern[str]:
         ) from None
 
 
-def _refused(text: str, where: str) -> CheckpointError:
+def _bad_pattern(text: str, where: str) -> CheckpointError:
     return CheckpointError(
         f"{where}: the pattern {shown(text, 200)} could take hours to match",
         rule=f"at most {_CHARACTERS} characters and {_REPEATS} repeats, none inside another",

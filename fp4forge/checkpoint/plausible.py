@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fp4forge.checkpoint.config import Config
+from fp4forge.checkpoint.config import ModelConfig
 
 
-def problems(config: Config) -> Iterator[str]:
+def problems(config: ModelConfig) -> Iterator[str]:
     """Fields of config.json that contradict each other, a line each.
 
     vLLM stops at most of them, some only at the first request (the router's top-k).

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fp4forge.checkpoint.findings import Collected
-from fp4forge.checkpoint.schemes import ARRAY, BLOCKS, FLOATS, SCALAR, Parts, Scheme
+from fp4forge.checkpoint.findings import CollectedFindings
+from fp4forge.checkpoint.schemes import ARRAY, BLOCKS, FLOATS, SCALAR, Parts, QuantisationScheme
 from fp4forge.checkpoint.tensors import ELEMENT_BYTES, Checkpoint, Tensor
 from fp4forge.core import reading
 from fp4forge.core.errors import CheckpointError
@@ -32,7 +32,7 @@ _NAN, _SIGN = 0x7F, 0x80  # of E4M3: one NaN for each sign, no infinities; 0x00,
 
 
 @dataclass(frozen=True)
-class _Job:
+class _ScaleJob:
     """A tensor of scales, and how to read it."""
 
     place: str
@@ -46,16 +46,16 @@ Seen = tuple[str, str, int]  # finding, place, count
 
 def check(
     found: Checkpoint,
-    layers: Mapping[str, tuple[Parts, Scheme]],
+    layers: Mapping[str, tuple[Parts, QuantisationScheme]],
     caches: Mapping[str, Parts],
-    seen: Collected,
+    seen: CollectedFindings,
     report: Progress,
 ) -> None:
     """Reads the scales of quantised layers and of the KV cache."""
-    jobs = [*_jobs(layers), *_cache_jobs(caches)]
+    jobs = [*_scale_jobs(layers), *_cache_jobs(caches)]
     scalars: dict[str, float] = {}
-    with _Files(found.folder) as files:
-        runner = _Runner(files, scalars, len(jobs), report)
+    with _ShardFiles(found.folder) as files:
+        runner = _ScaleReader(files, scalars, len(jobs), report)
         ordered = sorted(
             range(len(jobs)), key=lambda n: (jobs[n].tensor.file, jobs[n].tensor.start)
         )
@@ -70,28 +70,28 @@ def check(
     _siblings(layers, scalars, seen)
 
 
-def _jobs(layers: Mapping[str, tuple[Parts, Scheme]]) -> Iterator[_Job]:
+def _scale_jobs(layers: Mapping[str, tuple[Parts, QuantisationScheme]]) -> Iterator[_ScaleJob]:
     for module, (parts, scheme) in layers.items():
         for name, part in scheme.parts.items():
             tensor = parts.get(name)
             if tensor is None or not tensor.size or tensor.dtype not in part.dtypes:
                 continue
             if part.values == BLOCKS:
-                yield _Job(module, tensor, BLOCKS, scheme.patched)
+                yield _ScaleJob(module, tensor, BLOCKS, scheme.patched)
             elif part.values and tensor.dtype in FLOATS:
                 one = math.prod(tensor.shape) == 1
-                yield _Job(f"{module}.{name}", tensor, SCALAR if one else ARRAY)
+                yield _ScaleJob(f"{module}.{name}", tensor, SCALAR if one else ARRAY)
 
 
-def _cache_jobs(caches: Mapping[str, Parts]) -> Iterator[_Job]:
+def _cache_jobs(caches: Mapping[str, Parts]) -> Iterator[_ScaleJob]:
     for module, parts in caches.items():
         for name, tensor in parts.items():
             if tensor.dtype in FLOATS and tensor.size:
                 one = math.prod(tensor.shape) == 1
-                yield _Job(f"{module}.{name}", tensor, SCALAR if one else ARRAY)
+                yield _ScaleJob(f"{module}.{name}", tensor, SCALAR if one else ARRAY)
 
 
-class _Files:
+class _ShardFiles:
     """The checkpoint's files, opened once; a hole in one is known without reading it."""
 
     def __init__(self, folder: Path) -> None:
@@ -100,7 +100,7 @@ class _Files:
         self._open: dict[str, int] = {}
         self._lock = threading.Lock()
 
-    def __enter__(self) -> _Files:
+    def __enter__(self) -> _ShardFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -126,7 +126,7 @@ class _Files:
         while at < tensor.end:
             start, end = at, min(at + len(buffer), tensor.end)
             if one_byte and end - at > _PAGE:
-                start, end = _data(number, at, tensor.end)
+                start, end = _next_data(number, at, tensor.end)
                 end = min(start + len(buffer), end)
             view = whole[: end - start]
             if os.preadv(number, [view], start) < len(view):
@@ -135,7 +135,7 @@ class _Files:
             at = end
 
 
-def _data(number: int, start: int, end: int) -> tuple[int, int]:
+def _next_data(number: int, start: int, end: int) -> tuple[int, int]:
     """Where a file has its next data from a place on; both are the end if there is none."""
     try:
         data = os.lseek(number, start, os.SEEK_DATA)
@@ -146,16 +146,16 @@ def _data(number: int, start: int, end: int) -> tuple[int, int]:
         return start, end  # this file system does not say
 
 
-class _Runner:
+class _ScaleReader:
     """Runs jobs and keeps their scalars."""
 
     def __init__(
-        self, files: _Files, scalars: dict[str, float], total: int, report: Progress
+        self, files: _ShardFiles, scalars: dict[str, float], total: int, report: Progress
     ) -> None:
         self._files, self._scalars, self._total, self._report = files, scalars, total, report
         self._done = 0
 
-    def run(self, jobs: list[tuple[int, _Job]]) -> dict[int, tuple[Seen, ...]]:
+    def run(self, jobs: list[tuple[int, _ScaleJob]]) -> dict[int, tuple[Seen, ...]]:
         buffer = bytearray(_PIECE)
         out: dict[int, tuple[Seen, ...]] = {}
         for number, job in jobs:
@@ -172,7 +172,7 @@ class _Runner:
                 out[number] = tuple(found)
         return out
 
-    def _blocks(self, job: _Job, buffer: bytearray) -> list[Seen]:
+    def _blocks(self, job: _ScaleJob, buffer: bytearray) -> list[Seen]:
         import numpy as np
 
         nan = negative = zero = 0
@@ -189,7 +189,7 @@ class _Runner:
         counted = (kinds, ("negative-block-scale", negative), ("zero-block-scale", zero))
         return [(kind, job.place, count) for kind, count in counted if count]
 
-    def _scalar(self, job: _Job, buffer: bytearray) -> list[Seen]:
+    def _scalar(self, job: _ScaleJob, buffer: bytearray) -> list[Seen]:
         _, data = next(self._files.pieces(job.tensor, buffer))
         (value,) = _floats(data, job.tensor.dtype)
         value = float(value)
@@ -202,7 +202,7 @@ class _Runner:
             return [("bad-scalar-negative", job.place, 1)]
         return [("bad-scalar-zero", job.place, 1)] if value == 0 else []
 
-    def _array(self, job: _Job, buffer: bytearray) -> list[Seen]:
+    def _array(self, job: _ScaleJob, buffer: bytearray) -> list[Seen]:
         import numpy as np
 
         bad = 0
@@ -221,7 +221,9 @@ def _floats(data: Any, dtype: str) -> Any:
 
 
 def _siblings(
-    layers: Mapping[str, tuple[Parts, Scheme]], scalars: Mapping[str, float], seen: Collected
+    layers: Mapping[str, tuple[Parts, QuantisationScheme]],
+    scalars: Mapping[str, float],
+    seen: CollectedFindings,
 ) -> None:
     """Gate and up projection become one layer, with one global scale."""
     for module in layers:

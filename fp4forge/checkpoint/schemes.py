@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from fp4forge.checkpoint.findings import Collected
+from fp4forge.checkpoint.findings import CollectedFindings
 from fp4forge.checkpoint.tensors import Tensor
 
 Shape = tuple[int, ...]
@@ -25,7 +25,7 @@ SCALAR, BLOCKS, ARRAY, NOTHING = "scalar", "blocks", "array", ""  # how a part's
 
 
 @dataclass(frozen=True)
-class Part:
+class SchemePart:
     """A tensor beside the weights: types, shape, the finding if it is not there, its values."""
 
     dtypes: tuple[str, ...]
@@ -35,13 +35,13 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Scheme:
+class QuantisationScheme:
     """One way to quantise a layer [out, in]."""
 
     name: str
     weight: str  # the part that has the weights
     dtype: str
-    parts: Mapping[str, Part] = field(repr=False)
+    parts: Mapping[str, SchemePart] = field(repr=False)
     packed: int = 1  # weights in a byte
     fused: bool = False  # all experts of a layer in one tensor [experts, out, in/32, 16]
     patched: bool = False  # ModelOpt's NVFP4, whose NaN scales a patch zeroes
@@ -51,7 +51,7 @@ class Scheme:
         return (*weight.shape[:-1], weight.shape[-1] * self.packed)
 
 
-def _scalar(_: Shape, shape: Shape) -> bool:
+def _is_scalar(_: Shape, shape: Shape) -> bool:
     return math.prod(shape) == 1 and len(shape) < 3
 
 
@@ -63,7 +63,7 @@ def _channels(weight: Shape, shape: Shape) -> bool:
     return shape in (weight[:1], (weight[0], 1))
 
 
-def _groups(size: int) -> Fits:
+def _group_scales(size: int) -> Fits:
     def fits(weight: Shape, shape: Shape) -> bool:
         return weight[-1] % size == 0 and shape == (*weight[:-1], weight[-1] // size)
 
@@ -78,66 +78,78 @@ def _tiles(rows: int, columns: int) -> Fits:
     return fits
 
 
-def _any(*rules: Fits) -> Fits:
+def _any_of(*rules: Fits) -> Fits:
     return lambda weight, shape: any(rule(weight, shape) for rule in rules)
 
 
-def _beside(weight: Shape, shape: Shape) -> bool:
+def _beside_weight(weight: Shape, shape: Shape) -> bool:
     return len(weight) == 4 and weight[-1] == 16 and shape == weight[:-1]
 
 
-def _one(absent: str = "missing-part", dtypes: tuple[str, ...] = ("F32",)) -> Part:
-    return Part(dtypes, _scalar, absent, SCALAR)
+def _one_scalar(absent: str = "missing-part", dtypes: tuple[str, ...] = ("F32",)) -> SchemePart:
+    return SchemePart(dtypes, _is_scalar, absent, SCALAR)
 
 
-_INPUT = _one("", FLOATS)  # W4A16 and FP8 with dynamic activations have none
+_INPUT = _one_scalar("", FLOATS)  # W4A16 and FP8 with dynamic activations have none
 _E8M0 = ("U8", "F8_E8M0")
 _NVFP4 = {
-    "weight_scale": Part(("F8_E4M3",), _groups(16), values=BLOCKS),
-    "weight_scale_2": _one(),
-    "input_scale": _one("no-input-scale"),
-    "pre_quant_scale": Part(FLOATS, _columns, ""),
+    "weight_scale": SchemePart(("F8_E4M3",), _group_scales(16), values=BLOCKS),
+    "weight_scale_2": _one_scalar(),
+    "input_scale": _one_scalar("no-input-scale"),
+    "pre_quant_scale": SchemePart(FLOATS, _columns, ""),
 }
 _PACKED = {
-    "weight_scale": Part(("F8_E4M3",), _groups(16), values=BLOCKS),
-    "weight_global_scale": _one(),
-    "input_global_scale": _one("no-input-global-scale"),
+    "weight_scale": SchemePart(("F8_E4M3",), _group_scales(16), values=BLOCKS),
+    "weight_global_scale": _one_scalar(),
+    "input_global_scale": _one_scalar("no-input-global-scale"),
 }
 
 
-def _fp8(name: str, scale: str, fits: Fits, dtypes: tuple[str, ...] = ("F32",)) -> Scheme:
-    values = SCALAR if fits is _scalar else ARRAY if "F32" in dtypes else NOTHING
-    parts = {scale: Part(dtypes, fits, values=values), "input_scale": _INPUT}
-    return Scheme(name, "weight", "F8_E4M3", parts)
+def _fp8(
+    name: str, scale: str, fits: Fits, dtypes: tuple[str, ...] = ("F32",)
+) -> QuantisationScheme:
+    values = SCALAR if fits is _is_scalar else ARRAY if "F32" in dtypes else NOTHING
+    parts = {scale: SchemePart(dtypes, fits, values=values), "input_scale": _INPUT}
+    return QuantisationScheme(name, "weight", "F8_E4M3", parts)
 
 
-def fp8_block(rows: int, columns: int) -> Scheme:
+def fp8_block(rows: int, columns: int) -> QuantisationScheme:
     """FP8 with one scale for each block of weights, as DeepSeek and Qwen publish it."""
     return _fp8("FP8 block", "weight_scale_inv", _tiles(rows, columns), (*FLOATS, "F8_E8M0"))
 
 
 _ALL = (
-    Scheme("NVFP4", "weight", "U8", _NVFP4, packed=2, patched=True),
-    Scheme("NVFP4_AWQ", "weight", "U8", _NVFP4, packed=2, patched=True),
-    Scheme("W4A16_NVFP4", "weight", "U8", _NVFP4 | {"input_scale": _INPUT}, 2, patched=True),
-    _fp8("FP8", "weight_scale", _scalar, FLOATS),
+    QuantisationScheme("NVFP4", "weight", "U8", _NVFP4, packed=2, patched=True),
+    QuantisationScheme("NVFP4_AWQ", "weight", "U8", _NVFP4, packed=2, patched=True),
+    QuantisationScheme(
+        "W4A16_NVFP4", "weight", "U8", _NVFP4 | {"input_scale": _INPUT}, 2, patched=True
+    ),
+    _fp8("FP8", "weight_scale", _is_scalar, FLOATS),
     _fp8("FP8_PER_CHANNEL_PER_TOKEN", "weight_scale", _channels, FLOATS),
     _fp8("FP8_PB_WO", "weight_scale", _tiles(128, 128), FLOATS),
-    _fp8("MXFP8", "weight_scale", _groups(32), _E8M0),
+    _fp8("MXFP8", "weight_scale", _group_scales(32), _E8M0),
     fp8_block(128, 128),
-    Scheme("MXFP4", "blocks", "U8", {"scales": Part(_E8M0, _beside)}, fused=True),
-    Scheme("NVFP4 packed", "weight_packed", "U8", _PACKED, packed=2),
-    Scheme(
+    QuantisationScheme(
+        "MXFP4", "blocks", "U8", {"scales": SchemePart(_E8M0, _beside_weight)}, fused=True
+    ),
+    QuantisationScheme("NVFP4 packed", "weight_packed", "U8", _PACKED, packed=2),
+    QuantisationScheme(
         "NVFP4 packed, W4A16",
         "weight_packed",
         "U8",
-        _PACKED | {"input_global_scale": _one("")},
+        _PACKED | {"input_global_scale": _one_scalar("")},
         packed=2,
     ),
-    Scheme(
-        "MXFP4 packed", "weight_packed", "U8", {"weight_scale": Part(_E8M0, _groups(32))}, packed=2
+    QuantisationScheme(
+        "MXFP4 packed",
+        "weight_packed",
+        "U8",
+        {"weight_scale": SchemePart(_E8M0, _group_scales(32))},
+        packed=2,
     ),
-    _fp8("FP8 compressed", "weight_scale", _any(_scalar, _channels, _tiles(128, 128)), FLOATS),
+    _fp8(
+        "FP8 compressed", "weight_scale", _any_of(_is_scalar, _channels, _tiles(128, 128)), FLOATS
+    ),
 )
 SCHEMES = {scheme.name: scheme for scheme in _ALL}
 _ALIASES = {"FP8_BLOCK_SCALES": "FP8_PB_WO"}  # 0.33.0's modelopt.py takes both
@@ -150,7 +162,7 @@ _FUSED = re.compile(r"^(.+\.experts\.\w+?_proj)_(blocks|scales|weight\w*|input_s
 _FUSED_PLAIN = re.compile(r"\.experts\.\w+_proj$")
 
 
-def modelopt(algo: str) -> Scheme | None:
+def modelopt(algo: str) -> QuantisationScheme | None:
     """ModelOpt's scheme of that name."""
     found = SCHEMES.get(_ALIASES.get(algo, algo))
     return found if found and found.weight == "weight" and " " not in found.name else None
@@ -189,7 +201,7 @@ def foreign(name: str) -> bool:
     return name.rpartition(".")[2] in _FOREIGN
 
 
-def seen(parts: Parts) -> Scheme | None:
+def seen(parts: Parts) -> QuantisationScheme | None:
     """The scheme that a layer's tensors have, whatever the configuration says."""
     scale = parts.get("weight_scale")
     if "blocks" in parts or "scales" in parts:
@@ -208,7 +220,7 @@ def seen(parts: Parts) -> Scheme | None:
         return SCHEMES["NVFP4" if "input_scale" in parts else "W4A16_NVFP4"]
     if weight is None or weight.dtype != "F8_E4M3" or len(weight.shape) != 2:
         return None
-    if scale is None or _scalar((), scale.shape):
+    if scale is None or _is_scalar((), scale.shape):
         return SCHEMES["FP8"]
     if scale.dtype in _E8M0:
         return SCHEMES["MXFP8"]
@@ -217,7 +229,7 @@ def seen(parts: Parts) -> Scheme | None:
     ]
 
 
-def check(module: str, parts: Parts, scheme: Scheme, found: Collected) -> None:
+def check(module: str, parts: Parts, scheme: QuantisationScheme, found: CollectedFindings) -> None:
     """Compares a layer's tensors with its scheme."""
     weight = parts.get(scheme.weight)
     other = seen(parts)
@@ -243,15 +255,17 @@ def check(module: str, parts: Parts, scheme: Scheme, found: Collected) -> None:
         if name not in parts and part.absent and not missing and part.absent != "missing-part":
             found.add(part.absent, module)
     if weight is not None:
-        _shapes(module, parts, scheme, weight, found)
+        _check_shapes(module, parts, scheme, weight, found)
 
 
-def _shapes(module: str, parts: Parts, scheme: Scheme, weight: Tensor, found: Collected) -> None:
+def _check_shapes(
+    module: str, parts: Parts, scheme: QuantisationScheme, weight: Tensor, found: CollectedFindings
+) -> None:
     dimensions = 4 if scheme.fused else 2
     if len(weight.shape) == 3 and not scheme.fused:
         return  # fused experts, which models lay out in different ways
     if len(weight.shape) != dimensions or weight.dtype != scheme.dtype:
-        found.add("wrong-shape", f"{module}: {_described(scheme.weight, weight)}")
+        found.add("wrong-shape", f"{module}: {_tensor_described(scheme.weight, weight)}")
         return
     logical = scheme.logical(weight)
     for name, part in scheme.parts.items():
@@ -259,9 +273,11 @@ def _shapes(module: str, parts: Parts, scheme: Scheme, weight: Tensor, found: Co
         if tensor is None:
             continue
         if tensor.dtype not in part.dtypes or not part.fits(logical, tensor.shape):
-            described = f"{_described(scheme.weight, weight)}, {_described(name, tensor)}"
+            described = (
+                f"{_tensor_described(scheme.weight, weight)}, {_tensor_described(name, tensor)}"
+            )
             found.add("wrong-shape", f"{module}: {described}")
 
 
-def _described(name: str, tensor: Tensor) -> str:
+def _tensor_described(name: str, tensor: Tensor) -> str:
     return f"{name} {tensor.dtype} {list(tensor.shape)}"

@@ -16,11 +16,11 @@ from msgspec import structs
 
 from fp4forge.checkpoint import kinds
 from fp4forge.checkpoint.config import TextConfig
-from fp4forge.checkpoint.findings import Collected
-from fp4forge.checkpoint.schemes import Parts, Scheme, Shape
+from fp4forge.checkpoint.findings import CollectedFindings
+from fp4forge.checkpoint.schemes import Parts, QuantisationScheme, Shape
 from fp4forge.checkpoint.tensors import Checkpoint
-from fp4forge.models import family, tensors
-from fp4forge.models.tensors import Layout
+from fp4forge.models import family, tensor_layouts
+from fp4forge.models.tensor_layouts import TensorLayout
 
 _LAYER = re.compile(r"^(.*?\blayers)\.(\d{1,9})\.(.+)$")
 _TOWER = re.compile(r"vision|visual|audio|encoder|mtp")
@@ -34,7 +34,7 @@ _GENERATES = re.compile(r"For(CausalLM|ConditionalGeneration)$")
 
 
 @dataclass
-class _Model:
+class _ModelNames:
     """A model's names: outside its layers, and in each."""
 
     root: str  # before "layers."
@@ -57,8 +57,8 @@ class _Place:
 def check(
     found: Checkpoint,
     modules: Mapping[str, Parts],
-    judged: Mapping[str, tuple[Parts, Scheme]],
-    seen: Collected,
+    judged: Mapping[str, tuple[Parts, QuantisationScheme]],
+    seen: CollectedFindings,
 ) -> None:
     """Reports layers and tensors that are missing, and those of another size than config.json's.
 
@@ -69,7 +69,7 @@ def check(
     if any(map(_DRAFTER.search, found.config.architectures or ())):
         return
     count = text.num_hidden_layers or 0
-    path, numbers = _layers(found.tensors)
+    path, numbers = _layer_numbers(found.tensors)
     if numbers:
         for number in sorted(set(range(count)) - numbers):
             seen.add("missing-layer", f"{path}.{number}")
@@ -77,10 +77,10 @@ def check(
         seen.add("missing-layer", f"all {count}")
     if not known.tensors or not numbers:
         return
-    model = _named(found, modules, path)
-    shapes = _shapes(found, modules, judged)
+    model = _model_names(found, modules, path)
+    shapes = _unpacked_shapes(found, modules, judged)
     states = kinds.of(found.config, count, found.folder)
-    chosen = {name: tensors.layouts()[name] for name in known.tensors}
+    chosen = {name: tensor_layouts.layouts()[name] for name in known.tensors}
     routers = {
         name
         for layout in chosen.values()
@@ -89,8 +89,8 @@ def check(
     }
     absent: dict[str, list[str]] = {}
     for name, layout in chosen.items():
-        places = list(_places(text, model, states, layout, routers))
-        lost, there = _lost(layout, places)
+        places = list(_layout_places(text, model, states, layout, routers))
+        lost, there = _lost_tensors(layout, places)
         for place in places:
             _sizes_there(layout, place, shapes, seen)
         if lost and not there and not layout.always:
@@ -101,10 +101,10 @@ def check(
     for lost in absent.values():  # several at once: nobody loses them by accident
         for one in lost:
             seen.add("missing-tensor" if len(absent) == 1 else "cut-down", one)
-    _output(found, modules, shapes, seen)
+    _output_projection(found, modules, shapes, seen)
 
 
-def _layers(names: Iterable[str]) -> tuple[str, set[int]]:
+def _layer_numbers(names: Iterable[str]) -> tuple[str, set[int]]:
     """The path of the language model's layers, and their numbers."""
     there: dict[str, set[int]] = defaultdict(set)
     for name in names:
@@ -113,8 +113,8 @@ def _layers(names: Iterable[str]) -> tuple[str, set[int]]:
     return max(there.items(), key=lambda item: len(item[1]), default=("", set()))
 
 
-def _named(found: Checkpoint, modules: Mapping[str, Parts], path: str) -> _Model:
-    model = _Model(path.removesuffix("layers"))
+def _model_names(found: Checkpoint, modules: Mapping[str, Parts], path: str) -> _ModelNames:
+    model = _ModelNames(path.removesuffix("layers"))
     others = (name for name in found.tensors if name.rpartition(".")[0] not in modules)
     for name in (*modules, *others):
         if not name.startswith(model.root):
@@ -130,10 +130,10 @@ def _named(found: Checkpoint, modules: Mapping[str, Parts], path: str) -> _Model
     return model
 
 
-def _shapes(
+def _unpacked_shapes(
     found: Checkpoint,
     modules: Mapping[str, Parts],
-    judged: Mapping[str, tuple[Parts, Scheme]],
+    judged: Mapping[str, tuple[Parts, QuantisationScheme]],
 ) -> dict[str, Shape]:
     """The sizes of layers' weights before packing, if they are known."""
     shapes = {name: tensor.shape for name, tensor in found.tensors.items()}
@@ -148,8 +148,8 @@ def _shapes(
     return shapes
 
 
-def _places(
-    text: TextConfig, model: _Model, states: list[str], layout: Layout, routers: set[str]
+def _layout_places(
+    text: TextConfig, model: _ModelNames, states: list[str], layout: TensorLayout, routers: set[str]
 ) -> Iterator[_Place]:
     """Where a layout should be."""
     if layout.within == "model":
@@ -187,7 +187,7 @@ def sizes(text: TextConfig, layer: int | None, layers: int) -> dict[str, int]:
     return {name: size for name, size in found.items() if size}
 
 
-def _lost(layout: Layout, places: list[_Place]) -> tuple[list[str], bool]:
+def _lost_tensors(layout: TensorLayout, places: list[_Place]) -> tuple[list[str], bool]:
     """Tensors that are not there, and whether any of the layout is."""
     lost, there = [], False
     for place in places:
@@ -198,27 +198,29 @@ def _lost(layout: Layout, places: list[_Place]) -> tuple[list[str], bool]:
             elif (
                 "*" not in name
                 and first not in place.without
-                and all(one in place.sizes for size in dimensions for one in tensors.fields(size))
+                and all(
+                    one in place.sizes for size in dimensions for one in tensor_layouts.fields(size)
+                )
             ):
                 lost.append(place.path + first)
     return lost, there
 
 
 def _sizes_there(
-    layout: Layout, place: _Place, shapes: Mapping[str, Shape], seen: Collected
+    layout: TensorLayout, place: _Place, shapes: Mapping[str, Shape], seen: CollectedFindings
 ) -> None:
     for name, dimensions in layout.tensors.items():
-        wanted = [tensors.value(size, place.sizes) for size in dimensions]
+        wanted = [tensor_layouts.value(size, place.sizes) for size in dimensions]
         for whole in place.names.get(name.partition("|")[0], ()):
-            _compare(whole, shapes.get(whole), wanted, dimensions, seen)
+            _compare_shape(whole, shapes.get(whole), wanted, dimensions, seen)
 
 
-def _compare(
+def _compare_shape(
     name: str,
     shape: Shape | None,
     wanted: Sequence[int | None],
     sizes: Sequence[str],
-    seen: Collected,
+    seen: CollectedFindings,
 ) -> None:
     if shape is None:
         return
@@ -233,18 +235,18 @@ def _compare(
         seen.add("wrong-size", f"{name}: {list(shape)}, config.json says {said}")
 
 
-def _output(
+def _output_projection(
     found: Checkpoint,
     modules: Mapping[str, Parts],
     shapes: Mapping[str, Shape],
-    seen: Collected,
+    seen: CollectedFindings,
 ) -> None:
     """The output projection, if config.json says that it is not the embeddings."""
     config, text = found.config, found.config.text
     outputs = [name for name in modules if _OUTPUT.search(name)]
     wanted = (text.vocab_size, text.hidden_size)
     for name in outputs:
-        _compare(name, shapes.get(name), wanted, ("vocab_size", "hidden_size"), seen)
+        _compare_shape(name, shapes.get(name), wanted, ("vocab_size", "hidden_size"), seen)
     says = (config.tie_word_embeddings, text.tie_word_embeddings)
     untied = next((one for one in says if one is not None), None) is False
     if untied and not outputs and all(map(_GENERATES.search, config.architectures or ())):

@@ -19,7 +19,7 @@ from typing import Annotated
 from msgspec import Meta, Raw, Struct, json
 
 from fp4forge.checkpoint import config as configs
-from fp4forge.checkpoint.config import Config, Quantisation
+from fp4forge.checkpoint.config import ModelConfig, Quantisation
 from fp4forge.core import reading
 from fp4forge.core.errors import CheckpointError
 from fp4forge.core.limits import DIMENSIONS, HEADER_BYTES
@@ -71,7 +71,7 @@ class Tensor(Struct, frozen=True, gc=False):  # a checkpoint may have 200,000
 
 
 @dataclass(frozen=True)
-class Problem:
+class FileProblem:
     """A file that is not what it should be."""
 
     where: str
@@ -83,12 +83,12 @@ class Checkpoint:
     """A folder's tensors by name, its configuration, and what was wrong with its files."""
 
     folder: Path
-    config: Config
+    config: ModelConfig
     quantisation: Quantisation  # config.json's; what it leaves out, from hf_quant_config.json
     modelopt: Quantisation | None  # hf_quant_config.json alone
     tensors: dict[str, Tensor]
     index: dict[str, str] | None  # tensor -> file, of model.safetensors.index.json
-    problems: tuple[Problem, ...] = field(default=())
+    problems: tuple[FileProblem, ...] = field(default=())
     skipped: tuple[str, ...] = ()  # files that the index does not name: vLLM reads none of them
 
 
@@ -127,7 +127,7 @@ def read(folder: Path) -> Checkpoint:
     if os.path.lexists(folder / "hf_quant_config.json"):
         modelopt = configs.read_modelopt(folder)
         quantisation = configs.merged(quantisation, modelopt)
-    index = _index(folder)
+    index = _tensor_index(folder)
     files = sorted(path.name for path in folder.glob("*.safetensors"))
     if not files:
         raise _no_files(folder)
@@ -140,7 +140,11 @@ def read(folder: Path) -> Checkpoint:
             remedy="write the index again, or remove it",
         )
     tensors: dict[str, Tensor] = {}
-    problems = [] if index is not None else [Problem(name, "is missing") for name in _lost(files)]
+    problems = (
+        []
+        if index is not None
+        else [FileProblem(name, "is missing") for name in _lost_shards(files)]
+    )
     for name in files:
         if name in skipped:
             continue
@@ -151,11 +155,11 @@ def read(folder: Path) -> Checkpoint:
                     twice[tensor.name] = tensors[tensor.name].file
                 tensors[tensor.name] = tensor
         except CheckpointError as error:
-            problems.append(Problem(name, error.message.removeprefix(f"{shown(name, 200)}: ")))
+            problems.append(FileProblem(name, error.message.removeprefix(f"{shown(name, 200)}: ")))
         if twice:
             first, other = next(iter(twice.items()))
             more = f", and {len(twice) - 1} more tensors" if len(twice) > 1 else ""
-            problems.append(Problem(name, f"{first}{more}: also in {other}"))
+            problems.append(FileProblem(name, f"{first}{more}: also in {other}"))
     return Checkpoint(
         folder=folder,
         config=config,
@@ -168,7 +172,7 @@ def read(folder: Path) -> Checkpoint:
     )
 
 
-def _index(folder: Path) -> dict[str, str] | None:
+def _tensor_index(folder: Path) -> dict[str, str] | None:
     """The file of each tensor, as the index says; None without one.
 
     Raises:
@@ -214,7 +218,7 @@ def _by_rank(folder: Path, files: list[str]) -> None:
         )
 
 
-def _lost(files: list[str]) -> list[str]:
+def _lost_shards(files: list[str]) -> list[str]:
     """Files of a numbered set that are not there."""
     sets = {
         (match[1], int(match[3]))
@@ -229,7 +233,7 @@ def _lost(files: list[str]) -> list[str]:
     return [name for name in wanted if name not in files]
 
 
-class _Entry(Struct, frozen=True):
+class _HeaderEntry(Struct, frozen=True):
     """One tensor in a header."""
 
     dtype: str
@@ -237,7 +241,7 @@ class _Entry(Struct, frozen=True):
     data_offsets: tuple[_Place, _Place]
 
 
-_ENTRY = json.Decoder(_Entry)
+_ENTRY = json.Decoder(_HeaderEntry)
 
 
 def header(path: Path) -> list[Tensor]:
@@ -266,18 +270,18 @@ def header(path: Path) -> list[Tensor]:
         text = handle.read(length)
     start = 8 + length
     file = path.name
-    found = [_tensor(file, tensor, entry, start) for tensor, entry in _entries(text, name)]
+    found = [_tensor(file, tensor, entry, start) for tensor, entry in _header_entries(text, name)]
     end = max((tensor.end for tensor in found), default=start)
     if end > size:
         raise CheckpointError(
             f"{name}: truncated: {size} bytes of {end}",
             remedy="fetch the file again; build.py checkpoint fetch resumes",
         )
-    _separate(name, found)
+    _refuse_overlap(name, found)
     return found
 
 
-def _separate(name: str, found: list[Tensor]) -> None:
+def _refuse_overlap(name: str, found: list[Tensor]) -> None:
     """Refuses tensors that share bytes.
 
     Raises:
@@ -293,7 +297,7 @@ def _separate(name: str, found: list[Tensor]) -> None:
             )
 
 
-def _entries(text: bytes, name: str) -> Iterator[tuple[str, _Entry]]:
+def _header_entries(text: bytes, name: str) -> Iterator[tuple[str, _HeaderEntry]]:
     where = f"{name}: its header"
     for tensor, raw in reading.json(text, dict[str, Raw], where, CheckpointError).items():
         if tensor == "__metadata__":
@@ -302,10 +306,10 @@ def _entries(text: bytes, name: str) -> Iterator[tuple[str, _Entry]]:
             yield tensor, _ENTRY.decode(raw)
         except (ValueError, RecursionError):  # once more, for the message
             place = f"{where}, {shown(tensor, 200)}"
-            yield tensor, reading.json(raw, _Entry, place, CheckpointError)
+            yield tensor, reading.json(raw, _HeaderEntry, place, CheckpointError)
 
 
-def _tensor(file: str, name: str, entry: _Entry, start: int) -> Tensor:
+def _tensor(file: str, name: str, entry: _HeaderEntry, start: int) -> Tensor:
     begin, end = entry.data_offsets
     found = Tensor(name, file, entry.dtype, entry.shape, start + begin, start + end)
     wanted = math.prod(entry.shape) * ELEMENT_BYTES.get(entry.dtype, 0)

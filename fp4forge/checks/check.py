@@ -7,7 +7,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Check:
+class ImageCheck:
     """One image test: its outcome (passed, failed, skipped), the reason if not passed, figures.
 
     ``test`` is its function, ``name`` what it says of an image that passes.
@@ -21,7 +21,7 @@ class Check:
     facts: dict[str, Any]
 
 
-def summary(checks: tuple[Check, ...]) -> str:
+def summary(checks: tuple[ImageCheck, ...]) -> str:
     """How many passed, failed and were skipped."""
     counts = {word: sum(c.outcome == word for c in checks) for word in ("failed", "skipped")}
     passed = sum(c.outcome == "passed" for c in checks)

@@ -21,7 +21,7 @@ from fp4forge.core import files, paths, reading
 from fp4forge.core.errors import BinaryError, RegistryError
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import engine, reference, registry
-from fp4forge.oci.layout import Layout
+from fp4forge.oci.layout import OciLayout
 
 # Another number when what is looked for changes.
 _READER = 2
@@ -48,20 +48,20 @@ _PATTERNS = tuple(
 
 
 @dataclass(frozen=True)
-class Finding:
+class LikelyCredential:
     """A file of a layer that looks like a credential; its content is never kept."""
 
     path: str
     what: str
 
 
-class Kept(msgspec.Struct, frozen=True):
+class ScannedLayer(msgspec.Struct, frozen=True):
     """What was found in a blob; None if it is not a layer."""
 
-    findings: list[Finding] | None
+    findings: list[LikelyCredential] | None
 
 
-def credentials(image: str, report: Progress) -> dict[str, list[Finding]]:
+def credentials(image: str, report: Progress) -> dict[str, list[LikelyCredential]]:
     """What each layer of an image holds that looks like a credential.
 
     Args:
@@ -71,9 +71,9 @@ def credentials(image: str, report: Progress) -> dict[str, list[Finding]]:
     Returns:
         Findings by layer digest; an empty list for a layer that has none.
     """
-    wanted = _layers(image)
+    wanted = _layer_digests(image)
     for digest in wanted:
-        blob = Layout(paths.OCI).path(digest)
+        blob = OciLayout(paths.OCI).path(digest)
         if not kept(digest) and blob.is_file():
             report(f"layer {digest[:12]}, {blob.stat().st_size / 1e6:.0f} MB")
             try:
@@ -86,7 +86,7 @@ def credentials(image: str, report: Progress) -> dict[str, list[Finding]]:
     if wanted and all(known.values()):
         return {f"sha256:{name}": (found and found.findings) or [] for name, found in known.items()}
     client = engine.connect()
-    found: dict[str, list[Finding]] = {}
+    found: dict[str, list[LikelyCredential]] = {}
     stream = engine.as_file(client.api.get_image(image, chunk_size=4 << 20))
     with tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 20) as archive:
         for entry in archive:
@@ -104,7 +104,7 @@ def credentials(image: str, report: Progress) -> dict[str, list[Finding]]:
     return found
 
 
-def _layers(image: str) -> list[str]:
+def _layer_digests(image: str) -> list[str]:
     """Digests, without ``sha256:``, of the layers of an image in a registry; else none."""
     named = reference.parse(image)
     if not named.digest:
@@ -116,7 +116,7 @@ def _layers(image: str) -> list[str]:
         return []
 
 
-def _record(digest: str) -> Path:
+def _scan_record(digest: str) -> Path:
     return paths.STATE / "layers" / f"{digest}.{_READER}.json"
 
 
@@ -127,28 +127,28 @@ def keep(digest: str, blob: IO[bytes]) -> None:
         BinaryError: it has another.
     """
     content = _Hashed(blob)
-    findings = _layer(content)
+    findings = _scan_layer(content)
     if content.digest() != digest:
         raise BinaryError(
             f"layer {digest[:12]} does not match its digest",
             remedy="remove .build/oci, and the image from the engine; build or pull again",
         )
-    record = _record(digest)
-    files.replace(record, msgspec.json.encode(Kept(findings)))
+    record = _scan_record(digest)
+    files.replace(record, msgspec.json.encode(ScannedLayer(findings)))
 
 
-def kept(digest: str) -> Kept | None:
+def kept(digest: str) -> ScannedLayer | None:
     """What is kept of a blob; None if nothing is, or the record is damaged."""
-    record = _record(digest)
+    record = _scan_record(digest)
     if not record.is_file():
         return None
     try:
-        return reading.json_file(record, Kept, BinaryError)
+        return reading.json_file(record, ScannedLayer, BinaryError)
     except BinaryError:
         return None
 
 
-def _layer(blob: io.RawIOBase) -> list[Finding] | None:
+def _scan_layer(blob: io.RawIOBase) -> list[LikelyCredential] | None:
     """Findings of one blob; None if it is not a layer (a manifest, a configuration)."""
     import zlib
 
@@ -165,14 +165,14 @@ def _layer(blob: io.RawIOBase) -> list[Finding] | None:
         import gzip
 
         plain = gzip.GzipFile(fileobj=whole)
-    found: list[Finding] = []
+    found: list[LikelyCredential] = []
     try:
         with tarfile.open(fileobj=plain, mode="r|", bufsize=1 << 20) as archive:
             for entry in archive:
                 if entry.isfile() and 0 < entry.size <= _LARGEST:
                     content = archive.extractfile(entry)
                     assert content is not None
-                    found += _look(entry.name, content.read())
+                    found += _look_for_credentials(entry.name, content.read())
     except (tarfile.TarError, zlib.error, zstandard.ZstdError, EOFError, OSError, ValueError):
         return None  # OSError is what gzip raises for other data
     return found
@@ -200,11 +200,11 @@ class _Hashed(io.RawIOBase):
         return self.hash.hexdigest()
 
 
-def _look(name: str, content: bytes) -> Iterator[Finding]:
+def _look_for_credentials(name: str, content: bytes) -> Iterator[LikelyCredential]:
     path = PurePosixPath("/", name)
     if path.name in _NAMES or str(path).endswith(_PATHS):
-        yield Finding(str(path), "a credentials file")
+        yield LikelyCredential(str(path), "a credentials file")
         return
     for what, pattern in _PATTERNS:
         if pattern.search(content):
-            yield Finding(str(path), what)
+            yield LikelyCredential(str(path), what)

@@ -35,7 +35,7 @@ def read(target: str, report: Progress) -> Ledger:
         DiskError: there is no room to unpack it.
     """
     try:
-        return _read(target, report)
+        return _read_ledger(target, report)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -46,19 +46,19 @@ def read(target: str, report: Progress) -> Ledger:
         ) from None
 
 
-def _read(target: str, report: Progress) -> Ledger:
+def _read_ledger(target: str, report: Progress) -> Ledger:
     path = Path(target)
     if reading.is_folder(path):
         return ledger.folder(target, path, CACHE, report)
     if path.suffix == ".whl":
-        return _wheel(target, path, report)
+        return _wheel_ledger(target, path, report)
     if os.path.lexists(path) or ("/" in target and path.suffix in (".so", ".o", ".cubin")):
         return Ledger(target, (File(path.name, cubins.read(path, CACHE, report)),))
     with _from_engine(target, report) as folder:
         return ledger.folder(target, folder, CACHE, report)
 
 
-def _wheel(target: str, path: Path, report: Progress) -> Ledger:
+def _wheel_ledger(target: str, path: Path, report: Progress) -> Ledger:
     try:
         with (
             tempfile.TemporaryDirectory(prefix="fp4forge-wheel-") as folder,
@@ -156,7 +156,11 @@ def _from_engine(target: str, report: Progress) -> Iterator[Path]:
                 target, command=["none"], network_mode="none", labels={engine.ROLE: "ledger"}
             )
         with tempfile.TemporaryDirectory(prefix="fp4forge-image-") as name:
-            sites = [s for s in _sites(container) if _unpack(container, s, Path(name), report)]
+            sites = [
+                s
+                for s in _site_packages(container)
+                if _unpack_site(container, s, Path(name), report)
+            ]
             if not sites:
                 raise BinaryError(
                     f"{target} has no vLLM in any Python that is known here",
@@ -168,14 +172,14 @@ def _from_engine(target: str, report: Progress) -> Iterator[Path]:
             engine.discard(made)
 
 
-def _sites(container: Any) -> Iterator[str]:
+def _site_packages(container: Any) -> Iterator[str]:
     for prefix in _PREFIXES:
         for minor in range(9, 16):
             for kind in ("dist-packages", "site-packages"):
                 yield f"{prefix}/python3.{minor}/{kind}"
 
 
-def _unpack(container: Any, site: str, folder: Path, report: Progress) -> bool:
+def _unpack_site(container: Any, site: str, folder: Path, report: Progress) -> bool:
     """Unpacks the shared objects of a container's packages; False where vLLM is not there."""
     from docker.errors import APIError
 
@@ -187,11 +191,11 @@ def _unpack(container: Any, site: str, folder: Path, report: Progress) -> bool:
                 return False
             continue
         report(f"reading {site}/{part}")
-        _copy(stream, folder / PurePosixPath(part).parent)
+        _unpack_objects(stream, folder / PurePosixPath(part).parent)
     return True
 
 
-def _copy(stream: Iterator[bytes], folder: Path) -> None:
+def _unpack_objects(stream: Iterator[bytes], folder: Path) -> None:
     """Writes the shared objects of a tar, as the engine streams it, under a folder.
 
     The stream is read to its end whatever happens: until then the engine keeps the container

@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
-from fp4forge.checks.check import Check
-from fp4forge.checks.page import page
+from fp4forge.checks.check import ImageCheck
+from fp4forge.checks.image_page import page
 from fp4forge.core import files, reading
 from fp4forge.core.errors import VerifyError
 from fp4forge.core.paths import IMAGE_TESTS, ROOT
@@ -27,13 +27,13 @@ from fp4forge.oci import engine
 _RUNS = re.compile(r"\S+?\.py::(.*\S)")
 
 
-class Kind(msgspec.Struct):
+class LogLineKind(msgspec.Struct):
     """What a line of the log is about: a test, a warning, the session."""
 
     name: str = msgspec.field(name="$report_type", default="")
 
 
-class Report(msgspec.Struct):
+class PhaseReport(msgspec.Struct):
     """One phase of one test, as pytest-reportlog writes pytest's own report."""
 
     nodeid: str
@@ -58,10 +58,10 @@ class Report(msgspec.Struct):
         # pytest's own explanation follows an assert's message, or is all there is.
         return text.splitlines()[0] if text.startswith("assert ") else text.split("\nassert ")[0]
 
-    def check(self) -> Check:
+    def check(self) -> ImageCheck:
         """The report as a check."""
         facts = dict(self.user_properties)
-        return Check(
+        return ImageCheck(
             test=self.nodeid.rpartition("::")[2],
             name=facts.pop("name", self.nodeid),
             outcome=self.outcome,
@@ -71,7 +71,7 @@ class Report(msgspec.Struct):
         )
 
 
-def read_log(log: bytes) -> tuple[Check, ...]:
+def read_log(log: bytes) -> tuple[ImageCheck, ...]:
     """The checks in a pytest-reportlog file; it has lines of other kinds, too.
 
     Raises:
@@ -79,9 +79,9 @@ def read_log(log: bytes) -> tuple[Check, ...]:
     """
     where = "the report log of the image tests"
     reports = [
-        reading.json(line, Report, where, VerifyError)
+        reading.json(line, PhaseReport, where, VerifyError)
         for line in log.splitlines()
-        if reading.json(line, Kind, where, VerifyError).name == "TestReport"
+        if reading.json(line, LogLineKind, where, VerifyError).name == "TestReport"
     ]
     return tuple(report.check() for report in reports if report.ends)
 
@@ -93,7 +93,7 @@ def run(
     reports: Path | None = None,
     only: str = "",
     gpu: bool = False,
-) -> tuple[Check, ...]:
+) -> tuple[ImageCheck, ...]:
     """Runs every image test against an image that the engine has.
 
     Args:
@@ -156,7 +156,7 @@ def run(
     return checks
 
 
-def demand(checks: tuple[Check, ...]) -> None:
+def demand(checks: tuple[ImageCheck, ...]) -> None:
     """Refuses an image of which any check failed.
 
     Raises:

@@ -8,14 +8,14 @@ from pathlib import Path
 import click
 
 from fp4forge.cli import checkout
-from fp4forge.cli.options import Group
+from fp4forge.cli.options import CommandGroup
 from fp4forge.core.console import Console, print_json, rich
 from fp4forge.inputs import defaults, release
 from fp4forge.kernels import archs
 from fp4forge.plan.prediction import predict
 
 
-@click.group(cls=Group)
+@click.group(cls=CommandGroup)
 def arch() -> None:
     """Show what a TORCH_CUDA_ARCH_LIST becomes in vLLM, before compiling anything."""
 
@@ -37,12 +37,12 @@ def explain(list_: str, vllm: str | None, cuda: str | None, as_json: bool) -> No
     if as_json:
         print_json(prediction.as_json())
     else:
-        _show(prediction)
+        _show_prediction(prediction)
     if prediction.lost(prediction.named) or not prediction.named:
         sys.exit(3)
 
 
-def _show(prediction: archs.Prediction) -> None:
+def _show_prediction(prediction: archs.Prediction) -> None:
     from rich.table import Table
 
     console = rich()
@@ -72,14 +72,14 @@ def extract(tree: Path | None, vllm: str, check: bool) -> None:
     Without TREE, the sources are those of the package index, with the pinned hash.
     """
     from fp4forge.inputs.release import check_version
-    from fp4forge.maintain import arch_rules, sources
+    from fp4forge.maintain import sources, write_arch_rules
 
     version = check_version(vllm)
     console = Console()
     with console.step("extract") as step:
-        extracted = arch_rules.extract(tree or sources.source_tree(version), version)
+        extracted = write_arch_rules.extract(tree or sources.source_tree(version), version)
         if check:
-            arch_rules.check(extracted)
+            write_arch_rules.check(extracted)
         else:
-            arch_rules.write(extracted)
+            write_arch_rules.write(extracted)
         step.detail = f"releases/archs/{version}: " + ("as committed" if check else "written")

@@ -13,7 +13,7 @@ from fp4forge.core.console import Console, print_json, print_rows
 from fp4forge.core.errors import UsageError, VulnerableError
 
 if TYPE_CHECKING:
-    from fp4forge.advisories.audit import Finding, Report
+    from fp4forge.advisories.audit import AuditReport, Vulnerability
 
 
 @click.command()
@@ -33,7 +33,7 @@ def audit(image: str | None, releases: tuple[str, ...], db: str | None, as_json:
     one, or one of unknown severity, is neither not_affected nor fixed, or its verdict has expired.
     """
     from fp4forge.advisories import audit as auditing
-    from fp4forge.advisories import components, database
+    from fp4forge.advisories import database, installed
     from fp4forge.inputs import release
 
     if image and releases:
@@ -43,7 +43,7 @@ def audit(image: str | None, releases: tuple[str, ...], db: str | None, as_json:
     for name in [image] if image else releases or release.names():
         with console.step("audit") as step:
             contents = (
-                components.of_image(name, step.report) if image else components.of_release(name)
+                installed.of_image(name, step.report) if image else installed.of_release(name)
             )
             report = auditing.run(contents, source, step.report)
             found.append(report)
@@ -56,7 +56,7 @@ def audit(image: str | None, releases: tuple[str, ...], db: str | None, as_json:
         print_json([asdict(report) for report in found])
     else:
         for report in found:
-            _show(report)
+            _show_audit(report)
     try:
         for report in found:
             auditing.demand(report)
@@ -67,15 +67,15 @@ def audit(image: str | None, releases: tuple[str, ...], db: str | None, as_json:
         sys.exit(error.exit_code)
 
 
-def _show(report: Report) -> None:
+def _show_audit(report: AuditReport) -> None:
     from fp4forge.advisories import audit as auditing
 
-    rows = [(auditing.line(finding), _more(finding)) for finding in report.findings]
+    rows = [(auditing.line(finding), _finding_details(finding)) for finding in report.findings]
     if rows:
         print_rows(rows)
 
 
-def _more(finding: Finding) -> str:
+def _finding_details(finding: Vulnerability) -> str:
     lines = [
         finding.summary,
         f"{finding.justification}: {finding.reason}" if finding.justification else finding.reason,

@@ -12,9 +12,9 @@ from fp4forge.cli.options import json_option, registry_option, resolve_registry
 from fp4forge.core.console import Console, fields, print_json, rich
 from fp4forge.core.errors import UsageError
 from fp4forge.kernels import gpus as chips
-from fp4forge.models import backends as kept
+from fp4forge.models import backend_answers as kept
 from fp4forge.models import family
-from fp4forge.models.backends import Answer, Decision
+from fp4forge.models.backend_answers import BackendAnswer, BackendDecision
 
 _INDENT = 16
 
@@ -54,7 +54,7 @@ def backends(as_json: bool, verbose: bool, write: bool, everything: bool, **o: A
             rule="--gpu with --family or --model, or --all",
             remedy="build.py backends --gpu sm121 --family gemma4",
         )
-    found = _kept(o) if o["offline"] else _asked(o)
+    found = _kept_answers(o) if o["offline"] else _ask_image(o)
     if write and not o["offline"]:
         click.echo(f"wrote {kept.write(found)}", err=True)
     if as_json:
@@ -63,10 +63,10 @@ def backends(as_json: bool, verbose: bool, write: bool, everything: bool, **o: A
         print_json(msgspec.to_builtins(found))
     elif not write:
         for answer in found:
-            _show(answer, verbose)
+            _show_backends(answer, verbose)
 
 
-def _kept(o: dict[str, Any]) -> tuple[Answer, ...]:
+def _kept_answers(o: dict[str, Any]) -> tuple[BackendAnswer, ...]:
     from fp4forge.inputs import defaults, release
 
     if o["model"]:
@@ -87,23 +87,23 @@ def _kept(o: dict[str, Any]) -> tuple[Answer, ...]:
     return tuple(found)
 
 
-def _asked(o: dict[str, Any]) -> tuple[Answer, ...]:
+def _ask_image(o: dict[str, Any]) -> tuple[BackendAnswer, ...]:
     from fp4forge.backends import ask, model
 
     models = [model.of_family(name) for name in o["families"]]
     models += [model.of_folder(o["model"])] if o["model"] else []
     capabilities = {name: chips.GPUS[name].capability for name in o["gpus"]}
-    image, platform = _image(o)
+    image, platform = _image_to_ask(o)
     console = Console()
     with console.step("ask") as step:
         found = ask.ask(image, platform, capabilities, tuple(models), step.report)
         step.detail = f"vLLM {found[0].vllm}: {sum(len(a.decisions) for a in found)} decisions"
     if o["release"] and o["image"]:
-        _check_version(o["release"], found[0].vllm, image)
+        _check_image_version(o["release"], found[0].vllm, image)
     return found
 
 
-def _check_version(name: str, version: str, image: str) -> None:
+def _check_image_version(name: str, version: str, image: str) -> None:
     from fp4forge.inputs import release
 
     wanted = release.load(name).vllm_version
@@ -115,7 +115,7 @@ def _check_version(name: str, version: str, image: str) -> None:
         )
 
 
-def _image(o: dict[str, Any]) -> tuple[str, str]:
+def _image_to_ask(o: dict[str, Any]) -> tuple[str, str]:
     """The image to ask, and its platform if it must be pulled."""
     from fp4forge.cli.compose import published
     from fp4forge.core.platform import host_platform
@@ -138,26 +138,26 @@ def _image(o: dict[str, Any]) -> tuple[str, str]:
     return f"{reference.repository(registry, o['repo'])}:{tag}", platform
 
 
-def _show(answer: Answer, verbose: bool) -> None:
+def _show_backends(answer: BackendAnswer, verbose: bool) -> None:
     console = rich()
     major, minor = answer.capability
     console.print(
         f"vLLM {answer.vllm} on {answer.gpu} (capability {major}.{minor}): {answer.model}",
         style="bold",
     )
-    shared: dict[tuple[str, str], list[Decision]] = {}
+    shared: dict[tuple[str, str], list[BackendDecision]] = {}
     for decision in answer.decisions:
         shared.setdefault((decision.kind, decision.layer), []).append(decision)
     for decisions in shared.values():
-        console.print(_table(decisions) if verbose else _selected(decisions))
-        for line in _notes(decisions, answer):
+        console.print(_backend_rows(decisions) if verbose else _backend_choices(decisions))
+        for line in _backend_notes(decisions, answer):
             console.print("\n".join(fields([("  note", line)], _INDENT)))
     for problem in answer.problems:
         console.print(f"  not asked: {problem}")
     console.print()
 
 
-def _selected(decisions: list[Decision]) -> str:
+def _backend_choices(decisions: list[BackendDecision]) -> str:
     """What vLLM selects, and what else it could; for attention by KV cache."""
     first = decisions[0]
     rows = [(first.kind, first.layer)]
@@ -170,7 +170,7 @@ def _selected(decisions: list[Decision]) -> str:
     return "\n".join(fields(rows, _INDENT))
 
 
-def _table(decisions: list[Decision]) -> Any:
+def _backend_rows(decisions: list[BackendDecision]) -> Any:
     """A row for each backend; for attention a column for each KV cache."""
     from rich import box
     from rich.table import Table
@@ -182,11 +182,11 @@ def _table(decisions: list[Decision]) -> Any:
     )
     names = dict.fromkeys(option.name for one in decisions for option in one.options)
     for name in names:
-        table.add_row(name, *(_verdict(one, name) for one in decisions))
+        table.add_row(name, *(_backend_verdict(one, name) for one in decisions))
     return table
 
 
-def _verdict(decision: Decision, name: str) -> str:
+def _backend_verdict(decision: BackendDecision, name: str) -> str:
     option = next((one for one in decision.options if one.name == name), None)
     if option is None:
         return ""
@@ -197,7 +197,7 @@ def _verdict(decision: Decision, name: str) -> str:
     return option.reason
 
 
-def _notes(decisions: list[Decision], answer: Answer) -> list[str]:
+def _backend_notes(decisions: list[BackendDecision], answer: BackendAnswer) -> list[str]:
     """What the table does not say: who leaves vLLM no choice."""
     notes = []
     first = decisions[0]

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from fp4forge.cli.options import Function, Group, json_option
+from fp4forge.cli.options import CommandGroup, Function, json_option
 from fp4forge.core.errors import BenchError, RegressionError, UsageError
 
 _PATH = click.Path(path_type=Path, exists=True)
@@ -44,7 +44,7 @@ def _server_options(function: Function) -> Function:
     return function
 
 
-@click.group(cls=Group, invoke_without_command=True)
+@click.group(cls=CommandGroup, invoke_without_command=True)
 @_server_options
 @click.option(
     "--suite",
@@ -69,11 +69,11 @@ def bench(ctx: click.Context, /, **options: Any) -> None:
     failed, was cut, empty or shorter than asked.
     """
     if ctx.invoked_subcommand is None:
-        result = _measure(**options)
+        result = _measure_suite(**options)
         _refuse_faults(result, options["as_json"])
 
 
-def _measure(
+def _measure_suite(
     as_json: bool, out: Path | None, hours: float = 0, only: tuple[str, ...] = (), **options: Any
 ) -> Any:
     """Runs a suite and shows its result; a run of some hours checks answers on the way."""
@@ -84,12 +84,12 @@ def _measure(
 
     url = checked_url(options.pop("url") or "")
     suite = suites.load(options.pop("suite"), only)
-    folder = out or _folder(suite.name)
+    folder = out or _result_folder(suite.name)
     given = {name: value for name, value in options.items() if value is not None}
     console = Console()
-    with console.step("bench") as step, _alone(folder):
+    with console.step("bench") as step, _hold_result_folder(folder):
         runner = opening.start(
-            opening.Wanted(url=url, suite=suite, folder=folder, **given), step.report
+            opening.BenchRequest(url=url, suite=suite, folder=folder, **given), step.report
         )
         if hours:
             _begin_soak(runner, hours)
@@ -100,12 +100,12 @@ def _measure(
             raise
         finally:
             if runner.result.tables:
-                _write(runner.result, folder)
+                _write_report(runner.result, folder)
         step.detail = f"{len(tables.tables(runner.result))} tables in {folder}"
     if as_json:
         print_json(tables.as_data(runner.result))
     else:
-        _show(runner.result)
+        _show_result(runner.result)
     return runner.result
 
 
@@ -114,7 +114,7 @@ def _begin_soak(runner: Any, hours: float) -> None:
 
     from fp4forge.bench import soak
 
-    checks = soak.Checks(runner.server)
+    checks = soak.SoakChecks(runner.server)
     runner.report("asking what the model knows")
     checks.begin(soak.questions(runner.suite.suite.seed))
     for name, why in checks.left_out.items():
@@ -122,7 +122,7 @@ def _begin_soak(runner: Any, hours: float) -> None:
     runner.between, runner.until = checks.problems, time.monotonic() + hours * 3600
 
 
-def _folder(suite: str) -> Path:
+def _result_folder(suite: str) -> Path:
     """A folder of its own for each run."""
     from datetime import UTC, datetime
 
@@ -131,7 +131,7 @@ def _folder(suite: str) -> Path:
     return STATE / "bench" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{suite}"
 
 
-def _alone(folder: Path) -> Any:
+def _hold_result_folder(folder: Path) -> Any:
     """Holds a folder: two runs in one would spoil each other's figures.
 
     Raises:
@@ -148,16 +148,16 @@ def _alone(folder: Path) -> Any:
     return lock
 
 
-def _write(result: Any, folder: Path) -> None:
+def _write_report(result: Any, folder: Path) -> None:
     """The page and the Markdown beside the result."""
-    from fp4forge.bench import page, tables
+    from fp4forge.bench import result_page, tables
     from fp4forge.core import files
 
-    files.replace(folder / "index.html", page.page(result))
+    files.replace(folder / "index.html", result_page.page(result))
     files.replace(folder / "README.md", tables.markdown(result))
 
 
-def _show(result: Any) -> None:
+def _show_result(result: Any) -> None:
     from rich.table import Table
 
     from fp4forge.bench import tables
@@ -208,7 +208,7 @@ def soak_(hours: float, as_json: bool, **options: Any) -> None:
     """
     from fp4forge.bench import soak
 
-    result = _measure(as_json=as_json, suite="soak", hours=hours, **options)
+    result = _measure_suite(as_json=as_json, suite="soak", hours=hours, **options)
     _refuse_faults(result, as_json)
     worse = list(soak.drifts(result))
     if worse and as_json:
@@ -231,11 +231,11 @@ def show(result: Path, as_json: bool) -> None:
     from fp4forge.core.console import print_json
 
     found = results.load(result)
-    _write(found, result if result.is_dir() else result.parent)
+    _write_report(found, result if result.is_dir() else result.parent)
     if as_json:
         print_json(tables.as_data(found))
     else:
-        _show(found)
+        _show_result(found)
     _refuse_faults(found, as_json)
 
 
@@ -267,7 +267,9 @@ def compare(
     first = results.load(old)
     if new is None:
         found = comparing.against_card(first)
-        print_json([asdict(each) for each in found]) if as_json else _ratios(found, "card", "here")
+        print_json([asdict(each) for each in found]) if as_json else _print_ratios(
+            found, "card", "here"
+        )
         return
     second = results.load(new)
     comparing.check(first, second)
@@ -279,7 +281,7 @@ def compare(
     else:
         for name, one, other in different:
             click.echo(f"{name}: {one[:200]} -> {other[:200]}")
-        _ratios(found, "old", "new", with_card=card)
+        _print_ratios(found, "old", "new", with_card=card)
     worse = [each for each in found if each.verdict == "worse"]
     if worse and as_json:
         sys.exit(RegressionError.exit_code)
@@ -293,7 +295,7 @@ def compare(
         )
 
 
-def _ratios(changes: Any, old: str, new: str, with_card: bool = False) -> None:
+def _print_ratios(changes: Any, old: str, new: str, with_card: bool = False) -> None:
     from rich.table import Table
 
     from fp4forge.bench.figures import FIGURES

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import click
 
-from fp4forge.cli.options import Group
+from fp4forge.cli.options import CommandGroup
 from fp4forge.core.console import Console, print_json, print_rows
 from fp4forge.core.errors import CheckpointError
 
 
-@click.group(cls=Group)
+@click.group(cls=CommandGroup)
 def checkpoint() -> None:
     """Inspect a model's checkpoint before serving it."""
 

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fp4forge.cli import cluster_files, clusters
-from fp4forge.cli.options import Group, json_option, server_options
+from fp4forge.cli.options import CommandGroup, json_option, server_options
 from fp4forge.core import files, reading
 from fp4forge.core.console import Console, print_json, print_rows, rich
 from fp4forge.core.errors import ServingError, TransferError, UsageError
 
 if TYPE_CHECKING:
-    from fp4forge.launch.cluster.hosts import Found, Host
-    from fp4forge.launch.cluster.plan import Option
-    from fp4forge.launch.cluster.preflight import Item
-    from fp4forge.serve.settings import Server
+    from fp4forge.launch.cluster.division import ClusterOption
+    from fp4forge.launch.cluster.hosts import ClusterHost, ProbedHost
+    from fp4forge.launch.cluster.preflight import PreflightItem
+    from fp4forge.serve.settings import ServerSettings
 
 
-@click.group(cls=Group, invoke_without_command=True)
+@click.group(cls=CommandGroup, invoke_without_command=True)
 @click.option("--hosts", metavar="USER@HOST,…", help="The machines; the first one answers.")
 @click.option(
     "--model", type=click.Path(path_type=Path), help="The model, at the same path on all."
@@ -94,7 +94,7 @@ def cluster(ctx: click.Context, /, **o: Any) -> None:
 
 
 def _start(o: dict[str, Any]) -> None:
-    from fp4forge.launch.cluster import plan, preflight
+    from fp4forge.launch.cluster import division, preflight
     from fp4forge.oci import reference
     from fp4forge.publish import distribute
 
@@ -124,11 +124,11 @@ def _start(o: dict[str, Any]) -> None:
     if o["dry_run"]:
         cluster_files.dry_run(o, whole, hosts, options)
         return
-    wanted = preflight.Wanted(
+    wanted = preflight.ClusterNeeds(
         model=whole.model,
         image=name,
         digest=digest,
-        ports=(plan.MASTER_PORT, whole.port),
+        ports=(division.MASTER_PORT, whole.port),
         interface=o["interface"],
         weights=chosen.weights,
         gpus=not o["any_gpu"],
@@ -139,17 +139,17 @@ def _start(o: dict[str, Any]) -> None:
             sent = distribute.distribute(image, nodes, name, o["ssh_config"], step.report)
             step.detail = "; ".join(node.text() for node in sent)
         if o["copy"]:
-            _copy(whole.model, hosts, console)
+            _rsync_model(whole.model, hosts, console)
     with console.step("check") as step:
         found = preflight.look(hosts, wanted)
         items = preflight.judge(hosts, found, wanted)
         if all(one.address for one in found):
-            items += preflight.connections(hosts, found, plan.MASTER_PORT + 1)
+            items += preflight.connections(hosts, found, division.MASTER_PORT + 1)
         wrong = [item for item in items if not item.ok]
         step.detail = f"{len(items) - len(wrong)} of {len(items)} are right"
         step.verdict = "failed" if wrong else "ok"
     if o["check"] or wrong:
-        _show(items, o["as_json"])
+        _show_preflight(items, o["as_json"])
     if wrong:
         error = TransferError(
             f"{len(wrong)} of {len(items)} checks failed on {', '.join(hosts_of(wrong))}",
@@ -161,16 +161,16 @@ def _start(o: dict[str, Any]) -> None:
         raise error
     if o["check"]:
         return
-    _run(o, whole, hosts, found, (name, digest, chosen), console)
+    _start_cluster(o, whole, hosts, found, (name, digest, chosen), console)
 
 
-def hosts_of(items: list[Item]) -> list[str]:
+def hosts_of(items: list[PreflightItem]) -> list[str]:
     """The machines that items are about."""
     return list(dict.fromkeys(item.host for item in items))
 
 
-def _hosts(o: dict[str, Any]) -> list[Host]:
-    from fp4forge.launch.cluster.hosts import Host
+def _hosts(o: dict[str, Any]) -> list[ClusterHost]:
+    from fp4forge.launch.cluster.hosts import ClusterHost
     from fp4forge.publish import distribute
 
     if not o["hosts"] or not o["model"]:
@@ -186,10 +186,10 @@ def _hosts(o: dict[str, Any]) -> list[Host]:
             rule="a cluster has at least two different machines",
             remedy="build.py serve up MODEL serves on this machine",
         )
-    return [Host(name, o["ssh_config"]) for name in names]
+    return [ClusterHost(name, o["ssh_config"]) for name in names]
 
 
-def _copy(model: str, hosts: list[Host], console: Console) -> None:
+def _rsync_model(model: str, hosts: list[ClusterHost], console: Console) -> None:
     """Has rsync bring the model to every machine, one after the other."""
     import shlex
 
@@ -216,7 +216,7 @@ def _copy(model: str, hosts: list[Host], console: Console) -> None:
             step.detail = host.address
 
 
-def _show(items: list[Item], as_json: bool) -> None:
+def _show_preflight(items: list[PreflightItem], as_json: bool) -> None:
     if as_json:
         print_json([asdict(item) | {"ok": item.ok} for item in items])
         return
@@ -228,21 +228,21 @@ def _show(items: list[Item], as_json: bool) -> None:
     rich().print(table)
 
 
-def _run(
+def _start_cluster(
     o: dict[str, Any],
-    whole: Server,
-    hosts: list[Host],
-    found: list[Found],
-    what: tuple[str, str, Option],
+    whole: ServerSettings,
+    hosts: list[ClusterHost],
+    found: list[ProbedHost],
+    what: tuple[str, str, ClusterOption],
     console: Console,
 ) -> None:
-    from fp4forge.launch.cluster import plan, running
+    from fp4forge.launch.cluster import division, lifecycle
     from fp4forge.serve import client, manifest
 
     image, digest, chosen = what
-    ranks = plan.ranks(found)
-    servers = [plan.server(replace(whole, listen=ranks[0].address), rank) for rank in ranks]
-    made = running.Cluster(
+    ranks = division.ranks(found)
+    servers = [division.server(replace(whole, listen=ranks[0].address), rank) for rank in ranks]
+    made = lifecycle.Cluster(
         name=whole.name,
         hosts=[host.address for host in hosts],
         ssh_config=str(o["ssh_config"] or ""),
@@ -258,13 +258,13 @@ def _run(
         files.replace(made.folder / f"{host.address}.yaml", text)
     made.save()
     with console.step("files") as step:
-        running.write(made, texts, override)
+        lifecycle.write(made, texts, override)
         step.detail = f"{len(texts)} machines"
     with console.step("start") as step:
-        running.start(made, step.report)
+        lifecycle.start(made, step.report)
         step.detail = made.name
     with console.step("ready") as step:
-        why = running.wait(made, o["timeout"] * 60, step.report)
+        why = lifecycle.wait(made, o["timeout"] * 60, step.report)
         step.detail, step.verdict = (why, "failed") if why else (made.url, "ok")
     if not why and not o["no_smoke"]:
         with console.step("smoke") as step:
@@ -274,7 +274,7 @@ def _run(
             step.verdict = "failed" if why else "ok"
     if why:
         clusters.diagnose(made, as_json=o["as_json"])
-        running.stop(made)
+        lifecycle.stop(made)
         raise ServingError(
             f"{made.name} did not come up: {why}",
             rule="every machine runs, and the first one answers",

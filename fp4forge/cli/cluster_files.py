@@ -14,33 +14,33 @@ from fp4forge.core.console import print_json
 from fp4forge.core.errors import FitError, UsageError
 
 if TYPE_CHECKING:
-    from fp4forge.launch.cluster.hosts import Host
-    from fp4forge.launch.cluster.plan import Option
-    from fp4forge.serve.settings import Server
+    from fp4forge.launch.cluster.division import ClusterOption
+    from fp4forge.launch.cluster.hosts import ClusterHost
+    from fp4forge.serve.settings import ServerSettings
 
 
-def fit(o: dict[str, Any], machines: int) -> tuple[list[Option], Option]:
+def fit(o: dict[str, Any], machines: int) -> tuple[list[ClusterOption], ClusterOption]:
     """Every way to divide the model over the machines, and the best one that fits.
 
     Raises:
         FitError: none does, or the split that was asked for is not possible.
     """
     from fp4forge.kernels import gpus
-    from fp4forge.launch.cluster import plan
+    from fp4forge.launch.cluster import division
     from fp4forge.serve import link, placing, settings
-    from fp4forge.serve import model as models
+    from fp4forge.serve import model_sizes as models
     from fp4forge.serve.split import ONE
 
     product = gpus.product(o["product"])
     described = models.read(o["model"], o["kv_cache_dtype"])
-    chosen = settings.workload(settings.Wishes(workload=o["workload"], version="0", gpus=()))
-    wanted = placing.Wanted(
+    chosen = settings.workload(settings.ServerWishes(workload=o["workload"], version="0", gpus=()))
+    wanted = placing.WantedCapacity(
         context=min(chosen.max_model_len, described.max_context or chosen.max_model_len),
         sequences=1,
         utilization=o["utilization"],
         batched_tokens=chosen.max_num_batched_tokens,
     )
-    found = plan.options(described, product, machines, wanted, link.ROCE)
+    found = division.options(described, product, machines, wanted, link.ROCE)
     asked = split_of(o)
     if asked != ONE:
         found = [one for one in found if one.split == asked]
@@ -51,10 +51,10 @@ def fit(o: dict[str, Any], machines: int) -> tuple[list[Option], Option]:
                 rule="tensor times pipeline parallelism is the number of machines",
                 remedy="leave the split out: the fastest that fits is taken",
             )
-    return found, plan.choose(found, product, machines)
+    return found, division.choose(found, product, machines)
 
 
-def server(o: dict[str, Any], chosen: Option) -> tuple[Server, str, str]:
+def server(o: dict[str, Any], chosen: ClusterOption) -> tuple[ServerSettings, str, str]:
     """The settings with the image by digest, the image as named, and its name on machines."""
     from fp4forge.cli import compose
     from fp4forge.oci import reference
@@ -72,7 +72,7 @@ def server(o: dict[str, Any], chosen: Option) -> tuple[Server, str, str]:
 
 def kubernetes(o: dict[str, Any]) -> None:
     """Prints a LeaderWorkerSet."""
-    from fp4forge.launch.cluster import plan
+    from fp4forge.launch.cluster import division
     from fp4forge.serve import manifest
 
     if not o["model"] or not o["machines"]:
@@ -85,7 +85,7 @@ def kubernetes(o: dict[str, Any]) -> None:
         raise UsageError(f"--rdma-resource {name!r}", rule="a resource's name, such as rdma/hca")
     _, chosen = fit(o, o["machines"])
     whole, _, _ = server(o, chosen)
-    more = {"size": o["machines"], "master_port": plan.MASTER_PORT, "rdma_resource": name}
+    more = {"size": o["machines"], "master_port": division.MASTER_PORT, "rdma_resource": name}
     text = manifest.render(whole, "lws", **more)
     if o["as_json"]:
         print_json({"manifest": text})
@@ -96,9 +96,11 @@ def kubernetes(o: dict[str, Any]) -> None:
         click.echo(text, nl=False)
 
 
-def dry_run(o: dict[str, Any], whole: Server, hosts: list[Host], options: list[Option]) -> None:
+def dry_run(
+    o: dict[str, Any], whole: ServerSettings, hosts: list[ClusterHost], options: list[ClusterOption]
+) -> None:
     """Writes the files with placeholders for what only the machines know."""
-    from fp4forge.launch.cluster import plan
+    from fp4forge.launch.cluster import division
     from fp4forge.serve import manifest
 
     addresses = [host.address.rpartition("@")[2] for host in hosts]
@@ -112,14 +114,14 @@ def dry_run(o: dict[str, Any], whole: Server, hosts: list[Host], options: list[O
             )
     texts = {}
     for number, address in enumerate(addresses):
-        rank = plan.Rank(
+        rank = division.ClusterRank(
             number=number,
             of=len(hosts),
             master=addresses[0],
             address=address,
             interface=o["interface"] or "INTERFACE",
         )
-        texts[address] = manifest.render(plan.server(whole, rank), "compose")
+        texts[address] = manifest.render(division.server(whole, rank), "compose")
     if o["output"]:
         for address, text in texts.items():
             files.replace(o["output"] / address / "compose.yaml", text)

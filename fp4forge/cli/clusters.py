@@ -13,16 +13,16 @@ from fp4forge.core.console import Console, print_json, print_rows
 from fp4forge.core.errors import TransferError
 
 if TYPE_CHECKING:
-    from fp4forge.launch.cluster.running import Cluster
+    from fp4forge.launch.cluster.lifecycle import Cluster
 
 _NAME = click.argument("name", required=False)
 
 
 def diagnose(made: Cluster, *, as_json: bool) -> None:
     """Prints the doctor's verdict on each machine, and which of them differ."""
-    from fp4forge.launch.cluster import doctor, running
+    from fp4forge.launch.cluster import doctor, lifecycle
 
-    texts = {host: "\n".join(lines) for host, lines in running.tail(made, 2000).items()}
+    texts = {host: "\n".join(lines) for host, lines in lifecycle.tail(made, 2000).items()}
     seen = doctor.look(texts)
     differ = doctor.odd(seen)
     if as_json:
@@ -40,14 +40,14 @@ def diagnose(made: Cluster, *, as_json: bool) -> None:
 @json_option
 def status(as_json: bool) -> None:
     """List the clusters that were started from here, with each machine's state."""
-    from fp4forge.launch.cluster import running
+    from fp4forge.launch.cluster import lifecycle
     from fp4forge.serve import client
 
     rows, states = [], {}
-    for name in running.names():
-        made = running.load(name)
+    for name in lifecycle.names():
+        made = lifecycle.load(name)
         try:
-            found = dict(zip(made.hosts, running.states(made), strict=True))
+            found = dict(zip(made.hosts, lifecycle.states(made), strict=True))
         except TransferError as error:
             found = {"": error.message}
         health = client.unreachable(made.url, 2) or "ready"
@@ -67,9 +67,9 @@ def status(as_json: bool) -> None:
 @click.option("--tail", type=click.IntRange(1), default=100, show_default=True, help="Lines.")
 def logs(name: str | None, tail: int) -> None:
     """Print each machine's log, with the machine's name before each line."""
-    from fp4forge.launch.cluster import running
+    from fp4forge.launch.cluster import lifecycle
 
-    for host, lines in running.tail(running.load(name), tail).items():
+    for host, lines in lifecycle.tail(lifecycle.load(name), tail).items():
         for line in lines:
             click.echo(f"{host}  {line}")
 
@@ -79,9 +79,9 @@ def logs(name: str | None, tail: int) -> None:
 @json_option
 def doctor(name: str | None, as_json: bool) -> None:
     """Examine each machine's log, and name the one that differs."""
-    from fp4forge.launch.cluster import running
+    from fp4forge.launch.cluster import lifecycle
 
-    diagnose(running.load(name), as_json=as_json)
+    diagnose(lifecycle.load(name), as_json=as_json)
 
 
 @click.command()
@@ -89,12 +89,12 @@ def doctor(name: str | None, as_json: bool) -> None:
 @click.option("--forget", is_flag=True, help="Remove the record here too.")
 def stop(name: str | None, forget: bool) -> None:
     """Stop the model on every machine."""
-    from fp4forge.launch.cluster import running
+    from fp4forge.launch.cluster import lifecycle
 
-    made = running.load(name)
+    made = lifecycle.load(name)
     console = Console()
     with console.step("stop") as step:
-        running.stop(made)
+        lifecycle.stop(made)
         step.detail = f"{made.name} on {', '.join(made.hosts)}"
     if forget:
         shutil.rmtree(made.folder, ignore_errors=True)

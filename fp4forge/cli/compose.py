@@ -21,18 +21,18 @@ from fp4forge.kernels import gpus as gpu
 
 if TYPE_CHECKING:
     from fp4forge.checkpoint.tensors import Checkpoint
-    from fp4forge.serve.settings import Server, Wishes
+    from fp4forge.serve.settings import ServerSettings, ServerWishes
 
 
 def published(o: dict[str, Any]) -> tuple[str, str, str]:
     """The moving tag of the image that the options name, its release, and its vLLM version."""
     from fp4forge.inputs import bases, defaults, release
     from fp4forge.plan import tags
-    from fp4forge.plan.request import Request, decide
+    from fp4forge.plan.request import ImageRequest, decide
 
     usual = defaults.table().image
     chosen = decide(
-        Request(
+        ImageRequest(
             arch=o["arch"],
             release=o["release"],
             variant=o["variant"] or usual.variant,
@@ -99,7 +99,7 @@ def compose(
     for the same bytes, or says what differs (exit code 31).
     """
     if from_lock:
-        _reproduce(ctx, from_lock, output)
+        _reproduce_lock(ctx, from_lock, output)
         return
     if not o["model"]:
         raise UsageError("--model is missing", rule="--model DIR, or --from-lock FILE")
@@ -107,7 +107,7 @@ def compose(
         raise UsageError("--lock goes with a manifest", rule="not with --json or --explain")
     if lock and output and lock.absolute() == output.absolute():
         raise UsageError(f"--lock and --output are both {lock}", rule="two files")
-    from fp4forge.models import switches
+    from fp4forge.models import switch_history
     from fp4forge.serve import manifest
 
     found = server(o, own_image=bool(o["image"]))
@@ -120,7 +120,9 @@ def compose(
         print_rows(
             [(f"{s.name} {s.value}".strip(), s.why) for s in (*found.flags, *found.environment)]
         )
-        print_rows([(f"not written: {name}", why) for name, why in switches.left_out().items()])
+        print_rows(
+            [(f"not written: {name}", why) for name, why in switch_history.left_out().items()]
+        )
         return
     text = manifest.render(found, kind)
     if kind == "compose":
@@ -128,7 +130,7 @@ def compose(
         note = f"checked by {checked} config" if checked else "no docker compose here to check it"
         click.echo(f"compose: {note}", err=True)
     if not lock:
-        _write(text, kind, output)
+        _write_manifest(text, kind, output)
         return
     from fp4forge.serve import runlock
 
@@ -137,18 +139,20 @@ def compose(
         hashed = [file for folder in made.folders.values() for file in folder.files.values()]
         size = sum(file.size for file in hashed)
         step.detail = f"{lock}: {len(hashed)} files, {size / 1e9:.1f} GB"
-    _write(text, kind, output)  # first: a lock without its manifest would be half of the two
+    _write_manifest(
+        text, kind, output
+    )  # first: a lock without its manifest would be half of the two
     files.replace(lock, runlock.text_of(made))
 
 
-def _write(text: str, kind: str, output: Path | None) -> None:
+def _write_manifest(text: str, kind: str, output: Path | None) -> None:
     if output:
         files.replace(output, text, 0o755 if kind == "run" else 0o644)
     else:
         click.echo(text, nl=False)
 
 
-def _reproduce(ctx: click.Context, path: Path, output: Path | None) -> None:
+def _reproduce_lock(ctx: click.Context, path: Path, output: Path | None) -> None:
     """Writes a lock's manifest; a lock decides everything but where the manifest goes."""
     from click.core import ParameterSource
 
@@ -173,10 +177,10 @@ def _reproduce(ctx: click.Context, path: Path, output: Path | None) -> None:
         text = runlock.reproduce(lock, step.report)
         count = sum(len(folder.files) for folder in lock.folders.values())
         step.detail = f"image and {count} files are the lock's"
-    _write(text, lock.kind, output)
+    _write_manifest(text, lock.kind, output)
 
 
-def server(o: dict[str, Any], *, own_image: bool) -> Server:
+def server(o: dict[str, Any], *, own_image: bool) -> ServerSettings:
     """The settings that the options of ``compose`` mean, after the model was inspected and sized.
 
     Args:
@@ -195,7 +199,7 @@ def server(o: dict[str, Any], *, own_image: bool) -> Server:
         # Otherwise it is on the host that serves, and the manifest says that it was not checked.
         read = tensors.read(o["model"])
         chosen = _fitting(read, chosen, o)
-        chosen = _inspected(read, chosen, release, own_image)
+        chosen = _wishes_inspected(read, chosen, release, own_image)
     image = checked_image(named_image(o, found_tag), o)
     return with_recipe(settings.server(o["model"], image, chosen), o, chosen)
 
@@ -239,10 +243,10 @@ def checked_image(name: str, o: dict[str, Any]) -> str:
     return image
 
 
-def wishes(o: dict[str, Any], version: str) -> Wishes:
+def wishes(o: dict[str, Any], version: str) -> ServerWishes:
     """What the options ask of a server."""
     from fp4forge.serve import kv_cache, lora
-    from fp4forge.serve.settings import Wishes
+    from fp4forge.serve.settings import ServerWishes
 
     kv_cache.available(o["kv_cache_dtype"], version)
 
@@ -254,7 +258,7 @@ def wishes(o: dict[str, Any], version: str) -> Wishes:
             rule="the image must be for the GPU that it runs on",
             remedy=f"--arch {chips[0]}",
         )
-    return Wishes(
+    return ServerWishes(
         workload=o["workload"],
         version=version,
         gpus=chips or target,
@@ -272,7 +276,7 @@ def wishes(o: dict[str, Any], version: str) -> Wishes:
     )
 
 
-def with_recipe(found: Server, o: dict[str, Any], chosen: Wishes) -> Server:
+def with_recipe(found: ServerSettings, o: dict[str, Any], chosen: ServerWishes) -> ServerSettings:
     """The server with the flags of ``--recipe`` for the product that the options mean, if any.
 
     Raises:
@@ -294,7 +298,7 @@ def with_recipe(found: Server, o: dict[str, Any], chosen: Wishes) -> Server:
     return recipes.apply(found, settings)
 
 
-def _fitting(read: Checkpoint, chosen: Wishes, o: dict[str, Any]) -> Wishes:
+def _fitting(read: Checkpoint, chosen: ServerWishes, o: dict[str, Any]) -> ServerWishes:
     """The wishes with what was assumed of the model's memory.
 
     Raises:
@@ -303,7 +307,7 @@ def _fitting(read: Checkpoint, chosen: Wishes, o: dict[str, Any]) -> Wishes:
     from dataclasses import replace
 
     from fp4forge.checkpoint import tensors
-    from fp4forge.serve import model as models
+    from fp4forge.serve import model_sizes as models
     from fp4forge.serve import placing, settings
 
     workload = settings.workload(chosen)
@@ -319,7 +323,7 @@ def _fitting(read: Checkpoint, chosen: Wishes, o: dict[str, Any]) -> Wishes:
     placing.check(
         described,
         products,
-        placing.Wanted(
+        placing.WantedCapacity(
             context=min(workload.max_model_len, described.max_context or workload.max_model_len),
             sequences=1,
             utilization=chosen.utilization,
@@ -330,7 +334,9 @@ def _fitting(read: Checkpoint, chosen: Wishes, o: dict[str, Any]) -> Wishes:
     return replace(chosen, remarks=(described.assumed,) if described.assumed else ())
 
 
-def _inspected(read: Checkpoint, chosen: Wishes, release: str, own_image: bool) -> Wishes:
+def _wishes_inspected(
+    read: Checkpoint, chosen: ServerWishes, release: str, own_image: bool
+) -> ServerWishes:
     """The wishes with what an inspection of the checkpoint adds.
 
     Raises:

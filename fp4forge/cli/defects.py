@@ -30,7 +30,7 @@ def expected(error: BaseException) -> ForgeError:
     """The error for people: the operating system's and the engine's refusals, else a defect."""
     if isinstance(error, ForgeError):
         return error
-    if isinstance(error, OSError) and (found := _refusal(error)):
+    if isinstance(error, OSError) and (found := _os_refusal(error)):
         return found
     docker = sys.modules.get("docker.errors")
     if docker and isinstance(error, docker.DockerException):
@@ -42,7 +42,7 @@ def expected(error: BaseException) -> ForgeError:
     return defect(error)
 
 
-def _refusal(error: OSError) -> ForgeError | None:
+def _os_refusal(error: OSError) -> ForgeError | None:
     """What the operating system refused; None for an error of another library's."""
     if error.errno is None:
         return None
@@ -63,12 +63,12 @@ def _refusal(error: OSError) -> ForgeError | None:
             rule=places,
             remedy="make it writable, or set FP4FORGE_BUILD or TMPDIR to other folders",
         )
-    if not name and not _here():
+    if not name and not _has_folder():
         why = "the folder in which this command was started no longer exists"
     return HostError(shown(why, 600), remedy="fix that, and run again")
 
 
-def _here() -> bool:
+def _has_folder() -> bool:
     try:
         return bool(Path.cwd())
     except OSError:
@@ -83,11 +83,11 @@ def defect(error: BaseException) -> DefectError:
     return DefectError(
         f"fp4forge failed: {what}{where}",
         rule="this is a defect in fp4forge, whatever the input was",
-        remedy=f"report it with {_details(error)}; known secrets are left out, but look first",
+        remedy=f"report it with {_write_defect(error)}; known secrets are left out, but look first",
     )
 
 
-def _details(error: BaseException) -> str:
+def _write_defect(error: BaseException) -> str:
     """Writes what a report needs; returns where."""
     try:
         trace = "".join(traceback.format_exception(error))

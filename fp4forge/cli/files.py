@@ -54,7 +54,7 @@ def lock(check: bool, image: str | None) -> None:
 
 def _record_packages(image: str, check: bool) -> None:
     from fp4forge.core.errors import UsageError
-    from fp4forge.publish import packages
+    from fp4forge.publish import distro_packages
 
     if check:
         raise UsageError(
@@ -62,7 +62,7 @@ def _record_packages(image: str, check: bool) -> None:
         )
     console = Console()
     with console.step("packages") as step:
-        path, moved = packages.record_image(image)
+        path, moved = distro_packages.record_image(image)
         step.detail = f"releases/packages/{path.name}, {len(moved)} moved"
     for line in moved:
         click.echo(line)

@@ -55,12 +55,12 @@ from fp4forge.kernels import gpus as gpu
 def fit(model: Path, products: tuple[str, ...], as_json: bool, plot: Path | None, **o: Any) -> None:
     """Show which GPUs a model needs, how many, and what fits: context, sequences, decode rate."""
     from fp4forge.serve import memory, placing
-    from fp4forge.serve import model as models
+    from fp4forge.serve import model_sizes as models
     from fp4forge.serve import split as splitting
 
     described = models.read(model, o["kv_cache_dtype"])
     chosen = [gpu.product(name) for name in products]
-    wanted = placing.Wanted(
+    wanted = placing.WantedCapacity(
         context=o["context"],
         sequences=o["sequences"],
         utilization=o["utilization"],
@@ -71,9 +71,9 @@ def fit(model: Path, products: tuple[str, ...], as_json: bool, plot: Path | None
         raise FitError(
             f"{asked.text} is not possible: {'; '.join(wrong)}",
             rule="a split divides heads, experts' widths and layers",
-            remedy=_allowed(described),
+            remedy=_splits_allowed(described),
         )
-    rows = [_row(described, product, wanted, asked) for product in chosen]
+    rows = [_fit_row(described, product, wanted, asked) for product in chosen]
     within, beyond = memory.kv_bytes_per_token(described)
     data: dict[str, Any] = {
         "model": str(model),
@@ -98,17 +98,17 @@ def fit(model: Path, products: tuple[str, ...], as_json: bool, plot: Path | None
     if as_json:
         print_json(data)
     else:
-        _show(data, o)
+        _show_fit(data, o)
 
 
-def _allowed(model: Any) -> str:
+def _splits_allowed(model: Any) -> str:
     from fp4forge.serve import split as splitting
 
     splits = list(splitting.choices(model, splitting.WAYS[-1]))
     return "possible: " + "; ".join(s.text for s in splits[:12])
 
 
-def _row(described: Any, product: Any, wanted: Any, asked: Any) -> dict[str, Any]:
+def _fit_row(described: Any, product: Any, wanted: Any, asked: Any) -> dict[str, Any]:
     """A product's row: as asked, or on the fewest GPUs that hold one sequence of the context."""
     from fp4forge.serve import memory, placing
     from fp4forge.serve import split as splitting
@@ -138,7 +138,7 @@ def _row(described: Any, product: Any, wanted: Any, asked: Any) -> dict[str, Any
     }
 
 
-def _show(data: dict[str, Any], o: dict[str, Any]) -> None:
+def _show_fit(data: dict[str, Any], o: dict[str, Any]) -> None:
     from rich.table import Table
 
     terminal = rich()

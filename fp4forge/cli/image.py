@@ -24,16 +24,16 @@ from fp4forge.core.errors import UsageError
 from fp4forge.core.text import block
 from fp4forge.kernels.gpus import TARGETS
 from fp4forge.oci import reference
-from fp4forge.oci.buildkit import Options
-from fp4forge.plan import components
-from fp4forge.plan.request import Request
-from fp4forge.publish import packages, pipeline
+from fp4forge.oci.buildkit import BuildOptions
+from fp4forge.plan import vllm_components
+from fp4forge.plan.request import ImageRequest
+from fp4forge.publish import distro_packages, pipeline
 
 
 def build(**o: Any) -> None:
     """The default action; options as in ``fp4forge.cli``."""
-    requests = _requests(o)
-    if o["moved_packages"] == packages.RECORD:
+    requests = _image_requests(o)
+    if o["moved_packages"] == distro_packages.RECORD:
         checkout.require("--moved-packages record")
     if o["allow_vulnerable"] and not o["advisories"]:
         raise UsageError(
@@ -69,8 +69,8 @@ def build(**o: Any) -> None:
             click.echo(block("\n".join(planned.lines(prepared, o["verbose"])), 1 << 20))
         return
     console = Console()
-    trees = components.local_trees(o["sources"])
-    options = Options(
+    trees = vllm_components.local_trees(o["sources"])
+    options = BuildOptions(
         builder=o["builder"],
         no_cache=o["no_cache"],
         jobs=o["jobs"],
@@ -92,7 +92,7 @@ def build(**o: Any) -> None:
     console.say(summary.lines(outcomes, index, verbose=o["verbose"]))
 
 
-def _requests(o: dict[str, Any]) -> list[Request]:
+def _image_requests(o: dict[str, Any]) -> list[ImageRequest]:
     """What the plan's options ask for, one for each platform."""
     if not o["arch"]:
         raise UsageError(
@@ -104,7 +104,7 @@ def _requests(o: dict[str, Any]) -> list[Request]:
         audit.check_allowed(o["allow_vulnerable"])
     platforms = dict.fromkeys((o["platform"] or "").split(","))
     return [
-        Request(
+        ImageRequest(
             arch=o["arch"],
             release=o["release"],
             variant=o["variant"],
@@ -123,8 +123,8 @@ def _requests(o: dict[str, Any]) -> list[Request]:
     ]
 
 
-def _one_request(o: dict[str, Any], rule: str) -> Request:
-    requests = _requests(o)
+def _one_request(o: dict[str, Any], rule: str) -> ImageRequest:
+    requests = _image_requests(o)
     if len(requests) > 1:
         raise UsageError(
             f"--platform {o['platform']} names {len(requests)} platforms",
@@ -162,7 +162,7 @@ def context(output: Path, as_json: bool, **o: Any) -> None:
         )
     contexts.write(prepared, folder)
     image = f"fp4forge/vllm:unverified-{prepared.plan.id}"
-    line = building.by_hand(prepared.plan, folder, components.local_trees(o["sources"]), image)
+    line = building.by_hand(prepared.plan, folder, vllm_components.local_trees(o["sources"]), image)
     if as_json:
         found = {"plan": prepared.plan.id, "context": str(folder), "image": image, "command": line}
         print_json(found)

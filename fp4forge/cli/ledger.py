@@ -36,13 +36,13 @@ def ledger(target: str, as_json: bool, require: tuple[str, ...], html: Path | No
         found = reading.read(target, step.report)
         step.detail = f"{len(found.files)} files with device code"
     if html:
-        from fp4forge.checks.page import ledger_page
+        from fp4forge.checks.image_page import ledger_page
 
         files.replace(html, ledger_page(found))
     if as_json:
         print_json(found.as_json())
     else:
-        _show(found)
+        _show_ledger(found)
     lacking = ledgers.lost(found, require)
     if lacking:
         raise CoverageError(
@@ -76,7 +76,7 @@ def file_rows(files: tuple[ledgers.File, ...]) -> list[tuple[str, ...]]:
     return sorted(rows)
 
 
-def _show(found: ledgers.Ledger) -> None:
+def _show_ledger(found: ledgers.Ledger) -> None:
     from rich import box
     from rich.table import Table
 
@@ -100,7 +100,7 @@ def _show(found: ledgers.Ledger) -> None:
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def compare(old: str, new: str, as_json: bool) -> None:
     """Show what changed from image OLD to image NEW: kernels, packages, patched files, layers."""
-    from fp4forge.publish import compare as comparing
+    from fp4forge.publish import image_diff as comparing
 
     console = Console()
     with console.step("compare") as step:

@@ -74,7 +74,9 @@ def plan_options(function: Function) -> Function:
     return function
 
 
-def _make(ctx: click.Context, option: click.Parameter, folder: Path | None) -> Path | None:
+def _make_output_folder(
+    ctx: click.Context, option: click.Parameter, folder: Path | None
+) -> Path | None:
     """Creates the folder now, so that a failure shows before a long build."""
     try:
         if folder:
@@ -87,7 +89,7 @@ def _make(ctx: click.Context, option: click.Parameter, folder: Path | None) -> P
 reports_option = click.option(
     "--reports",
     type=click.Path(file_okay=False, writable=True, path_type=Path),
-    callback=_make,
+    callback=_make_output_folder,
     help="Folder for the checks' reports: JUnit XML, JSON, HTML.",
 )
 
@@ -155,7 +157,7 @@ def signer_of(o: dict[str, Any]) -> Signer | None:
     return cosign.signer(o["sign_key"]) if o["sign_key"] else None
 
 
-class Group(click.Group):
+class CommandGroup(click.Group):
     """A group whose help shows the whole first sentence of each command."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -252,9 +254,9 @@ def split_options(function: Function) -> Function:
 
 def split_of(o: dict[str, Any]) -> Any:
     """The split that the options of ``split_options`` mean."""
-    from fp4forge.serve.split import Split
+    from fp4forge.serve.split import GpuSplit
 
-    return Split(
+    return GpuSplit(
         o["tensor_parallel"], o["pipeline_parallel"], o["expert_parallel"], o["data_parallel"]
     )
 

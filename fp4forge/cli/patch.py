@@ -7,7 +7,7 @@ import sys
 import click
 
 from fp4forge.cli import checkout
-from fp4forge.cli.options import Group
+from fp4forge.cli.options import CommandGroup
 from fp4forge.core.console import Console, fields, print_json, rich
 from fp4forge.core.errors import DriftError, PatchError, UsageError
 from fp4forge.core.text import block
@@ -17,12 +17,12 @@ from fp4forge.maintain import index, patching
 _COLOURS = {patching.DRIFTED: "red", patching.UPSTREAM: "yellow", patching.OFFSET: "cyan"}
 
 
-@click.group(cls=Group)
+@click.group(cls=CommandGroup)
 def patch() -> None:
     """List, show, check and rebase the patches to vLLM."""
 
 
-def _versions(vllm: str | None) -> tuple[str, ...]:
+def _vllm_versions(vllm: str | None) -> tuple[str, ...]:
     known = series.versions("vllm")
     if vllm is not None and vllm not in known:
         raise UsageError(f"--vllm {vllm!r} has no series", rule="one of " + ", ".join(known))
@@ -54,7 +54,7 @@ def list_(as_json: bool) -> None:
 @click.option("--vllm", help="Version of vLLM; by default the newest that has the patch.")
 def show(name: str, vllm: str | None) -> None:
     """Show one patch: its record and its diff."""
-    for version in reversed(_versions(vllm)):
+    for version in reversed(_vllm_versions(vllm)):
         sequence = series.load("vllm", version)
         for p in sequence.patches:
             if p.id == name:
@@ -77,8 +77,8 @@ def show(name: str, vllm: str | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def check(vllm: str | None, as_json: bool) -> None:
     """Check each patch against its pinned source; fail if one does not apply or is not needed."""
-    found = {version: patching.check(version) for version in _versions(vllm)}
-    _print(found, as_json)
+    found = {version: patching.check(version) for version in _vllm_versions(vllm)}
+    _print_states(found, as_json)
     bad = []
     for version, states in found.items():
         upstream = {fix.id for fix in series.load("vllm", version).already_upstream}
@@ -101,7 +101,7 @@ def check(vllm: str | None, as_json: bool) -> None:
 @checkout.required
 def refresh(vllm: str | None, as_json: bool) -> None:
     """Rebase patches that apply with offsets and record all hashes again; never with fuzz."""
-    _print({version: patching.refresh(version) for version in _versions(vllm)}, as_json)
+    _print_states({version: patching.refresh(version) for version in _vllm_versions(vllm)}, as_json)
 
 
 @patch.command()
@@ -116,7 +116,7 @@ def drift(vllm: str, as_json: bool, merge: bool) -> None:
         vllm = index.newest() if vllm == "newest" else vllm
         step.detail = f"vLLM {vllm}"
         states = patching.drift(vllm)
-    _print({vllm: states}, as_json)
+    _print_states({vllm: states}, as_json)
     if merge and not as_json:
         for state in states:
             if state.merge:
@@ -131,15 +131,15 @@ def drift(vllm: str, as_json: bool, merge: bool) -> None:
         )
 
 
-def _print(found: dict[str, list[patching.State]], as_json: bool) -> None:
+def _print_states(found: dict[str, list[patching.PatchState]], as_json: bool) -> None:
     if as_json:
         print_json({version: [s.as_json() for s in states] for version, states in found.items()})
         return
     rows = [[version, s.id, s.state, s.detail] for version, states in found.items() for s in states]
-    _table(["vLLM", "patch", "state", "detail"], rows)
+    _patch_rows(["vLLM", "patch", "state", "detail"], rows)
 
 
-def _table(head: list[str], rows: list[list[str]]) -> None:
+def _patch_rows(head: list[str], rows: list[list[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 

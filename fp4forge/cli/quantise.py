@@ -11,7 +11,7 @@ from fp4forge.cli.options import json_option
 from fp4forge.core.console import Console, print_json, print_rows
 
 
-def _batch(_: click.Context, __: click.Parameter, value: str) -> int:
+def _batch_option(_: click.Context, __: click.Parameter, value: str) -> int:
     if value == "auto":
         return 0
     if value.isdigit() and 1 <= int(value) <= 4096:
@@ -68,7 +68,7 @@ def _patterns(_: click.Context, __: click.Parameter, values: tuple[str, ...]) ->
     "--batch",
     default="auto",
     show_default=True,
-    callback=_batch,
+    callback=_batch_option,
     metavar="auto|N",
     help="Samples at once; auto: as many as fit, by probing memory.",
 )
@@ -95,31 +95,31 @@ def quantise(
     model: Path, kind: str, python: str, image: str, dry_run: bool, as_json: bool, **o: Any
 ) -> None:
     """Make a checked NVFP4 checkpoint from the BF16 MODEL with ModelOpt; resumes after a kill."""
-    from fp4forge.quantise import card, command, release
-    from fp4forge.quantise.program import Place
+    from fp4forge.quantise import job, model_card, modelopt
+    from fp4forge.quantise.program import PythonPlace
 
     console = Console()
-    chosen = release.load(o.pop("release"))
-    asked = command.Asked(model=model, format=kind, **o)
-    plan = command.plan(asked, chosen, console)
+    chosen = modelopt.load(o.pop("release"))
+    asked = job.QuantiseRequest(model=model, format=kind, **o)
+    plan = job.plan(asked, chosen, console)
     if dry_run:
         if as_json:
             print_json(plan.as_json())
         else:
-            print_rows([(name, _text(value)) for name, value in plan.as_json().items()])
+            print_rows([(name, _cell_text(value)) for name, value in plan.as_json().items()])
         return
-    figures = command.quantise(plan, Place(python, image), console)
+    figures = job.quantise(plan, PythonPlace(python, image), console)
     if as_json:
         print_json(figures)
         return
-    found = card.rows(figures)
+    found = model_card.rows(figures)
     if errors := figures.get("errors"):
-        worst = "\n".join(f"{error:.4f}  {name}" for name, error in card.worst(errors))
+        worst = "\n".join(f"{error:.4f}  {name}" for name, error in model_card.worst(errors))
         found.append(("worst layers", worst))
     if quality := figures.get("quality"):
-        found.append(("quality", card.judgement(quality)))
+        found.append(("quality", model_card.judgement(quality)))
     print_rows(found)
 
 
-def _text(value: object) -> str:
+def _cell_text(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -20,7 +20,7 @@ from fp4forge.core.console import Console, print_json, print_rows
 from fp4forge.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from fp4forge.publish.listing import Image
+    from fp4forge.publish.listing import ListedImage
 
 _REPO = click.option(
     "--repo", default="fp4forge/vllm", show_default=True, help="Repository in the registry."
@@ -61,14 +61,14 @@ def images(registry: str | None, repo: str, as_json: bool) -> None:
     if as_json:
         print_json([asdict(image) for image in found])
         return
-    print_rows((_tags(image), _facts(image)) for image in found)
+    print_rows((_tags(image), _image_facts(image)) for image in found)
 
 
-def _tags(image: Image) -> str:
+def _tags(image: ListedImage) -> str:
     return "\n".join([*image.tags, image.digest])
 
 
-def _facts(image: Image) -> str:
+def _image_facts(image: ListedImage) -> str:
     if image.problem:
         return f"cannot be read: {image.problem}"
     words = [

@@ -8,14 +8,14 @@ from typing import Any
 import click
 
 from fp4forge.cli import checkout
-from fp4forge.cli.options import Group, registry_option, resolve_registry
+from fp4forge.cli.options import CommandGroup, registry_option, resolve_registry
 from fp4forge.core.console import Console, print_json, print_rows
 from fp4forge.core.text import block
 from fp4forge.inputs import defaults, patches, policy
 from fp4forge.inputs import release as releases
 
 
-@click.group(cls=Group)
+@click.group(cls=CommandGroup)
 def release() -> None:
     """Add, list, show, compare and remove releases of vLLM."""
 
@@ -53,7 +53,7 @@ def add(version: str, dry_run: bool, as_json: bool) -> None:
         return
     print_rows(
         [
-            *((name, _text(value)) for name, value in report.found.items()),
+            *((name, _value_text(value)) for name, value in report.found.items()),
             *((f"patch {name}", state) for name, state in report.patches.items()),
         ]
     )
@@ -97,7 +97,7 @@ def follow(report: Path | None, no_build: bool, as_json: bool, **o: Any) -> None
         step.detail = f"{len(added.written)} files, {len(added.person)} things for a person"
     usual = defaults.table().image
     waits = patches.load("vllm", version).conflicts
-    built = [] if no_build else [_built(version, v, o, console) for v in _variants(version)]
+    built = [] if no_build else [_built_image(version, v, o, console) for v in _variants(version)]
     found = following.kernels(old, version, "blackwell", usual.base)
     found += kept.differences(old, version)
     notes = [f"awq waits for {conflict.id}: {conflict.why}" for conflict in waits]
@@ -115,25 +115,25 @@ def _variants(version: str) -> list[str]:
     return sorted(patches.load("vllm", version).variants, key=lambda name: name != "plain")
 
 
-def _built(version: str, variant: str, o: dict[str, Any], console: Console) -> dict[str, Any]:
+def _built_image(version: str, variant: str, o: dict[str, Any], console: Console) -> dict[str, Any]:
     """What became of an image, as JSON; a failure is reported and does not stop the others."""
     from dataclasses import asdict
 
     from fp4forge.core.errors import ForgeError
     from fp4forge.oci import reference
-    from fp4forge.oci.buildkit import Options
-    from fp4forge.plan.request import Request
+    from fp4forge.oci.buildkit import BuildOptions
+    from fp4forge.plan.request import ImageRequest
     from fp4forge.publish import pipeline
 
     usual = defaults.table().image
     registry = resolve_registry(o["registry"])
     repository = reference.repository(registry, o["repo"])
     where = pipeline.destination(repository, bool(registry), not registry, ())
-    request = Request(
+    request = ImageRequest(
         "blackwell", version, variant=variant, strategy="wheel", base=usual.base, aot="none"
     )
     try:
-        return asdict(pipeline.run(request, where, Options(), console))
+        return asdict(pipeline.run(request, where, BuildOptions(), console))
     except ForgeError as error:
         console.say(f"  {variant} was not built: {error.message}")
         return error.as_json() | {"variant": variant}
@@ -146,8 +146,8 @@ def _built(version: str, variant: str, o: dict[str, Any], console: Console) -> d
 def switches(version: str, check: bool) -> None:
     """Read from the sources which flags, variables, parsers and models vLLM VERSION knows."""
     from fp4forge.inputs.release import check_version
+    from fp4forge.maintain import read_switches as reading
     from fp4forge.maintain import sources
-    from fp4forge.maintain import switches as reading
 
     check_version(version)
     console = Console()
@@ -162,7 +162,7 @@ def switches(version: str, check: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def list_(as_json: bool) -> None:
     """List the releases, oldest first."""
-    rows = [_summary(name) for name in releases.names()]
+    rows = [_release_summary(name) for name in releases.names()]
     if as_json:
         print_json(rows)
         return
@@ -178,7 +178,7 @@ def list_(as_json: bool) -> None:
     )
 
 
-def _summary(name: str) -> dict[str, Any]:
+def _release_summary(name: str) -> dict[str, Any]:
     found = releases.load(name)
     return {
         "release": name,
@@ -201,7 +201,7 @@ def _summary(name: str) -> dict[str, Any]:
 def show(version: str, as_json: bool) -> None:
     """Show a release: its pins, its patches, and what waits for a person."""
     series = patches.load("vllm", releases.load(version).vllm_version)
-    found = _summary(version) | {
+    found = _release_summary(version) | {
         "patches": [patch.id for patch in series.patches],
         "already_upstream": [fix.id for fix in series.already_upstream],
         "conflicts": {conflict.id: conflict.why for conflict in series.conflicts},
@@ -209,10 +209,10 @@ def show(version: str, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    print_rows((name, _text(value)) for name, value in found.items())
+    print_rows((name, _value_text(value)) for name, value in found.items())
 
 
-def _text(value: object) -> str:
+def _value_text(value: object) -> str:
     if isinstance(value, dict):
         return "; ".join(f"{name}: {text}" for name, text in value.items()) or "none"
     if isinstance(value, list):

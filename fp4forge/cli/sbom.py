@@ -11,7 +11,7 @@ from fp4forge.cli.options import trust_of, trust_options
 from fp4forge.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from fp4forge.sbom.components import Component
+    from fp4forge.sbom.components import SbomComponent
 
 FORMATS = ("table", "json", "cyclonedx", "spdx", "licences")
 
@@ -47,7 +47,7 @@ def sbom(
     from fp4forge.oci import registry
     from fp4forge.publish import signing
     from fp4forge.sbom import components as listing
-    from fp4forge.sbom import kept, page
+    from fp4forge.sbom import kept, licences
 
     trust = trust_of(key, identity, issuer)
     repository, digest = signing.locate(image)
@@ -66,13 +66,13 @@ def sbom(
     else:
         (found,) = kept.components(repository, own, trust).values()
         if kind == "table" and not output:
-            _show(found)
+            _show_components(found)
             return
         from fp4forge.core.text import as_json
 
         text = {
             "json": lambda: as_json([listing.as_json(c) for c in found], 1) + "\n",
-            "licences": lambda: page.licences(found, table(), f"{repository}@{digest}"),
+            "licences": lambda: licences.licences(found, table(), f"{repository}@{digest}"),
             "table": lambda: "".join(f"{c.purl}\t{c.licence}\n" for c in found),
         }[kind]()
     if output:
@@ -81,13 +81,13 @@ def sbom(
         click.echo(text, nl=False)
 
 
-def _show(found: list[Component]) -> None:
+def _show_components(found: list[SbomComponent]) -> None:
     from rich.table import Table
 
     from fp4forge.core.console import rich
-    from fp4forge.sbom import page
+    from fp4forge.sbom import licences
 
     rows = Table("component", "version", "ecosystem", "licence", pad_edge=False)
     for component in found:
         rows.add_row(component.name, component.version, component.ecosystem, component.licence)
-    rich().print(rows, page.counts(found))
+    rich().print(rows, licences.counts(found))

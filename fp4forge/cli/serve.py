@@ -13,7 +13,7 @@ from fp4forge.cli import servers
 from fp4forge.cli.cluster import cluster
 from fp4forge.cli.compose import compose
 from fp4forge.cli.fit import fit
-from fp4forge.cli.options import Group
+from fp4forge.cli.options import CommandGroup
 from fp4forge.cli.up import up
 from fp4forge.core.console import Console, print_json, print_rows
 from fp4forge.core.errors import ServingError, UsageError
@@ -27,7 +27,7 @@ _URL = click.option(
 )
 
 
-@click.group(cls=Group)
+@click.group(cls=CommandGroup)
 def serve() -> None:
     """Run, configure, size and diagnose a server."""
 
@@ -84,7 +84,7 @@ def doctor(
     from fp4forge.doctor import examine as doctors
     from fp4forge.doctor import gather, packing, report
 
-    handed = gather.Handed(**given)
+    handed = gather.EvidenceSources(**given)
     if not bundle and not handed.anything:
         raise UsageError(
             "what to examine? nothing is given",
@@ -95,7 +95,7 @@ def doctor(
     else:
         if soak and not (handed.url or handed.container):
             raise UsageError("--soak asks a live server", rule="--soak with --url or --container")
-        found = _asked(handed, soak, quick)
+        found = _ask_live_server(handed, soak, quick)
         if bundle:
             packing.write(bundle, handed, found)
             click.echo(f"bundle: {shown(bundle, 300)}", err=True)
@@ -111,7 +111,7 @@ def doctor(
         raise failure
 
 
-def _asked(handed: Any, minutes: float | None, quick: bool) -> Any:
+def _ask_live_server(handed: Any, minutes: float | None, quick: bool) -> Any:
     """The evidence; a live server is asked more, unless ``quick``, and for some minutes."""
     from fp4forge.doctor import gather, live
 
@@ -143,7 +143,7 @@ def _asked(handed: Any, minutes: float | None, quick: bool) -> Any:
 @_JSON
 def quality(url: str, only: tuple[str, ...], stream: bool, timeout: float, as_json: bool) -> None:
     """Ask the reference card's prompts and check the answers."""
-    _ask(url, as_json, timeout, stream, kinds=only or ("text", "vision", "reasoning", "tool"))
+    _ask_url(url, as_json, timeout, stream, kinds=only or ("text", "vision", "reasoning", "tool"))
 
 
 @serve.command()
@@ -152,10 +152,10 @@ def quality(url: str, only: tuple[str, ...], stream: bool, timeout: float, as_js
 @_JSON
 def smoke(url: str, timeout: float, as_json: bool) -> None:
     """Ask the first of the prompts: does the server know France's capital?"""
-    _ask(url, as_json, timeout, False, names=("capital",))
+    _ask_url(url, as_json, timeout, False, names=("capital",))
 
 
-def _ask(url: str, as_json: bool, timeout: float, stream: bool, **chosen: Any) -> None:
+def _ask_url(url: str, as_json: bool, timeout: float, stream: bool, **chosen: Any) -> None:
     from fp4forge.serve import client
     from fp4forge.serve import quality as questions
 

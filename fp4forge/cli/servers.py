@@ -42,13 +42,13 @@ def bring_up(
 
     from fp4forge.core.platform import host_platform
     from fp4forge.launch import starting
-    from fp4forge.launch.phases import Tracker
+    from fp4forge.launch.phases import StartTracker
     from fp4forge.oci import engine
 
     client = engine.connect()
     with console.step("pull") as step:
         step.detail = engine.have(client, made.image, host_platform(), step.report)
-    tracker = Tracker(made.weights, made.seconds)
+    tracker = StartTracker(made.weights, made.seconds)
     try:
         with console.step("start") as step:
             starting.start(made, step.report)
@@ -73,7 +73,7 @@ def bring_up(
     done = msgspec.structs.replace(made, seconds=tracker.seconds)
     done.save()
     if show:
-        _show(done, as_json)
+        _show_deployment(done, as_json)
 
 
 def _interrupted(made: Deployment) -> str:
@@ -109,7 +109,7 @@ def _log_in(made: Deployment) -> None:
         os.environ["OPENAI_API_KEY"] = reading.text(Path(made.key_file), UsageError, 4096).strip()
 
 
-def _show(made: Deployment, as_json: bool) -> None:
+def _show_deployment(made: Deployment, as_json: bool) -> None:
     import msgspec
 
     if as_json:

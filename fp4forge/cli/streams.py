@@ -52,11 +52,11 @@ def prepare() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest free handle is this one
     if sys.stdin is None:
         sys.stdin = open(0, closefd=False)  # noqa: SIM115 - lives as long as the process
-    sys.stdout = _text(_Output(1, "w", closefd=False), sys.stdout)
-    sys.stderr = _text(_Errors(2, "w", closefd=False), sys.stderr)
+    sys.stdout = _text_stream(_Output(1, "w", closefd=False), sys.stdout)
+    sys.stderr = _text_stream(_Errors(2, "w", closefd=False), sys.stderr)
 
 
-def _text(raw: io.FileIO, before: Any) -> io.TextIOWrapper:
+def _text_stream(raw: io.FileIO, before: Any) -> io.TextIOWrapper:
     return io.TextIOWrapper(
         io.BufferedWriter(raw),
         getattr(before, "encoding", None) or "utf-8",

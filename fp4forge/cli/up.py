@@ -16,7 +16,7 @@ from fp4forge.core.console import Console, print_json
 from fp4forge.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from fp4forge.serve.settings import Server
+    from fp4forge.serve.settings import ServerSettings
 
 _UTILIZATION = 0.85
 
@@ -52,9 +52,9 @@ def up(as_json: bool, dry_run: bool, no_smoke: bool, timeout: float, **o: Any) -
     from fp4forge.checkpoint import tensors
     from fp4forge.cli import compose
     from fp4forge.launch import deployment as deployments
-    from fp4forge.launch import machine
+    from fp4forge.launch import this_machine
     from fp4forge.serve import manifest, memory
-    from fp4forge.serve import model as models
+    from fp4forge.serve import model_sizes as models
 
     if o["api_key_file"] and not reading.is_file(o["api_key_file"]):
         raise UsageError(
@@ -63,19 +63,19 @@ def up(as_json: bool, dry_run: bool, no_smoke: bool, timeout: float, **o: Any) -
         )
     console = Console()
     with console.step("gpu") as step:
-        product, number = machine.product(o["product"])
+        product, number = this_machine.product(o["product"])
         step.detail = f"{number} x {product.title}"
     o["product"], own = product.name, o["image"]
-    o["model"] = _model(o, console, dry_run)
+    o["model"] = _model_folder(o, console, dry_run)
     with console.step("image") as step:
-        o["arch"], o["image"], release = _image(o, product.gpu, console, dry_run)
+        o["arch"], o["image"], release = _image_to_serve(o, product.gpu, console, dry_run)
         step.detail = o["image"]
     read = tensors.read(o["model"])
     weights = sum(tensor.size for tensor in read.tensors.values())
     o["utilization"], said = (
         (o["utilization"], "")
         if o["utilization"] is not None
-        else machine.share(product, _UTILIZATION, weights)
+        else this_machine.share(product, _UTILIZATION, weights)
     )
     if said:
         console.say(f"  note  {said}")
@@ -96,20 +96,20 @@ def up(as_json: bool, dry_run: bool, no_smoke: bool, timeout: float, **o: Any) -
             click.echo(text, nl=False)
         return
     _check_running(found)
-    machine.check_port(found.listen, found.port)
+    this_machine.check_port(found.listen, found.port)
     made = deployments.Deployment(
         name=found.name,
         model=str(o["model"]),
         served_name=found.served_name,
         image=found.image,
         release=release,
-        url=f"http://{_reached(found.listen)}:{found.port}",
+        url=f"http://{_reached_address(found.listen)}:{found.port}",
         key_file=found.key_file,
         override=bool(o["override"]),
         weights=weights,
         expected=memory.decode_rate(models.describe(read, o["kv_cache_dtype"]), product, 1, 1024),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
-        seconds=_before(found.name, found.image),
+        seconds=_seconds_before(found.name, found.image),
     )
     new = made.name not in deployments.names()
     made.write(text, override)
@@ -121,12 +121,12 @@ def up(as_json: bool, dry_run: bool, no_smoke: bool, timeout: float, **o: Any) -
             made.remove()
 
 
-def _reached(listen: str) -> str:
+def _reached_address(listen: str) -> str:
     """The address at which this machine reaches a server that listens there."""
     return "127.0.0.1" if listen == "0.0.0.0" else f"[{listen}]" if ":" in listen else listen  # noqa: S104
 
 
-def _model(o: dict[str, Any], console: Console, dry_run: bool) -> Path:
+def _model_folder(o: dict[str, Any], console: Console, dry_run: bool) -> Path:
     """The model's folder; a hub's model is downloaded to it."""
     from fp4forge.checkpoint import fetch
     from fp4forge.core.paths import STATE
@@ -154,7 +154,9 @@ def _model(o: dict[str, Any], console: Console, dry_run: bool) -> Path:
     return Path(target).absolute()
 
 
-def _image(o: dict[str, Any], gpu: str, console: Console, dry_run: bool) -> tuple[str, str, str]:
+def _image_to_serve(
+    o: dict[str, Any], gpu: str, console: Console, dry_run: bool
+) -> tuple[str, str, str]:
     """The image's --arch, the image by digest, and its release."""
     from fp4forge.cli.compose import published
     from fp4forge.core.platform import host_platform
@@ -178,7 +180,7 @@ def _image(o: dict[str, Any], gpu: str, console: Console, dry_run: bool) -> tupl
     if image:
         return arch, image, release
     line = _build_line(o, archs[0], registry)
-    asked = o["build"] or (sys.stdin.isatty() and not dry_run and _agreed(line))
+    asked = o["build"] or (sys.stdin.isatty() and not dry_run and _agrees_to_build(line))
     if not registry or not asked or dry_run:
         raise UsageError(
             f"no image of release {release} for {' or '.join(archs)} on {o['platform']} is here"
@@ -186,7 +188,7 @@ def _image(o: dict[str, Any], gpu: str, console: Console, dry_run: bool) -> tupl
             rule="a server runs a checked image, by digest",
             remedy=f"build.py {' '.join(line)}; or --build, or --image IMAGE",
         )
-    _build(line)
+    _build_image(line)
     return archs[0], manifest.by_digest(f"{repository}:{known[archs[0]][0]}"), release
 
 
@@ -216,18 +218,18 @@ def _build_line(o: dict[str, Any], arch: str, registry: str | None) -> list[str]
     return [*line, "--repo", o["repo"], "--registry", registry or "HOST:PORT", "--push"]
 
 
-def _agreed(line: list[str]) -> bool:
+def _agrees_to_build(line: list[str]) -> bool:
     return click.confirm(f"No image is here. Build one (build.py {' '.join(line)})?", err=True)
 
 
-def _build(line: list[str]) -> None:
+def _build_image(line: list[str]) -> None:
     """Builds in this process, as ``build.py`` does."""
     from fp4forge.cli import cli
 
     cli.main(line, standalone_mode=False)
 
 
-def _before(name: str, image: str) -> dict[str, float]:
+def _seconds_before(name: str, image: str) -> dict[str, float]:
     """Seconds by phase of the last start with the same image."""
     from fp4forge.launch import deployment
 
@@ -237,7 +239,7 @@ def _before(name: str, image: str) -> dict[str, float]:
     return last.seconds if last.image == image else {}
 
 
-def _check_running(found: Server) -> None:
+def _check_running(found: ServerSettings) -> None:
     """Refuses to replace a server that runs."""
     from fp4forge.launch import deployment
 

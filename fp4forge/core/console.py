@@ -19,7 +19,7 @@ WIDTH = 80  # columns that a terminal has
 
 
 @dataclass
-class Step:
+class PipelineStep:
     """One step of the pipeline, as the closing summary shows it; seconds of wall time."""
 
     name: str
@@ -38,7 +38,7 @@ class Console:
     """Shows steps as they run: one live line on a terminal, plain lines elsewhere."""
 
     def __init__(self) -> None:
-        self.steps: list[Step] = []
+        self.steps: list[PipelineStep] = []
 
     @functools.cached_property
     def rich(self) -> Any:
@@ -46,10 +46,10 @@ class Console:
         return rich(stderr=True)
 
     @contextlib.contextmanager
-    def step(self, name: str) -> Iterator[Step]:
+    def step(self, name: str) -> Iterator[PipelineStep]:
         """Times a step and shows its notes until it ends."""
         interrupts.check()
-        step = Step(name)
+        step = PipelineStep(name)
         self.steps.append(step)
         start = time.monotonic()
         stop = threading.Event()
@@ -66,7 +66,7 @@ class Console:
             watcher.join()
             self.say(f"{step.verdict:>6}  {name:<8} {step.seconds:7.1f} s  {step.detail}")
 
-    def _watch(self, step: Step, start: float, stop: threading.Event) -> None:
+    def _watch(self, step: PipelineStep, start: float, stop: threading.Event) -> None:
         if stop.wait(0.3):  # too short to show
             return
         if self.rich.is_terminal:

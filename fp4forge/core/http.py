@@ -20,12 +20,12 @@ from fp4forge.core.text import shown
 GRACE = 0.5
 
 
-class NoAnswer(Exception):
+class NoHttpAnswer(Exception):
     """There is none; the message says why."""
 
 
 @dataclass
-class Answer:
+class HttpAnswer:
     """What came; ``cut`` says why the rest of the content was not read."""
 
     status: int = 0
@@ -35,7 +35,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Limits:
+class HttpLimits:
     """How long an answer may take, and how large it may be."""
 
     seconds: float
@@ -48,26 +48,26 @@ def address(target: str, base: str = "") -> SplitResult:
     """An address in its parts; one without a host is relative to ``base``.
 
     Raises:
-        NoAnswer: it is none.
+        NoHttpAnswer: it is none.
     """
     try:
         found = urlsplit(urljoin(base, target))
         _ = found.port
     except ValueError as error:
-        raise NoAnswer(f"{shown(target, 200)!r} is not an address: {error}") from None
+        raise NoHttpAnswer(f"{shown(target, 200)!r} is not an address: {error}") from None
     return found
 
 
 def ask(
     method: str,
     url: str,
-    limits: Limits,
+    limits: HttpLimits,
     *,
     headers: dict[str, str] | None = None,
     body: bytes | None = None,
     proxies: bool = True,
     until: bytes = b"",
-) -> Answer:
+) -> HttpAnswer:
     """One request and its answer.
 
     Args:
@@ -80,7 +80,7 @@ def ask(
         until: bytes after which a stream has ended, though its connection stays open.
 
     Raises:
-        NoAnswer: no status and headers came in time.
+        NoHttpAnswer: no status and headers came in time.
     """
     exchange = _Exchange(method, url, limits, headers or {}, body, proxies, until)
     thread = threading.Thread(target=exchange.run, daemon=True)
@@ -88,9 +88,9 @@ def ask(
     thread.join(limits.seconds + GRACE)
     exchange.over = True
     if exchange.error and not exchange.answer.status:
-        raise NoAnswer(exchange.error)
+        raise NoHttpAnswer(exchange.error)
     if not exchange.answer.status:
-        raise NoAnswer(f"no answer within {limits.seconds:g} s")
+        raise NoHttpAnswer(f"no answer within {limits.seconds:g} s")
     answer = replace(exchange.answer, content=bytes(exchange.content))  # the thread may go on
     if thread.is_alive():
         answer.cut = f"no end within {limits.seconds:g} s"
@@ -103,13 +103,13 @@ def ask(
 class _Exchange:
     method: str
     url: str
-    limits: Limits
+    limits: HttpLimits
     headers: dict[str, str]
     body: bytes | None
     proxies: bool
     until: bytes
     content: bytearray = field(default_factory=bytearray)
-    answer: Answer = field(default_factory=Answer)
+    answer: HttpAnswer = field(default_factory=HttpAnswer)
     error: str = ""
     over: bool = False  # nobody waits for it any more
 
@@ -133,14 +133,14 @@ class _Exchange:
             what = "end" if self.answer.status else "answer"
             self.error = f"no {what} within {self.limits.seconds:g} s"
         except (
-            NoAnswer,
+            NoHttpAnswer,
             OSError,
             ValueError,
             urllib3.exceptions.HTTPError,
             http.client.HTTPException,
         ) as error:
             # OSError: requests' own are, and that of a CA bundle which is not there.
-            self.error = _reason(error)
+            self.error = _network_reason(error)
 
     def _follow(self, target: str) -> None:
         old, new = urlsplit(self.url), address(target, self.url)
@@ -181,7 +181,7 @@ class _Exchange:
         return ""
 
 
-def _reason(error: BaseException) -> str:
+def _network_reason(error: BaseException) -> str:
     """Why, in the words of the innermost cause."""
     while inner := [
         arg

@@ -68,7 +68,7 @@ def opened(path: Path, kind: Kind, where: str = "") -> io.BufferedReader:
     mode = os.fstat(handle).st_mode
     if not stat.S_ISREG(mode):
         os.close(handle)
-        raise kind(f"{where} is {_what(mode)}", rule="a plain file")
+        raise kind(f"{where} is {_file_kind(mode)}", rule="a plain file")
     try:
         os.pread(handle, 1, 0)  # some of /proc's files are pipes in all but name
     except OSError as error:
@@ -109,7 +109,7 @@ def json_file(path: Path, shape: type[T], kind: Kind, limit: int = CONFIG_BYTES)
     return json(content(path, kind, limit), shape, shown(path, 300), kind)
 
 
-class Named(Protocol):
+class HasName(Protocol):
     """What has the name of the folder that it is kept in."""
 
     @property
@@ -117,7 +117,7 @@ class Named(Protocol):
         """That name."""
 
 
-N = TypeVar("N", bound=Named)
+N = TypeVar("N", bound=HasName)
 
 
 def record(path: Path, shape: type[N], kind: Kind) -> N:
@@ -185,7 +185,7 @@ def yaml(data: str, where: str, kind: Kind) -> Any:
 
     try:
         # First: deep nesting overflows the C loader's stack, and merged aliases its memory.
-        _measure(parser.parse(data, parser.CSafeLoader), where, kind)
+        _check_nesting(parser.parse(data, parser.CSafeLoader), where, kind)
         return parser.load(data, parser.CSafeLoader)
     except parser.YAMLError as error:
         raise kind(f"{where} is not YAML: {shown(error, 300)}") from None
@@ -193,7 +193,7 @@ def yaml(data: str, where: str, kind: Kind) -> Any:
         raise kind(f"{where}: a YAML value has no meaning: {shown(error, 200)}") from None
 
 
-def _measure(events: Any, where: str, kind: Kind) -> None:
+def _check_nesting(events: Any, where: str, kind: Kind) -> None:
     """Refuses nesting, and values that hold themselves or many copies of others."""
     import yaml as parser
 
@@ -232,6 +232,6 @@ def _field(error: msgspec.ValidationError) -> str:
     return f"{shown(name, 200)}: {text_}" if name else text_
 
 
-def _what(mode: int) -> str:
+def _file_kind(mode: int) -> str:
     names = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
     return names.get(stat.S_IFMT(mode), "a device")

@@ -26,7 +26,7 @@ def folder(parent: Path, prefix: str) -> Iterator[Path]:
         prefix: how the folder's name begins, which no other file there has.
     """
     sweep(parent, prefix)
-    made, lock = _make(parent, prefix)
+    made, lock = _make_scratch(parent, prefix)
     try:
         yield made
     finally:
@@ -36,7 +36,7 @@ def folder(parent: Path, prefix: str) -> Iterator[Path]:
 
 def sweep(parent: Path, prefix: str) -> None:
     """Removes the folders of that prefix whose owner is dead."""
-    for path in _own(parent, prefix):
+    for path in _own_folder(parent, prefix):
         lock = _lock(path)
         if lock is not None:
             shutil.rmtree(path, ignore_errors=True)
@@ -78,7 +78,7 @@ def _restore(before: str | None, variable: str | None) -> None:
         os.environ["TMPDIR"] = variable
 
 
-def _own(parent: Path, prefix: str) -> Iterator[Path]:
+def _own_folder(parent: Path, prefix: str) -> Iterator[Path]:
     try:
         entries = list(os.scandir(parent))
     except OSError:
@@ -107,7 +107,7 @@ def _lock(path: Path) -> int | None:
     return handle
 
 
-def _make(parent: Path, prefix: str) -> tuple[Path, int]:
+def _make_scratch(parent: Path, prefix: str) -> tuple[Path, int]:
     for _ in range(100):
         made = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
         lock = _lock(made)

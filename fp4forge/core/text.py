@@ -38,16 +38,16 @@ def shown(text: object, limit: int = SHOWN_CHARACTERS) -> str:
     """
     whole = str(text)
     line = _SPACE.sub(" ", whole[: 4 * limit]).strip()
-    return _cut(_STEERING.sub(_escape, line[:limit]), whole, len(line) > limit)
+    return _cut_text(_STEERING.sub(_escape, line[:limit]), whole, len(line) > limit)
 
 
 def block(text: object, limit: int = SHOWN_CHARACTERS) -> str:
     """The same for text of several lines: its line breaks stay, and nothing else moves a cursor."""
     whole = str(text)
-    return _cut(_STEERING.sub(_escape, whole[:limit]), whole, len(whole) > limit)
+    return _cut_text(_STEERING.sub(_escape, whole[:limit]), whole, len(whole) > limit)
 
 
-def _cut(kept: str, whole: str, cut: bool) -> str:
+def _cut_text(kept: str, whole: str, cut: bool) -> str:
     return f"{kept}… ({len(whole):,} characters)" if cut else kept
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fp4forge.doctor import facts
-from fp4forge.doctor.diagnosis import NOTE, Finding, check, read_log
+from fp4forge.doctor.diagnosis import NOTE, Diagnosis, check, read_log
 from fp4forge.doctor.evidence import Evidence
 from fp4forge.inputs import switches
 from fp4forge.kernels.gpus import GPUS
-from fp4forge.models import backends
+from fp4forge.models import backend_answers
 
 # Environment variables that choose, by what they decide (models/switches.yaml).
 _VARIABLES = {
@@ -20,10 +20,10 @@ _VARIABLES = {
 
 
 @check
-def selected(found: Evidence) -> Iterator[Finding]:
+def selected(found: Evidence) -> Iterator[Diagnosis]:
     """A backend that vLLM would not select by itself, and that nothing given asks for."""
-    gpu = _gpu(found)
-    answer = backends.find(found.version, gpu, facts.family_name(found)) if gpu else None
+    gpu = _one_gpu(found)
+    answer = backend_answers.find(found.version, gpu, facts.family_name(found)) if gpu else None
     if answer is None:
         return
     log = read_log(found.parsed.text)
@@ -36,36 +36,36 @@ def selected(found: Evidence) -> Iterator[Finding]:
         # A cache type that was not asked for says nothing of attention.
         decisions = [one for one in answer.of(kind) if one.cache in ("", cache)]
         predicted = [one.selected for one in decisions]
-        if not name or not predicted or name in predicted or _asked(found, kind):
+        if not name or not predicted or name in predicted or _backend_demanded(found, kind):
             continue
         option = next((o for one in decisions if (o := one.option(name))), None)
         refused = f"; of {name} it says: {option.reason}" if option and option.reason else ""
-        yield Finding(
+        yield Diagnosis(
             "another-backend",
             NOTE,
             f"the log names {name} for {kind}",
             f"vLLM {found.version} itself selects {' or '.join(dict.fromkeys(predicted))} on {gpu}"
             f" for this family{refused}: an unseen setting chose it, or this is another vLLM",
-            f"{_choice(found.version, kind)}build.py backends --kept --release"
+            f"{_backend_flag(found.version, kind)}build.py backends --kept --release"
             f" {found.version} --gpu {gpu} --family {answer.family} shows the alternatives",
             "releases/backends, vLLM's own selection code",
         )
 
 
-def _gpu(found: Evidence) -> str:
+def _one_gpu(found: Evidence) -> str:
     """The GPU, if all that were listed are of one chip."""
     capabilities = {gpu.capability for gpu in found.gpus}
     return next((g.name for g in GPUS.values() if {g.label} == capabilities), "")
 
 
-def _choice(version: str, kind: str) -> str:
+def _backend_flag(version: str, kind: str) -> str:
     """The flag that chooses, if the release has it."""
-    flag, known = backends.FLAGS[kind], switches.load(version)
+    flag, known = backend_answers.FLAGS[kind], switches.load(version)
     return f"{flag} says which; " if known and known.flag(flag) else ""
 
 
-def _asked(found: Evidence, kind: str) -> bool:
-    flag = backends.FLAGS[kind].removeprefix("--")
+def _backend_demanded(found: Evidence, kind: str) -> bool:
+    flag = backend_answers.FLAGS[kind].removeprefix("--")
     given = facts.setting(found, flag)
     return given not in (None, "auto") or any(
         name in found.environment for name in _VARIABLES[kind]

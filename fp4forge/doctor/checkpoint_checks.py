@@ -12,7 +12,7 @@ from fp4forge.checkpoint import inspect
 from fp4forge.core.errors import ForgeError
 from fp4forge.core.text import shown
 from fp4forge.doctor import facts
-from fp4forge.doctor.diagnosis import ERROR, Finding, check, line_of
+from fp4forge.doctor.diagnosis import ERROR, Diagnosis, check, line_of
 from fp4forge.doctor.evidence import Evidence
 
 _LOADED = r"Loading weights took|Application startup complete"
@@ -20,17 +20,17 @@ _NEWER = "needs-newer-vllm"  # the doctor asks about the server's own vLLM
 
 
 @check
-def checkpoint(found: Evidence) -> Iterator[Finding]:
+def checkpoint(found: Evidence) -> Iterator[Diagnosis]:
     """A format that this vLLM does not load, or a checkpoint that is not whole."""
     if line_of(found, _LOADED):
         return
     for folder, _ in facts.folders(found):
-        seen = _inspected(folder)
+        seen = _inspected_checkpoint(folder)
         if seen is None:
             continue
         where = shown(folder, 300)
         if found.version and seen.since and Version(found.version) < Version(seen.since):
-            yield Finding(
+            yield Diagnosis(
                 "checkpoint-format",
                 ERROR,
                 f"{where}: {seen.format}",
@@ -40,7 +40,7 @@ def checkpoint(found: Evidence) -> Iterator[Finding]:
             )
         broken = [f for f in seen.findings if f.severity == inspect.ERROR and f.id != _NEWER]
         if broken:
-            yield Finding(
+            yield Diagnosis(
                 "checkpoint",
                 ERROR,
                 f"{where}: " + ", ".join(f.id for f in broken),
@@ -50,7 +50,7 @@ def checkpoint(found: Evidence) -> Iterator[Finding]:
 
 
 @lru_cache(maxsize=8)
-def _inspected(folder: Path) -> inspect.Inspection | None:
+def _inspected_checkpoint(folder: Path) -> inspect.Inspection | None:
     """What checkpoint inspect says; None without weights here."""
     try:
         return inspect.inspect(folder)

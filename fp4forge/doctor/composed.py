@@ -12,7 +12,7 @@ from msgspec import Struct
 from fp4forge.core import reading
 from fp4forge.core.errors import UsageError
 from fp4forge.core.text import shown
-from fp4forge.doctor import command as commands
+from fp4forge.doctor import command_line as commands
 from fp4forge.doctor import variables
 from fp4forge.doctor.evidence import Evidence, Mount
 from fp4forge.doctor.variables import UNKNOWN
@@ -76,32 +76,33 @@ def from_text(text: str, where: str, folder: Path) -> Evidence:
     usable = [s for s in services.values() if isinstance(s, dict) and s.get("image")]
     if not usable:
         raise UsageError(f"{where}: no service has an image", rule="a compose file")
-    chosen = min(usable, key=_rank)  # the first of the best
+    chosen = min(usable, key=_service_rank)  # the first of the best
     known = variables.environment(folder)
     service = reading.shaped(variables.resolve(chosen, known), _Service, where, UsageError)
     given = variables_of(service, folder)
-    words = commands.words([*_list(service.entrypoint), *_list(service.command)])
+    words = commands.words([*_command_list(service.entrypoint), *_command_list(service.command)])
     # What no variable here decides is left out.
     image = "" if UNKNOWN in service.image else service.image
-    requested, count = _requested(service, given)
+    requested, count = _gpus_requested(service, given)
     return Evidence(
         image=image,
         environment=given,
         command=commands.served(image, words, service.entrypoint is not None),
         mounts=[
-            _mount(entry, raw, folder)
+            _compose_mount(entry, raw, folder)
             for entry, raw in zip(service.volumes or (), chosen.get("volumes") or (), strict=True)
         ],
-        shm_bytes=_bytes(service.shm_size),
-        memory_limit=_bytes(service.mem_limit) or _bytes(_limit(service.deploy)),
-        open_files=_nofile(service.ulimits),
-        ipc=_text(service.ipc),
+        shm_bytes=_compose_bytes(service.shm_size),
+        memory_limit=_compose_bytes(service.mem_limit)
+        or _compose_bytes(_memory_limit(service.deploy)),
+        open_files=_soft_nofile(service.ulimits),
+        ipc=_scalar_text(service.ipc),
         gpu_requested=requested,
         gpu_count=count,
     )
 
 
-def _rank(service: dict[str, Any]) -> int:
+def _service_rank(service: dict[str, Any]) -> int:
     """0 for a service that serves a model by image or command, 1 if it only mentions vLLM."""
     runs = f"{service.get('image')} {service.get('command')} {service.get('entrypoint')}"
     return 0 if "vllm" in runs else 1 if "vllm" in str(service) else 2
@@ -119,17 +120,17 @@ def variables_of(service: _Service, folder: Path) -> dict[str, str]:
     if isinstance(given, list):
         pairs = (str(entry).partition("=") for entry in given)
         given = {name: value for name, equals, value in pairs if equals}
-    out |= {name: _text(value) for name, value in given.items() if value is not None}
+    out |= {name: _scalar_text(value) for name, value in given.items() if value is not None}
     return {name: value for name, value in out.items() if UNKNOWN not in value}
 
 
-def _requested(service: _Service, given: dict[str, str]) -> tuple[bool, int | None]:
+def _gpus_requested(service: _Service, given: dict[str, str]) -> tuple[bool, int | None]:
     """Whether the service asks for a GPU, in any of compose's ways, and for how many."""
-    devices = _reserved(service.deploy)
+    devices = _reserved_devices(service.deploy)
     if isinstance(service.gpus, list):
         devices += [entry for entry in service.gpus if isinstance(entry, dict)]
     if devices:
-        counts = [_count(entry) for entry in devices]
+        counts = [_gpu_count(entry) for entry in devices]
         return True, None if None in counts else sum(n for n in counts if n)
     if (
         service.gpus
@@ -144,21 +145,21 @@ def _requested(service: _Service, given: dict[str, str]) -> tuple[bool, int | No
     return False, None
 
 
-def _limit(deploy: Any) -> _Scalar:
+def _memory_limit(deploy: Any) -> _Scalar:
     """``deploy.resources.limits.memory``."""
     for name in ("resources", "limits", "memory"):
         deploy = deploy.get(name) if isinstance(deploy, dict) else None
     return deploy if isinstance(deploy, str | int) else None
 
 
-def _nofile(ulimits: Any) -> int | None:
+def _soft_nofile(ulimits: Any) -> int | None:
     """The soft limit of open files, in both of compose's forms."""
     given = ulimits.get("nofile") if isinstance(ulimits, dict) else None
     soft = str(given.get("soft") if isinstance(given, dict) else given)
     return int(soft) if re.fullmatch("[0-9]{1,12}", soft) else None
 
 
-def _reserved(deploy: Any) -> list[Any]:
+def _reserved_devices(deploy: Any) -> list[Any]:
     for name in ("resources", "reservations", "devices"):
         deploy = deploy.get(name) if isinstance(deploy, dict) else None
     found = (
@@ -167,7 +168,7 @@ def _reserved(deploy: Any) -> list[Any]:
     return [e for e in found if re.search("gpu|nvidia|cdi", f"{e.get('capabilities')} {e}", re.I)]
 
 
-def _count(entry: dict[str, Any]) -> int | None:
+def _gpu_count(entry: dict[str, Any]) -> int | None:
     ids = entry.get("device_ids")
     if isinstance(ids, list) and ids and not any("all" in str(name) for name in ids):
         return len(ids)
@@ -175,20 +176,24 @@ def _count(entry: dict[str, Any]) -> int | None:
     return int(count) if re.fullmatch("[0-9]{1,4}", count) else None
 
 
-def _text(value: _Scalar) -> str:
+def _scalar_text(value: _Scalar) -> str:
     return "" if value is None else str(value)
 
 
-def _list(command: str | list[_Scalar] | None) -> list[str]:
+def _command_list(command: str | list[_Scalar] | None) -> list[str]:
     if isinstance(command, str):
         return commands.split(command.replace("\\\n", " "))
-    return [_text(word) for word in command or ()]
+    return [_scalar_text(word) for word in command or ()]
 
 
-def _mount(entry: str | _Volume, raw: Any, folder: Path) -> Mount:
+def _compose_mount(entry: str | _Volume, raw: Any, folder: Path) -> Mount:
     certain = "$" not in str(raw)
     if isinstance(entry, _Volume):
-        source, target, kind = _text(entry.source), _text(entry.target), _text(entry.type) or "bind"
+        source, target, kind = (
+            _scalar_text(entry.source),
+            _scalar_text(entry.target),
+            _scalar_text(entry.type) or "bind",
+        )
     else:
         source, _, target = entry.partition(":")
         target, kind = target.partition(":")[0], ""
@@ -200,8 +205,10 @@ def _mount(entry: str | _Volume, raw: Any, folder: Path) -> Mount:
     return Mount(source, target, kind, certain)
 
 
-def _bytes(text: _Scalar) -> int | None:
-    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([kmg]?)i?b?", _text(text).lower())
+def _compose_bytes(text: _Scalar) -> int | None:
+    match = re.fullmatch(
+        r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([kmg]?)i?b?", _scalar_text(text).lower()
+    )
     if not match:
         return None
     return int(float(match[1]) * {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}[match[2]])

@@ -37,7 +37,7 @@ def from_text(data: bytes, where: str) -> Evidence:
     text = evidence.decoded(data)
     if kubernetes.is_description(text):
         return kubernetes.from_description(text)
-    found = _values(text, where)
+    found = _documents_in(text, where)
     if isinstance(found, dict) and (pod := kubernetes.pod(found)):
         return kubernetes.from_object(pod)
     try:
@@ -46,7 +46,7 @@ def from_text(data: bytes, where: str) -> Evidence:
         raise UsageError(error.message, rule=inspected.FORM) from None
 
 
-def _values(text: str, where: str) -> object:
+def _documents_in(text: str, where: str) -> object:
     """The JSON in a text, as one value or one on each line, or its YAML.
 
     Raises:
@@ -82,6 +82,6 @@ def container(name: str) -> Evidence:
             f"container {shown(name, 200)!r} does not exist", remedy="docker ps --all lists them"
         ) from None
     out.records = acquire.records_of(found)
-    out.inputs = [evidence.Given(f"container {name}", inspected.summary(out))]
+    out.inputs = [evidence.GivenEvidence(f"container {name}", inspected.summary(out))]
     out.url = out.address
     return out

@@ -15,7 +15,7 @@ SYMPTOMS = ("exited", "unhealthy", "restarts", "stall", "tool-call", "needle")
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """One thing that is wrong: what was seen, why it happens, what to do, and who says so."""
 
     id: str
@@ -57,7 +57,7 @@ def read_log(text: str) -> LogFacts:
     )
 
 
-Check = Callable[[Evidence], Iterator[Finding]]
+Check = Callable[[Evidence], Iterator[Diagnosis]]
 CHECKS: list[Check] = []
 
 

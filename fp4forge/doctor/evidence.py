@@ -10,14 +10,14 @@ from pathlib import Path
 from fp4forge.core import reading
 from fp4forge.core.errors import UsageError
 from fp4forge.core.limits import LOG_BYTES, LOG_LINE_CHARACTERS
-from fp4forge.doctor import command as commands
+from fp4forge.doctor import command_line as commands
 from fp4forge.doctor import logs
-from fp4forge.doctor.host import Host
-from fp4forge.doctor.live import Live
-from fp4forge.doctor.smi import Gpu
+from fp4forge.doctor.host import HostResources
+from fp4forge.doctor.live import LiveServer
+from fp4forge.doctor.smi import SmiGpu
 from fp4forge.oci import acquire
 
-__all__ = ["Evidence", "Given", "Gpu", "Mount", "as_log", "digest", "read_log"]
+__all__ = ["Evidence", "GivenEvidence", "Mount", "SmiGpu", "as_log", "digest", "read_log"]
 
 _VERSION = re.compile(r"[0-9]{1,4}\.[0-9]{1,4}\.[0-9]{1,4}")
 _SAID = re.compile(
@@ -36,7 +36,7 @@ class Mount:
 
 
 @dataclass(frozen=True)
-class Given:
+class GivenEvidence:
     """One thing that was handed over, what it contributed, and the form that can be read."""
 
     name: str
@@ -65,17 +65,21 @@ class Evidence:
     events: list[str] = field(default_factory=list)  # of Kubernetes
     log: str | None = None
     url: str = ""
-    live: Live | None = None  # what the server at ``url`` answered
+    live: LiveServer | None = None  # what the server at ``url`` answered
     address: str = ""  # where the container's server is published on this host
-    gpus: list[Gpu] = field(default_factory=list)
+    gpus: list[SmiGpu] = field(default_factory=list)
     smi_failed: str = ""  # what nvidia-smi said in place of GPUs
-    records: acquire.Records = field(default_factory=acquire.Records)  # plan.json etc. of the image
-    host: Host = field(default_factory=Host)  # the machine that it runs on, if that is this one
+    records: acquire.ImageRecords = field(
+        default_factory=acquire.ImageRecords
+    )  # plan.json etc. of the image
+    host: HostResources = field(
+        default_factory=HostResources
+    )  # the machine that it runs on, if that is this one
     memory_limit: int | None = None  # of the container, bytes; it may be above the host's memory
     open_files: int | None = None  # that the server may have
     shm_free: int | None = None  # bytes
     pid: int | None = None  # of the container's first process, on its host
-    inputs: list[Given] = field(default_factory=list)
+    inputs: list[GivenEvidence] = field(default_factory=list)
 
     @property
     def version(self) -> str:
@@ -89,7 +93,7 @@ class Evidence:
         return tag[1] if tag else ""
 
     @property
-    def parsed(self) -> logs.Log:
+    def parsed(self) -> logs.ServerLog:
         """The log, by lines."""
         return logs.parse(self.log or "")
 

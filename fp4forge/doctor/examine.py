@@ -16,7 +16,7 @@ from fp4forge.doctor import (
     setup_checks,
     verdict,
 )
-from fp4forge.doctor.diagnosis import CHECKS, ERROR, NOTE, WARNING, Finding
+from fp4forge.doctor.diagnosis import CHECKS, ERROR, NOTE, WARNING, Diagnosis
 from fp4forge.doctor.evidence import Evidence
 
 __all__ = [
@@ -38,7 +38,7 @@ __all__ = [
 judge = verdict.judge
 
 
-def examine(found: Evidence) -> list[Finding]:
+def examine(found: Evidence) -> list[Diagnosis]:
     """Every finding, the worst first."""
     findings = [finding for look in CHECKS for finding in look(found)]
     return sorted(findings, key=lambda f: (ERROR, WARNING, NOTE).index(f.severity))

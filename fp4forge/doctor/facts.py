@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fp4forge.checkpoint import config as configs
 from fp4forge.core.errors import CheckpointError
-from fp4forge.doctor import command as commands
+from fp4forge.doctor import command_line as commands
 from fp4forge.doctor.evidence import Evidence
 from fp4forge.kernels.gpus import PRODUCTS
 from fp4forge.models import family
@@ -29,7 +29,7 @@ _COMPONENTS = {
 
 
 @dataclass(frozen=True)
-class Split:
+class LoggedSplit:
     """How many GPUs the flags ask for, and on how many machines."""
 
     tensor: int
@@ -77,7 +77,7 @@ def folders(found: Evidence) -> Iterator[tuple[Path, bool]]:
             yield Path(mount.source + name[len(target) :]), mount.here
 
 
-def config(found: Evidence) -> configs.Config | None:
+def config(found: Evidence) -> configs.ModelConfig | None:
     """The model's config.json, if this host has it."""
     for folder, _ in folders(found):
         try:
@@ -144,16 +144,18 @@ def capabilities(found: Evidence) -> set[str]:
     return {g.capability for g in found.gpus if g.capability}
 
 
-def split(found: Evidence) -> Split:
+def split(found: Evidence) -> LoggedSplit:
     """How the flags divide the model; 1 for what they do not say."""
-    return Split(
-        _count(setting(found, "tensor-parallel-size")),
-        _count(setting(found, "pipeline-parallel-size")),
-        _count(setting(found, "nnodes")),
+    return LoggedSplit(
+        _flag_number(setting(found, "tensor-parallel-size")),
+        _flag_number(setting(found, "pipeline-parallel-size")),
+        _flag_number(setting(found, "nnodes")),
         setting(found, "distributed-executor-backend") == "ray",
-        _count(setting(found, "data-parallel-size-local") or setting(found, "data-parallel-size")),
+        _flag_number(
+            setting(found, "data-parallel-size-local") or setting(found, "data-parallel-size")
+        ),
     )
 
 
-def _count(text: str | None) -> int:
+def _flag_number(text: str | None) -> int:
     return int(text) if text and re.fullmatch("[1-9][0-9]{0,3}", text) else 1

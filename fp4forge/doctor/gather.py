@@ -8,7 +8,7 @@ from pathlib import Path
 from fp4forge.core.text import shown
 from fp4forge.doctor import composed, described, facts, host, inspected, live, logs, smi
 from fp4forge.doctor import evidence as _evidence
-from fp4forge.doctor.evidence import Evidence, Given
+from fp4forge.doctor.evidence import Evidence, GivenEvidence
 from fp4forge.oci import acquire
 
 LOG_FORM = "what the server printed: docker logs, docker compose logs, kubectl logs or journalctl"
@@ -17,7 +17,7 @@ _DESCRIBED = ("image", "labels", "environment", "command", "mounts", "status", "
 
 
 @dataclass(frozen=True)
-class Handed:
+class EvidenceSources:
     """What the command line names."""
 
     container: str | None = None
@@ -33,16 +33,16 @@ class Handed:
         return any((self.container, self.inspection, self.compose_file, self.url, self.logs))
 
 
-def evidence(handed: Handed) -> Evidence:
+def evidence(handed: EvidenceSources) -> Evidence:
     """All the evidence together.
 
     Raises:
         ForgeError: a file cannot be read, or is something else.
     """
-    found = _described(handed)
+    found = _describe_container(handed)
     if handed.logs:
         found.log = _evidence.read_log(handed.logs)
-        found.inputs.append(Given(f"log {handed.logs}", log_facts(found), LOG_FORM))
+        found.inputs.append(GivenEvidence(f"log {handed.logs}", log_facts(found), LOG_FORM))
     if handed.url:
         found.url = handed.url
     if handed.smi:
@@ -58,34 +58,36 @@ def take_smi(found: Evidence, text: str, name: str) -> None:
     found.gpus, found.smi_failed = smi.gpus(text), shown(smi.failure(text), 300)
     said = [f"{g.name}, driver {g.driver or 'unknown'}" for g in found.gpus]
     said += ["a failure"] if found.smi_failed else []
-    found.inputs.append(Given(name, tuple(said), smi.FORM))
+    found.inputs.append(GivenEvidence(name, tuple(said), smi.FORM))
 
 
-def _this_machine(handed: Handed, found: Evidence) -> None:
+def _this_machine(handed: EvidenceSources, found: Evidence) -> None:
     """What this machine reports, if the server runs here; of a saved file nothing says so."""
     if handed.container and host.has_engine():
-        own = host.limits(found.pid) if found.pid else host.Limits()
+        own = host.limits(found.pid) if found.pid else host.ProcessLimits()
         found.open_files = own.open_files or found.open_files
         found.memory_limit = own.memory or found.memory_limit
         found.shm_free = own.shm_free
     elif not host.is_url(handed.url or ""):
         if not handed.compose_file:
             return
-        found.host = host.Host(disks=_disks(found))  # a compose file is about to be started here
+        found.host = host.HostResources(
+            disks=_mounted_disks(found)
+        )  # a compose file is about to be started here
         return
     found.host = host.here()
-    found.host.disks = _disks(found)
+    found.host.disks = _mounted_disks(found)
     found.gpus = found.gpus or host.cards()
 
 
-def _disks(found: Evidence) -> dict[str, int]:
+def _mounted_disks(found: Evidence) -> dict[str, int]:
     """What the disks of the mounted folders of this machine have left."""
     folders = {mount.source for mount in found.mounts if mount.here and mount.kind == "bind"}
     sizes = {folder: host.free(folder) for folder in sorted(folders)}
     return {folder: size for folder, size in sizes.items() if size is not None}
 
 
-def _described(handed: Handed) -> Evidence:
+def _describe_container(handed: EvidenceSources) -> Evidence:
     if handed.container:
         found = described.container(handed.container)
         found.inputs += [recorded(found)] if found.records.contents else []
@@ -93,34 +95,36 @@ def _described(handed: Handed) -> Evidence:
     if handed.inspection:
         found = described.read_inspect(handed.inspection)
         name, form = f"inspect {handed.inspection}", inspected.FORM
-        found.inputs.append(Given(name, inspected.summary(found), form))
+        found.inputs.append(GivenEvidence(name, inspected.summary(found), form))
         if handed.compose_file:
-            _complete(found, described.from_compose(handed.compose_file), handed.compose_file)
+            _complete_from_compose(
+                found, described.from_compose(handed.compose_file), handed.compose_file
+            )
         return found
     if handed.compose_file:
         found = described.from_compose(handed.compose_file)
         name = f"compose file {handed.compose_file}"
-        found.inputs.append(Given(name, inspected.summary(found), composed.FORM))
+        found.inputs.append(GivenEvidence(name, inspected.summary(found), composed.FORM))
         return found
     return Evidence()
 
 
-def _complete(found: Evidence, other: Evidence, path: Path) -> None:
+def _complete_from_compose(found: Evidence, other: Evidence, path: Path) -> None:
     """Fills what the running container's description lacks from its compose file."""
     for name in _DESCRIBED:
         if not getattr(found, name):
             setattr(found, name, getattr(other, name))
     form = composed.FORM
-    found.inputs.append(Given(f"compose file {path}", inspected.summary(other), form))
+    found.inputs.append(GivenEvidence(f"compose file {path}", inspected.summary(other), form))
 
 
-def recorded(found: Evidence) -> Given:
+def recorded(found: Evidence) -> GivenEvidence:
     """What the image's records contributed.
 
     Raises:
         BinaryError: one of them is damaged.
     """
-    plan, ledger = found.records.plan, found.records.ledger or acquire.Ledger()
+    plan, ledger = found.records.plan, found.records.ledger or acquire.RecordedLedger()
     served = [name for name, verdicts in ledger.gpus.items() if verdicts.get("ok")]
     said = [
         f"release {plan.release}" if plan.release else "",
@@ -128,7 +132,7 @@ def recorded(found: Evidence) -> Given:
         f"{len(found.records.patches.files)} patched files" if found.records.patches.files else "",
     ]
     form = f"what {acquire.FOLDER} in the image holds"
-    return Given("the image's records", tuple(shown(one, 200) for one in said if one), form)
+    return GivenEvidence("the image's records", tuple(shown(one, 200) for one in said if one), form)
 
 
 def log_facts(found: Evidence) -> tuple[str, ...]:

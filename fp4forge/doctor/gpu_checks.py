@@ -9,7 +9,7 @@ from fp4forge.doctor import facts
 from fp4forge.doctor.diagnosis import (
     ERROR,
     WARNING,
-    Finding,
+    Diagnosis,
     check,
     failed_line,
     line_of,
@@ -23,7 +23,7 @@ _USED = r"for NVFP4 GEMM|GPU KV cache size|Loading weights took|NvFp4 MoE backen
 
 
 @check
-def gpu(found: Evidence) -> Iterator[Finding]:
+def gpu(found: Evidence) -> Iterator[Diagnosis]:
     """No GPU in the container."""
     line = failed_line(
         found,
@@ -32,7 +32,7 @@ def gpu(found: Evidence) -> Iterator[Finding]:
     )
     asked = found.gpu_requested is not False or bool(line_of(found, _USED)) or found.ready
     if line or not asked:
-        yield Finding(
+        yield Diagnosis(
             "no-gpu",
             ERROR,
             line or "the container asks for no GPU",
@@ -64,26 +64,26 @@ _FAILURES = (
 
 
 @check
-def smi_failed(found: Evidence) -> Iterator[Finding]:
+def smi_failed(found: Evidence) -> Iterator[Diagnosis]:
     """nvidia-smi itself fails."""
     if found.smi_failed:
         cause, fix = next(rest for words, *rest in _FAILURES if re.search(words, found.smi_failed))
-        yield Finding("nvidia-smi", ERROR, found.smi_failed, cause, fix)
+        yield Diagnosis("nvidia-smi", ERROR, found.smi_failed, cause, fix)
 
 
 @check
-def blackwell(found: Evidence) -> Iterator[Finding]:
+def blackwell(found: Evidence) -> Iterator[Diagnosis]:
     """A GPU without FP4 tensor cores, for an NVFP4 model."""
     refused = failed_line(found, r"has no FP4 tensor cores")
     weak = [g for g in found.gpus if g.capability and float(g.capability) < 10]
     facts_ = read_log(found.parsed.text)
     marlin = "marlin" in facts_.linear.lower()
     # Marlin for the experts is a choice, and says nothing of the GPU; nor does a forced backend.
-    said = "" if found.gpus or not marlin or _forced(found) else _unsupported(found)
-    if not (weak or refused or said) or not _fp4(found):
+    said = "" if found.gpus or not marlin or _marlin_chosen(found) else _unsupported_gpus(found)
+    if not (weak or refused or said) or not _is_nvfp4(found):
         return
     names = ", ".join(f"{g.name} (compute capability {g.capability})" for g in weak)
-    yield Finding(
+    yield Diagnosis(
         "not-blackwell",
         ERROR if refused else WARNING,  # vLLM serves it weight-only, with Marlin
         refused or names or said,
@@ -92,11 +92,11 @@ def blackwell(found: Evidence) -> Iterator[Finding]:
     )
 
 
-def _unsupported(found: Evidence) -> str:
+def _unsupported_gpus(found: Evidence) -> str:
     return line_of(found, r"does not have native support for FP4")
 
 
-def _fp4(found: Evidence) -> bool:
+def _is_nvfp4(found: Evidence) -> bool:
     """Whether the model is NVFP4, by its name, the flags, the log or the image."""
     named = f"{facts.model(found)} {facts.setting(found, 'quantization') or ''}".lower()
     if re.search(r"nvfp4|modelopt_(?:fp4|mixed)", named) or "io.fp4forge.release" in found.labels:
@@ -104,21 +104,21 @@ def _fp4(found: Evidence) -> bool:
     return bool(line_of(found, r"NVFP4|NvFp4|(?:native support for|no) FP4\b"))
 
 
-def _forced(found: Evidence) -> bool:
+def _marlin_chosen(found: Evidence) -> bool:
     """Whether Marlin is chosen for linear layers."""
     forced = found.environment.get("VLLM_NVFP4_GEMM_BACKEND", "") == "marlin"
     return forced or facts.setting(found, "linear-backend") == "marlin"
 
 
 @check
-def linear_backend(found: Evidence) -> Iterator[Finding]:
+def linear_backend(found: Evidence) -> Iterator[Diagnosis]:
     """Marlin for linear layers, on a GPU with native FP4."""
     backend = read_log(found.parsed.text).linear
     weak = any(g.capability and float(g.capability) < 10 for g in found.gpus)
     native = bool(found.gpus) and not weak
-    chosen = _forced(found)
+    chosen = _marlin_chosen(found)
     if not weak and (chosen or ("marlin" in backend.lower() and native)):
-        yield Finding(
+        yield Diagnosis(
             "linear-backend",
             WARNING,
             f"{backend} for NVFP4 GEMM" if backend else "Marlin is forced for linear layers",
@@ -130,7 +130,7 @@ def linear_backend(found: Evidence) -> Iterator[Finding]:
 
 
 @check
-def driver(found: Evidence) -> Iterator[Finding]:
+def driver(found: Evidence) -> Iterator[Diagnosis]:
     """A driver too old for the image's CUDA, or one that only seems so."""
     line = failed_line(
         found,
@@ -138,10 +138,10 @@ def driver(found: Evidence) -> Iterator[Finding]:
         r"|unsupported.* driver|unsatisfied condition: (cuda|driver)",
     )
     drivers = sorted({g.driver for g in found.gpus if g.driver})
-    wanted, cuda, certain = _wanted(found)
+    wanted, cuda, certain = _driver_needed(found)
     old = [name for name in drivers if int(name.split(".")[0]) < wanted]
     if old:
-        yield Finding(
+        yield Diagnosis(
             "driver",
             WARNING if found.ready or not (certain or line) else ERROR,
             f"driver {', '.join(old)}",
@@ -149,7 +149,7 @@ def driver(found: Evidence) -> Iterator[Finding]:
             "update the NVIDIA driver",
         )
     elif line and drivers:
-        yield Finding(
+        yield Diagnosis(
             "driver-mismatch",
             ERROR,
             f"{line}; nvidia-smi reports driver {', '.join(drivers)}",
@@ -159,7 +159,7 @@ def driver(found: Evidence) -> Iterator[Finding]:
             " LD_LIBRARY_PATH; restart the container",
         )
     elif line:
-        yield Finding(
+        yield Diagnosis(
             "driver",
             ERROR,
             line,
@@ -168,7 +168,7 @@ def driver(found: Evidence) -> Iterator[Finding]:
         )
 
 
-def _wanted(found: Evidence) -> tuple[int, str, bool]:
+def _driver_needed(found: Evidence) -> tuple[int, str, bool]:
     """The driver branch that is needed, for which CUDA, and whether that is certain."""
     if "io.fp4forge.release" in found.labels:
         return DRIVER, "13.0", True
@@ -177,13 +177,13 @@ def _wanted(found: Evidence) -> tuple[int, str, bool]:
 
 
 @check
-def kernels(found: Evidence) -> Iterator[Finding]:
+def kernels(found: Evidence) -> Iterator[Diagnosis]:
     """No kernels for this GPU in the image."""
     line = failed_line(
         found, r"No compiled nvfp4|no kernel image is available|has no FP4 kernels for"
     )
     if line:
-        yield Finding(
+        yield Diagnosis(
             "kernels",
             ERROR,
             line,
@@ -197,7 +197,7 @@ def kernels(found: Evidence) -> Iterator[Finding]:
         name = "sm" + device.capability.replace(".", "")
         able = device.capability and float(device.capability) >= 10
         if served and able and not served.get(name, {}).get("ok"):
-            yield Finding(
+            yield Diagnosis(
                 "kernels",
                 ERROR,
                 f"{device.name} is {name}; the image's ledger does not serve it",

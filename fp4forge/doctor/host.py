@@ -11,7 +11,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from fp4forge.doctor.smi import Gpu, gpus
+from fp4forge.doctor.smi import SmiGpu, gpus
 
 GIB = 2**30
 _PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
@@ -20,7 +20,7 @@ _QUERY = "--query-gpu=name,compute_cap,driver_version,memory.total"
 
 
 @dataclass
-class Host:
+class HostResources:
     """A machine's resources in bytes; None: not known."""
 
     memory_total: int | None = None
@@ -33,7 +33,7 @@ class Host:
 
 
 @dataclass(frozen=True)
-class Limits:
+class ProcessLimits:
     """What one process may use; None: unlimited, or not known."""
 
     open_files: int | None = None
@@ -41,11 +41,11 @@ class Limits:
     shm_free: int | None = None  # bytes
 
 
-def here() -> Host:
+def here() -> HostResources:
     """This machine's memory."""
-    text = _text(_PROC / "meminfo")
+    text = _proc_text(_PROC / "meminfo")
     sizes = {m[1]: int(m[2]) * 1024 for m in re.finditer(r"^(\w+):\s+([0-9]{1,15}) kB", text, re.M)}
-    return Host(
+    return HostResources(
         memory_total=sizes.get("MemTotal"),
         memory_free=sizes.get("MemFree"),
         memory_available=sizes.get("MemAvailable"),
@@ -55,14 +55,14 @@ def here() -> Host:
     )
 
 
-def limits(pid: int) -> Limits:
+def limits(pid: int) -> ProcessLimits:
     """The limits of a process of this machine, as of a container's first one."""
-    files = re.search(r"(?m)^Max open files\s+([0-9]{1,12})\s", _text(_PROC / f"{pid}/limits"))
-    group = re.search(r"(?m)^0::(/\S*)$", _text(_PROC / f"{pid}/cgroup"))
-    return Limits(
+    files = re.search(r"(?m)^Max open files\s+([0-9]{1,12})\s", _proc_text(_PROC / f"{pid}/limits"))
+    group = re.search(r"(?m)^0::(/\S*)$", _proc_text(_PROC / f"{pid}/cgroup"))
+    return ProcessLimits(
         open_files=int(files[1]) if files else None,
-        memory=_number(_CGROUP / group[1].lstrip("/") / "memory.max") if group else None,
-        shm_free=_free(_PROC / f"{pid}/root/dev/shm"),
+        memory=_cgroup_number(_CGROUP / group[1].lstrip("/") / "memory.max") if group else None,
+        shm_free=_disk_free(_PROC / f"{pid}/root/dev/shm"),
     )
 
 
@@ -71,18 +71,18 @@ def free(folder: str) -> int | None:
     if "\0" in folder or not folder.startswith("/"):
         return None
     place = Path(folder)
-    found = (_free(each) for each in (place, *place.parents))
+    found = (_disk_free(each) for each in (place, *place.parents))
     return next((size for size in found if size is not None), None)
 
 
-def _free(place: Path) -> int | None:
+def _disk_free(place: Path) -> int | None:
     try:
         return shutil.disk_usage(place).free
     except (OSError, ValueError):
         return None
 
 
-def cards() -> list[Gpu]:
+def cards() -> list[SmiGpu]:
     """The GPUs that nvidia-smi lists, if it is there."""
     if not shutil.which("nvidia-smi"):
         return []
@@ -94,7 +94,7 @@ def cards() -> list[Gpu]:
     return gpus(done.stdout.decode(errors="replace"))
 
 
-def _text(path: Path) -> str:
+def _proc_text(path: Path) -> str:
     try:
         with path.open("rb") as file:
             return file.read(_READ).decode(errors="replace")
@@ -102,9 +102,9 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _number(path: Path) -> int | None:
+def _cgroup_number(path: Path) -> int | None:
     """A cgroup's number; None for ``max``."""
-    found = _text(path).strip()
+    found = _proc_text(path).strip()
     return int(found) if re.fullmatch("[0-9]{1,19}", found) else None
 
 

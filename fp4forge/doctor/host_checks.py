@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from fp4forge.core.text import shown
 from fp4forge.doctor import facts
-from fp4forge.doctor.diagnosis import ERROR, NOTE, WARNING, Finding, check
+from fp4forge.doctor.diagnosis import ERROR, NOTE, WARNING, Diagnosis, check
 from fp4forge.doctor.evidence import Evidence
 from fp4forge.doctor.host import GIB
 from fp4forge.models import faults
@@ -19,11 +19,11 @@ _FILES = 4096  # vllm/utils/system_utils.py (set_ulimit) asks for 65,535
 
 
 @check
-def disks(found: Evidence) -> Iterator[Finding]:
+def disks(found: Evidence) -> Iterator[Diagnosis]:
     """A mounted folder whose disk is full, or nearly."""
     for folder, left in found.host.disks.items():
         if left < _DISK:
-            yield Finding(
+            yield Diagnosis(
                 "disk",
                 ERROR if left < 1 << 20 else WARNING,
                 f"the disk of {shown(folder, 200)} has {left / 2**20:,.0f} MiB left",
@@ -33,11 +33,11 @@ def disks(found: Evidence) -> Iterator[Finding]:
 
 
 @check
-def host_memory(found: Evidence) -> Iterator[Finding]:
+def host_memory(found: Evidence) -> Iterator[Diagnosis]:
     """A host that is out of memory, or has begun to swap where GPU and host share it."""
     host = found.host
     if host.memory_available is not None and host.memory_available < _HOST:
-        yield Finding(
+        yield Diagnosis(
             "host-memory",
             WARNING,
             f"MemAvailable is {host.memory_available / GIB:.1f} GiB",
@@ -46,7 +46,7 @@ def host_memory(found: Evidence) -> Iterator[Finding]:
         )
     swapped = (host.swap_total or 0) - (host.swap_free or 0)
     if facts.unified(found) and swapped > GIB:
-        yield Finding(
+        yield Diagnosis(
             "swap",
             WARNING,
             f"{swapped / GIB:.1f} GiB are swapped out",
@@ -56,7 +56,7 @@ def host_memory(found: Evidence) -> Iterator[Finding]:
 
 
 @check
-def page_cache(found: Evidence) -> Iterator[Finding]:
+def page_cache(found: Evidence) -> Iterator[Diagnosis]:
     """Unified memory that the page cache holds, before a server starts."""
     host = found.host
     if found.answered or found.ready or not (found.serves and facts.unified(found)):
@@ -68,7 +68,7 @@ def page_cache(found: Evidence) -> Iterator[Finding]:
         return
     total, free, available, cached = (size or 0 for size in known)
     if free < float(text) * total <= available:
-        yield Finding(
+        yield Diagnosis(
             "page-cache",
             NOTE if found.status == "running" else WARNING,
             f"MemFree is {free / GIB:.0f} GiB, MemAvailable {available / GIB:.0f}, and the page"
@@ -79,10 +79,10 @@ def page_cache(found: Evidence) -> Iterator[Finding]:
 
 
 @check
-def container_limits(found: Evidence) -> Iterator[Finding]:
+def container_limits(found: Evidence) -> Iterator[Diagnosis]:
     """A container that may use little memory or few files."""
     if found.memory_limit is not None and found.memory_limit < _LIMIT:
-        yield Finding(
+        yield Diagnosis(
             "memory-limit",
             ERROR if found.out_of_memory else WARNING,
             f"the container may use {found.memory_limit / GIB:.1f} GiB of the host's memory",
@@ -90,7 +90,7 @@ def container_limits(found: Evidence) -> Iterator[Finding]:
             "remove --memory, mem_limit or deploy.resources.limits.memory, or raise it",
         )
     if found.open_files is not None and found.open_files < _FILES:
-        yield Finding(
+        yield Diagnosis(
             "open-files",
             WARNING,
             f"the server may open {found.open_files:,} files",
@@ -98,7 +98,7 @@ def container_limits(found: Evidence) -> Iterator[Finding]:
             "--ulimit nofile=1048576:1048576",
         )
     if found.shm_free is not None and found.shm_free < 1 << 20:
-        yield Finding(
+        yield Diagnosis(
             "shm",
             ERROR if not (found.ready or found.answered) else WARNING,
             f"/dev/shm has {found.shm_free // 1024} KiB left",

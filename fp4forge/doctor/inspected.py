@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from fp4forge.core import reading
 from fp4forge.core.errors import UsageError
-from fp4forge.doctor import command as commands
+from fp4forge.doctor import command_line as commands
 from fp4forge.doctor.evidence import Evidence, Mount
 
 _PORT = re.compile(r"[0-9]{1,5}")
@@ -20,7 +20,7 @@ FORM = (
 )
 
 
-class _Container(Struct, frozen=True):
+class _ContainerConfig(Struct, frozen=True):
     """``Config`` of docker inspect; these types follow GET /containers/ID/json of the engine."""
 
     Image: str | None = None
@@ -38,7 +38,7 @@ class _Port(Struct, frozen=True):
 _Ports = dict[str, list[_Port] | None]
 
 
-class _Request(Struct, frozen=True):
+class _DeviceRequest(Struct, frozen=True):
     """A device request; Count -1 asks for all."""
 
     Driver: str | None = None
@@ -55,14 +55,14 @@ class _Ulimit(Struct, frozen=True):
     Soft: int | None = None
 
 
-class _Host(Struct, frozen=True):
+class _HostConfig(Struct, frozen=True):
     Memory: int | None = None  # bytes; 0: no limit
     Ulimits: list[_Ulimit] | None = None
     ShmSize: int | None = None
     IpcMode: str | None = None
     NetworkMode: str | None = None
     Runtime: str | None = None
-    DeviceRequests: list[_Request] | None = None
+    DeviceRequests: list[_DeviceRequest] | None = None
     Devices: list[_Device] | None = None
     PortBindings: _Ports | None = None
 
@@ -71,7 +71,7 @@ class _Health(Struct, frozen=True):
     Status: str | None = None
 
 
-class _State(Struct, frozen=True):
+class _ContainerState(Struct, frozen=True):
     Status: str | None = None
     Pid: int | None = None
     ExitCode: int | None = None
@@ -93,9 +93,9 @@ class _Network(Struct, frozen=True):
 class Inspected(Struct, frozen=True):
     """One object of docker inspect; podman adds ImageName and OCIRuntime."""
 
-    Config: _Container | None
-    HostConfig: _Host | None = None
-    State: _State | None = None
+    Config: _ContainerConfig | None
+    HostConfig: _HostConfig | None = None
+    State: _ContainerState | None = None
     Mounts: list[_Mounted] | None = None
     NetworkSettings: _Network | None = None
     ImageName: str | None = None
@@ -117,18 +117,18 @@ def from_inspect(data: object, where: str = "docker inspect", here: bool = False
     if isinstance(data, list):
         data = next((one for one in data if "vllm" in str(one)[:100_000].lower()), data[0])
     found = reading.shaped(data, Inspected, where, UsageError)
-    config, host = found.Config or _Container(), found.HostConfig or _Host()
-    state = found.State or _State()
+    config, host = found.Config or _ContainerConfig(), found.HostConfig or _HostConfig()
+    state = found.State or _ContainerState()
     image = found.ImageName or config.Image or ""
-    entrypoint = _listed(config.Entrypoint)
-    given = commands.words([*entrypoint, *_listed(config.Cmd)])
-    requested, count = _requested(config, host, known=found.HostConfig is not None)
+    entrypoint = _word_list(config.Entrypoint)
+    given = commands.words([*entrypoint, *_word_list(config.Cmd)])
+    requested, count = _devices_requested(config, host, known=found.HostConfig is not None)
     out = Evidence(
         image=image,
         labels=config.Labels or {},
         environment=dict(entry.split("=", 1) for entry in config.Env or () if "=" in entry),
         command=commands.served(image, given, bool(entrypoint)),
-        mounts=[_mount(entry, here) for entry in found.Mounts or ()],
+        mounts=[_inspected_mount(entry, here) for entry in found.Mounts or ()],
         status=(state.Status or "").lower(),
         exit_code=state.ExitCode,
         out_of_memory=bool(state.OOMKilled),
@@ -138,25 +138,27 @@ def from_inspect(data: object, where: str = "docker inspect", here: bool = False
         gpu_requested=requested,
         gpu_count=count,
         memory_limit=host.Memory or None,
-        open_files=next((u.Soft for u in host.Ulimits or () if _nofile(u.Name)), None),
+        open_files=next((u.Soft for u in host.Ulimits or () if _is_nofile(u.Name)), None),
         pid=state.Pid or None,
         published=_host_ports(host.PortBindings),
     )
-    _address(out, found, host)
+    _published_address(out, found, host)
     return out
 
 
-def _nofile(name: str | None) -> bool:
+def _is_nofile(name: str | None) -> bool:
     """Whether it is the limit of open files; podman's is RLIMIT_NOFILE."""
     return (name or "").lower().removeprefix("rlimit_") == "nofile"
 
 
-def _mount(entry: _Mounted, here: bool) -> Mount:
+def _inspected_mount(entry: _Mounted, here: bool) -> Mount:
     kind = entry.Type or "bind"
     return Mount(entry.Source or "", entry.Destination or "", kind, here)
 
 
-def _requested(config: _Container, host: _Host, *, known: bool) -> tuple[bool | None, int | None]:
+def _devices_requested(
+    config: _ContainerConfig, host: _HostConfig, *, known: bool
+) -> tuple[bool | None, int | None]:
     """Whether the container asks for a GPU, and for how many; None is all, or unknown.
 
     Args:
@@ -175,11 +177,11 @@ def _requested(config: _Container, host: _Host, *, known: bool) -> tuple[bool | 
         return True, None
     if host.Runtime == "nvidia":
         visible = dict(entry.split("=", 1) for entry in config.Env or () if "=" in entry)
-        return True, _visible(visible.get("NVIDIA_VISIBLE_DEVICES", "all"))
+        return True, _visible_gpus(visible.get("NVIDIA_VISIBLE_DEVICES", "all"))
     return False if known else None, None
 
 
-def _visible(text: str) -> int | None:
+def _visible_gpus(text: str) -> int | None:
     """How many GPUs NVIDIA_VISIBLE_DEVICES or CUDA_VISIBLE_DEVICES names; None: all."""
     if not text or text in ("all", "void", "none") or not re.fullmatch(r"[\w,-]{1,300}", text):
         return None
@@ -188,10 +190,10 @@ def _visible(text: str) -> int | None:
 
 def visible(found: Evidence) -> int | None:
     """How many GPUs the environment leaves to the server; None: all."""
-    return _visible(found.environment.get("CUDA_VISIBLE_DEVICES", ""))
+    return _visible_gpus(found.environment.get("CUDA_VISIBLE_DEVICES", ""))
 
 
-def _address(out: Evidence, found: Inspected, host: _Host) -> None:
+def _published_address(out: Evidence, found: Inspected, host: _HostConfig) -> None:
     """Where the server is published on this host."""
     addresses = _host_ports((found.NetworkSettings or _Network()).Ports)
     if addresses and _PORT.fullmatch(addresses[0]):
@@ -201,7 +203,7 @@ def _address(out: Evidence, found: Inspected, host: _Host) -> None:
         out.address = f"http://127.0.0.1:{port if _PORT.fullmatch(port) else 8000}"
 
 
-def _listed(words: list[str] | str | None) -> list[str]:
+def _word_list(words: list[str] | str | None) -> list[str]:
     return commands.split(words) if isinstance(words, str) else words or []
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fp4forge.bench import metrics, needle
-from fp4forge.bench.server import Server
+from fp4forge.bench.server import MeasuredServer
 from fp4forge.core import interrupts
 from fp4forge.core.errors import ForgeError
 from fp4forge.core.limits import LONG_ANSWER_SECONDS
@@ -19,7 +19,7 @@ from fp4forge.core.text import shown
 from fp4forge.kernels.base import Progress
 from fp4forge.models import family
 from fp4forge.serve import client, quality
-from fp4forge.serve.client import Answer
+from fp4forge.serve.client import ChatAnswer
 
 NEEDLES = (8_192, 32_768)  # tokens
 PAUSE = 60.0  # seconds between two short questions of a soak
@@ -28,25 +28,25 @@ _LABELS = ("status", "finished_reason")
 
 
 @dataclass(frozen=True)
-class Asked:
+class LiveQuestion:
     """A question, what came, and what is wrong with it (empty: nothing); seconds since the first.
 
     ``length`` is that of a needle's text in tokens.
     """
 
     name: str
-    answer: Answer
-    wrong: str = ""
+    answer: ChatAnswer
+    answer_fault: str = ""
     seconds: float = 0.0
     length: int = 0
 
 
 @dataclass
-class Live:
+class LiveServer:
     """A live server, as its answers show it."""
 
     unreachable: str = ""
-    asked: list[Asked] = field(default_factory=list)
+    asked: list[LiveQuestion] = field(default_factory=list)
     looks: list[metrics.Values] = field(default_factory=list)  # /metrics, in order
     left_out: dict[str, str] = field(default_factory=dict)  # what was not asked, and why
     off: dict[str, Any] = field(default_factory=dict)  # switches the model's thinking off
@@ -57,7 +57,7 @@ class Live:
     def answered(self) -> bool:
         """Whether the server knew France's capital whenever it was asked."""
         capital = [asked for asked in self.asked if asked.name == CAPITAL]
-        return bool(capital) and not any(asked.wrong for asked in capital)
+        return bool(capital) and not any(asked.answer_fault for asked in capital)
 
     @property
     def seconds(self) -> float:
@@ -71,7 +71,7 @@ class Live:
             return (f"/health: {self.unreachable}",)
         out = []
         for name in dict.fromkeys(asked.name for asked in self.asked):
-            wrong = [asked.wrong for asked in self.asked if asked.name == name]
+            wrong = [asked.answer_fault for asked in self.asked if asked.name == name]
             times = f"{len(wrong)} times " if len(wrong) > 1 else ""
             bad = sum(bool(why) for why in wrong)
             out.append(f"{name}: {times}{f'wrong ({bad})' if bad else 'right'}")
@@ -79,59 +79,59 @@ class Live:
         out += ["its metrics"] if self.looks else []
         return tuple(out)
 
-    def keep(self, name: str, answer: Answer, wrong: str, length: int = 0) -> None:
+    def keep(self, name: str, answer: ChatAnswer, wrong: str, length: int = 0) -> None:
         """Takes an answer."""
         passed = time.monotonic() - self._began
-        self.asked.append(Asked(name, answer, wrong, passed, length))
+        self.asked.append(LiveQuestion(name, answer, wrong, passed, length))
 
 
-def first(url: str, known: family.Family) -> Live:
+def first(url: str, known: family.Family) -> LiveServer:
     """Whether a server answers at all, and whether it knows France's capital.
 
     Args:
         url: the server's root.
         known: the model's family; of an unknown one, the served model's name decides.
     """
-    found = Live(unreachable=client.unreachable(url))
+    found = LiveServer(unreachable=client.unreachable(url))
     if found.unreachable:
         return found
     found.ahead = client.ahead(url)
     if not known.model_types and (names := client.models(url)):
         known = family.get(family.by_name(names[0]))
     found.off = dict(known.prompts)
-    _capital(found, url)
+    _ask_capital(found, url)
     return found
 
 
-def _capital(found: Live, url: str) -> None:
+def _ask_capital(found: LiveServer, url: str) -> None:
     answer = client.paris(url, found.off)
     wrong = "" if answer.ok else answer.problem or "it does not say Paris"
     found.keep(CAPITAL, answer, wrong)
 
 
-def more(found: Live, url: str, report: Progress) -> None:
+def more(found: LiveServer, url: str, report: Progress) -> None:
     """Tool calls, plain and streamed, needles as far as the server's context goes, and metrics."""
-    server = Server(url.rstrip("/"), "".join(client.models(url)[:1]), client.key())
-    _look(found, server)
-    _tools(found, server, report)
-    _needles(found, server, report)
-    _look(found, server)
+    server = MeasuredServer(url.rstrip("/"), "".join(client.models(url)[:1]), client.key())
+    _read_metrics(found, server)
+    _ask_tool_calls(found, server, report)
+    _ask_needles(found, server, report)
+    _read_metrics(found, server)
 
 
-def _look(found: Live, server: Server) -> None:
+def _read_metrics(found: LiveServer, server: MeasuredServer) -> None:
     if text := server.metrics():
         found.looks.append(metrics.parse(text, *_LABELS))
 
 
-def _quiet(found: Live) -> dict[str, Any]:
+def _without_thinking(found: LiveServer) -> dict[str, Any]:
     return {"chat_template_kwargs": found.off} if found.off else {}
 
 
-def _tools(found: Live, server: Server, report: Progress) -> None:
+def _ask_tool_calls(found: LiveServer, server: MeasuredServer, report: Progress) -> None:
     """The function is named: with tool_choice auto a model may well answer without it."""
     prompt = next(p for p in quality.PROMPTS if p.kind == "tool")
     choice = {"type": "function", "function": {"name": "get_weather"}}
-    options = {**(prompt.options or {}), "tool_choice": choice} | _quiet(found)
+    options = {**(prompt.options or {}), "tool_choice": choice} | _without_thinking(found)
     named = replace(prompt, options=options)
     for name, stream in ((TOOL, False), (STREAMED, True)):
         report(name)
@@ -139,7 +139,7 @@ def _tools(found: Live, server: Server, report: Progress) -> None:
         found.keep(name, answer, answer.problem or named.wrong(answer))
 
 
-def _needles(found: Live, server: Server, report: Progress) -> None:
+def _ask_needles(found: LiveServer, server: MeasuredServer, report: Progress) -> None:
     context, counts = 0, False
     with contextlib.suppress(ForgeError):
         context = server.context()
@@ -166,12 +166,12 @@ def _needles(found: Live, server: Server, report: Progress) -> None:
             model=server.model,
             timeout=LONG_ANSWER_SECONDS,
             max_tokens=needle.ANSWER,
-            **_quiet(found),
+            **_without_thinking(found),
         )
         found.keep(name, answer, answer.problem or made.wrong(answer), tokens)
 
 
-def soak(found: Live, url: str, seconds: float, report: Progress) -> None:
+def soak(found: LiveServer, url: str, seconds: float, report: Progress) -> None:
     """Asks the capital each minute and everything again at the end, or until an answer is wrong.
 
     An interrupt ends it; what was seen until then stays.
@@ -181,7 +181,7 @@ def soak(found: Live, url: str, seconds: float, report: Progress) -> None:
         while (left := begin + seconds - time.monotonic()) > 0 and found.answered:
             report(f"{left / 60:.0f} minutes left; {len(found.asked)} answers so far")
             time.sleep(min(PAUSE, left))
-            _capital(found, url)
+            _ask_capital(found, url)
         if found.answered:
             more(found, url, report)
     except KeyboardInterrupt:

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 
 from fp4forge.bench.metrics import Values
-from fp4forge.doctor.diagnosis import ERROR, NOTE, WARNING, Finding, check
+from fp4forge.doctor.diagnosis import ERROR, NOTE, WARNING, Diagnosis, check
 from fp4forge.doctor.evidence import Evidence
-from fp4forge.doctor.live import CAPITAL, STREAMED, TOOL, Asked
+from fp4forge.doctor.live import CAPITAL, STREAMED, TOOL, LiveQuestion
 from fp4forge.serve import client
 
 _ENDLESS = re.compile(r"(-?\w{2,}-?)\1{3,}|(\S)\2{30,}|(\b\S{1,20} )\3{9,}")
@@ -19,14 +19,14 @@ _METRICS = "vLLM, vllm/v1/metrics/loggers.py"
 
 
 @check
-def server(found: Evidence) -> Iterator[Finding]:
+def server(found: Evidence) -> Iterator[Diagnosis]:
     """The live server: reachable, and does it know Paris."""
     seen = found.live
     if seen is None:
         return
     if seen.unreachable:
         starting = found.log is not None and not found.ready
-        yield Finding(
+        yield Diagnosis(
             "port",
             WARNING if starting and found.status == "running" else ERROR,
             f"{found.url}/health: {seen.unreachable}",
@@ -37,10 +37,10 @@ def server(found: Evidence) -> Iterator[Finding]:
         )
         return
     capital = next((asked for asked in seen.asked if asked.name == CAPITAL), None)
-    if capital and capital.wrong:
-        yield _judged(capital.answer)
+    if capital and capital.answer_fault:
+        yield _judged_answer(capital.answer)
     if seen.ahead is not None and abs(seen.ahead) > _CLOCK:
-        yield Finding(
+        yield Diagnosis(
             "clock",
             WARNING,
             f"the server's clock differs from this machine's by {seen.ahead:+.0f} s",
@@ -50,11 +50,11 @@ def server(found: Evidence) -> Iterator[Finding]:
         )
 
 
-def _judged(answer: client.Answer) -> Finding:
+def _judged_answer(answer: client.ChatAnswer) -> Diagnosis:
     """An answer that does not name Paris: by its status, its end, then its text."""
     text, problem = answer.text, answer.problem
     if re.match(r"HTTP 40[13]\b", problem):
-        return Finding(
+        return Diagnosis(
             "api-key",
             WARNING,
             problem,
@@ -70,7 +70,7 @@ def _judged(answer: client.Answer) -> Finding:
         symptom, cause = "refused", "the server refuses a plain question"
     else:
         cause = "scales are read wrongly, or the chat template is not the model's"
-    return Finding(
+    return Diagnosis(
         symptom,
         ERROR,
         problem or f"asked for France's capital: {text[:120]!r}",
@@ -79,15 +79,15 @@ def _judged(answer: client.Answer) -> Finding:
     )
 
 
-def _thinks(answer: client.Answer) -> bool:
+def _thinks(answer: client.ChatAnswer) -> bool:
     """Whether its tokens ended inside its reasoning."""
     text = answer.text
     thought = (answer.reasoning and not text.strip()) or text.lstrip().startswith("<think>")
     return bool(thought) and answer.finish == "length"
 
 
-def _thinking(answer: client.Answer) -> Finding:
-    return Finding(
+def _thinking(answer: client.ChatAnswer) -> Diagnosis:
+    return Diagnosis(
         "thinking",
         NOTE,
         f"finish_reason length after {len(answer.reasoning or answer.text):,} characters of"
@@ -98,27 +98,27 @@ def _thinking(answer: client.Answer) -> Finding:
 
 
 @check
-def tools(found: Evidence) -> Iterator[Finding]:
+def tools(found: Evidence) -> Iterator[Diagnosis]:
     """A call of a named function, at once and as a stream."""
-    asked = _first(found)
+    asked = _first_answers(found)
     plain, streamed = asked.get(TOOL), asked.get(STREAMED)
     if plain is None or streamed is None:
         return
-    if re.match(r"HTTP 4", plain.wrong):
-        yield Finding(
+    if re.match(r"HTTP 4", plain.answer_fault):
+        yield Diagnosis(
             "tools",
             NOTE,
-            plain.wrong,
+            plain.answer_fault,
             "this server takes no tool calls: its chat template has no tools, or flags are missing",
             "the family's --tool-call-parser and --enable-auto-tool-choice, if clients use tools",
         )
-    elif plain.wrong:
+    elif plain.answer_fault:
         yield _unexplained("tool-call", plain)
-    elif streamed.wrong:
-        yield Finding(
+    elif streamed.answer_fault:
+        yield Diagnosis(
             "tool-stream",
             ERROR,
-            f"{streamed.name}: {streamed.wrong}",
+            f"{streamed.name}: {streamed.answer_fault}",
             "the same call is right as a whole answer: the server's streaming of tool calls is"
             " wrong",
             "clients ask for tool calls without stream; another release of vLLM",
@@ -126,15 +126,15 @@ def tools(found: Evidence) -> Iterator[Finding]:
 
 
 @check
-def needles(found: Evidence) -> Iterator[Finding]:
+def needles(found: Evidence) -> Iterator[Diagnosis]:
     """A number that is to be found in a long text."""
-    for asked in _first(found).values():
-        if not asked.length or not asked.wrong:
+    for asked in _first_answers(found).values():
+        if not asked.length or not asked.answer_fault:
             continue
         if _thinks(asked.answer):
             yield _thinking(asked.answer)
         elif _ENDLESS.search(asked.answer.text[:4000]):
-            yield Finding(
+            yield Diagnosis(
                 "gibberish",
                 ERROR,
                 f"{asked.name}: {asked.answer.text[:120]!r}",
@@ -143,11 +143,11 @@ def needles(found: Evidence) -> Iterator[Finding]:
                 "another --attention-backend, or --kv-cache-dtype auto; then compare the release's"
                 " known faults",
             )
-        elif re.match(r"HTTP 4", asked.wrong):
-            yield Finding(
+        elif re.match(r"HTTP 4", asked.answer_fault):
+            yield Diagnosis(
                 "needle-refused",
                 NOTE,
-                f"{asked.name}: {asked.wrong}",
+                f"{asked.name}: {asked.answer_fault}",
                 "the server takes no text of this length",
                 "a larger --max-model-len, if clients need one",
             )
@@ -155,30 +155,30 @@ def needles(found: Evidence) -> Iterator[Finding]:
             yield _unexplained("needle", asked)
 
 
-def _unexplained(name: str, asked: Asked) -> Finding:
+def _unexplained(name: str, asked: LiveQuestion) -> Diagnosis:
     said = asked.answer.text.strip()
-    return Finding(
+    return Diagnosis(
         name,
         ERROR,
-        f"{asked.name}: {asked.wrong}" + (f": {said[:120]!r}" if said else ""),
+        f"{asked.name}: {asked.answer_fault}" + (f": {said[:120]!r}" if said else ""),
         "not known: a small model may fail at this, a large one does not",
         f"compare with another backend or release; {_REPORT}",
     )
 
 
 @check
-def degraded(found: Evidence) -> Iterator[Finding]:
+def degraded(found: Evidence) -> Iterator[Diagnosis]:
     """A question that was answered rightly, and is not any more."""
-    first = _first(found)
+    first = _first_answers(found)
     for asked in found.live.asked if found.live else ():
         before = first[asked.name]
-        if asked.wrong and not before.wrong:
+        if asked.answer_fault and not before.answer_fault:
             said = asked.answer.text.strip()
-            yield Finding(
+            yield Diagnosis(
                 "degraded",
                 ERROR,
                 f"{asked.name} was answered correctly, and after {asked.seconds / 60:.0f} minutes:"
-                f" {asked.wrong}" + (f": {said[:120]!r}" if said else ""),
+                f" {asked.answer_fault}" + (f": {said[:120]!r}" if said else ""),
                 "the server's state was damaged while it ran: the checkpoint is the same",
                 "restart the server; if it happens again, try --no-enable-prefix-caching;"
                 f" {_REPORT}",
@@ -186,25 +186,25 @@ def degraded(found: Evidence) -> Iterator[Finding]:
             return
 
 
-def _first(found: Evidence) -> dict[str, Asked]:
+def _first_answers(found: Evidence) -> dict[str, LiveQuestion]:
     """The first answer to each question."""
-    out: dict[str, Asked] = {}
+    out: dict[str, LiveQuestion] = {}
     for asked in found.live.asked if found.live else ():
         out.setdefault(asked.name, asked)
     return out
 
 
 @check
-def counters(found: Evidence) -> Iterator[Finding]:
+def counters(found: Evidence) -> Iterator[Diagnosis]:
     """What /metrics says of the queue, the KV cache, preemptions and errors."""
     looks = found.live.looks if found.live else []
     if not looks:
         return
     first, last = looks[0], looks[-1]
     waiting, running = (last.get(f"vllm:num_requests_{kind}", 0) for kind in ("waiting", "running"))
-    moved = _grown(first, last, "vllm:generation_tokens_total")
+    moved = _counter_grown(first, last, "vllm:generation_tokens_total")
     if waiting and len(looks) > 1 and not moved:
-        yield Finding(
+        yield Diagnosis(
             "stuck-queue",
             ERROR,
             f"{waiting:.0f} requests wait, and no token was generated between two readings",
@@ -213,7 +213,7 @@ def counters(found: Evidence) -> Iterator[Finding]:
             _METRICS,
         )
     elif waiting:
-        yield Finding(
+        yield Diagnosis(
             "queue",
             NOTE,
             f"{waiting:.0f} requests wait and {running:.0f} run",
@@ -221,16 +221,16 @@ def counters(found: Evidence) -> Iterator[Finding]:
             "--max-num-seqs, if the KV cache has room; another server otherwise",
             _METRICS,
         )
-    yield from _memory(first, last)
-    yield from _errors(last)
+    yield from _cache_growth(first, last)
+    yield from _server_errors(last)
 
 
-def _memory(first: Values, last: Values) -> Iterator[Finding]:
+def _cache_growth(first: Values, last: Values) -> Iterator[Diagnosis]:
     usage = last.get("vllm:kv_cache_usage_perc", 0)
-    preempted = _grown(first, last, "vllm:num_preemptions_total")
+    preempted = _counter_grown(first, last, "vllm:num_preemptions_total")
     ever = last.get("vllm:num_preemptions_total", 0)
     if preempted or (ever and usage >= _FULL):
-        yield Finding(
+        yield Diagnosis(
             "preemptions",
             WARNING,
             f"{ever:.0f} preemptions so far, {preempted:.0f} of them now; the KV cache is"
@@ -241,9 +241,9 @@ def _memory(first: Values, last: Values) -> Iterator[Finding]:
         )
 
 
-def _errors(last: Values) -> Iterator[Finding]:
+def _server_errors(last: Values) -> Iterator[Diagnosis]:
     if corrupted := last.get("vllm:corrupted_requests_total"):
-        yield Finding(
+        yield Diagnosis(
             "corrupted-requests",
             ERROR,
             f"{corrupted:.0f} requests had NaN in their logits",
@@ -259,7 +259,7 @@ def _errors(last: Values) -> Iterator[Finding]:
         or name == 'vllm:request_success_total{finished_reason="error"}'
     )
     if failed:
-        yield Finding(
+        yield Diagnosis(
             "request-errors",
             WARNING,
             f"{failed:.0f} requests ended with the server's error (5xx) since it started",
@@ -269,5 +269,5 @@ def _errors(last: Values) -> Iterator[Finding]:
         )
 
 
-def _grown(first: Values, last: Values, name: str) -> float:
+def _counter_grown(first: Values, last: Values, name: str) -> float:
     return max(0.0, last.get(name, 0) - first.get(name, 0))

@@ -61,7 +61,7 @@ _PLACE = re.compile(r'\s*File "([^"]{1,300})", line ([0-9]{1,7}), in (\S{1,100})
 
 
 @dataclass(frozen=True)
-class Line:
+class LogLine:
     """One line without its prefixes; seconds count within the log, -1 if it has no time."""
 
     text: str
@@ -71,7 +71,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Raised:
+class LoggedException:
     """An exception: what it says, where it was raised, and the number of its line."""
 
     text: str
@@ -80,10 +80,10 @@ class Raised:
 
 
 @dataclass(frozen=True)
-class Log:
+class ServerLog:
     """A whole log; ``text`` is its lines without prefixes."""
 
-    lines: tuple[Line, ...]
+    lines: tuple[LogLine, ...]
     text: str
 
     @property
@@ -97,22 +97,22 @@ class Log:
 
 
 @lru_cache(maxsize=8)
-def parse(text: str) -> Log:
+def parse(text: str) -> ServerLog:
     """The lines of a log; of several starts, only the last one counts once it was ready."""
-    raw = [_ESCAPES.sub("", line) for line in _thinned(text.split("\n"))]
+    raw = [_ESCAPES.sub("", line) for line in _without_repeats(text.split("\n"))]
     prefixed = sum(1 for line in raw if _SERVICE.match(line) and "| UNEXPECTED" not in line)
     service = prefixed >= max(2, 0.8 * sum(1 for line in raw if line.strip()))
-    lines = tuple(_line(line, service) for line in raw)
-    if collected := _collected(lines):
+    lines = tuple(_log_line(line, service) for line in raw)
+    if collected := _collector_prefix(lines):
         raw = [collected.sub("", line.text, count=1) for line in lines]
-        lines = tuple(_line(line, False) for line in raw)
+        lines = tuple(_log_line(line, False) for line in raw)
     starts = [number for number, line in enumerate(lines) if START.search(line.text)]
     if len(starts) > 1 and any(READY.search(line.text) for line in lines[starts[-1] :]):
         lines = lines[starts[-1] :]
-    return Log(lines, "\n".join(line.text for line in lines))
+    return ServerLog(lines, "\n".join(line.text for line in lines))
 
 
-def _collected(lines: tuple[Line, ...]) -> re.Pattern[str] | None:
+def _collector_prefix(lines: tuple[LogLine, ...]) -> re.Pattern[str] | None:
     """The prefix that a collector unknown here puts before most lines; None if there is none."""
     shapes: Counter[str] = Counter()
     full = [line.text for line in lines if line.text.strip()]
@@ -127,7 +127,7 @@ def _collected(lines: tuple[Line, ...]) -> re.Pattern[str] | None:
     return None
 
 
-def _thinned(raw: list[str]) -> list[str]:
+def _without_repeats(raw: list[str]) -> list[str]:
     """Lines without what a server repeats for days.
 
     Of lines that differ in numbers alone the first ones are kept, and so is the end of the log.
@@ -145,7 +145,7 @@ def _thinned(raw: list[str]) -> list[str]:
     return kept
 
 
-def last(log: Log, pattern: re.Pattern[str]) -> int:
+def last(log: ServerLog, pattern: re.Pattern[str]) -> int:
     """The number of the last line that matches; -1 if none does."""
     for number in range(len(log.lines) - 1, -1, -1):
         if pattern.search(log.lines[number].text):
@@ -153,36 +153,36 @@ def last(log: Log, pattern: re.Pattern[str]) -> int:
     return -1
 
 
-def _line(raw: str, service: bool) -> Line:
+def _log_line(raw: str, service: bool) -> LogLine:
     text, seconds = raw, -1.0
     if raw.startswith("{"):
-        text = _ESCAPES.sub("", _unpacked(raw))
+        text = _ESCAPES.sub("", _message_of_json(raw))
     text = _FIELD.sub("", text, count=1) if "MESSAGE=" in text[:20] else text
     if service:
         text = _SERVICE.sub("", text, count=1)
     text = _POD.sub("", text, count=1) if text.startswith("[pod/") else text
     if match := _ISO.match(text):
-        seconds = _seconds(match[1], match[2])
+        seconds = _log_seconds(match[1], match[2])
         text = text[match.end() :]
         if (unit := _UNIT.match(text)) and not text.startswith("("):
             text = text[unit.end() :]
     elif match := _SYSLOG.match(text):
-        seconds = _seconds(text[:6] + " 2000", match[1], "%b %d %Y")
+        seconds = _log_seconds(text[:6] + " 2000", match[1], "%b %d %Y")
         text = text[match.end() :]
         text = _UNIT.sub("", text, count=1)
     while match := _PROCESS.match(text):
         text = text[match.end() :]
     if asked := _REQUEST.match(text):
-        return Line(asked[1], "INFO", seconds)  # the rest is a client's text
+        return LogLine(asked[1], "INFO", seconds)  # the rest is a client's text
     if match := _LOGGER.match(text):
-        clock = _seconds(f"2000-{match[2]}-{match[3]}", match[4])
-        return Line(text[match.end() :], match[1], clock if clock >= 0 else seconds, match[5])
+        clock = _log_seconds(f"2000-{match[2]}-{match[3]}", match[4])
+        return LogLine(text[match.end() :], match[1], clock if clock >= 0 else seconds, match[5])
     if match := _SERVER.match(text):
-        return Line(text[match.end() :], match[1], seconds)
-    return Line(text, "", seconds)
+        return LogLine(text[match.end() :], match[1], seconds)
+    return LogLine(text, "", seconds)
 
 
-def _unpacked(raw: str) -> str:
+def _message_of_json(raw: str) -> str:
     """The message in a line of JSON: of Docker's json-file driver, the journal, or a collector."""
     try:
         found = json.loads(raw)
@@ -205,7 +205,7 @@ def _from_bytes(value: list[object]) -> str:
 
 
 @lru_cache(maxsize=1 << 16)
-def _seconds(day: str, clock: str, form: str = "%Y-%m-%d") -> float:
+def _log_seconds(day: str, clock: str, form: str = "%Y-%m-%d") -> float:
     try:
         found = datetime.strptime(f"{day} {clock}", f"{form} %H:%M:%S")
     except ValueError:
@@ -213,23 +213,23 @@ def _seconds(day: str, clock: str, form: str = "%Y-%m-%d") -> float:
     return (found - datetime(1970, 1, 1)).total_seconds()
 
 
-def raised(log: Log, since: int = 0) -> Iterator[Raised]:
+def raised(log: ServerLog, since: int = 0) -> Iterator[LoggedException]:
     """Every exception that a log names, in order, without those that only wrap another."""
     place = ""
     for number, line in enumerate(log.lines[since:], since):
         if match := _PLACE.match(line.text):
             place = f"{match[1]}, line {match[2]}, in {match[3]}"
         elif _RAISED.match(line.text) and not WRAPPERS.search(line.text):
-            yield Raised(shown(line.text, 400), shown(place, 300), number)
+            yield LoggedException(shown(line.text, 400), shown(place, 300), number)
             place = ""
 
 
-def root(log: Log, since: int = 0) -> Raised | None:
+def root(log: ServerLog, since: int = 0) -> LoggedException | None:
     """The exception that came first: what follows is what it caused."""
     return next(raised(log, since), None)
 
 
-def alive(log: Log) -> int:
+def alive(log: ServerLog) -> int:
     """The number of the last line that shows work, rather than waiting; -1 if none does."""
     waiting = re.compile(r"No available shared memory broadcast block|^\s*$")
     for number in range(len(log.lines) - 1, -1, -1):
@@ -238,7 +238,7 @@ def alive(log: Log) -> int:
     return -1
 
 
-def silence(log: Log) -> float:
+def silence(log: ServerLog) -> float:
     """Seconds between the last line that shows work and the last line of all."""
     number = alive(log)
     times = [line.seconds for line in log.lines if line.seconds >= 0]

@@ -9,7 +9,7 @@ from fp4forge.doctor import facts
 from fp4forge.doctor.diagnosis import (
     ERROR,
     WARNING,
-    Finding,
+    Diagnosis,
     check,
     failed_line,
     line_of,
@@ -28,7 +28,7 @@ _FREE = re.compile(
 
 
 @check
-def startup(found: Evidence) -> Iterator[Finding]:
+def startup(found: Evidence) -> Iterator[Diagnosis]:
     """Too little free memory before anything was loaded: something else holds it."""
     line = failed_line(found, r"Free memory on device .* is less than desired")
     if not line:
@@ -48,11 +48,11 @@ def startup(found: Evidence) -> Iterator[Finding]:
     else:
         cause = "nothing is loaded yet: another process holds the GPU's memory"
         fix = "nvidia-smi lists the processes: stop them, or lower --gpu-memory-utilization"
-    yield Finding("startup-memory", ERROR, line, cause, fix)
+    yield Diagnosis("startup-memory", ERROR, line, cause, fix)
 
 
 @check
-def gpu_memory(found: Evidence) -> Iterator[Finding]:
+def gpu_memory(found: Evidence) -> Iterator[Diagnosis]:
     """What is loaded does not fit."""
     line = failed_line(
         found, r"OutOfMemoryError|CUDA out of memory|No available memory for the cache"
@@ -61,7 +61,7 @@ def gpu_memory(found: Evidence) -> Iterator[Finding]:
         found, r"To serve at least one request with the model'?s'?s? max seq"
     )
     if line:
-        yield Finding(
+        yield Diagnosis(
             "gpu-memory",
             ERROR,
             line,
@@ -71,7 +71,7 @@ def gpu_memory(found: Evidence) -> Iterator[Finding]:
 
 
 @check
-def killed(found: Evidence) -> Iterator[Finding]:
+def killed(found: Evidence) -> Iterator[Diagnosis]:
     """The kernel ended the server for memory."""
     line = line_of(
         found,
@@ -81,7 +81,7 @@ def killed(found: Evidence) -> Iterator[Finding]:
     # 137 is SIGKILL from whoever sent it: without more it is a symptom of memory, most often.
     if not (found.out_of_memory or found.exit_code == 137 or line):
         return
-    yield Finding(
+    yield Diagnosis(
         "killed",
         ERROR,
         line or ("OOMKilled" if found.out_of_memory else "exit code 137 (SIGKILL)"),
@@ -94,7 +94,7 @@ def killed(found: Evidence) -> Iterator[Finding]:
 
 
 @check
-def others_killed(found: Evidence) -> Iterator[Finding]:
+def others_killed(found: Evidence) -> Iterator[Diagnosis]:
     """The kernel ended another program for memory: the host is short of it."""
     line = line_of(
         found,
@@ -102,7 +102,7 @@ def others_killed(found: Evidence) -> Iterator[Finding]:
         r"|Killed \S+ due to memory pressure|\S+ invoked oom-killer",
     )
     if line and not line_of(found, rf"Killed process [0-9]+ \({_OURS}"):
-        yield Finding(
+        yield Diagnosis(
             "host-memory",
             WARNING,
             line,
@@ -112,7 +112,7 @@ def others_killed(found: Evidence) -> Iterator[Finding]:
 
 
 @check
-def headroom(found: Evidence) -> Iterator[Finding]:
+def headroom(found: Evidence) -> Iterator[Diagnosis]:
     """A share of unified memory that leaves the host too little."""
     if not facts.unified(found) or not (found.serves or found.flag("--gpu-memory-utilization")):
         return
@@ -125,7 +125,7 @@ def headroom(found: Evidence) -> Iterator[Finding]:
     if rest >= HEADROOM_GIB:
         return
     said = f"--gpu-memory-utilization {text}" if given else f"vLLM's default share of {text}"
-    yield Finding(
+    yield Diagnosis(
         "unified-headroom",
         WARNING if found.ready or found.answered else ERROR,
         f"{said} asks for {total * share / 2**30:.0f} of {total / 2**30:.1f} GiB and leaves the"
@@ -137,10 +137,10 @@ def headroom(found: Evidence) -> Iterator[Finding]:
 
 
 @check
-def shared_memory(found: Evidence) -> Iterator[Finding]:
+def shared_memory(found: Evidence) -> Iterator[Diagnosis]:
     """/dev/shm is small, or full."""
     if found.shm_bytes is not None and found.shm_bytes < 2**30 and found.ipc != "host":
-        yield Finding(
+        yield Diagnosis(
             "shm",
             WARNING,
             f"/dev/shm has {found.shm_bytes // 2**20} MiB",
@@ -148,4 +148,4 @@ def shared_memory(found: Evidence) -> Iterator[Finding]:
             "ipc: host, or shm_size: 8g",
         )
     if line := failed_line(found, r"[Bb]us error|No space left on device.*shm|/dev/shm.*No space"):
-        yield Finding("shm", ERROR, line, "/dev/shm is full", "ipc: host, or shm_size: 8g")
+        yield Diagnosis("shm", ERROR, line, "/dev/shm is full", "ipc: host, or shm_size: 8g")

@@ -19,7 +19,7 @@ from fp4forge.doctor.diagnosis import (
     ERROR,
     NOTE,
     WARNING,
-    Finding,
+    Diagnosis,
     check,
     failed_line,
     line_of,
@@ -28,8 +28,8 @@ from fp4forge.doctor.diagnosis import (
 from fp4forge.doctor.evidence import Evidence, Mount
 from fp4forge.doctor.variables import UNKNOWN
 from fp4forge.kernels.gpus import GPUS
-from fp4forge.models import family, switches
-from fp4forge.models.family import Setting
+from fp4forge.models import family, switch_history
+from fp4forge.models.family import FamilySetting
 
 _LOADED = (
     r"Resolved architecture: |Loading weights took|Loading safetensors|Application startup complete"
@@ -39,16 +39,18 @@ _TOOLS = r"tool choice requires --enable-auto-tool-choice|tool.choice.*--tool-ca
 
 
 @check
-def quantization(found: Evidence) -> Iterator[Finding]:
+def quantization(found: Evidence) -> Iterator[Diagnosis]:
     """A method asked for that the checkpoint does not have."""
     line = failed_line(found, r"KeyError: .*weight_packed")
     chosen = (found.flag("--quantization") or "").lower()
     known = facts.config(found)
     declared = ((known.quantisation.quant_method or "") if known else "").lower()
-    differ = bool(chosen and declared) and _method(chosen) != _method(declared)
+    differ = bool(chosen and declared) and _quantisation_method(chosen) != _quantisation_method(
+        declared
+    )
     if line:
         own = declared == "compressed-tensors"
-        yield Finding(
+        yield Diagnosis(
             "quantization",
             ERROR,
             line,
@@ -58,40 +60,40 @@ def quantization(found: Evidence) -> Iterator[Finding]:
             "build.py checkpoint inspect DIR" if own else "--quantization modelopt",
         )
     elif differ:
-        yield Finding(
+        yield Diagnosis(
             "quantization",
             WARNING if found.ready else ERROR,
             f"--quantization {chosen}; config.json says {declared}",
             "the loader looks for tensors that the checkpoint does not have",
-            f"--quantization {_method(declared)}, or leave the flag out",
+            f"--quantization {_quantisation_method(declared)}, or leave the flag out",
         )
 
 
-def _method(name: str) -> str:
+def _quantisation_method(name: str) -> str:
     """ModelOpt's methods share one declaration; vLLM picks by the checkpoint."""
     return "modelopt" if name.startswith("modelopt") or name == "nvfp4" else name.replace("_", "-")
 
 
-def needed(found: Evidence) -> Iterator[Setting]:
+def needed(found: Evidence) -> Iterator[FamilySetting]:
     """What the model's family needs with this vLLM, on these GPUs."""
     known, version = facts.family_of(found), found.version
     names = {name for name, gpu in GPUS.items() if gpu.label in facts.capabilities(found)}
     for setting in known.settings if version else ():
         on = not setting.gpus or bool(names & set(setting.gpus))
-        experts = not setting.experts or _experts(found)
-        fp4 = not setting.quantised or _quantised(found)
+        experts = not setting.experts or _has_experts(found)
+        fp4 = not setting.quantised or _weights_quantised(found)
         if setting.holds(version) and on and experts and fp4:
             yield setting
 
 
-def _experts(found: Evidence) -> bool:
+def _has_experts(found: Evidence) -> bool:
     """Whether the model has experts, by its configuration or by the log."""
     known = facts.config(found)
     logged = bool(read_log(found.parsed.text).moe)
     return logged or bool(known and (known.text.experts or known.text.moe_intermediate_size))
 
 
-def _quantised(found: Evidence) -> bool:
+def _weights_quantised(found: Evidence) -> bool:
     """Whether the weights are quantised, by flag, checkpoint or log."""
     known, log = facts.config(found), read_log(found.parsed.text)
     declared = known and known.quantisation.quant_method
@@ -102,17 +104,17 @@ def _quantised(found: Evidence) -> bool:
 
 
 @check
-def family_settings(found: Evidence) -> Iterator[Finding]:
+def family_settings(found: Evidence) -> Iterator[Diagnosis]:
     """A setting that the family needs and the server lacks."""
     for setting in needed(found):
         name = setting.flag or setting.variable
         if setting.flag == "--moe-backend":
-            yield from _moe(found, setting)
-        elif found.serves and _value(found, setting) not in (
+            yield from _moe_backend(found, setting)
+        elif found.serves and _setting_value(found, setting) not in (
             setting.value,
             None if found.log else "",
         ):
-            yield Finding(
+            yield Diagnosis(
                 "family-setting",
                 WARNING,
                 f"{name} {setting.value} is not set".replace("  ", " "),
@@ -122,54 +124,62 @@ def family_settings(found: Evidence) -> Iterator[Finding]:
             )
 
 
-def _value(found: Evidence, setting: Setting) -> str | None:
+def _setting_value(found: Evidence, setting: FamilySetting) -> str | None:
     if setting.variable:
         return found.environment.get(setting.variable)
     return found.flag(setting.flag)
 
 
-def _moe(found: Evidence, setting: Setting) -> Iterator[Finding]:
+def _moe_backend(found: Evidence, setting: FamilySetting) -> Iterator[Diagnosis]:
     """Experts on another backend than the family's, chosen or about to be."""
     chosen = read_log(found.parsed.text).moe
     evidence = ""
     if chosen:
         if chosen.lower() != setting.value:
             evidence = f"Using '{chosen}' NvFp4 MoE backend"
-    elif found.serves and found.flag(setting.flag) != setting.value and not _forced(found):
+    elif (
+        found.serves
+        and found.flag(setting.flag) != setting.value
+        and not _marlin_by_variable(found)
+    ):
         given = found.flag(setting.flag)
         evidence = f"{setting.flag} {given}" if given else f"{setting.flag} is not set"
     if evidence:
         fix = f"{setting.flag} {setting.value}"
         # A need that a later release ends is a fault of this one; any other is a preference.
         severity = ERROR if setting.until else WARNING
-        yield Finding("moe-backend", severity, evidence, setting.why, fix, setting.source)
+        yield Diagnosis("moe-backend", severity, evidence, setting.why, fix, setting.source)
 
 
-def _forced(found: Evidence) -> bool:
+def _marlin_by_variable(found: Evidence) -> bool:
     """Whether the variable that older releases read chooses Marlin."""
     name = "VLLM_TEST_FORCE_FP8_MARLIN"
-    return found.environment.get(name) == "1" and switches.known()[name].known(found.version)
+    return found.environment.get(name) == "1" and switch_history.known()[name].known(found.version)
 
 
 @check
-def flashinfer_moe(found: Evidence) -> Iterator[Finding]:
+def flashinfer_moe(found: Evidence) -> Iterator[Diagnosis]:
     """FlashInfer's experts forced for a family that needs others."""
     name = "VLLM_USE_FLASHINFER_MOE_FP4"
     other = next((s for s in needed(found) if s.flag == "--moe-backend" and s.until), None)
-    if found.environment.get(name) == "1" and other and switches.known()[name].known(found.version):
-        yield Finding("flashinfer-moe", ERROR, f"{name}=1", other.why, "remove it", other.source)
+    if (
+        found.environment.get(name) == "1"
+        and other
+        and switch_history.known()[name].known(found.version)
+    ):
+        yield Diagnosis("flashinfer-moe", ERROR, f"{name}=1", other.why, "remove it", other.source)
 
 
 @check
-def speculative(found: Evidence) -> Iterator[Finding]:
+def speculative(found: Evidence) -> Iterator[Diagnosis]:
     """Speculative decoding that the family cannot use with this vLLM."""
     known = facts.family_of(found)
-    mode = _mode(found)
+    mode = _speculative_mode(found)
     eagle = [m.target for m in found.mounts if "spec_decode/eagle" in m.target.lower()]
     for entry in known.speculative:
         asked = entry.mode == mode or (entry.mode == "eagle3" and bool(eagle))
         if asked and not entry.works and found.version and entry.holds(found.version):
-            yield Finding(
+            yield Diagnosis(
                 "speculative",
                 ERROR,
                 ", ".join([f"speculative decoding by {mode}"] * bool(mode) + eagle),
@@ -179,7 +189,7 @@ def speculative(found: Evidence) -> Iterator[Finding]:
             )
 
 
-def _mode(found: Evidence) -> str:
+def _speculative_mode(found: Evidence) -> str:
     """The speculative mode that is asked for, by its usual name; empty if none."""
     text = found.flag("--speculative-config") or ""
     match = re.search(r"['\"]?method['\"]?\s*[:=]\s*['\"](\w{1,40})", text)
@@ -192,10 +202,10 @@ def _mode(found: Evidence) -> str:
 
 
 @check
-def attention(found: Evidence) -> Iterator[Finding]:
+def attention(found: Evidence) -> Iterator[Diagnosis]:
     """An attention backend that cannot do the model's heads."""
     line = failed_line(found, r"head_size not supported|[Hh]ead size \d+ is not supported")
-    chosen = (_attention(found) or "").upper()
+    chosen = (_attention_backend(found) or "").upper()
     known = facts.config(found)
     wide = max((known.text.global_head_dim or 0, known.text.head_dim or 0)) if known else 0
     # vllm/v1/attention/backends/flashinfer.py, get_supported_head_sizes: 64, 128 and 256.
@@ -203,7 +213,7 @@ def attention(found: Evidence) -> Iterator[Finding]:
     if not line and not (cannot and not found.ready):
         return
     heads = f": {wide} wide heads" if wide else ""
-    yield Finding(
+    yield Diagnosis(
         "attention-backend",
         ERROR,
         line or f"--attention-backend {chosen}{heads}",
@@ -213,14 +223,14 @@ def attention(found: Evidence) -> Iterator[Finding]:
     )
 
 
-def _attention(found: Evidence) -> str | None:
+def _attention_backend(found: Evidence) -> str | None:
     given = facts.setting(found, "attention-backend")
     match = re.search(r"Selected backend (?:AttentionBackendEnum\.)?(\w{1,60})", found.parsed.text)
     return given or found.environment.get("VLLM_ATTENTION_BACKEND") or (match[1] if match else None)
 
 
 @check
-def tool_choice(found: Evidence) -> Iterator[Finding]:
+def tool_choice(found: Evidence) -> Iterator[Diagnosis]:
     """Requests with tools, to a server without a parser for them."""
     line = line_of(found, _TOOLS)
     if not line:
@@ -234,7 +244,7 @@ def tool_choice(found: Evidence) -> Iterator[Finding]:
         flag += f" (if this is {known.title}, as its name says)"
     elif not parser:
         flag += ": by the model's family, docs/features/tool_calling.md of vLLM lists them"
-    yield Finding(
+    yield Diagnosis(
         "tool-choice",
         ERROR,
         line,
@@ -246,7 +256,7 @@ def tool_choice(found: Evidence) -> Iterator[Finding]:
 
 
 @check
-def parser(found: Evidence) -> Iterator[Finding]:
+def parser(found: Evidence) -> Iterator[Diagnosis]:
     """A parser made for another family: its markers are not in the tokenizer."""
     known = facts.family_of(found)
     for flag, right in (
@@ -254,10 +264,10 @@ def parser(found: Evidence) -> Iterator[Finding]:
         ("--reasoning-parser", known.reasoning_parser),
     ):
         chosen = found.flag(flag)
-        owner = next((f for f in family.table().values() if _owns(f, flag, chosen)), None)
+        owner = next((f for f in family.table().values() if _family_owns(f, flag, chosen)), None)
         foreign = owner is not None and chosen in owner.model_types and owner is not known
         if right and chosen and chosen != right.name and foreign:
-            yield Finding(
+            yield Diagnosis(
                 "parser",
                 WARNING if found.ready else ERROR,
                 f"{flag} {chosen}",
@@ -268,19 +278,19 @@ def parser(found: Evidence) -> Iterator[Finding]:
             )
 
 
-def _owns(one: family.Family, flag: str, name: str | None) -> bool:
+def _family_owns(one: family.Family, flag: str, name: str | None) -> bool:
     chosen = one.tool_parser if flag == "--tool-call-parser" else one.reasoning_parser
     return chosen is not None and chosen.name == name
 
 
 @check
-def versions(found: Evidence) -> Iterator[Finding]:
+def versions(found: Evidence) -> Iterator[Diagnosis]:
     """A vLLM too old to know the model."""
     known, version = facts.family_of(found), found.version
     for quirk in known.quirks:
         first = quirk.until and not quirk.since and quirk.id.endswith("-from")
         if version and first and Version(version) < Version(quirk.until):
-            yield Finding(
+            yield Diagnosis(
                 "vllm-version",
                 WARNING if found.ready else ERROR,
                 f"vLLM {version}",
@@ -298,7 +308,7 @@ def _has_files(folder: Path) -> bool:
 
 
 @check
-def model_mount(found: Evidence) -> Iterator[Finding]:
+def model_mount(found: Evidence) -> Iterator[Diagnosis]:
     """The model is not where the server looks."""
     loaded = bool(line_of(found, _LOADED))
     for folder, here in facts.folders(found):
@@ -309,7 +319,7 @@ def model_mount(found: Evidence) -> Iterator[Finding]:
         if there and _has_files(folder):
             state = "has no config.json"
         certain = there or here
-        yield Finding(
+        yield Diagnosis(
             "model-mount",
             ERROR if certain else NOTE,
             f"{folder} {state}",
@@ -318,8 +328,8 @@ def model_mount(found: Evidence) -> Iterator[Finding]:
             else "this may be another machine than the server's",
             "mount the folder with config.json and the weights",
         )
-    if not loaded and _nowhere(facts.model(found), found.mounts):
-        yield Finding(
+    if not loaded and _on_no_mount(facts.model(found), found.mounts):
+        yield Diagnosis(
             "model-mount",
             ERROR,
             f"nothing is mounted at {facts.model(found)}",
@@ -328,7 +338,7 @@ def model_mount(found: Evidence) -> Iterator[Finding]:
         )
     line = failed_line(found, r"Invalid repository ID or local directory|is not a local folder")
     if line:
-        yield Finding(
+        yield Diagnosis(
             "model-mount",
             ERROR,
             line,
@@ -337,7 +347,7 @@ def model_mount(found: Evidence) -> Iterator[Finding]:
         )
 
 
-def _nowhere(model: str, mounts: list[Mount]) -> bool:
+def _on_no_mount(model: str, mounts: list[Mount]) -> bool:
     """Whether a model's place is on no mount, and every mount is known."""
     if not model.startswith("/") or not mounts or UNKNOWN in model:
         return False

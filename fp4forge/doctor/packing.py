@@ -14,7 +14,7 @@ from fp4forge.core.limits import LOG_BYTES
 from fp4forge.core.text import as_json, without_secrets
 from fp4forge.doctor import described, gather, inspected
 from fp4forge.doctor import evidence as evidences
-from fp4forge.doctor.evidence import Evidence, Given
+from fp4forge.doctor.evidence import Evidence, GivenEvidence
 from fp4forge.oci import acquire
 
 _RECORDS = {f"{name}.json": name for name in acquire.RECORDS}
@@ -72,7 +72,7 @@ def _cleaned(value: Any) -> Any:
     return clean(value) if isinstance(value, str) else value
 
 
-def write(path: Path, handed: gather.Handed, found: Evidence) -> None:
+def write(path: Path, handed: gather.EvidenceSources, found: Evidence) -> None:
     """Writes the bundle of what was handed over, and of what a container gave.
 
     Raises:
@@ -82,18 +82,18 @@ def write(path: Path, handed: gather.Handed, found: Evidence) -> None:
     if found.log:
         parts["log.txt"] = found.log
     if handed.inspection:
-        parts["inspect.json"] = _text(handed.inspection)
+        parts["inspect.json"] = _file_text(handed.inspection)
     elif handed.container:
-        parts["inspect.json"] = as_json(_inspect(found))
+        parts["inspect.json"] = as_json(_inspect_form(found))
     if handed.compose_file:
-        parts["compose.yaml"] = _text(handed.compose_file)
+        parts["compose.yaml"] = _file_text(handed.compose_file)
     if handed.smi:
-        parts["nvidia-smi.txt"] = _text(handed.smi)
+        parts["nvidia-smi.txt"] = _file_text(handed.smi)
     elif found.gpus:
         rows = (f"{g.name}, {g.capability}, {g.driver}, {g.memory_mib}" for g in found.gpus)
         parts["nvidia-smi.txt"] = "\n".join(rows) + "\n"
     parts["versions.json"] = as_json(
-        {"versions": _versions(found), "inputs": [entry.name for entry in found.inputs]}
+        {"versions": _bundle_versions(found), "inputs": [entry.name for entry in found.inputs]}
     )
     parts |= {  # the image's own, public files: no address is in them, and versions look like one
         name: found.records.contents[stem].decode(errors="replace")
@@ -103,7 +103,7 @@ def write(path: Path, handed: gather.Handed, found: Evidence) -> None:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
         for name, text in parts.items():
-            kept = _kept(name, text)
+            kept = _redacted(name, text)
             content = kept.encode(errors="replace")
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
@@ -111,23 +111,23 @@ def write(path: Path, handed: gather.Handed, found: Evidence) -> None:
     files.replace(path, buffer.getvalue())
 
 
-def _kept(name: str, text: str) -> str:
+def _redacted(name: str, text: str) -> str:
     if name in _RECORDS:
         return without_secrets(text)
     return clean(text) if name.endswith(".txt") else structured(text, name)
 
 
-def _versions(found: Evidence) -> dict[str, str]:
+def _bundle_versions(found: Evidence) -> dict[str, str]:
     from fp4forge.doctor import facts
 
     return facts.versions(found)
 
 
-def _text(path: Path) -> str:
+def _file_text(path: Path) -> str:
     return reading.content(path, UsageError, LOG_BYTES).decode(errors="replace")
 
 
-def _inspect(found: Evidence) -> list[dict[str, Any]]:
+def _inspect_form(found: Evidence) -> list[dict[str, Any]]:
     """What the doctor read of a container, in docker inspect's form."""
     env = [f"{name}={value}" for name, value in found.environment.items()]
     mounts = [{"Source": m.source, "Destination": m.target, "Type": m.kind} for m in found.mounts]
@@ -161,7 +161,7 @@ def read(path: Path) -> Evidence:
     Raises:
         UsageError: it is not one, or a part of it cannot be read.
     """
-    parts = _parts(path)
+    parts = _bundle_parts(path)
     if not parts:
         raise UsageError(
             f"--bundle {path} has nothing to examine", rule="an archive that --bundle wrote"
@@ -169,27 +169,27 @@ def read(path: Path) -> Evidence:
     found = Evidence()
     if "inspect.json" in parts:
         found = described.from_text(parts["inspect.json"], f"inspect.json of {path}")
-        found.inputs.append(Given("inspect.json", inspected.summary(found), inspected.FORM))
+        found.inputs.append(GivenEvidence("inspect.json", inspected.summary(found), inspected.FORM))
     elif "compose.yaml" in parts:
         text = parts["compose.yaml"].decode(errors="replace")
         found = described.composed.from_text(text, f"compose.yaml of {path}", path.parent)
         # The bundle's own machine is another one.
         found.mounts = [evidences.Mount(m.source, m.target, m.kind, False) for m in found.mounts]
         form = described.composed.FORM
-        found.inputs.append(Given("compose.yaml", inspected.summary(found), form))
+        found.inputs.append(GivenEvidence("compose.yaml", inspected.summary(found), form))
     if "log.txt" in parts:
         found.log = evidences.as_log(parts["log.txt"])
-        found.inputs.append(Given("log.txt", gather.log_facts(found), gather.LOG_FORM))
+        found.inputs.append(GivenEvidence("log.txt", gather.log_facts(found), gather.LOG_FORM))
     if "nvidia-smi.txt" in parts:
         gather.take_smi(found, evidences.as_log(parts["nvidia-smi.txt"]), "nvidia-smi.txt")
-    found.records = acquire.Records(
+    found.records = acquire.ImageRecords(
         {stem: parts[name] for name, stem in _RECORDS.items() if name in parts}
     )
     found.inputs += [gather.recorded(found)] if found.records.contents else []
     return found
 
 
-def _parts(path: Path) -> dict[str, bytes]:
+def _bundle_parts(path: Path) -> dict[str, bytes]:
     data = reading.content(path, UsageError, LOG_BYTES)
     out: dict[str, bytes] = {}
     try:

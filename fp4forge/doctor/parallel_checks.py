@@ -13,7 +13,7 @@ from fp4forge.doctor.diagnosis import (
     ERROR,
     NOTE,
     WARNING,
-    Finding,
+    Diagnosis,
     check,
     failed_line,
     line_of,
@@ -29,7 +29,7 @@ _IDLE = re.compile(r"generation throughput: 0\.0 tokens/s, Running: [1-9]")
 
 
 @check
-def too_few_gpus(found: Evidence) -> Iterator[Finding]:
+def too_few_gpus(found: Evidence) -> Iterator[Diagnosis]:
     """Fewer GPUs than the flags divide the model over."""
     line = failed_line(
         found,
@@ -38,7 +38,7 @@ def too_few_gpus(found: Evidence) -> Iterator[Finding]:
         r"|tensor parallel size.* (?:exceeds|is larger than)|invalid device ordinal",
     )
     split = facts.split(found)
-    here = _available(found)
+    here = _visible_gpu_count(found)
     a_node = split.world // split.nodes if split.nodes > 1 else split.world
     a_node *= split.data if split.nodes == 1 else 1
     short = here is not None and a_node > here and not split.ray
@@ -46,7 +46,7 @@ def too_few_gpus(found: Evidence) -> Iterator[Finding]:
         return
     spark = facts.unified(found)
     have = f"; this machine has {here}" if here is not None else ""
-    yield Finding(
+    yield Diagnosis(
         "too-few-gpus",
         ERROR,
         line or f"the flags divide the model over {a_node} GPUs a machine{have}",
@@ -61,7 +61,7 @@ def too_few_gpus(found: Evidence) -> Iterator[Finding]:
     )
 
 
-def _available(found: Evidence) -> int | None:
+def _visible_gpu_count(found: Evidence) -> int | None:
     """GPUs that the server can see on its machine; None if nothing says."""
     counts = [found.gpu_count, visible(found), len(found.gpus) or None]
     known = [count for count in counts if count is not None]
@@ -69,7 +69,7 @@ def _available(found: Evidence) -> int | None:
 
 
 @check
-def nodes(found: Evidence) -> Iterator[Finding]:
+def nodes(found: Evidence) -> Iterator[Diagnosis]:
     """--nnodes without what goes with it."""
     if not found.serves:
         return
@@ -96,7 +96,7 @@ def nodes(found: Evidence) -> Iterator[Finding]:
     if count == 1 and (rank or address) and not facts.split(found).ray:
         wrong.append(("--node-rank or --master-addr without --nnodes", "add --nnodes"))
     for seen, fix in wrong:
-        yield Finding(
+        yield Diagnosis(
             "nodes",
             WARNING if found.ready else ERROR,
             seen,
@@ -106,17 +106,23 @@ def nodes(found: Evidence) -> Iterator[Finding]:
 
 
 @check
-def expert_split(found: Evidence) -> Iterator[Finding]:
+def expert_split(found: Evidence) -> Iterator[Diagnosis]:
     """Experts that tensor parallelism cuts to a width which Marlin has no kernel for."""
     line = failed_line(found, r"Invalid thread config: .*MKN = ")
     size, cut = facts.split(found).tensor, ""
     known = facts.config(found)
     width = configs.width(known.text.moe_intermediate_size) if known else 0
     whole = found.flag("--enable-expert-parallel") is not None
-    if size > 1 and not whole and not found.ready and width % (64 * size) and _marlin(found):
+    if (
+        size > 1
+        and not whole
+        and not found.ready
+        and width % (64 * size)
+        and _experts_on_marlin(found)
+    ):
         cut = f"--tensor-parallel-size {size} makes {width / size:g} of {width} wide experts"
     if line or cut:
-        yield Finding(
+        yield Diagnosis(
             "expert-split",
             ERROR,
             line or cut,
@@ -125,34 +131,34 @@ def expert_split(found: Evidence) -> Iterator[Finding]:
         )
 
 
-def _marlin(found: Evidence) -> bool:
+def _experts_on_marlin(found: Evidence) -> bool:
     """Whether Marlin computes the experts, by choice."""
     forced = found.environment.get("VLLM_TEST_FORCE_FP8_MARLIN") == "1"
     return forced or (facts.setting(found, "moe-backend") or "").lower() == "marlin"
 
 
 @check
-def stalled(found: Evidence) -> Iterator[Finding]:
+def stalled(found: Evidence) -> Iterator[Diagnosis]:
     """No line that shows work for minutes."""
     log = found.parsed
     if log.ready >= 0:
-        yield from _idle(found, log)
+        yield from _idle_requests(found, log)
         return
     seconds, alive = logs.silence(log), logs.alive(log)
     waits = len(re.findall(r"No available shared memory broadcast block found", log.text))
     if seconds < STALL_SECONDS and not (waits >= 2 and alive >= 0):
-        if _several(found) and _nccl_last(log, alive):
-            hang = _hang(found, log.excerpt(alive))
+        if _on_several_gpus(found) and _nccl_last(log, alive):
+            hang = _nccl_hang(found, log.excerpt(alive))
             yield replace(hang, id="nccl-start", severity=NOTE, cause=f"{_IF}: {hang.cause}")
         return
     if logs.root(log):
         return
     last = log.lines[alive].text if alive >= 0 else ""
     said = f"{log.excerpt(alive)}; then {max(seconds, waits * 60):.0f} s without a sign of work"
-    if _several(found) and _nccl_last(log, alive):
-        yield _hang(found, said)
+    if _on_several_gpus(found) and _nccl_last(log, alive):
+        yield _nccl_hang(found, said)
     elif _DOWNLOAD.search(last):
-        yield Finding(
+        yield Diagnosis(
             "download-stall",
             ERROR,
             said,
@@ -160,24 +166,26 @@ def stalled(found: Evidence) -> Iterator[Finding]:
             "build.py checkpoint fetch downloads beforehand and resumes; mount the folder",
         )
     else:
-        yield Finding("stall", ERROR, said, "cause not known here", "py-spy dump shows where it is")
+        yield Diagnosis(
+            "stall", ERROR, said, "cause not known here", "py-spy dump shows where it is"
+        )
 
 
-def _several(found: Evidence) -> bool:
+def _on_several_gpus(found: Evidence) -> bool:
     """Whether several GPUs serve the model, by the flags or the log."""
     logged = re.search(r"world_size=(?:[2-9]|[1-9][0-9])", found.parsed.text)
     return facts.split(found).world > 1 or bool(logged)
 
 
-def _nccl_last(log: logs.Log, alive: int) -> bool:
+def _nccl_last(log: logs.ServerLog, alive: int) -> bool:
     """Whether NCCL's start is among the last lines that show work."""
     return any(_NCCL.search(line.text) for line in log.lines[max(0, alive - 2) : alive + 1])
 
 
-def _hang(found: Evidence, said: str) -> Finding:
+def _nccl_hang(found: Evidence, said: str) -> Diagnosis:
     """A hang in NCCL's start, by what connects the GPUs."""
     if facts.split(found).nodes > 1 or facts.unified(found):
-        return Finding(
+        return Diagnosis(
             "nccl-hang",
             ERROR,
             said,
@@ -188,14 +196,14 @@ def _hang(found: Evidence, said: str) -> Finding:
         )
     linked = bool(found.gpus) and all(re.search(r"\bG?[BH][1-9]00", g.name) for g in found.gpus)
     if linked:
-        return Finding(
+        return Diagnosis(
             "nccl-hang",
             ERROR,
             said,
             "the GPUs do not reach each other through NVLink",
             "nvidia-smi nvlink --status, and the fabric manager's log; NCCL_DEBUG=INFO shows more",
         )
-    return Finding(
+    return Diagnosis(
         "nccl-hang",
         ERROR,
         said,
@@ -206,7 +214,7 @@ def _hang(found: Evidence, said: str) -> Finding:
     )
 
 
-def _idle(found: Evidence, log: logs.Log) -> Iterator[Finding]:
+def _idle_requests(found: Evidence, log: logs.ServerLog) -> Iterator[Diagnosis]:
     """Requests that run and get no token, at the end of the log."""
     idle = []
     for line in reversed(log.lines):
@@ -216,7 +224,7 @@ def _idle(found: Evidence, log: logs.Log) -> Iterator[Finding]:
             break
     waits = sum(1 for line in log.lines[logs.alive(log) + 1 :] if line.text.strip())
     if len(idle) >= 3 or waits >= 2:
-        yield Finding(
+        yield Diagnosis(
             "stall",
             ERROR,
             shown(idle[0].text, 300)
@@ -228,14 +236,14 @@ def _idle(found: Evidence, log: logs.Log) -> Iterator[Finding]:
 
 
 @check
-def peers(found: Evidence) -> Iterator[Finding]:
+def peers(found: Evidence) -> Iterator[Diagnosis]:
     """What NCCL itself says of its network."""
     line = failed_line(
         found, r"NCCL WARN .*(?:Connection|connect|Timeout|timed out|no route|refused)"
     )
     line = line or failed_line(found, r"Watchdog caught collective operation timeout")
     if line:
-        yield Finding(
+        yield Diagnosis(
             "nccl-network",
             ERROR,
             line,
@@ -244,7 +252,7 @@ def peers(found: Evidence) -> Iterator[Finding]:
             " between the machines; the same image on each",
         )
     if not found.ready and (other := line_of(found, r"Unable to find address for: \S+")):
-        yield Finding(
+        yield Diagnosis(
             "nccl-network",
             ERROR,
             other,

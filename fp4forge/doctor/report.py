@@ -8,22 +8,24 @@ from typing import Any
 from fp4forge.core.errors import ForgeError, ServingError, UnclearError
 from fp4forge.core.text import shown
 from fp4forge.doctor import diagnosis
-from fp4forge.doctor.diagnosis import Finding
-from fp4forge.doctor.evidence import Evidence, Given
-from fp4forge.doctor.verdict import HEALTHY, ILL, Verdict
+from fp4forge.doctor.diagnosis import Diagnosis
+from fp4forge.doctor.evidence import Evidence, GivenEvidence
+from fp4forge.doctor.verdict import HEALTHY, ILL, DoctorVerdict
 
 
-def data(found: Evidence, findings: list[Finding], verdict: Verdict) -> dict[str, Any]:
+def data(found: Evidence, findings: list[Diagnosis], verdict: DoctorVerdict) -> dict[str, Any]:
     """The report as JSON."""
     return {
         "verdict": asdict(verdict),
-        "examined": [asdict(entry) for entry in _examined(found)],
+        "examined": [asdict(entry) for entry in _examined_evidence(found)],
         "log": asdict(diagnosis.read_log(found.parsed.text)),
         "findings": [asdict(f) for f in findings],
     }
 
 
-def rows(found: Evidence, findings: list[Finding], verdict: Verdict) -> list[tuple[str, str]]:
+def rows(
+    found: Evidence, findings: list[Diagnosis], verdict: DoctorVerdict
+) -> list[tuple[str, str]]:
     """The report as rows: the verdict, each finding, and what each piece of evidence gave."""
     said = verdict.why
     if verdict.quote:
@@ -36,22 +38,24 @@ def rows(found: Evidence, findings: list[Finding], verdict: Verdict) -> list[tup
         out.append(
             (f"{f.severity}: {f.id}", f"{f.evidence}\ncause: {f.cause}\nfix: {f.fix}{source}")
         )
-    return out + [(f"from {shown(entry.name, 200)}", gave(entry)) for entry in _examined(found)]
+    return out + [
+        (f"from {shown(entry.name, 200)}", gave(entry)) for entry in _examined_evidence(found)
+    ]
 
 
-def _examined(found: Evidence) -> list[Given]:
+def _examined_evidence(found: Evidence) -> list[GivenEvidence]:
     """What was handed over, and the live server."""
-    return found.inputs + ([Given(found.url, found.live.facts)] if found.live else [])
+    return found.inputs + ([GivenEvidence(found.url, found.live.facts)] if found.live else [])
 
 
-def gave(entry: Given) -> str:
+def gave(entry: GivenEvidence) -> str:
     """What a piece of evidence contributed, or what could be read instead."""
     if entry.gave:
         return shown("; ".join(entry.gave), 2000)
     return "nothing could be read from it" + (f"; readable is {entry.form}" if entry.form else "")
 
 
-def failure(findings: list[Finding], verdict: Verdict) -> ForgeError | None:
+def failure(findings: list[Diagnosis], verdict: DoctorVerdict) -> ForgeError | None:
     """What the command ends with; None if the server is healthy."""
     errors = [f.id for f in findings if f.severity == diagnosis.ERROR]
     if verdict.name == HEALTHY:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from fp4forge.core.text import shown
 from fp4forge.doctor import logs
-from fp4forge.doctor.diagnosis import ERROR, Finding, check
+from fp4forge.doctor.diagnosis import ERROR, Diagnosis, check
 from fp4forge.doctor.evidence import Evidence
 
 # What Kubernetes reports of a pod that does not start: event, cause, fix.
@@ -36,13 +36,13 @@ _EVENTS = (
 
 
 @check
-def state(found: Evidence) -> Iterator[Finding]:
+def state(found: Evidence) -> Iterator[Diagnosis]:
     """The container is not running, not healthy, or starts again and again."""
     if found.status in ("exited", "dead"):
         raised = logs.root(found.parsed)
         lines = [line for line in (found.log or "").splitlines() if line.strip()]
         tail = shown(" / ".join(lines[-2:])[-300:])
-        yield Finding(
+        yield Diagnosis(
             "exited",
             ERROR,
             f"the container ended with exit code {found.exit_code}",
@@ -50,7 +50,7 @@ def state(found: Evidence) -> Iterator[Finding]:
             "docker logs shows the rest; fix what the other findings name",
         )
     if found.health == "unhealthy":
-        yield Finding(
+        yield Diagnosis(
             "unhealthy",
             ERROR,
             "the health check fails",
@@ -59,7 +59,7 @@ def state(found: Evidence) -> Iterator[Finding]:
         )
     starts = sum(1 for line in found.parsed.lines if logs.START.search(line.text))
     if starts >= 3 and not found.ready:
-        yield Finding(
+        yield Diagnosis(
             "restarts",
             ERROR,
             f"the server started {starts} times and was never ready",
@@ -69,9 +69,9 @@ def state(found: Evidence) -> Iterator[Finding]:
 
 
 @check
-def events(found: Evidence) -> Iterator[Finding]:
+def events(found: Evidence) -> Iterator[Diagnosis]:
     """What Kubernetes reports."""
     for pattern, cause, fix in _EVENTS:
         seen = next((line for line in found.events if re.search(pattern, line)), "")
         if seen:
-            yield Finding("kubernetes", ERROR, shown(seen, 300), cause, fix)
+            yield Diagnosis("kubernetes", ERROR, shown(seen, 300), cause, fix)

@@ -8,18 +8,18 @@ from collections.abc import Iterator
 from fp4forge.core.text import shown
 from fp4forge.doctor import evidence as evidences
 from fp4forge.doctor import facts
-from fp4forge.doctor.diagnosis import ERROR, NOTE, WARNING, Finding, check, failed_line
+from fp4forge.doctor.diagnosis import ERROR, NOTE, WARNING, Diagnosis, check, failed_line
 from fp4forge.doctor.evidence import Evidence
 from fp4forge.doctor.variables import UNKNOWN
 from fp4forge.inputs import switches
 from fp4forge.models import family
-from fp4forge.models import switches as history
+from fp4forge.models import switch_history as history
 
 _PACKAGES = re.compile(r"(?:dist|site)-packages/(vllm/.*)")
 
 
 @check
-def image(found: Evidence) -> Iterator[Finding]:
+def image(found: Evidence) -> Iterator[Diagnosis]:
     """Another image, or the variant without patches."""
     if not found.image:
         return
@@ -28,8 +28,8 @@ def image(found: Evidence) -> Iterator[Finding]:
         variant is None and re.search(r"vllm-spark-gemma4-nvfp4(?!-awq)(?=[:@]|$)", found.image)
     ):
         # Which patches a model needs is known of its family only.
-        patched = [q for q in _family(found).quirks if q.id == "unpatched"]
-        yield Finding(
+        patched = [q for q in _model_family(found).quirks if q.id == "unpatched"]
+        yield Diagnosis(
             "variant",
             ERROR if patched and not found.ready else WARNING,
             f"image {found.image}: no patches in it",
@@ -37,7 +37,7 @@ def image(found: Evidence) -> Iterator[Finding]:
             "use the awq variant of the same release",
         )
     elif variant is None and found.labels:
-        yield Finding(
+        yield Diagnosis(
             "image",
             WARNING,
             f"image {found.image} has no io.fp4forge labels",
@@ -46,7 +46,7 @@ def image(found: Evidence) -> Iterator[Finding]:
         )
 
 
-def _family(found: Evidence) -> family.Family:
+def _model_family(found: Evidence) -> family.Family:
     """The model's family; the image's name says it, too."""
     known = facts.family_of(found)
     named = family.by_name(found.image)
@@ -54,7 +54,7 @@ def _family(found: Evidence) -> family.Family:
 
 
 @check
-def patch_mounts(found: Evidence) -> Iterator[Finding]:
+def patch_mounts(found: Evidence) -> Iterator[Diagnosis]:
     """A file mounted over one that the image's patches made, or any over vLLM's code."""
     files = found.records.patches.files
     said = False
@@ -69,7 +69,7 @@ def patch_mounts(found: Evidence) -> Iterator[Finding]:
         if hashes and there:
             seen += f" (SHA-256 {there[:12]}, the image's is {hashes.after[:12]})"
         said = True
-        yield Finding(
+        yield Diagnosis(
             "patch-mount",
             WARNING if found.ready and not hashes else ERROR,
             seen,
@@ -79,7 +79,7 @@ def patch_mounts(found: Evidence) -> Iterator[Finding]:
     # Without the mounts, as from a saved log, the entrypoint's own words are the evidence.
     line = failed_line(found, r"fp4forge: error: .* is not the file that this image's patches made")
     if line and not said:
-        yield Finding(
+        yield Diagnosis(
             "patch-mount",
             ERROR,
             line,
@@ -89,7 +89,7 @@ def patch_mounts(found: Evidence) -> Iterator[Finding]:
 
 
 @check
-def removed_switches(found: Evidence) -> Iterator[Finding]:
+def removed_switches(found: Evidence) -> Iterator[Diagnosis]:
     """Switches that this release does not read."""
     if not found.version:
         return
@@ -97,7 +97,7 @@ def removed_switches(found: Evidence) -> Iterator[Finding]:
     for name in sorted(names & set(history.known())):
         switch = history.known()[name]
         if not switch.known(found.version):
-            yield Finding(
+            yield Diagnosis(
                 "removed-switch",
                 WARNING,
                 f"{name} is set; vLLM {found.version} does not read it",
@@ -107,7 +107,7 @@ def removed_switches(found: Evidence) -> Iterator[Finding]:
 
 
 @check
-def unknown_switches(found: Evidence) -> Iterator[Finding]:
+def unknown_switches(found: Evidence) -> Iterator[Diagnosis]:
     """Flags and parsers that this release's command line does not take."""
     known = switches.load(found.version) if found.version else None
     if known is None or found.ready or not found.serves:
@@ -117,7 +117,7 @@ def unknown_switches(found: Evidence) -> Iterator[Finding]:
     names = {word.split("=")[0] for word in found.command if re.match("--[a-z]", word)}
     for name in sorted(names - set(history.known()) - {"--help", "--model"}):
         if not known.flag(name):
-            yield Finding(
+            yield Diagnosis(
                 "unknown-flag",
                 severity,
                 shown(name, 100),
@@ -132,7 +132,7 @@ def unknown_switches(found: Evidence) -> Iterator[Finding]:
         chosen = found.flag(flag)
         plugin = found.flag("--tool-parser-plugin") or found.flag("--reasoning-parser-plugin")
         if chosen and UNKNOWN not in chosen and chosen not in parsers and not plugin:
-            yield Finding(
+            yield Diagnosis(
                 "unknown-parser",
                 severity,
                 f"{flag} {shown(chosen, 100)}",
@@ -143,10 +143,10 @@ def unknown_switches(found: Evidence) -> Iterator[Finding]:
 
 
 @check
-def kv_cache(found: Evidence) -> Iterator[Finding]:
+def kv_cache(found: Evidence) -> Iterator[Diagnosis]:
     """The KV cache's format by its short name."""
     if found.flag("--kv-cache-dtype") == "fp8":
-        yield Finding(
+        yield Diagnosis(
             "kv-cache-dtype",
             NOTE,
             "--kv-cache-dtype fp8",

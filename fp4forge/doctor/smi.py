@@ -14,7 +14,7 @@ FORM = (
 
 
 @dataclass(frozen=True)
-class Gpu:
+class SmiGpu:
     """One GPU as nvidia-smi sees it; capability such as 12.1, memory in MiB (0: unknown)."""
 
     name: str
@@ -67,7 +67,7 @@ def failure(text: str) -> str:
     return next((line.strip(" |") for line in text.splitlines() if _FAILED.search(line)), "")
 
 
-def gpus(text: str) -> list[Gpu]:
+def gpus(text: str) -> list[SmiGpu]:
     """The GPUs in any of nvidia-smi's forms."""
     text = text.removeprefix("\ufeff")
     if "<nvidia_smi_log" in text[:2000]:
@@ -75,11 +75,11 @@ def gpus(text: str) -> list[Gpu]:
     if "Product Name" in text:
         return _query(text)
     if listed := re.findall(r"(?m)^GPU [0-9]{1,3}: (.{1,80}?) \(UUID:", text):  # nvidia-smi -L
-        return [_made(name, "", 0) for name in listed]
-    return _table(text) if _DRIVER.search(text) else _csv(text)
+        return [_smi_gpu(name, "", 0) for name in listed]
+    return _smi_table(text) if _DRIVER.search(text) else _csv(text)
 
 
-def _csv(text: str) -> list[Gpu]:
+def _csv(text: str) -> list[SmiGpu]:
     """``--query-gpu``: columns by its header, or those that FORM names."""
     columns, out = ["name", "compute_cap", "driver_version", "memory.total"], []
     for row in text.splitlines():
@@ -93,7 +93,7 @@ def _csv(text: str) -> list[Gpu]:
         able = found.get("compute_cap") or capability(name)
         known = _NUMBER.fullmatch(driver) or "driver_version" not in columns
         if name and _CAPABILITY.fullmatch(able) and known:
-            out.append(Gpu(name, able, driver, _mib(found.get("memory.total", ""))))
+            out.append(SmiGpu(name, able, driver, _mib(found.get("memory.total", ""))))
     return out
 
 
@@ -102,32 +102,32 @@ def _mib(text: str) -> int:
     return int(match[1]) if match else 0
 
 
-def _made(name: str, driver: str, memory: int) -> Gpu:
+def _smi_gpu(name: str, driver: str, memory: int) -> SmiGpu:
     name = re.sub(r"\s+", " ", name).strip()
-    return Gpu(name, capability(name), driver if _NUMBER.fullmatch(driver) else "", memory)
+    return SmiGpu(name, capability(name), driver if _NUMBER.fullmatch(driver) else "", memory)
 
 
-def _table(text: str) -> list[Gpu]:
+def _smi_table(text: str) -> list[SmiGpu]:
     driver = _DRIVER.search(text)
-    out: list[Gpu] = []
+    out: list[SmiGpu] = []
     name = ""
     for line in text.splitlines():
         if row := _ROW.match(line):
             if name:
-                out.append(_made(name, driver[1] if driver else "", 0))
+                out.append(_smi_gpu(name, driver[1] if driver else "", 0))
             name = row[1]
         elif name and (used := _USED.search(line)):
-            out.append(_made(name, driver[1] if driver else "", int(used[1])))
+            out.append(_smi_gpu(name, driver[1] if driver else "", int(used[1])))
             name = ""
         elif name and "Not Supported" in line:  # GB10 shares the host's memory
-            out.append(_made(name, driver[1] if driver else "", 0))
+            out.append(_smi_gpu(name, driver[1] if driver else "", 0))
             name = ""
     if name:
-        out.append(_made(name, driver[1] if driver else "", 0))
+        out.append(_smi_gpu(name, driver[1] if driver else "", 0))
     return out
 
 
-def _query(text: str) -> list[Gpu]:
+def _query(text: str) -> list[SmiGpu]:
     driver = _DRIVER.search(text)
     out = []
     for part in re.split(r"(?m)^GPU [0-9A-Fa-f]{8}:", text)[1:] or [text]:
@@ -135,11 +135,11 @@ def _query(text: str) -> list[Gpu]:
         if not name:
             continue
         total = re.search(r"FB Memory Usage\s*\n\s*Total\s*: *([0-9]{1,9}) MiB", part)
-        out.append(_made(name[1], driver[1] if driver else "", int(total[1]) if total else 0))
+        out.append(_smi_gpu(name[1], driver[1] if driver else "", int(total[1]) if total else 0))
     return out
 
 
-def _xml(text: str) -> list[Gpu]:
+def _xml(text: str) -> list[SmiGpu]:
     """By patterns: they expand no entities, and read a file that was cut as far as it goes."""
     driver = re.search(r"<(?:driver|kmd)_version>\s*([0-9][^<]{1,40})<", text)
     out = []
@@ -149,6 +149,6 @@ def _xml(text: str) -> list[Gpu]:
             continue
         total = re.search(r"<fb_memory_usage>\s*<total>([0-9]{1,9}) MiB", part)
         out.append(
-            _made(name[1], driver[1].strip() if driver else "", int(total[1]) if total else 0)
+            _smi_gpu(name[1], driver[1].strip() if driver else "", int(total[1]) if total else 0)
         )
     return out

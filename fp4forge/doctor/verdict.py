@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from fp4forge.doctor import logs
-from fp4forge.doctor.diagnosis import ERROR, SYMPTOMS, Finding
+from fp4forge.doctor.diagnosis import ERROR, SYMPTOMS, Diagnosis
 from fp4forge.doctor.evidence import Evidence
 
 ILL, UNCLEAR, HEALTHY = "ill", "unclear", "healthy"
@@ -34,7 +34,7 @@ _CLIENT = re.compile(
 
 
 @dataclass(frozen=True)
-class Verdict:
+class DoctorVerdict:
     """What the doctor says of the server as a whole."""
 
     name: str
@@ -43,62 +43,66 @@ class Verdict:
     where: str = ""
 
 
-def judge(found: Evidence, findings: list[Finding]) -> Verdict:
+def judge(found: Evidence, findings: list[Diagnosis]) -> DoctorVerdict:
     """The verdict on all the findings together."""
     log = found.parsed
     ready = log.ready
-    first = _first(log, ready + 1)
+    first = _first_exception(log, ready + 1)
     quote, where = (first.text, first.where) if first else ("", "")
     errors = [f for f in findings if f.severity == ERROR]
     if any(f.id not in SYMPTOMS for f in errors):
-        return Verdict(ILL, "each finding has its cause and its fix", quote, where)
-    if not quote and (bad := _bad(log, ready + 1)):
+        return DoctorVerdict(ILL, "each finding has its cause and its fix", quote, where)
+    if not quote and (bad := _bad_line(log, ready + 1)):
         quote = bad
     if quote:
         after = " after the server was ready" if ready >= 0 else ""
-        return Verdict(UNCLEAR, f"something went wrong{after}; cause not known here", quote, where)
+        return DoctorVerdict(
+            UNCLEAR, f"something went wrong{after}; cause not known here", quote, where
+        )
     if errors:
         seen = "; ".join(f.evidence for f in errors)
-        return Verdict(UNCLEAR, f"{seen}; cause not known here", log.excerpt(logs.alive(log)))
+        return DoctorVerdict(UNCLEAR, f"{seen}; cause not known here", log.excerpt(logs.alive(log)))
     if found.live and found.answered:
         minutes = found.live.seconds / 60
         asked = f"{len(found.live.asked)} answers" + (f" in {minutes:.0f} minutes" * (minutes > 2))
-        return Verdict(HEALTHY, f"the server knows France's capital; nothing bad in {asked}")
+        return DoctorVerdict(HEALTHY, f"the server knows France's capital; nothing bad in {asked}")
     if found.url:
-        return Verdict(UNCLEAR, "the server gave no answer that can be judged")
-    if ready >= 0 and (again := _later(log, ready, _AGAIN)):
-        return Verdict(UNCLEAR, "the server started again, and has not been ready since", again)
+        return DoctorVerdict(UNCLEAR, "the server gave no answer that can be judged")
+    if ready >= 0 and (again := _later_line(log, ready, _AGAIN)):
+        return DoctorVerdict(
+            UNCLEAR, "the server started again, and has not been ready since", again
+        )
     if ready >= 0:
-        ended = "; it was shut down in order" if _later(log, ready, _ENDED) else ""
+        ended = "; it was shut down in order" if _later_line(log, ready, _ENDED) else ""
         why = f"the server became ready, and nothing bad follows{ended}"
-        return Verdict(HEALTHY, why, log.excerpt(ready))
-    return _silent(found, log)
+        return DoctorVerdict(HEALTHY, why, log.excerpt(ready))
+    return _silent_verdict(found, log)
 
 
-def _later(log: logs.Log, since: int, pattern: re.Pattern[str]) -> str:
+def _later_line(log: logs.ServerLog, since: int, pattern: re.Pattern[str]) -> str:
     """The first line after another that matches."""
     found = (n for n in range(since + 1, len(log.lines)) if pattern.search(log.lines[n].text))
     return log.excerpt(next(found, -1))
 
 
-def _silent(found: Evidence, log: logs.Log) -> Verdict:
+def _silent_verdict(found: Evidence, log: logs.ServerLog) -> DoctorVerdict:
     """Of evidence that ends before the server is ready."""
     alive = log.excerpt(logs.alive(log))
     if alive:
         why = "no line says that the server is ready; this is its last sign of life"
-        return Verdict(UNCLEAR, why, alive)
+        return DoctorVerdict(UNCLEAR, why, alive)
     if found.events:
-        return Verdict(UNCLEAR, "no log; this is the last event", found.events[-1])
+        return DoctorVerdict(UNCLEAR, "no log; this is the last event", found.events[-1])
     why = "nothing given shows whether the server works: a log or --url would"
-    return Verdict(UNCLEAR, why)
+    return DoctorVerdict(UNCLEAR, why)
 
 
-def _first(log: logs.Log, since: int) -> logs.Raised | None:
+def _first_exception(log: logs.ServerLog, since: int) -> logs.LoggedException | None:
     """The first exception that no client caused."""
     return next((r for r in logs.raised(log, since) if not _CLIENT.search(r.text)), None)
 
 
-def _bad(log: logs.Log, since: int) -> str:
+def _bad_line(log: logs.ServerLog, since: int) -> str:
     for number, line in enumerate(log.lines[since:], since):
         if _CLIENT.search(line.text):
             continue
@@ -109,7 +113,7 @@ def _bad(log: logs.Log, since: int) -> str:
     return _traceback(log, since)
 
 
-def _traceback(log: logs.Log, since: int) -> str:
+def _traceback(log: logs.ServerLog, since: int) -> str:
     """The exception of a traceback, whatever its name; of one that was cut, its first line."""
     begun = -1
     for number, line in enumerate(log.lines[since:], since):

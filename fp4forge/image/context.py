@@ -32,9 +32,9 @@ from fp4forge.core.paths import (
 )
 from fp4forge.image import render
 from fp4forge.inputs import sbom
-from fp4forge.inputs.patches import Series
-from fp4forge.models import backends
-from fp4forge.plan import components, packages
+from fp4forge.inputs.patches import PatchSeries
+from fp4forge.models import backend_answers
+from fp4forge.plan import packages, vllm_components
 from fp4forge.plan.plan import Plan
 
 # Where the plan lies in the build context: the tree that the image gets as it is.
@@ -91,7 +91,7 @@ def assemble(plan: Plan) -> Context:
     Raises:
         DriftError: there is no lock for the plan.
     """
-    files, sources = _files(plan)
+    files, sources = _context_files(plan)
     tests = [path for path in sorted(IMAGE_TESTS.rglob("*")) if _is_source(path)]
     checks = {path.relative_to(IMAGE_TESTS).as_posix(): path for path in tests}
     checks |= {f"fp4forge/{name}": PACKAGE / name for name in JUDGES}
@@ -100,30 +100,30 @@ def assemble(plan: Plan) -> Context:
         plan,
         packages=packages.versions(plan),
         context={name: hashlib.sha256(files[name]).hexdigest() for name in sorted(files)},
-        checks=_digest(checks),
+        checks=_files_digest(checks),
         revision=revision(sources),
     )
-    identity = hashlib.sha256(_json(plain.values())).hexdigest()[:12]
+    identity = hashlib.sha256(_json_bytes(plain.values())).hexdigest()[:12]
     complete = replace(plain, id=identity)
     return Context(
-        complete, files | {PLAN_FILE: _json(complete.as_json())}, tuple(sorted(set(sources)))
+        complete, files | {PLAN_FILE: _json_bytes(complete.as_json())}, tuple(sorted(set(sources)))
     )
 
 
-def _files(plan: Plan) -> tuple[dict[str, bytes], list[Path]]:
+def _context_files(plan: Plan) -> tuple[dict[str, bytes], list[Path]]:
     """Every file of the context but the plan, and what they were made from."""
     series = plan.inputs.series
     files = {
         "Dockerfile": render.dockerfile(plan).encode(),
-        "leave-out.json": _json(
+        "leave-out.json": _json_bytes(
             {"cuda": plan.cuda.split(".")[0], "rules": msgspec.to_builtins(plan.leave_out)}
         ),
-        **_series(series, plan.variant, "python", "patches"),
+        **_series_files(series, plan.variant, "python", "patches"),
         TERMS_FILE: sbom.terms(sbom.table()).encode(),
     }
-    answers = [a for a in backends.load(plan.vllm_version) if a.gpu in plan.gpus]
+    answers = [a for a in backend_answers.load(plan.vllm_version) if a.gpu in plan.gpus]
     if answers:
-        files[BACKENDS_FILE] = _json(msgspec.to_builtins(answers))
+        files[BACKENDS_FILE] = _json_bytes(msgspec.to_builtins(answers))
     sources = [
         DOCKERFILES / render.name(plan),
         RELEASES / f"{plan.release}.yaml",
@@ -132,17 +132,19 @@ def _files(plan: Plan) -> tuple[dict[str, bytes], list[Path]]:
         *(RELEASES / "archs" / f"{plan.vllm_version}{end}" for end in (".json", ".cmake")),
         *(LOCKS / name for name in packages.files(plan)),
         *series.files(plan.variant),
-        *([backends.path(plan.vllm_version)] if answers else []),
+        *([backend_answers.path(plan.vllm_version)] if answers else []),
     ]
     if plan.strategy == "source":
-        choice = components.Choice(plan.components, plan.components_left_out, plan.sources)
+        choice = vllm_components.ComponentChoice(
+            plan.components, plan.components_left_out, plan.sources
+        )
         crossing = {"cross": asdict(plan.cross)} if plan.cross else {}
-        files["compile.json"] = _json(
+        files["compile.json"] = _json_bytes(
             choice.instructions(plan.arch_list, plan.predicted) | crossing
         )
-        files |= _series(series, plan.variant, "csrc", "csrc")
+        files |= _series_files(series, plan.variant, "csrc", "csrc")
     if plan.aot.name != "none":
-        files["aot.json"] = _json(plan.aot.instructions())
+        files["aot.json"] = _json_bytes(plan.aot.instructions())
     files |= {f"locks/{name}.txt": text.encode() for name, text in packages.layers(plan).items()}
     copied = {f"kernels/{name}.py": KERNELS / f"{name}.py" for name in KERNELS_MODULES}
     for name in stages(plan):
@@ -158,7 +160,7 @@ def _is_source(path: Path) -> bool:
     return path.is_file() and "__pycache__" not in path.parts
 
 
-def _series(series: Series, variant: str, tier: str, folder: str) -> dict[str, bytes]:
+def _series_files(series: PatchSeries, variant: str, tier: str, folder: str) -> dict[str, bytes]:
     """A tier's patches in the build context: series.json and the diffs."""
     chosen = series.for_variant(variant, tier)
     record = {
@@ -167,10 +169,10 @@ def _series(series: Series, variant: str, tier: str, folder: str) -> dict[str, b
         "patches": [series.instructions(patch) for patch in chosen],
     }
     diffs = {f"{folder}/{p.file}": (series.folder / p.file).read_bytes() for p in chosen}
-    return {f"{folder}/series.json": _json(record)} | diffs
+    return {f"{folder}/series.json": _json_bytes(record)} | diffs
 
 
-def _digest(files: dict[str, Path]) -> str:
+def _files_digest(files: dict[str, Path]) -> str:
     digest = hashlib.sha256()
     for name, path in files.items():
         digest.update(name.encode() + path.read_bytes())
@@ -219,5 +221,5 @@ def write(context: Context, folder: Path) -> None:
         os.utime(entry, (context.plan.epoch, context.plan.epoch))
 
 
-def _json(value: Any) -> bytes:
+def _json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()

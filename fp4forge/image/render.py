@@ -21,7 +21,7 @@ from fp4forge.inputs import patches
 from fp4forge.inputs import release as releases
 from fp4forge.inputs.failures import Failures
 from fp4forge.inputs.locks import LAYERS
-from fp4forge.inputs.patches import Series, patched_files
+from fp4forge.inputs.patches import PatchSeries, patched_files
 from fp4forge.inputs.release import Release
 from fp4forge.plan.plan import Plan
 
@@ -29,7 +29,7 @@ UID = 2000
 
 
 @functools.cache
-def _environment(*, escape: bool) -> Any:
+def _jinja_environment(*, escape: bool) -> Any:
     from jinja2 import Environment, FileSystemBytecodeCache, FileSystemLoader, StrictUndefined
 
     compiled = STATE / "templates"
@@ -45,11 +45,11 @@ def _environment(*, escape: bool) -> Any:
         keep_trailing_newline=True,
         autoescape=escape,  # noqa: S701 - not for Dockerfiles: what users give is validated
     )
-    environment.filters["quoted"] = _quoted
+    environment.filters["quoted"] = _yaml_quoted
     return environment
 
 
-def _quoted(text: str) -> str:
+def _yaml_quoted(text: str) -> str:
     """A YAML scalar in single quotes, on one line."""
     return "'" + " ".join(text.split()).replace("'", "''") + "'"
 
@@ -65,7 +65,7 @@ class Variant:
 
 def name(plan: Plan) -> str:
     """A plan's Dockerfile under ``dockerfiles/``."""
-    return _name(plan.inputs.release, plan.strategy, cross=plan.cross is not None)
+    return _dockerfile_name(plan.inputs.release, plan.strategy, cross=plan.cross is not None)
 
 
 def arguments(plan: Plan) -> dict[str, str]:
@@ -92,11 +92,11 @@ def arguments(plan: Plan) -> dict[str, str]:
         for external in plan.inputs.release.externals:
             source = plan.sources.get(external)
             provider = source.provider if source and source.provider != "local" else "none"
-            found[_argument(external)] = provider
+            found[_source_argument(external)] = provider
     return found
 
 
-def _argument(external: str) -> str:
+def _source_argument(external: str) -> str:
     """The build argument that says where an external source comes from."""
     return external.upper().replace("-", "_")
 
@@ -111,7 +111,7 @@ def dockerfile(plan: Plan) -> str:
         DriftError: the committed file is not what templates, release and patches give.
     """
     inputs, cross = plan.inputs, plan.cross is not None
-    text = _render(inputs.release, inputs.series, plan.strategy, cross=cross)
+    text = _render_dockerfile(inputs.release, inputs.series, plan.strategy, cross=cross)
     if RELEASES.is_relative_to(ROOT) and inputs.series.folder.is_relative_to(ROOT):
         path = DOCKERFILES / name(plan)
         if not path.is_file() or path.read_text() != text:
@@ -123,12 +123,12 @@ def dockerfile(plan: Plan) -> str:
     return text
 
 
-def _name(release: Release, strategy: str, *, cross: bool) -> str:
+def _dockerfile_name(release: Release, strategy: str, *, cross: bool) -> str:
     return f"{release.release}/{strategy}{'-cross' if cross else ''}.Dockerfile"
 
 
-def _render(release: Release, series: Series, strategy: str, *, cross: bool) -> str:
-    environment = _environment(escape=False)
+def _render_dockerfile(release: Release, series: PatchSeries, strategy: str, *, cross: bool) -> str:
+    environment = _jinja_environment(escape=False)
     text: str = environment.get_template("Dockerfile.j2").render(
         release=release,
         strategy=strategy,
@@ -136,19 +136,19 @@ def _render(release: Release, series: Series, strategy: str, *, cross: bool) -> 
         variants=[_variant(release, series, variant) for variant in series.variants],
         groups=LAYERS,
         uid=UID,
-        argument=_argument,
+        argument=_source_argument,
         m=environment.get_template("macros.j2").module,
     )
     return text
 
 
-def _variant(release: Release, series: Series, name: str) -> Variant:
+def _variant(release: Release, series: PatchSeries, name: str) -> Variant:
     files = patched_files(series.for_variant(name))
     layers = sorted({path.rsplit("/", 1)[0].replace("/", "-") for path in files})
     return Variant(name, tuple(layers), release.environment.get(name, {}))
 
 
-def _all(failures: Failures) -> dict[str, str]:
+def _all_dockerfiles(failures: Failures) -> dict[str, str]:
     """Every Dockerfile by its name, but those of broken releases."""
     found = {}
     for version in releases.names():
@@ -157,20 +157,20 @@ def _all(failures: Failures) -> dict[str, str]:
             series = patches.load("vllm", release.vllm_version)
             for strategy in release.strategies:
                 for cross in (False, True) if strategy == "source" else (False,):
-                    text = _render(release, series, strategy, cross=cross)
-                    found[_name(release, strategy, cross=cross)] = text
+                    text = _render_dockerfile(release, series, strategy, cross=cross)
+                    found[_dockerfile_name(release, strategy, cross=cross)] = text
     return found
 
 
 def plain(template: str, **values: Any) -> str:
     """A file that is not HTML; YAML's values go through ``quoted``."""
-    text: str = _environment(escape=False).get_template(template).render(**values)
+    text: str = _jinja_environment(escape=False).get_template(template).render(**values)
     return text
 
 
 def html(template: str, **values: Any) -> str:
     """A self-contained HTML page; names from binaries and images are escaped."""
-    text: str = _environment(escape=True).get_template(template).render(**values)
+    text: str = _jinja_environment(escape=True).get_template(template).render(**values)
     return block(text, len(text))
 
 
@@ -180,7 +180,7 @@ def differences(failures: Failures) -> list[str]:
     Args:
         failures: gets what is wrong with releases; their Dockerfiles are left alone.
     """
-    wanted, have = _all(failures), _present(failures)
+    wanted, have = _all_dockerfiles(failures), _present_dockerfiles(failures)
     lines = [f"missing: {name}" for name in sorted(wanted.keys() - have.keys())]
     lines += [f"not rendered from anything: {name}" for name in sorted(have.keys() - wanted.keys())]
     lines += [
@@ -197,8 +197,8 @@ def write(failures: Failures) -> int:
     Args:
         failures: gets what is wrong with releases; their Dockerfiles are left alone.
     """
-    wanted = _all(failures)
-    for name, path in _present(failures).items():
+    wanted = _all_dockerfiles(failures)
+    for name, path in _present_dockerfiles(failures).items():
         if name not in wanted:
             path.unlink()
     for name, text in wanted.items():
@@ -208,7 +208,7 @@ def write(failures: Failures) -> int:
     return len(wanted)
 
 
-def _present(failures: Failures) -> dict[str, Path]:
+def _present_dockerfiles(failures: Failures) -> dict[str, Path]:
     """The Dockerfiles that there are by their names, but those of broken releases."""
     paths = {p.relative_to(DOCKERFILES).as_posix(): p for p in DOCKERFILES.rglob("*.Dockerfile")}
     return {name: path for name, path in paths.items() if not failures.has(name)}

@@ -15,8 +15,8 @@ from fp4forge.core.limits import INPUT_BYTES
 from fp4forge.core.paths import RELEASES
 
 
-class Rules(Struct, frozen=True, forbid_unknown_fields=True):
-    """A table of what CMake made of lists, as ``maintain.arch_rules`` writes it."""
+class ArchRules(Struct, frozen=True, forbid_unknown_fields=True):
+    """A table of what CMake made of lists, as ``maintain.write_arch_rules`` writes it."""
 
     units: list[list[str]]  # sources that are always compiled alike
     targets: list[str]  # texts such as "10.0f 12.0f"
@@ -28,9 +28,9 @@ class Rules(Struct, frozen=True, forbid_unknown_fields=True):
         """Checks that every number is one of what it numbers."""
         for result in self.results:
             numbers = [int(number) for number in result.split()]
-            if len(numbers) != len(self.units) or not _fit(numbers, self.targets):
+            if len(numbers) != len(self.units) or not _unit_fits(numbers, self.targets):
                 raise ValueError("a result does not fit units and targets")
-        if not all(_fit(list(found.values()), self.results) for found in self.lists.values()):
+        if not all(_unit_fits(list(found.values()), self.results) for found in self.lists.values()):
             raise ValueError("a list has no result")
 
     def sources(self, text: str, cuda: str) -> dict[str, list[str]] | None:
@@ -47,12 +47,12 @@ class Rules(Struct, frozen=True, forbid_unknown_fields=True):
         return {s: t for unit, t in zip(self.units, targets, strict=True) for s in unit if t}
 
 
-def _fit(numbers: list[int], what: list[str]) -> bool:
+def _unit_fits(numbers: list[int], what: list[str]) -> bool:
     return min(numbers, default=0) >= 0 and max(numbers, default=-1) < len(what)
 
 
 @cache
-def load(vllm: str) -> Rules:
+def load(vllm: str) -> ArchRules:
     """The table of a release.
 
     Raises:
@@ -71,14 +71,14 @@ def load(vllm: str) -> Rules:
     return parse(reading.text(path, ReleaseError, INPUT_BYTES, where), where)
 
 
-def parse(text: str, where: str) -> Rules:
+def parse(text: str, where: str) -> ArchRules:
     """The table in a text; ``where`` names it in messages.
 
     Raises:
         ReleaseError: the text is not what ``arch extract`` writes.
     """
     try:
-        return msgspec.json.decode(text, type=Rules)
+        return msgspec.json.decode(text, type=ArchRules)
     except (msgspec.DecodeError, RecursionError) as error:
         raise ReleaseError(
             f"{where} does not hold a table of architectures: {error}",

@@ -13,7 +13,7 @@ from msgspec import Meta, Struct, structs
 from fp4forge.core.errors import ReleaseError, UsageError
 from fp4forge.core.paths import RELEASES
 from fp4forge.core.platform import PLATFORMS
-from fp4forge.inputs.reader import Broken, Format
+from fp4forge.inputs.reader import BrokenField, InputFormat
 
 # No file of a base is newer (2026-01-01, UTC): the same packages give the same layer.
 EPOCH = "1767225600"
@@ -22,7 +22,7 @@ EPOCH = "1767225600"
 KEYRINGS = Path("/usr/share/keyrings")
 
 
-class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class BaseEntry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A base image: ``image`` names one on a hub, ``suite`` one that is made here."""
 
     python: Annotated[
@@ -68,12 +68,12 @@ class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         """Checks that there is one way to get the base."""
         if bool(self.image) == bool(self.suite):
-            raise Broken("image", "and suite do not go together", "each base has one of them")
+            raise BrokenField("image", "and suite do not go together", "each base has one of them")
         if bool(self.suite) != bool(self.keyring):
-            raise Broken("keyring", "goes with suite", "a base made here names both")
+            raise BrokenField("keyring", "goes with suite", "a base made here names both")
 
 
-class Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class BaseTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base images by the names that ``--base`` takes."""
 
     bases: Annotated[
@@ -81,16 +81,16 @@ class Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             Annotated[
                 str, Meta(pattern="^[a-z0-9][a-z0-9.:/-]*$", description="a name that --base takes")
             ],
-            Entry,
+            BaseEntry,
         ],
         Meta(min_length=1, description="the base images, at least one"),
     ]
 
 
-FORMAT = Format(Table, "bases", ReleaseError)
+FORMAT = InputFormat(BaseTable, "bases", ReleaseError)
 
 
-class Base(Entry, frozen=True, kw_only=True):
+class Base(BaseEntry, frozen=True, kw_only=True):
     """A base image with its name."""
 
     name: str
@@ -104,7 +104,7 @@ class Base(Entry, frozen=True, kw_only=True):
         """What FROM names for a platform."""
         if self.suite:
             arch = PLATFORMS[platform].debian
-            return f"fp4forge.local/bootstrap:{self.suite}-{arch}-{_recipe(self)}"
+            return f"fp4forge.local/bootstrap:{self.suite}-{arch}-{_bootstrap_hash(self)}"
         return f"{self.image}@{self.digest}" if self.digest else self.image
 
 
@@ -146,14 +146,14 @@ def bootstrap_line(base: Base, architecture: str, layer: Path, mirror: str) -> l
     ]
 
 
-def _recipe(base: Base) -> str:
+def _bootstrap_hash(base: Base) -> str:
     """Short hash of how a base is made: a changed recipe gives another base."""
     line = [*bootstrap_line(base, "", Path("layer.tar"), "mirror"), MOUNT_POINT]
     return hashlib.sha256(" ".join(line).encode()).hexdigest()[:8]
 
 
 @cache
-def table() -> dict[str, Entry]:
+def table() -> dict[str, BaseEntry]:
     """The entries of ``releases/bases.yaml`` by name.
 
     Raises:

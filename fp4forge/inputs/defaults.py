@@ -11,7 +11,7 @@ from fp4forge.core.errors import ReleaseError, UsageError
 from fp4forge.core.paths import RELEASES
 from fp4forge.inputs import release as releases
 from fp4forge.inputs.patches import load
-from fp4forge.inputs.reader import Format
+from fp4forge.inputs.reader import InputFormat
 from fp4forge.inputs.release import StrategyName, Variant, Version
 
 
@@ -23,24 +23,24 @@ class Defaults(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     base: Annotated[str, Meta(min_length=1, description="a base of releases/bases.yaml")]
 
 
-class Reference(Defaults, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ReferenceDefaults(Defaults, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The reference image, with its release."""
 
     release: Annotated[Version, Meta(description="a release")]
 
 
-class Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class DefaultsTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a command takes for an option that is not given."""
 
-    reference: Annotated[Reference, Meta(description="what the reference card asks for")]
+    reference: Annotated[ReferenceDefaults, Meta(description="what the reference card asks for")]
     image: Annotated[Defaults, Meta(description="what make image and serve compose mean")]
 
 
-FORMAT = Format(Table, "defaults", ReleaseError)
+FORMAT = InputFormat(DefaultsTable, "defaults", ReleaseError)
 
 
 @cache
-def table() -> Table:
+def table() -> DefaultsTable:
     """The values of ``releases/defaults.yaml``.
 
     Raises:

@@ -20,7 +20,7 @@ Place = tuple[str | int, ...]
 _NUMBER = re.compile(r"[-+]?[0-9]{1,15}(\.[0-9]{0,15})?")
 
 
-class Malformed(Exception):
+class MalformedYaml(Exception):
     """A file that cannot be read; the text continues a sentence that begins with the file."""
 
     def __init__(self, text: str, line: int = 0, *, rule: str = "", remedy: str = "") -> None:
@@ -31,7 +31,7 @@ class Malformed(Exception):
 
 
 @dataclass
-class Document:
+class YamlDocument:
     """The value of a file, and the line on which each of its parts starts."""
 
     value: Any = None
@@ -44,7 +44,7 @@ class Document:
         return self.lines.get(place, 0)
 
 
-def compose(text: str, blocks: bool = False) -> Document:
+def compose(text: str, blocks: bool = False) -> YamlDocument:
     """The document in a text.
 
     Args:
@@ -52,7 +52,7 @@ def compose(text: str, blocks: bool = False) -> Document:
         blocks: whether a value may have several lines; its type says which.
 
     Raises:
-        Malformed: the text is not YAML, or uses more of YAML than input files may.
+        MalformedYaml: the text is not YAML, or uses more of YAML than input files may.
     """
     composer = _Composer(blocks)
     try:
@@ -61,9 +61,9 @@ def compose(text: str, blocks: bool = False) -> Document:
             composer.take(loader.get_event(), loader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
-        raise Malformed(f"is not valid YAML: {error.problem}", line) from None
+        raise MalformedYaml(f"is not valid YAML: {error.problem}", line) from None
     except (yaml.YAMLError, UnicodeError) as error:
-        raise Malformed(f"is not valid YAML: {getattr(error, 'reason', error)}") from None
+        raise MalformedYaml(f"is not valid YAML: {getattr(error, 'reason', error)}") from None
     return composer.document
 
 
@@ -81,7 +81,7 @@ class _Open:
 class _Composer:
     def __init__(self, blocks: bool) -> None:
         self.blocks = blocks
-        self.document = Document()
+        self.document = YamlDocument()
         self.open: list[_Open] = []
         self.count = 0
         self.anchors: dict[str, tuple[Any, int]] = {}  # a value, and how many values it holds
@@ -89,22 +89,28 @@ class _Composer:
     def take(self, event: Any, loader: Any) -> None:
         line = event.start_mark.line + 1
         if getattr(event, "tag", None):
-            raise Malformed(f"has the tag {event.tag!r}", line, rule="values have no tags")
+            raise MalformedYaml(f"has the tag {event.tag!r}", line, rule="values have no tags")
         match event:
             case yaml.DocumentStartEvent() if self.document.lines:
-                raise Malformed("starts a second document", line, rule="a file has one document")
+                raise MalformedYaml(
+                    "starts a second document", line, rule="a file has one document"
+                )
             case yaml.ScalarEvent():
-                value = _scalar(event, loader, line, self.blocks)
+                value = _yaml_scalar(event, loader, line, self.blocks)
                 self._add(value, 1, line)
                 if event.anchor:
                     self.anchors[event.anchor] = value, 1
             case yaml.AliasEvent():
                 if event.anchor not in self.anchors:
-                    raise Malformed(f"has *{event.anchor}, but no &{event.anchor} before it", line)
+                    raise MalformedYaml(
+                        f"has *{event.anchor}, but no &{event.anchor} before it", line
+                    )
                 self._add(*self.anchors[event.anchor], line)
             case yaml.SequenceStartEvent() | yaml.MappingStartEvent():
                 if len(self.open) == INPUT_DEPTH:
-                    raise Malformed("nests too deeply", line, rule=f"at most {INPUT_DEPTH} levels")
+                    raise MalformedYaml(
+                        "nests too deeply", line, rule=f"at most {INPUT_DEPTH} levels"
+                    )
                 begun: Any = [] if isinstance(event, yaml.SequenceStartEvent) else {}
                 before = self.count
                 self.open.append(_Open(begun, self._add(begun, 1, line), event.anchor, before))
@@ -117,7 +123,7 @@ class _Composer:
         """Puts a value into the list or mapping that is open; returns where it went."""
         self.count += size
         if self.count > INPUT_VALUES:
-            raise Malformed(
+            raise MalformedYaml(
                 "holds too many values",
                 line,
                 rule=f"at most {INPUT_VALUES}, with all that aliases stand for",
@@ -140,23 +146,23 @@ class _Composer:
 
     def _key(self, parent: _Open, key: Any, line: int) -> str:
         if not isinstance(key, str):
-            raise Malformed(
+            raise MalformedYaml(
                 f"has a key that is {kind(key)}",
                 line,
                 rule="keys are text",
                 remedy="put it in quotes",
             )
         if key in parent.value:
-            raise Malformed(f"has {key!r} twice", line, rule="a key stands once in a mapping")
+            raise MalformedYaml(f"has {key!r} twice", line, rule="a key stands once in a mapping")
         parent.key = key
         return key
 
 
-def _scalar(event: Any, loader: Any, line: int, blocks: bool) -> Any:
+def _yaml_scalar(event: Any, loader: Any, line: int, blocks: bool) -> Any:
     text: str = event.value
     if not (text.replace("\n", "") if blocks else text).isprintable():
         remedy = "start a block of text with >-, which joins its lines" if "\n" in text else ""
-        raise Malformed(
+        raise MalformedYaml(
             f"has a control character: {shortened(text)}",
             line,
             rule="values are one line of printable text",
@@ -171,7 +177,7 @@ def _scalar(event: Any, loader: Any, line: int, blocks: bool) -> Any:
         return yaml.CSafeLoader.bool_values[text.lower()]
     if resolved in ("int", "float") and _NUMBER.fullmatch(text):
         return float(text) if "." in text else int(text)
-    raise Malformed(
+    raise MalformedYaml(
         f"has {shortened(text)}, which YAML takes for {_OTHER.get(resolved, 'a number')}",
         line,
         rule="values are text, decimal numbers of at most 15 digits, true or false",

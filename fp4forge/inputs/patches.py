@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 from fp4forge.core import paths, reading
 from fp4forge.core.errors import PatchError
 from fp4forge.inputs.document import shortened
-from fp4forge.inputs.reader import Broken, Format, by_version, one_of
+from fp4forge.inputs.reader import BrokenField, InputFormat, by_version, one_of
 from fp4forge.inputs.release import UNPATCHED, VARIANTS, Sha256, Variant
 
 TIERS = ("python", "csrc")
@@ -82,7 +82,7 @@ class Patch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         """Checks the patterns."""
-        _compile(self.detect)
+        _compile_detect(self.detect)
 
 
 class Upstreamed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -94,10 +94,10 @@ class Upstreamed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         """Checks the patterns."""
-        _compile(self.detect)
+        _compile_detect(self.detect)
 
 
-class Conflict(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PatchConflict(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A patch of an earlier version that does not fit this one and waits for a person."""
 
     id: Name
@@ -108,7 +108,7 @@ class Conflict(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ]
 
 
-class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SeriesFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The patches to one version of a package."""
 
     patches: Annotated[
@@ -119,16 +119,16 @@ class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(description="fixes that this version has itself; patch check looks for them"),
     ] = ()
     conflicts: Annotated[
-        tuple[Conflict, ...],
+        tuple[PatchConflict, ...],
         Meta(description="patches that a person must write; their variants cannot be built"),
     ] = ()
 
 
-FORMAT = Format(Record, "series", PatchError)
+FORMAT = InputFormat(SeriesFile, "series", PatchError)
 
 
 @dataclass(frozen=True)
-class Series:
+class PatchSeries:
     """All patches of one package version, in the order in which they are applied."""
 
     package: str
@@ -136,7 +136,7 @@ class Series:
     folder: Path
     patches: tuple[Patch, ...] = ()
     already_upstream: tuple[Upstreamed, ...] = ()
-    conflicts: tuple[Conflict, ...] = ()
+    conflicts: tuple[PatchConflict, ...] = ()
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -209,7 +209,7 @@ def patched_files(patches: tuple[Patch, ...]) -> dict[str, str]:
     return {path: hashes.after for patch in patches for path, hashes in patch.files.items()}
 
 
-def load(package: str, version: str, chained: bool = True) -> Series:
+def load(package: str, version: str, chained: bool = True) -> PatchSeries:
     """Loads a series; a version without a folder has an empty one.
 
     Without ``chained`` hashes may be missing or inconsistent: ``patch refresh`` renews them.
@@ -222,7 +222,7 @@ def load(package: str, version: str, chained: bool = True) -> Series:
     path = folder / "series.yaml"
     where = f"patches/{package}/{version}/series.yaml"
     if not path.exists():
-        return Series(package, version, folder)
+        return PatchSeries(package, version, folder)
     record = FORMAT.read(path, where)
     for patch in record.patches:
         if not (folder / patch.file).is_file():
@@ -232,7 +232,7 @@ def load(package: str, version: str, chained: bool = True) -> Series:
             )
     if chained:
         _check_chain(where, record.patches)
-    return Series(
+    return PatchSeries(
         package, version, folder, record.patches, record.already_upstream, record.conflicts
     )
 
@@ -243,13 +243,13 @@ def versions(package: str) -> tuple[str, ...]:
     return by_version(found, f"patches/{package}", PatchError)
 
 
-def _compile(detect: dict[str, str]) -> None:
+def _compile_detect(detect: dict[str, str]) -> None:
     for pattern in detect.values():
         try:
             re.compile(pattern)
         except (re.error, OverflowError, RecursionError) as error:
             said = f"has {shortened(pattern)}: {error}"
-            raise Broken("detect", said, "a file and a regular expression each") from None
+            raise BrokenField("detect", said, "a file and a regular expression each") from None
 
 
 def _check_chain(where: str, patches: tuple[Patch, ...]) -> None:

@@ -10,7 +10,7 @@ from msgspec import Meta, Struct
 from fp4forge.core.errors import ReleaseError
 from fp4forge.core.paths import RELEASES
 from fp4forge.inputs import release as releases
-from fp4forge.inputs.reader import Format
+from fp4forge.inputs.reader import InputFormat
 
 
 class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -25,7 +25,7 @@ class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = {}
 
 
-FORMAT = Format(Policy, "policy", ReleaseError)
+FORMAT = InputFormat(Policy, "policy", ReleaseError)
 
 
 @cache

@@ -14,12 +14,12 @@ from fp4forge.core import reading
 from fp4forge.core.errors import ForgeError
 from fp4forge.core.limits import INPUT_BYTES
 from fp4forge.inputs import document
-from fp4forge.inputs.document import Document, Malformed, Place
+from fp4forge.inputs.document import MalformedYaml, Place, YamlDocument
 
 T = TypeVar("T")
 
 
-class Broken(ValueError):
+class BrokenField(ValueError):
     """What ``__post_init__`` raises for a field; the text continues a sentence about it."""
 
     def __init__(self, field: str, text: str, rule: str) -> None:
@@ -58,7 +58,7 @@ def by_version(names: Iterable[str], where: str, failure: type[ForgeError]) -> t
 
 
 @dataclass(frozen=True)
-class Format(Generic[T]):
+class InputFormat(Generic[T]):
     """A kind of input file: its type, its schema's name, and the failure that a broken one is."""
 
     struct: type[T]
@@ -78,7 +78,7 @@ class Format(Generic[T]):
         """
         try:
             read = document.compose(text, self.blocks)
-        except Malformed as error:
+        except MalformedYaml as error:
             raise self._failure(where, error.line, f" {error}", error.rule, error.remedy) from None
         try:
             return msgspec.convert(read.value, self.struct)
@@ -91,16 +91,18 @@ class Format(Generic[T]):
             place + text, rule=rule, remedy=remedy or f"schemas/{self.name}.json lists every field"
         )
 
-    def _refused(self, where: str, read: Document, error: msgspec.ValidationError) -> ForgeError:
-        said, steps = _split(str(error))
-        place = _locate(self.struct, read.value, steps, str(error))
-        value = _at(read.value, place)
+    def _refused(
+        self, where: str, read: YamlDocument, error: msgspec.ValidationError
+    ) -> ForgeError:
+        said, steps = _split_message(str(error))
+        place = _failure_place(self.struct, read.value, steps, str(error))
+        value = _value_at(read.value, place)
         is_key = steps[-1:] == [_KEY]
         rule, remedy = _description(_type(self.struct, place, is_key)), ""
         if found := re.fullmatch(r"Object contains unknown field `(.*)`", said, re.S):
             place = (*place, found[1])
             text = "is not a field"
-            known = getattr(_bare(_type(self.struct, place[:-1])), "fields", ())
+            known = getattr(_bare_type(_type(self.struct, place[:-1])), "fields", ())
             rule = "fields here: " + ", ".join(entry.name for entry in known)
         elif found := re.fullmatch(r"Object missing required field `(.*)`", said):
             text = f"has no {found[1]!r}"
@@ -109,21 +111,23 @@ class Format(Generic[T]):
             text = f"is {document.kind(value)} where {_KINDS.get(found[1], found[1])} is expected"
             if found[1] == "str" and isinstance(value, (bool, int, float)):
                 remedy = "put it in quotes"
-        elif isinstance(error.__cause__, Broken):
+        elif isinstance(error.__cause__, BrokenField):
             text, rule = said, error.__cause__.rule
             place = (*place, error.__cause__.field)
         elif is_key:
             text = "is a key that is not allowed"
         else:
             text, rule = f"is {document.shortened(value)}", rule or said
-        return self._failure(where, read.line(place), f": {_label(place)} {text}", rule, remedy)
+        return self._failure(
+            where, read.line(place), f": {_place_label(place)} {text}", rule, remedy
+        )
 
 
 _KINDS = {"str": "text", "object": "a mapping", "array": "a list", "float": "a number"}
 _ENTRY, _KEY = "[...]", "`key`"
 
 
-def _split(message: str) -> tuple[str, list[str]]:
+def _split_message(message: str) -> tuple[str, list[str]]:
     """What msgspec says, and the steps to the place it says it of."""
     said, at, path = message.rpartition(" - at ")
     if not at:
@@ -132,7 +136,7 @@ def _split(message: str) -> tuple[str, list[str]]:
     return said, [*steps, _KEY] if path.startswith(_KEY) else steps
 
 
-def _locate(struct: Any, value: Any, steps: list[str], message: str) -> Place:
+def _failure_place(struct: Any, value: Any, steps: list[str], message: str) -> Place:
     """The place of a failure.
 
     msgspec does not say which entry of a mapping it means. It is the one that, alone in its
@@ -140,10 +144,12 @@ def _locate(struct: Any, value: Any, steps: list[str], message: str) -> Place:
     """
     place: Place = ()
     for step in steps:
-        inner = _at(value, place)
+        inner = _value_at(value, place)
         if step in (_ENTRY, _KEY) and isinstance(inner, dict):
             alone = (
-                k for k in inner if _fails(struct, _with(value, place, {k: inner[k]}), message)
+                k
+                for k in inner
+                if _fails(struct, _value_replaced(value, place, {k: inner[k]}), message)
             )
             key = next(alone, None)
             if key is None:
@@ -166,24 +172,24 @@ def _fails(struct: Any, value: Any, message: str) -> bool:
     return False
 
 
-def _label(place: Place) -> str:
+def _place_label(place: Place) -> str:
     """A place for people: ``patches[0].files``."""
     steps = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place)
     return steps.removeprefix(".")[:200] or "the file"
 
 
-def _at(value: Any, place: Place) -> Any:
+def _value_at(value: Any, place: Place) -> Any:
     for step in place:
         value = value[step]
     return value
 
 
-def _with(value: Any, place: Place, new: Any) -> Any:
+def _value_replaced(value: Any, place: Place, new: Any) -> Any:
     """A copy of a value that has another one at a place."""
     if not place:
         return new
     copy = value.copy()
-    copy[place[0]] = _with(value[place[0]], place[1:], new)
+    copy[place[0]] = _value_replaced(value[place[0]], place[1:], new)
     return copy
 
 
@@ -193,15 +199,15 @@ def _type(struct: Any, place: Place, is_key: bool = False) -> Any:
 
     found: Any = inspect.type_info(struct)
     for step in place[:-1] if is_key else place:
-        match _bare(found):
+        match _bare_type(found):
             case inspect.StructType(fields=fields):
                 found = {entry.name: entry.type for entry in fields}.get(str(step))
             case inspect.DictType(value_type=inner) | inspect.VarTupleType(item_type=inner):
                 found = inner
-    return getattr(_bare(found), "key_type", None) if is_key else found
+    return getattr(_bare_type(found), "key_type", None) if is_key else found
 
 
-def _bare(described: Any) -> Any:
+def _bare_type(described: Any) -> Any:
     return getattr(described, "type", described)  # what inspect.Metadata describes
 
 

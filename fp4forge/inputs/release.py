@@ -17,7 +17,7 @@ from fp4forge.core.errors import (
 from fp4forge.core.limits import INPUT_BYTES
 from fp4forge.core.paths import RELEASES
 from fp4forge.core.platform import PLATFORMS
-from fp4forge.inputs.reader import Broken, Format, by_version, one_of
+from fp4forge.inputs.reader import BrokenField, InputFormat, by_version, one_of
 from fp4forge.kernels.gpus import GPUS
 
 VARIANTS = ("awq", "plain")
@@ -119,14 +119,14 @@ class LeaveOut(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         """Checks that there is one way to name the files."""
         if bool(self.glob) == bool(self.rule):
-            raise Broken("glob", "and rule do not go together", "each entry has one of them")
+            raise BrokenField("glob", "and rule do not go together", "each entry has one of them")
 
     def applies(self, gpus: tuple[str, ...]) -> bool:
         """Whether an image for these GPUs goes without the files."""
         return not set(self.unless) & set(gpus)
 
 
-class Wheel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SourceWheel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A wheel on the package index that carries sources: ``folder`` of it goes to ``into``."""
 
     requirement: Annotated[
@@ -177,7 +177,7 @@ class External(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         ),
     ]
     pypi: Annotated[
-        tuple[Wheel, ...],
+        tuple[SourceWheel, ...],
         Meta(
             description="wheels on the package index that carry the same sources, unpacked over"
             " one another"
@@ -269,9 +269,9 @@ class Release(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         try:
             datetime.fromisoformat(self.resolve_before)
         except ValueError:
-            raise Broken("resolve_before", f"is {self.resolve_before!r}", "a day") from None
+            raise BrokenField("resolve_before", f"is {self.resolve_before!r}", "a day") from None
         if "wheel" in self.strategies and self.vllm.wheels.keys() - self.vllm.wheel_arch_lists:
-            raise Broken(
+            raise BrokenField(
                 "vllm",
                 "has no wheel_arch_lists for a wheel",
                 "releases with a wheel strategy have the arch list of every wheel",
@@ -318,7 +318,7 @@ class Release(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.strategies[name]
 
 
-FORMAT = Format(Release, "release", ReleaseError)
+FORMAT = InputFormat(Release, "release", ReleaseError)
 
 
 def names() -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from msgspec import Meta, Struct
 
 from fp4forge.core.errors import ReleaseError
 from fp4forge.core.paths import RELEASES
-from fp4forge.inputs.reader import Broken, Format, one_of
+from fp4forge.inputs.reader import BrokenField, InputFormat, one_of
 
 KINDS = ("files", "link", "bytecode", "alternatives", "absent")
 WITHOUT_GLOBS = ("bytecode", "alternatives")
@@ -33,7 +33,7 @@ Path = Annotated[
 ]
 
 
-class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class UnownedFileRule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Files that no package lists, and why they are there."""
 
     name: Name
@@ -44,7 +44,9 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         """Checks that a rule has globs if its kind needs some."""
         if bool(self.globs) == (self.kind in WITHOUT_GLOBS):
-            raise Broken("globs", f"does not go with kind {self.kind}", "every other kind has some")
+            raise BrokenField(
+                "globs", f"does not go with kind {self.kind}", "every other kind has some"
+            )
 
 
 class Vendored(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -67,14 +69,14 @@ class Vendored(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """Checks the pattern."""
         if self.version:
             if len(self.version) != 2:
-                raise Broken("version", "is not a file and a pattern", "both, or neither")
+                raise BrokenField("version", "is not a file and a pattern", "both, or neither")
             try:
                 re.compile(self.version[1])
             except re.error as error:
-                raise Broken("version", f"is not a pattern: {error}", "Python's re") from None
+                raise BrokenField("version", f"is not a pattern: {error}", "Python's re") from None
 
 
-class Terms(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class LicenceTerms(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Terms that are not an open-source licence."""
 
     title: Text
@@ -82,16 +84,16 @@ class Terms(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     text: Annotated[Text, Meta(description="what they mean for who hands an image on")]
 
 
-class Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SbomRules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an SBOM needs beside the image, the locks and the releases."""
 
-    files: Annotated[tuple[Rule, ...], Meta(min_length=1)]
+    files: Annotated[tuple[UnownedFileRule, ...], Meta(min_length=1)]
     vendored: tuple[Vendored, ...] = ()
     spellings: Annotated[
         dict[Text, Text], Meta(description="a licence's name in metadata -> its SPDX expression")
     ] = {}
     terms: Annotated[
-        dict[Annotated[str, Meta(pattern="^LicenseRef-[A-Za-z0-9.-]+$")], Terms],
+        dict[Annotated[str, Meta(pattern="^LicenseRef-[A-Za-z0-9.-]+$")], LicenceTerms],
         Meta(description="licences that SPDX has no name for"),
     ] = {}
 
@@ -121,11 +123,11 @@ class Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         ]
 
 
-FORMAT = Format(Table, "sbom", ReleaseError, blocks=True)
+FORMAT = InputFormat(SbomRules, "sbom", ReleaseError, blocks=True)
 
 
 @cache
-def table() -> Table:
+def table() -> SbomRules:
     """The table.
 
     Raises:
@@ -152,7 +154,7 @@ def site_of(python: str) -> str:
     return f"/usr/local/lib/python{python}/dist-packages"
 
 
-def terms(found: Table) -> str:
+def terms(found: SbomRules) -> str:
     """The page of terms that goes into the image, beside the pages of each layer's packages."""
     lines = [
         "# Licences",

@@ -30,8 +30,8 @@ _HEADS = (
 )
 
 
-class Switches(Struct, frozen=True, forbid_unknown_fields=True):
-    """Names that a release knows, as ``maintain.switches`` found them in its sources."""
+class KnownSwitches(Struct, frozen=True, forbid_unknown_fields=True):
+    """Names that a release knows, as ``maintain.read_switches`` found them in its sources."""
 
     flags: list[str]
     environment: list[str]
@@ -63,7 +63,7 @@ class Switches(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @cache
-def load(version: str) -> Switches | None:
+def load(version: str) -> KnownSwitches | None:
     """The switches of a release; None if none were extracted for it.
 
     Raises:
@@ -72,4 +72,4 @@ def load(version: str) -> Switches | None:
     path = FOLDER / f"{version}.json"
     if not path.is_file():
         return None
-    return reading.json_file(path, Switches, ReleaseError)
+    return reading.json_file(path, KnownSwitches, ReleaseError)

@@ -56,7 +56,7 @@ class Deployment(Struct, frozen=True, kw_only=True):
         return FOLDER / self.name
 
     @property
-    def files(self) -> list[Path]:
+    def compose_files(self) -> list[Path]:
         """Its compose files."""
         more = [self.folder / "override.yaml"] if self.override else []
         return [self.folder / "compose.yaml", *more]
@@ -87,7 +87,7 @@ class Deployment(Struct, frozen=True, kw_only=True):
                 rule="a server is started by 'docker compose' or docker-compose",
                 remedy="run make setup, or install Docker's compose plugin",
             )
-        named = [word for file in self.files for word in ("-f", str(file))]
+        named = [word for file in self.compose_files for word in ("-f", str(file))]
         return [*line, "-p", self.name, *named, *words]
 
     def run(self, *words: str, seconds: float = PROGRAM_SECONDS) -> str:

@@ -27,7 +27,7 @@ _WEIGHTS = re.compile(r"Loading weights took ([0-9.]{1,10}) seconds")
 
 
 @dataclass
-class Tracker:
+class StartTracker:
     """Follows a start; times are seconds since the container was started.
 
     Attributes:

@@ -16,7 +16,7 @@ from fp4forge.doctor import examine, gather
 from fp4forge.doctor import report as reports
 from fp4forge.kernels.base import Progress
 from fp4forge.launch.deployment import Deployment
-from fp4forge.launch.phases import Tracker
+from fp4forge.launch.phases import StartTracker
 from fp4forge.oci import dockercli, engine, process
 from fp4forge.serve import client
 
@@ -25,7 +25,7 @@ _LOOK = 2.0  # seconds between two questions to the engine and the server
 
 
 @dataclass(frozen=True)
-class Failed:
+class StartFailed:
     """A start that failed: why, and the doctor's report."""
 
     why: str
@@ -61,7 +61,7 @@ def start(deployment: Deployment, report: Progress) -> None:
     raise ServingError(f"the server cannot be started: {shown(last, 400)}")
 
 
-def wait(deployment: Deployment, tracker: Tracker, seconds: float, report: Progress) -> str:
+def wait(deployment: Deployment, tracker: StartTracker, seconds: float, report: Progress) -> str:
     """Follows a start until the server answers.
 
     Args:
@@ -96,9 +96,9 @@ def wait(deployment: Deployment, tracker: Tracker, seconds: float, report: Progr
     return f"it is not ready after {seconds:.0f} s"
 
 
-def failed(deployment: Deployment, why: str) -> Failed:
+def failed(deployment: Deployment, why: str) -> StartFailed:
     """What the doctor says of a server that did not come up; it is stopped, its log stays."""
-    found = gather.evidence(gather.Handed(container=deployment.name))
+    found = gather.evidence(gather.EvidenceSources(container=deployment.name))
     deployment.run("stop", seconds=COPY_SILENCE_SECONDS)
     findings = examine.examine(found)
     verdict = examine.judge(found, findings)
@@ -106,7 +106,7 @@ def failed(deployment: Deployment, why: str) -> Failed:
         why, remedy=f"build.py serve logs {deployment.name}"
     )
     error.message = f"{deployment.name} did not come up: {why}\n{error.message}"
-    return Failed(
+    return StartFailed(
         why,
         reports.rows(found, findings, verdict),
         reports.data(found, findings, verdict),

@@ -20,9 +20,9 @@ def drain(deployment: Deployment, seconds: float, report: Progress) -> str:
     begin = time.monotonic()
     while True:
         try:
-            limits = http.Limits(SERVER_SECONDS, METRICS_BYTES)
+            limits = http.HttpLimits(SERVER_SECONDS, METRICS_BYTES)
             answer = http.ask("GET", f"{deployment.url}/metrics", limits, proxies=False)
-        except http.NoAnswer:
+        except http.NoHttpAnswer:
             return "it does not answer"
         left = sum(float(number) for number in _IN_FLIGHT.findall(answer.content))
         if not left:

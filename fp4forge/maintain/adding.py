@@ -25,8 +25,16 @@ from fp4forge.inputs.locks import LockName, entries
 from fp4forge.inputs.release import Artefact, LeaveOut, Release
 from fp4forge.kernels.base import Progress
 from fp4forge.kernels.ledger import Ledger, differences, expected
-from fp4forge.maintain import arch_rules, externals, index, locking, porting, sources, switches
-from fp4forge.maintain.porting import Port
+from fp4forge.maintain import (
+    externals,
+    index,
+    locking,
+    porting,
+    read_switches,
+    sources,
+    write_arch_rules,
+)
+from fp4forge.maintain.porting import SeriesPort
 from fp4forge.plan import prediction
 
 # Files uploaded later than that after vLLM were never tested with it.
@@ -38,7 +46,7 @@ _COMPILERS = ("nvidia-cuda-nvcc", "nvidia-nvvm", "nvidia-cuda-crt", "nvidia-cuda
 
 
 @dataclass
-class Report:
+class AddedRelease:
     """What adding a release found; ``person`` names each file to be written by hand, and why."""
 
     version: str
@@ -53,18 +61,18 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Draft:
+class ReleaseDraft:
     """A release that is not written yet."""
 
     version: str
     text: str  # of releases/<version>.yaml
     archs: dict[str, str]  # files under releases/archs
     switches: dict[str, list[str]]
-    patches: Port
-    report: Report
+    patches: SeriesPort
+    report: AddedRelease
 
 
-def draft(version: str, report: Progress) -> Draft:
+def draft(version: str, report: Progress) -> ReleaseDraft:
     """Everything that a release needs, from the index, its sources and its wheels.
 
     Args:
@@ -83,21 +91,21 @@ def draft(version: str, report: Progress) -> Draft:
             f"release {version} is there already",
             remedy=f"build.py release show {version}, or release remove {version} first",
         )
-    before = _before(version)
-    notes = Report(version)
+    before = _earlier_release(version)
+    notes = AddedRelease(version)
     report("the package index")
     sdist, wheels, uploaded = files_of(version)
     last = uploaded + timedelta(days=_DAYS)
     report("uv resolves its requirements")
-    pins, cuda = _pins(version, last)
-    size = _budget(pins, before)
+    pins, cuda = _resolved_pins(version, last)
+    size = _grown_budget(pins, before)
     report("the source distribution")
     tree = sources.tree_of(sdist)
     report("the patches")
     ported = porting.port(version)
     report("CMake's rules, for some thousand arch lists")  # last: it takes a minute
-    archs = arch_rules.extract(tree, version)
-    known = switches.extract(tree)
+    archs = write_arch_rules.extract(tree, version)
+    known = read_switches.extract(tree)
     values: dict[str, Any] = {
         "version": version,
         "uploaded": uploaded.isoformat(),
@@ -110,7 +118,7 @@ def draft(version: str, report: Progress) -> Draft:
         "resolve_before": last.isoformat(),
         "arch_list": before.arch_list,
         "externals": externals.read(tree, before.externals),
-        "environment": _environment(before, tree, notes),
+        "environment": _kept_environment(before, tree, notes),
         "leave_out": _leave_out(before),
         "aot_all_gb": before.aot_all_gb,
         "unpacked_gb": size,
@@ -119,7 +127,7 @@ def draft(version: str, report: Progress) -> Draft:
     rules = arch_inputs.parse(archs[f"{version}.json"], f"releases/archs/{version}.json")
     lists = {}
     for platform, wheel in wheels.items():
-        lists[platform] = _arch_list(wheel, rules, version, cuda, report)
+        lists[platform] = _wheel_arch_list(wheel, rules, version, cuda, report)
     text = render.plain("release.yaml.j2", **values, arch_lists=lists)
     release.parse(text, f"releases/{version}.yaml")
     notes.found = {
@@ -139,10 +147,10 @@ def draft(version: str, report: Progress) -> Draft:
     notes.person.append(
         f"releases/{version}.yaml: unpacked_gb is an estimate until an image is built"
     )
-    return Draft(version, text, archs, known, ported, notes)
+    return ReleaseDraft(version, text, archs, known, ported, notes)
 
 
-def write(made: Draft, report: Progress) -> Report:
+def write(made: ReleaseDraft, report: Progress) -> AddedRelease:
     """Writes a draft: rules, patches, the release file, then locks and generated files.
 
     Raises:
@@ -153,7 +161,7 @@ def write(made: Draft, report: Progress) -> Report:
     for name, text in made.archs.items():
         files.replace(RELEASES / "archs" / name, text)
         notes.written.append(f"releases/archs/{name}")
-    switches.write(made.version, made.switches)
+    read_switches.write(made.version, made.switches)
     notes.written.append(f"releases/switches/{made.version}.json")
     porting.write(made.patches)
     notes.written += [f"patches/vllm/{made.version}/{name}" for name in made.patches.files]
@@ -164,7 +172,7 @@ def write(made: Draft, report: Progress) -> Report:
     return notes
 
 
-def _before(version: str) -> Release:
+def _earlier_release(version: str) -> Release:
     from packaging.version import Version
 
     older = [name for name in release.names() if Version(name) < Version(version)]
@@ -189,7 +197,7 @@ def files_of(version: str) -> tuple[Artefact, dict[str, Artefact], date]:
         for what, name in names.items():
             if name.fullmatch(entry.filename):
                 found[what] = Artefact(entry.filename, entry.hashes.sha256)
-                days.append(_day(entry.upload_time))
+                days.append(_upload_day(entry.upload_time))
     if "sdist" not in found:
         raise ArtefactError(
             f"the package index has no vLLM {version}", rule=f"a file vllm-{version}.tar.gz"
@@ -209,16 +217,16 @@ def files_of(version: str) -> tuple[Artefact, dict[str, Artefact], date]:
     return sdist, found, max(day for day in days if day)
 
 
-def _day(text: str) -> date | None:
+def _upload_day(text: str) -> date | None:
     try:
         return datetime.fromisoformat(text.replace("Z", "+00:00")).date()
     except ValueError:
         return None
 
 
-def _pins(version: str, last: date) -> tuple[dict[str, str], str]:
+def _resolved_pins(version: str, last: date) -> tuple[dict[str, str], str]:
     """What the requirements resolve to, with the compilers of torch's CUDA; that CUDA."""
-    first = _resolve([f"vllm=={version}"], last)
+    first = _resolve_requirements([f"vllm=={version}"], last)
     toolkit = first.get("cuda-toolkit") or first.get("nvidia-cuda-runtime", "")
     cuda = ".".join(toolkit.split(".")[:2])
     if not re.fullmatch(r"1[3-9]\.[0-9]", cuda):
@@ -230,11 +238,13 @@ def _pins(version: str, last: date) -> tuple[dict[str, str], str]:
             f" {defaults.table().reference.release}",
         )
     # Other packages ask for newer compilers than torch's toolkit, which would not go with it.
-    pinned = _resolve([f"vllm=={version}", *(f"{name}=={cuda}.*" for name in _COMPILERS)], last)
+    pinned = _resolve_requirements(
+        [f"vllm=={version}", *(f"{name}=={cuda}.*" for name in _COMPILERS)], last
+    )
     return pinned, cuda
 
 
-def _resolve(requirements: list[str], last: date) -> dict[str, str]:
+def _resolve_requirements(requirements: list[str], last: date) -> dict[str, str]:
     python = max(bases.load(name).python for name in bases.names())
     text = locking.compile_(
         requirements,
@@ -247,7 +257,9 @@ def _resolve(requirements: list[str], last: date) -> dict[str, str]:
     return dict(map(locks.pin, entries(text).values()))
 
 
-def _environment(before: Release, tree: Path, notes: Report) -> dict[str, dict[str, str]]:
+def _kept_environment(
+    before: Release, tree: Path, notes: AddedRelease
+) -> dict[str, dict[str, str]]:
     """The earlier release's defaults, as far as this vLLM reads them."""
     text = (tree / "vllm/envs.py").read_text()
     found: dict[str, dict[str, str]] = {}
@@ -275,7 +287,7 @@ def _leave_out(before: Release) -> list[LeaveOut]:
     return [*new, *before.leave_out]
 
 
-def _budget(pins: dict[str, str], before: Release) -> float:
+def _grown_budget(pins: dict[str, str], before: Release) -> float:
     """GB of an unpacked image: the earlier release's, grown as its wheels did, and a tenth."""
     pythons = sorted({bases.load(name).python for name in bases.names()})
     lock = locks.read(LockName(before.release, "wheel", AMD64, pythons[-1]))
@@ -294,8 +306,8 @@ def _budget(pins: dict[str, str], before: Release) -> float:
     return float(round((before.unpacked_gb + grown) * 1.1, 1))
 
 
-def _arch_list(
-    wheel: Artefact, rules: arch_inputs.Rules, version: str, cuda: str, report: Progress
+def _wheel_arch_list(
+    wheel: Artefact, rules: arch_inputs.ArchRules, version: str, cuda: str, report: Progress
 ) -> str:
     """What a wheel was compiled for; the prediction from it is what the wheel holds.
 

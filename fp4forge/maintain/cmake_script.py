@@ -2,8 +2,8 @@
 
 The commands that ``plan/stand_ins.cmake`` lets do nothing go, with comments, includes (their text
 takes their place), functions that nobody calls, variables that nobody reads and blocks that became
-empty. Nothing is rewritten: what stays is vLLM's text. ``maintain.arch_rules`` proves that the
-script compiles the same as the tree.
+empty. Nothing is rewritten: what stays is vLLM's text. ``maintain.write_arch_rules`` proves that
+the script compiles the same as the tree.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _INCLUDE = re.compile(r"(?:\$\{CMAKE_CURRENT_LIST_DIR\}/)?([\w./-]+\.cmake)")
 
 
 @dataclass(frozen=True)
-class Command:
+class CmakeCommand:
     """One invocation: name in lower case, arguments as one text, and its place."""
 
     name: str
@@ -42,13 +42,13 @@ class Command:
         return self.text.split()[0] if self.text.split() else ""
 
 
-def commands(text: str, file: str) -> list[Command]:
+def commands(text: str, file: str) -> list[CmakeCommand]:
     """The command invocations of a CMake file.
 
     Raises:
         ReleaseError: the file is not what CMake reads.
     """
-    found: list[Command] = []
+    found: list[CmakeCommand] = []
     name, depth, start, line = "", 0, 0, 1
     parts: list[str] = []
     for match in _TOKEN.finditer(text):
@@ -68,14 +68,14 @@ def commands(text: str, file: str) -> list[Command]:
         else:
             lines = [part.strip() for part in "".join(parts).split("\n")]
             arguments = "\n".join(part for part in lines if part)
-            found.append(Command(name.lower(), arguments, f"{file}:{start}"))
+            found.append(CmakeCommand(name.lower(), arguments, f"{file}:{start}"))
             name = ""
     if depth or name:
         raise ReleaseError(f"{file}:{start}: {name} is not closed", rule="NAME(ARGUMENTS)")
     return found
 
 
-def included(tree: Path, name: str, hashes: dict[str, str]) -> list[Command]:
+def included(tree: Path, name: str, hashes: dict[str, str]) -> list[CmakeCommand]:
     """A file's commands with those of the files that it includes in their place.
 
     Args:
@@ -91,7 +91,7 @@ def included(tree: Path, name: str, hashes: dict[str, str]) -> list[Command]:
         raise ReleaseError(f"{tree} has no {name}", rule="a vLLM source tree has it")
     content = path.read_bytes()
     hashes[name] = hashlib.sha256(content).hexdigest()
-    found: list[Command] = []
+    found: list[CmakeCommand] = []
     for command in commands(content.decode(), name):
         match = _INCLUDE.fullmatch(command.first) if command.name == "include" else None
         if match and "cpu_extension" not in match[1]:
@@ -101,7 +101,7 @@ def included(tree: Path, name: str, hashes: dict[str, str]) -> list[Command]:
     return found
 
 
-def reduce(found: list[Command]) -> list[Command]:
+def reduce(found: list[CmakeCommand]) -> list[CmakeCommand]:
     """The commands that can decide what is compiled for what."""
     kept = [
         c
@@ -115,7 +115,7 @@ def reduce(found: list[Command]) -> list[Command]:
         kept = fewer
 
 
-def text(found: list[Command]) -> str:
+def text(found: list[CmakeCommand]) -> str:
     """The commands as a CMake script, indented by block."""
     lines, depth = [], 0
     for command in found:
@@ -128,7 +128,7 @@ def text(found: list[Command]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _blocks(found: list[Command]) -> list[tuple[int, int]]:
+def _blocks(found: list[CmakeCommand]) -> list[tuple[int, int]]:
     """Places of the commands that open and close each block."""
     opened: list[int] = []
     pairs = []
@@ -140,11 +140,11 @@ def _blocks(found: list[Command]) -> list[tuple[int, int]]:
     return pairs
 
 
-def _without(found: list[Command], places: set[int]) -> list[Command]:
+def _without(found: list[CmakeCommand], places: set[int]) -> list[CmakeCommand]:
     return [command for place, command in enumerate(found) if place not in places]
 
 
-def _without_empty(found: list[Command]) -> list[Command]:
+def _without_empty(found: list[CmakeCommand]) -> list[CmakeCommand]:
     branches = {"if", "elseif", "else", "foreach"}
     gone: set[int] = set()
     for start, end in _blocks(found):
@@ -153,7 +153,7 @@ def _without_empty(found: list[Command]) -> list[Command]:
     return _without(found, gone)
 
 
-def _without_uncalled(found: list[Command]) -> list[Command]:
+def _without_uncalled(found: list[CmakeCommand]) -> list[CmakeCommand]:
     called = {c.name for c in found}
     gone: set[int] = set()
     for start, end in _blocks(found):
@@ -162,15 +162,15 @@ def _without_uncalled(found: list[Command]) -> list[Command]:
     return _without(found, gone)
 
 
-def _without_unread(found: list[Command]) -> list[Command]:
+def _without_unread(found: list[CmakeCommand]) -> list[CmakeCommand]:
     """Without ``set(X …)`` and ``list(APPEND X …)`` of an X that stands nowhere else."""
     read: set[str] = set()
     for command in found:
-        read |= set(re.findall(r"\w+", command.text.replace(_written(command), "", 1)))
-    return [command for command in found if _written(command) in read | {""}]
+        read |= set(re.findall(r"\w+", command.text.replace(_variable_set(command), "", 1)))
+    return [command for command in found if _variable_set(command) in read | {""}]
 
 
-def _written(command: Command) -> str:
+def _variable_set(command: CmakeCommand) -> str:
     """The variable that a command sets and does nothing else to; none if its name is computed."""
     words = command.text.split()
     if command.name == "set":

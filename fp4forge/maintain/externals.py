@@ -33,7 +33,9 @@ def read(tree: Path, known: dict[str, External]) -> dict[str, External]:
             if "GIT_REPOSITORY" not in words or "GIT_TAG" not in words:
                 continue  # a local tree
             place = f"{path.relative_to(tree)}:{text.count(chr(10), 0, fetch.start()) + 1}"
-            git, pin = (_value(words, key, values, place) for key in ("GIT_REPOSITORY", "GIT_TAG"))
+            git, pin = (
+                _cmake_value(words, key, values, place) for key in ("GIT_REPOSITORY", "GIT_TAG")
+            )
             variable = re.search(r"\b[A-Z0-9_]+_SRC_DIR\b", text)
             if not variable:
                 raise ReleaseError(
@@ -45,7 +47,7 @@ def read(tree: Path, known: dict[str, External]) -> dict[str, External]:
     return found
 
 
-def _value(words: list[str], key: str, values: dict[str, str], place: str) -> str:
+def _cmake_value(words: list[str], key: str, values: dict[str, str], place: str) -> str:
     word = words[words.index(key) + 1].strip('"')
     if match := re.fullmatch(r"\$\{(\w+)\}", word):
         word = values.get(match[1], word)

@@ -7,8 +7,8 @@ from typing import Any
 
 from fp4forge.core.text import shown
 from fp4forge.maintain import releases
-from fp4forge.maintain.adding import Report
-from fp4forge.plan.request import Request
+from fp4forge.maintain.adding import AddedRelease
+from fp4forge.plan.request import ImageRequest
 from fp4forge.plan.resolve import resolve
 
 _MOST = 60  # rows of one table
@@ -19,14 +19,14 @@ def kernels(old: str, new: str, arch: str, base: str) -> list[tuple[str, str, st
     values = []
     for release in (old, new):
         plan = resolve(
-            Request(arch, release, variant="plain", strategy="wheel", base=base, aot="none")
+            ImageRequest(arch, release, variant="plain", strategy="wheel", base=base, aot="none")
         )
         values.append({group: " ".join(found) for group, found in plan.predicted.items()})
     return [row for row in releases.rows("kernels", values) if row[1] != row[2]]
 
 
 def markdown(
-    report: Report,
+    report: AddedRelease,
     old: str,
     differences: Iterable[tuple[str, str, str]],
     built: list[dict[str, Any]],
@@ -46,12 +46,17 @@ def markdown(
         lines += ["**For a person**", "", *(f"- [ ] {line}" for line in report.person), ""]
     lines += [f"- {shown(note, 500)}" for note in notes]
     lines += ["", "| found | |", "|---|---|"]
-    lines += [f"| {name} | {_cell(value)} |" for name, value in report.found.items()]
-    lines += [f"| patch {name} | {_cell(state)} |" for name, state in report.patches.items()]
+    lines += [f"| {name} | {_following_cell(value)} |" for name, value in report.found.items()]
+    lines += [
+        f"| patch {name} | {_following_cell(state)} |" for name, state in report.patches.items()
+    ]
     lines += ["", *_images(built)]
     rows = list(differences)
     lines += ["", f"| against {old} | before | now |", "|---|---|---|"]
-    lines += [f"| {_cell(n)} | {_cell(a or '-')} | {_cell(b or '-')} |" for n, a, b in rows[:_MOST]]
+    lines += [
+        f"| {_following_cell(n)} | {_following_cell(a or '-')} | {_following_cell(b or '-')} |"
+        for n, a, b in rows[:_MOST]
+    ]
     if len(rows) > _MOST:
         lines.append(f"| {len(rows) - _MOST} more | `build.py release diff {old}` | |")
     return "\n".join(lines) + "\n"
@@ -62,7 +67,7 @@ def _images(built: list[dict[str, Any]]) -> Iterator[str]:
     yield "|---|---|---|---|"
     for one in built:
         if "error" in one:
-            yield f"| {one['variant']} | was not built: {_cell(one['message'])} | | |"
+            yield f"| {one['variant']} | was not built: {_following_cell(one['message'])} | | |"
             continue
         outcomes = [check["outcome"] for check in one["checks"]]
         said = f"{outcomes.count('passed')} passed, {outcomes.count('skipped')} skipped"
@@ -71,7 +76,7 @@ def _images(built: list[dict[str, Any]]) -> Iterator[str]:
         yield f"| {one['plan']['variant']} | {unpacked} | {pull} | {said} |"
 
 
-def _cell(value: object) -> str:
+def _following_cell(value: object) -> str:
     """A value in a table of Markdown."""
     if isinstance(value, dict):
         value = ", ".join(f"{name}: {text}" for name, text in value.items())

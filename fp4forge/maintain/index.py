@@ -25,7 +25,7 @@ class _Hashes(Struct, frozen=True):
     sha256: str = ""
 
 
-class Listed(Struct, frozen=True):
+class IndexFile(Struct, frozen=True):
     """One file of a project on the index (PEP 691, PEP 700)."""
 
     filename: str
@@ -36,22 +36,22 @@ class Listed(Struct, frozen=True):
 
 
 class _Project(Struct, frozen=True):
-    files: list[Listed]
+    files: list[IndexFile]
 
 
-def listing(project: str) -> list[Listed]:
+def listing(project: str) -> list[IndexFile]:
     """The index's files of a project, as PEP 691 JSON.
 
     Raises:
         ArtefactError: the index does not answer.
     """
-    limits = http.Limits(INDEX_SECONDS, INDEX_BYTES, redirects=REGISTRY_REDIRECTS)
+    limits = http.HttpLimits(INDEX_SECONDS, INDEX_BYTES, redirects=REGISTRY_REDIRECTS)
     try:
         accept = {"Accept": "application/vnd.pypi.simple.v1+json"}
         place = http.address(project + "/", url()).geturl()
         answer = http.ask("GET", place, limits, headers=accept)
         why = answer.cut or ("" if answer.status == 200 else f"status {answer.status}")
-    except http.NoAnswer as error:
+    except http.NoHttpAnswer as error:
         why = str(error)
     if why:
         raise ArtefactError(

@@ -180,7 +180,7 @@ def write_all(failures: Failures) -> list[str]:
     """
     LOCKS.mkdir(exist_ok=True)
     texts = resolve_all(failures)
-    changed = [name for name, text in texts.items() if _current(name) != text]
+    changed = [name for name, text in texts.items() if _current_lock(name) != text]
     for name in changed:
         files.replace(LOCKS / name, texts[name])
     for path in LOCKS.glob("*.txt"):
@@ -198,7 +198,7 @@ def drift(failures: Failures) -> list[str]:
     """
     lines = []
     for name, text in resolve_all(failures).items():
-        have, want = entries(_current(name)), entries(text)
+        have, want = entries(_current_lock(name)), entries(text)
         if have != want:
             pins = [
                 package
@@ -209,6 +209,6 @@ def drift(failures: Failures) -> list[str]:
     return lines
 
 
-def _current(name: str) -> str:
+def _current_lock(name: str) -> str:
     path = LOCKS / name
     return path.read_text() if path.is_file() else ""

@@ -18,14 +18,14 @@ from fp4forge.core import files
 from fp4forge.core.errors import PatchError, UsageError
 from fp4forge.image.stages.apply_patches import Refused, apply_one, failed_hunks, gnu_patch
 from fp4forge.inputs import patches as series
-from fp4forge.inputs.patches import Patch, Series
+from fp4forge.inputs.patches import Patch, PatchSeries
 from fp4forge.maintain import sources
 
 APPLIES, OFFSET, UPSTREAM, DRIFTED = "applies", "applies with offsets", "upstream", "drifted"
 
 
 @dataclass(frozen=True)
-class State:
+class PatchState:
     """How one patch stands against one source tree."""
 
     id: str
@@ -42,13 +42,13 @@ class State:
 def has_fix(tree: Path, detect: dict[str, str]) -> bool:
     """Whether all patterns are found in their files, wherever those moved within ``vllm/``."""
     for name, pattern in detect.items():
-        path = _find(tree, name)
+        path = _moved_file(tree, name)
         if path is None or not re.search(pattern, path.read_text(), re.M):
             return False
     return True
 
 
-def check(version: str) -> list[State]:
+def check(version: str) -> list[PatchState]:
     """Each patch of a version's series against that version's pinned source.
 
     Raises:
@@ -57,34 +57,38 @@ def check(version: str) -> list[State]:
     """
     sequence, tree = series.load("vllm", version), sources.source_tree(version)
     states = []
-    with _copy(tree, sequence) as work:
+    with _touched_files(tree, sequence) as work:
         for patch in sequence.patches:
             if has_fix(work, patch.detect):
-                states.append(State(patch.id, UPSTREAM, "the source has the fix: drop the patch"))
+                states.append(
+                    PatchState(patch.id, UPSTREAM, "the source has the fix: drop the patch")
+                )
                 continue
             try:
                 apply_one(sequence.instructions(patch), sequence.folder / patch.file, work)
             except Refused as refusal:
                 reason = str(refusal).removeprefix(f"patch {patch.id}: ")
-                states.append(State(patch.id, DRIFTED, reason))
+                states.append(PatchState(patch.id, DRIFTED, reason))
                 continue
             found = has_fix(work, patch.detect)
             states.append(
-                State(patch.id, APPLIES)
+                PatchState(patch.id, APPLIES)
                 if found
-                else State(patch.id, DRIFTED, "its own result does not match its detect patterns")
+                else PatchState(
+                    patch.id, DRIFTED, "its own result does not match its detect patterns"
+                )
             )
     for fix in sequence.already_upstream:
         found = has_fix(tree, fix.detect)
         states.append(
-            State(fix.id, UPSTREAM, f"in vLLM since {fix.fixed_in}")
+            PatchState(fix.id, UPSTREAM, f"in vLLM since {fix.fixed_in}")
             if found
-            else State(fix.id, DRIFTED, "recorded as upstream, but not found in the source")
+            else PatchState(fix.id, DRIFTED, "recorded as upstream, but not found in the source")
         )
     return states
 
 
-def base_of(version: str) -> Series:
+def base_of(version: str) -> PatchSeries:
     """The series to start from for a version: the newest before it, or its own if it is the first.
 
     Raises:
@@ -102,7 +106,7 @@ def base_of(version: str) -> Series:
     return series.load("vllm", (earlier or known)[-1])
 
 
-def drift(version: str) -> list[State]:
+def drift(version: str) -> list[PatchState]:
     """What the series of ``base_of`` would need on a version.
 
     Raises:
@@ -113,16 +117,16 @@ def drift(version: str) -> list[State]:
     theirs, base = sources.source_tree(version), sources.source_tree(sequence.version)
     states = []
     merged: dict[str, str] = {}  # their files with the patches so far
-    with _copy(base, sequence) as ours:
+    with _touched_files(base, sequence) as ours:
         for patch in sequence.patches:
             before = {path: (ours / path).read_text() for path in patch.files}
             apply_one(sequence.instructions(patch), sequence.folder / patch.file, ours)
             after = {path: (ours / path).read_text() for path in patch.files}
-            states.append(_against(patch, before, after, theirs, merged))
+            states.append(_state_against(patch, before, after, theirs, merged))
     return states
 
 
-def refresh(version: str) -> list[State]:
+def refresh(version: str) -> list[PatchState]:
     """Rebases a series onto its version's pinned source and records files and hashes; no fuzz.
 
     The record is written last. Until then, whenever this process is killed, the diffs that are new
@@ -137,17 +141,19 @@ def refresh(version: str) -> list[State]:
         p: p.read_bytes() for p in [record, *(sequence.folder / q.file for q in sequence.patches)]
     }
     states, diffs, text = [], {}, read[record].decode()
-    with _copy(tree, sequence) as work:
+    with _touched_files(tree, sequence) as work:
         for patch in sequence.patches:
             paths = sequence.touched(patch)
-            before = {path: _read(work, path, patch) for path in paths}
+            before = {path: _read_source(work, path, patch) for path in paths}
             offset = _apply(sequence.folder / patch.file, work)
             after = {path: (work / path).read_text() for path in paths}
             if offset:
                 diffs[patch.file] = "".join(_diff(p, before[p], after[p]) for p in paths)
-            hashes = {path: (_sha(before[path]), _sha(after[path])) for path in paths}
+            hashes = {
+                path: (_text_sha256(before[path]), _text_sha256(after[path])) for path in paths
+            }
             text = _with_hashes(text, patch.id, hashes)
-            states.append(State(patch.id, OFFSET if offset else APPLIES, offset))
+            states.append(PatchState(patch.id, OFFSET if offset else APPLIES, offset))
     for path, content in read.items():
         if path.read_bytes() != content:
             raise PatchError(
@@ -161,14 +167,14 @@ def refresh(version: str) -> list[State]:
     return states
 
 
-def _against(
+def _state_against(
     patch: Patch, before: dict[str, str], after: dict[str, str], tree: Path, merged: dict[str, str]
-) -> State:
+) -> PatchState:
     if has_fix(tree, patch.detect):
-        return State(patch.id, UPSTREAM, "the source has the fix: drop the patch")
+        return PatchState(patch.id, UPSTREAM, "the source has the fix: drop the patch")
     failed, merges, moved, results = [], [], [], {}
     for path, old in before.items():
-        target = _find(tree, path)
+        target = _moved_file(tree, path)
         if target is None:
             failed.append(f"{path} is gone")
             continue
@@ -181,18 +187,18 @@ def _against(
         else:
             results[path] = result
     if failed:
-        return State(patch.id, DRIFTED, "; ".join(failed + moved), "\n".join(merges))
+        return PatchState(patch.id, DRIFTED, "; ".join(failed + moved), "\n".join(merges))
     diff = "".join(
         _diff(target.relative_to(tree).as_posix(), merged.get(path) or target.read_text(), result)
         for path, result in sorted(results.items())
-        if (target := _find(tree, path))
+        if (target := _moved_file(tree, path))
     )
     merged |= results
     exact = not moved and all(results[p] == text for p, text in after.items())
     if exact:
-        return State(patch.id, APPLIES, diff=diff)
+        return PatchState(patch.id, APPLIES, diff=diff)
     said = "; ".join(moved) or "the lines around it are unchanged"
-    return State(patch.id, OFFSET, said, diff=diff)
+    return PatchState(patch.id, OFFSET, said, diff=diff)
 
 
 def _merge(ours: str, base: str, theirs: str) -> tuple[str, list[str]]:
@@ -209,7 +215,7 @@ def _merge(ours: str, base: str, theirs: str) -> tuple[str, list[str]]:
     return done.stdout, re.findall(r"^<<<<<<< .*?^>>>>>>> [^\n]*\n", done.stdout, re.M | re.S)
 
 
-def _find(tree: Path, name: str) -> Path | None:
+def _moved_file(tree: Path, name: str) -> Path | None:
     """A file of the tree; when it moved, the only one of its name."""
     if (tree / name).is_file():
         return tree / name
@@ -237,7 +243,7 @@ def _diff(path: str, old: str, new: str) -> str:
     return "".join(lines)
 
 
-def _read(tree: Path, path: str, patch: Patch) -> str:
+def _read_source(tree: Path, path: str, patch: Patch) -> str:
     if not (tree / path).is_file():
         raise PatchError(
             f"{patch.file} changes {path}, which the source does not have",
@@ -263,12 +269,12 @@ def _with_hashes(text: str, patch: str, hashes: dict[str, tuple[str, str]]) -> s
     return text
 
 
-def _sha(text: str) -> str:
+def _text_sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextmanager
-def _copy(tree: Path, sequence: Series) -> Iterator[Path]:
+def _touched_files(tree: Path, sequence: PatchSeries) -> Iterator[Path]:
     """A folder with the files that the series touches or looks at."""
     names = {name for patch in sequence.patches for name in sequence.touched(patch)}
     names |= {name for patch in sequence.patches for name in patch.detect}

@@ -9,7 +9,7 @@ from packaging.version import Version
 
 from fp4forge.inputs import release as releases
 from fp4forge.models import faults
-from fp4forge.models.faults import Fault
+from fp4forge.models.faults import KnownFault
 
 # GitHub's longest names: without an end, a long word would be tried from each of its letters.
 _REPOSITORY = r"[\w.-]{1,39}/[\w.-]{1,100}"
@@ -35,7 +35,7 @@ def due(notes: str = "", repository: str = _OWN) -> list[Recheck]:
         repository: whose notes they are: a bare #123 in them is its own.
     """
     mentioned = _mentioned(notes, repository)
-    newest = {name: max(found, key=Version) for name, found in _here().items()}
+    newest = {name: max(found, key=Version) for name, found in _versions_here().items()}
     out = []
     for fault in faults.table().faults:
         why = _in_notes(fault, mentioned) or _by_release(fault, newest.get(fault.component, ""))
@@ -43,7 +43,7 @@ def due(notes: str = "", repository: str = _OWN) -> list[Recheck]:
     return out
 
 
-def _here() -> dict[str, list[str]]:
+def _versions_here() -> dict[str, list[str]]:
     """The versions that the releases here have."""
     found = [releases.load(name) for name in releases.names()]
     return {
@@ -54,14 +54,14 @@ def _here() -> dict[str, list[str]]:
     }
 
 
-def _in_notes(fault: Fault, mentioned: set[tuple[str, str]]) -> str:
+def _in_notes(fault: KnownFault, mentioned: set[tuple[str, str]]) -> str:
     if fault.fixed_in:
         return ""
     named = [f"{owner}#{number}" for owner, number in issues(fault) if (owner, number) in mentioned]
     return f"the notes mention {', '.join(named)}: is it fixed in that release?" if named else ""
 
 
-def _by_release(fault: Fault, newest: str) -> str:
+def _by_release(fault: KnownFault, newest: str) -> str:
     if not newest:
         return ""
     if fault.fixed_in:
@@ -76,7 +76,7 @@ def _by_release(fault: Fault, newest: str) -> str:
     return ""
 
 
-def issues(fault: Fault) -> list[tuple[str, str]]:
+def issues(fault: KnownFault) -> list[tuple[str, str]]:
     """The issues and pull requests that a fault's source names: repository and number.
 
     A bare number is of the repository before it, ``PR #1`` of vLLM if none stands before.

@@ -9,7 +9,7 @@ from fp4forge.core.paths import DOCKERFILES, LOCKS, PATCHES, RELEASES, ROOT
 from fp4forge.inputs import bases, defaults, locks, patches, release, switches
 from fp4forge.inputs.locks import LockName
 from fp4forge.inputs.release import Release
-from fp4forge.models import backends
+from fp4forge.models import backend_answers
 
 # What a release's file says, in the order in which people ask for it.
 _FIELDS = (
@@ -37,11 +37,11 @@ def differences(old: str, new: str) -> list[tuple[str, str, str]]:
         for each in (one, other)
     ]
     found += rows("external", pins)
-    states = [_patches(each) for each in (one, other)]
+    states = [_release_patches(each) for each in (one, other)]
     found += rows("patch", states)
-    selected = [_backends(each) for each in (one, other)]
+    selected = [_selected_backends(each) for each in (one, other)]
     found += rows("backend", selected) if all(selected) else []
-    found += rows("package", [_packages(each) for each in (one, other)])
+    found += rows("package", [_release_packages(each) for each in (one, other)])
     return [row for row in found if row[1] != row[2]]
 
 
@@ -54,7 +54,7 @@ def rows(what: str, values: list[dict[str, str]]) -> list[tuple[str, str, str]]:
     ]
 
 
-def _patches(found: Release) -> dict[str, str]:
+def _release_patches(found: Release) -> dict[str, str]:
     series = patches.load("vllm", found.vllm_version)
     return (
         {fix.id: "upstream" for fix in series.already_upstream}
@@ -63,16 +63,16 @@ def _patches(found: Release) -> dict[str, str]:
     )
 
 
-def _backends(found: Release) -> dict[str, str]:
+def _selected_backends(found: Release) -> dict[str, str]:
     """What vLLM selects; nothing if no answers of the release were kept."""
     return {
         f"{answer.gpu} {answer.family} {one.kind} {one.layer} {one.cache}".rstrip(): one.selected
-        for answer in backends.load(found.vllm_version)
+        for answer in backend_answers.load(found.vllm_version)
         for one in answer.decisions
     }
 
 
-def _packages(found: Release) -> dict[str, str]:
+def _release_packages(found: Release) -> dict[str, str]:
     """Packages of one lock by their versions: the platforms' locks hardly differ."""
     python = max(bases.load(name).python for name in bases.names())
     strategy, platform = next(iter(found.strategies)), next(iter(found.wheels))
@@ -104,7 +104,7 @@ def remove(name: str) -> list[str]:
     paths = [
         RELEASES / f"{name}.yaml",
         *(RELEASES / "archs").glob(f"{version}.*"),
-        backends.path(version),
+        backend_answers.path(version),
         switches.FOLDER / f"{version}.json",
         RELEASES / "vex" / f"{name}.json",
         *LOCKS.glob(f"{name}-*.txt"),

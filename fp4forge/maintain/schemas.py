@@ -8,15 +8,15 @@ from typing import Any
 import msgspec
 
 from fp4forge.advisories import vex
-from fp4forge.bench import card, prompts, suite
+from fp4forge.bench import prompts, reference_card, suite
 from fp4forge.core.paths import SCHEMAS
 from fp4forge.inputs import bases, defaults, patches, policy, release, sbom
-from fp4forge.inputs.reader import Format
-from fp4forge.models import family, faults, formats, switches, tensors
-from fp4forge.quantise import release as quantiser
+from fp4forge.inputs.reader import InputFormat
+from fp4forge.models import family, faults, formats, switch_history, tensor_layouts
+from fp4forge.quantise import modelopt as quantiser
 from fp4forge.serve import recipes
 
-FORMATS: tuple[Format[Any], ...] = (
+FORMATS: tuple[InputFormat[Any], ...] = (
     release.FORMAT,
     bases.FORMAT,
     defaults.FORMAT,
@@ -26,18 +26,18 @@ FORMATS: tuple[Format[Any], ...] = (
     faults.FORMAT,
     recipes.FORMAT,
     formats.FORMAT,
-    tensors.FORMAT,
-    switches.FORMAT,
+    tensor_layouts.FORMAT,
+    switch_history.FORMAT,
     suite.FORMAT,
     prompts.FORMAT,
-    card.FORMAT,
+    reference_card.FORMAT,
     vex.FORMAT,
     sbom.FORMAT,
     quantiser.FORMAT,
 )
 
 
-def _texts() -> dict[str, str]:
+def _schema_texts() -> dict[str, str]:
     """File name and text of every schema."""
     dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
     return {
@@ -48,7 +48,7 @@ def _texts() -> dict[str, str]:
 
 def differences() -> list[str]:
     """What ``schemas/`` has that differs from what the types give, a line each."""
-    wanted = _texts()
+    wanted = _schema_texts()
     have = {path.name: path.read_text() for path in SCHEMAS.glob("*")}
     names = sorted(wanted.keys() | have.keys())
     return [f"differs: schemas/{name}" for name in names if wanted.get(name) != have.get(name)]
@@ -56,7 +56,7 @@ def differences() -> list[str]:
 
 def write() -> int:
     """Writes every schema; returns their number."""
-    wanted = _texts()
+    wanted = _schema_texts()
     SCHEMAS.mkdir(exist_ok=True)
     for path in SCHEMAS.glob("*"):
         if path.name not in wanted:

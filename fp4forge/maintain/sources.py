@@ -39,7 +39,7 @@ def fetch(artefact: Artefact) -> Path:
             another SHA-256 than the pinned one; nothing is kept then.
     """
     path = paths.STATE / "sources" / artefact.file
-    if path.is_file() and _sha256(path) == artefact.sha256:
+    if path.is_file() and _file_sha256(path) == artefact.sha256:
         return path
     import requests
     import urllib3
@@ -70,14 +70,14 @@ def fetch(artefact: Artefact) -> Path:
                                 f"{artefact.file} is too large",
                                 rule=f"at most {FETCHED_BYTES:,} bytes are fetched",
                             )
-        except http.NoAnswer as error:
+        except http.NoHttpAnswer as error:
             raise ArtefactError(f"the package index: {error}") from None
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise ArtefactError(
                 f"{artefact.file} cannot be fetched: {type(error).__name__}",
                 remedy="check the network; running again starts over with this file",
             ) from None
-        found = _sha256(partial)
+        found = _file_sha256(partial)
         if found != artefact.sha256:
             raise ArtefactError(
                 f"{artefact.file} has SHA-256 {found[:16]}…, pinned is {artefact.sha256[:16]}…",
@@ -114,6 +114,6 @@ def tree_of(artefact: Artefact) -> Path:
     return folder
 
 
-def _sha256(path: Path) -> str:
+def _file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

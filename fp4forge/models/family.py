@@ -17,7 +17,7 @@ from packaging.version import Version
 
 from fp4forge.core.errors import CheckpointError, ReleaseError
 from fp4forge.core.paths import FAMILIES
-from fp4forge.inputs.reader import Broken, Format, one_of
+from fp4forge.inputs.reader import BrokenField, InputFormat, one_of
 from fp4forge.kernels.gpus import GPUS
 
 STATES = ("full", "sliding", "chunked", "latent", "gated-delta-net", "mamba2", "none")
@@ -33,7 +33,7 @@ _Vllm = Annotated[
 State = Annotated[str, one_of(STATES, "how a layer keeps state")]
 
 
-class Statement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class FamilyStatement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Something said of a family, with where it is from and what proved it."""
 
     why: _Text
@@ -53,13 +53,13 @@ class Statement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         )
 
 
-class Parser(Statement, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class FamilyParser(FamilyStatement, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A parser of vLLM's, by the name its flag takes."""
 
     name: _Name
 
 
-class Setting(Statement, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class FamilySetting(FamilyStatement, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A flag or an environment variable that the family needs."""
 
     flag: Annotated[str, Meta(pattern="^--[a-z0-9-]+$")] = ""
@@ -75,10 +75,12 @@ class Setting(Statement, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         """Checks that it is one of the two."""
         if bool(self.flag) == bool(self.variable):
-            raise Broken("flag", "and variable do not go together", "each entry has one of them")
+            raise BrokenField(
+                "flag", "and variable do not go together", "each entry has one of them"
+            )
 
 
-class Speculation(Statement, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class FamilySpeculation(FamilyStatement, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A speculative mode: whether it works, and where its drafter comes from."""
 
     mode: Annotated[str, one_of(SPECULATIVE, "a speculative mode")]
@@ -92,7 +94,7 @@ class Speculation(Statement, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     tokens: Annotated[int, Meta(ge=1, le=32, description="drafted tokens a step")] = 3
 
 
-class Quirk(Statement, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class FamilyQuirk(FamilyStatement, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Something that users of the family meet."""
 
     id: Annotated[str, Meta(pattern="^[a-z0-9-]+$")]
@@ -100,12 +102,23 @@ class Quirk(Statement, frozen=True, kw_only=True, forbid_unknown_fields=True):
     fix: str = ""
 
 
-class Kept(Statement, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class UnquantisedModules(FamilyStatement, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Modules that stay in BF16 when the model is quantised."""
 
     pattern: Annotated[
         str, Meta(pattern=r"^[A-Za-z0-9_.*?-]+$", description="of their names, with * and ?")
     ]
+
+
+class FamilyExample(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A published model of the family: its configuration, and what its layers keep."""
+
+    config: Annotated[
+        dict[str, Any],
+        Meta(description="config.json, cut down to what sizes, layers and routing need"),
+    ]
+    token_bytes: Annotated[int, Meta(ge=0, description="KV cache of a token in FP8")]
+    state_mb: Annotated[float, Meta(ge=0, description="fixed state of a sequence, MB")] = 0.0
 
 
 # What Hugging Face's configurations call the kinds.
@@ -116,7 +129,7 @@ _KINDS = {
 }
 
 
-class Layers(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class FamilyLayers(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the configuration says what kind each layer is, and how each kind keeps state."""
 
     kinds: Annotated[
@@ -149,17 +162,21 @@ class Family(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     match: Annotated[
         dict[str, int], Meta(description="sizes of the configuration that only this family has")
     ] = {}
+    examples: Annotated[
+        dict[str, FamilyExample],
+        Meta(min_length=1, description="published models by name; the tests size each"),
+    ]
     names: Annotated[
         str, Meta(description="regular expression of the names that its checkpoints usually have")
     ] = ""
-    layers: Layers = Layers()
+    layers: FamilyLayers = FamilyLayers()
     defaults: Annotated[
         dict[str, int],
         Meta(description="sizes that transformers supplies if config.json does not have them"),
     ] = {}
     activation: Annotated[str, Meta(description="of the experts or the MLP, as vLLM names it")] = ""
-    tool_parser: Parser | None = None
-    reasoning_parser: Parser | None = None
+    tool_parser: FamilyParser | None = None
+    reasoning_parser: FamilyParser | None = None
     chat_template: Annotated[
         str, Meta(description="what a chat template must have, or which file replaces it")
     ] = ""
@@ -172,20 +189,20 @@ class Family(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(description="layouts of models/tensors.yaml; none: tensors are not compared"),
     ] = ()
     keep: Annotated[
-        tuple[Kept, ...],
+        tuple[UnquantisedModules, ...],
         Meta(description="what quantising leaves in BF16, beyond releases/quantise's list"),
     ] = ()
-    settings: tuple[Setting, ...] = ()
-    speculative: tuple[Speculation, ...] = ()
-    quirks: tuple[Quirk, ...] = ()
+    settings: tuple[FamilySetting, ...] = ()
+    speculative: tuple[FamilySpeculation, ...] = ()
+    quirks: tuple[FamilyQuirk, ...] = ()
     prompts: Annotated[
         dict[str, Any], Meta(description="chat_template_kwargs that switch thinking off")
     ] = {}
 
 
-FORMAT = Format(Family, "family", ReleaseError)
+FORMAT = InputFormat(Family, "family", ReleaseError)
 # What is said of a model that no file covers: nothing.
-UNKNOWN = Family(title="unknown", model_types=())
+UNKNOWN = Family(title="unknown", model_types=(), examples={})
 # Tensors of multimodal parts, of a family whose file does not say.
 MODULES = "(vision|visual|image|audio|multi_modal_projector|mm_projector)"
 
@@ -198,6 +215,17 @@ def table() -> dict[str, Family]:
         ReleaseError: a file cannot be read, or is malformed.
     """
     return {path.stem: load(path) for path in sorted(FAMILIES.glob("*.yaml"))}
+
+
+def examples() -> dict[str, FamilyExample]:
+    """The published models of every family by their names.
+
+    Raises:
+        ReleaseError: as ``table``.
+    """
+    return {
+        name: one for family in table().values() for name, one in sorted(family.examples.items())
+    }
 
 
 def load(path: Path) -> Family:
@@ -232,7 +260,9 @@ def by_architecture(architecture: str) -> str:
 
     vLLM names its classes after ``model_type``: Qwen3MoeForCausalLM serves qwen3_moe.
     """
-    stem = _bare(re.sub(r"For(Causal|Conditional|Token|Image|Sequence)\w*$", "", architecture))
+    stem = _bare_model_type(
+        re.sub(r"For(Causal|Conditional|Token|Image|Sequence)\w*$", "", architecture)
+    )
     fitting = [
         name
         for name, family in table().items()
@@ -240,7 +270,7 @@ def by_architecture(architecture: str) -> str:
         or (
             not family.architectures
             and not family.match
-            and stem in {_bare(kind) for kind in family.model_types}
+            and stem in {_bare_model_type(kind) for kind in family.model_types}
         )
     ]
     return fitting[0] if len(fitting) == 1 else ""
@@ -256,7 +286,7 @@ def by_name(model: str) -> str:
     return found[0] if len(found) == 1 else ""
 
 
-def _bare(name: str) -> str:
+def _bare_model_type(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 

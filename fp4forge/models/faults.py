@@ -15,7 +15,7 @@ from packaging.version import InvalidVersion, Version
 
 from fp4forge.core.errors import ReleaseError
 from fp4forge.core.paths import FAULTS
-from fp4forge.inputs.reader import Broken, Format, one_of
+from fp4forge.inputs.reader import BrokenField, InputFormat, one_of
 
 COMPONENTS = (
     "vllm",
@@ -41,7 +41,7 @@ _Version = Annotated[
 _Pattern = Annotated[str, Meta(description="a regular expression over the log; empty: none")]
 
 
-class Fault(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class KnownFault(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A fault that other people met, with what shows it and what helps."""
 
     id: Annotated[str, Meta(pattern="^[a-z0-9-]+$")]
@@ -79,9 +79,9 @@ class Fault(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             try:
                 re.compile(getattr(self, field))
             except re.error as error:
-                raise Broken(field, f"is not a pattern: {error}", "Python's re") from None
+                raise BrokenField(field, f"is not a pattern: {error}", "Python's re") from None
         if not (self.signature or self.first_bad or self.fixed_in or self.flags):
-            raise Broken("signature", "is empty", "a signature, a range of versions, or flags")
+            raise BrokenField("signature", "is empty", "a signature, a range of versions, or flags")
 
     def concerns(self, version: str) -> bool | None:
         """Whether a version has it; None if the version is not known or not one."""
@@ -100,7 +100,7 @@ class Fault(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return not self.gpus or capability in self.gpus or major in self.gpus
 
 
-class Default(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class FlagDefault(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A flag's value in vLLM, if nobody sets it."""
 
     flag: Annotated[str, Meta(pattern="^--[a-z0-9-]+$")]
@@ -109,7 +109,7 @@ class Default(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     source: _Text
 
 
-class Needs(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class DriverNeeds(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The driver that vLLM's own builds need, by their CUDA."""
 
     since: _Version
@@ -118,25 +118,25 @@ class Needs(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     source: _Text
 
 
-class Faults(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class FaultTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole table."""
 
-    defaults: tuple[Default, ...] = ()
-    drivers: tuple[Needs, ...] = ()
-    faults: tuple[Fault, ...]
+    defaults: tuple[FlagDefault, ...] = ()
+    drivers: tuple[DriverNeeds, ...] = ()
+    faults: tuple[KnownFault, ...]
 
     def __post_init__(self) -> None:
         """Checks that every id is there once."""
         names = [fault.id for fault in self.faults]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise Broken("faults", f"has {', '.join(twice)} twice", "an id for each fault")
+            raise BrokenField("faults", f"has {', '.join(twice)} twice", "an id for each fault")
 
 
-FORMAT = Format(Faults, "faults", ReleaseError)
+FORMAT = InputFormat(FaultTable, "faults", ReleaseError)
 
 
 @cache
-def table() -> Faults:
+def table() -> FaultTable:
     """Every known fault.
 
     Raises:
@@ -156,7 +156,7 @@ def default(flag: str, version: str) -> str:
     return fitting[-1].value if fitting else ""
 
 
-def driver(version: str) -> Needs | None:
+def driver(version: str) -> DriverNeeds | None:
     """What vLLM's own builds of that version need; None if the table does not say."""
     fitting = [n for n in table().drivers if version and Version(version) >= Version(n.since)]
     return fitting[-1] if fitting else None

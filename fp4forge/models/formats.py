@@ -10,13 +10,13 @@ from msgspec import Meta, Struct
 
 from fp4forge.core.errors import ReleaseError
 from fp4forge.core.paths import MODELS
-from fp4forge.inputs.reader import Broken, Format
+from fp4forge.inputs.reader import BrokenField, InputFormat
 from fp4forge.inputs.release import Version
 
 OUTPUT = "output projection"  # a layer's key, beside the schemes' names
 
 
-class Support(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class FormatSupport(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Since when vLLM loads something, and where that was read."""
 
     since: Annotated[
@@ -29,7 +29,7 @@ class Support(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     source: Annotated[str, Meta(description="the file of vLLM, or the report, that says so")] = ""
 
 
-class Entry(Support, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class FormatEntry(FormatSupport, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A checkpoint's format: vLLM's flag for it, and the schemes that its layers may have."""
 
     flag: Annotated[
@@ -48,33 +48,36 @@ class Entry(Support, frozen=True, kw_only=True, forbid_unknown_fields=True):
         ),
     ] = ""
     layers: Annotated[
-        dict[str, Support],
+        dict[str, FormatSupport],
         Meta(description="schemes of single layers; empty fields: as the format"),
     ] = {}
 
     def __post_init__(self) -> None:
         """Checks that every claim has its source."""
         if not self.source:
-            raise Broken("source", "is missing", "every format says where vLLM has it")
+            raise BrokenField("source", "is missing", "every format says where vLLM has it")
         if self.since == "":
-            raise Broken("since", "is missing", "a version, or null if no release loads it")
+            raise BrokenField("since", "is missing", "a version, or null if no release loads it")
         if self.since is None and self.proved:
-            raise Broken("proved", "names releases, and since is null", "since is the oldest one")
+            raise BrokenField(
+                "proved", "names releases, and since is null", "since is the oldest one"
+            )
 
 
-class Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class FormatTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All formats by name."""
 
     formats: Annotated[
-        dict[str, Entry], Meta(min_length=1, description="formats as checkpoint inspect names them")
+        dict[str, FormatEntry],
+        Meta(min_length=1, description="formats as checkpoint inspect names them"),
     ]
 
 
-FORMAT = Format(Table, "formats", ReleaseError)
+FORMAT = InputFormat(FormatTable, "formats", ReleaseError)
 
 
 @cache
-def table() -> dict[str, Entry]:
+def table() -> dict[str, FormatEntry]:
     """The formats of ``models/formats.yaml``.
 
     Raises:
@@ -83,7 +86,7 @@ def table() -> dict[str, Entry]:
     return FORMAT.read(MODELS / "formats.yaml", f"{MODELS.name}/formats.yaml").formats
 
 
-def since(entry: Entry, layers: Iterable[str]) -> str:
+def since(entry: FormatEntry, layers: Iterable[str]) -> str:
     """The oldest vLLM release known to load a format with layers of some schemes; empty: none.
 
     Raises:

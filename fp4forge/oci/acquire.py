@@ -22,7 +22,7 @@ RECORDS = ("plan", "ledger", "patches")
 T = TypeVar("T")
 
 
-class Plan(Struct, frozen=True):
+class RecordedPlan(Struct, frozen=True):
     """plan.json, as far as it is read back from an image."""
 
     packages: dict[str, str] = {}
@@ -32,21 +32,21 @@ class Plan(Struct, frozen=True):
     platform: str = ""
 
 
-class Ledger(Struct, frozen=True):
+class RecordedLedger(Struct, frozen=True):
     """ledger.json: the architectures of each kernel group, and what each GPU gets."""
 
     groups: dict[str, list[str]] = {}
     gpus: dict[str, dict[str, str | bool]] = {}
 
 
-class Hashes(Struct, frozen=True):
+class RecordedHashes(Struct, frozen=True):
     """SHA-256 of a patched file, before and after."""
 
     before: str = ""
     after: str = ""
 
 
-class Patch(Struct, frozen=True):
+class RecordedPatch(Struct, frozen=True):
     """One patch, for people."""
 
     id: str = ""
@@ -54,33 +54,33 @@ class Patch(Struct, frozen=True):
     upstream: str = ""
 
 
-class Patches(Struct, frozen=True):
+class RecordedPatches(Struct, frozen=True):
     """patches.json: files by their path, and the patches that made them."""
 
-    files: dict[str, Hashes] = {}
-    patches: list[Patch] = []
+    files: dict[str, RecordedHashes] = {}
+    patches: list[RecordedPatch] = []
 
 
 @dataclass(frozen=True)
-class Records:
+class ImageRecords:
     """What one of our images says of itself; ``contents`` has the files by their stems."""
 
     contents: dict[str, bytes] = field(default_factory=dict)
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> RecordedPlan:
         """The plan; empty if there is none."""
-        return self._read("plan", Plan) or Plan()
+        return self._read("plan", RecordedPlan) or RecordedPlan()
 
     @property
-    def ledger(self) -> Ledger | None:
+    def ledger(self) -> RecordedLedger | None:
         """The ledger, if there is one."""
-        return self._read("ledger", Ledger)
+        return self._read("ledger", RecordedLedger)
 
     @property
-    def patches(self) -> Patches:
+    def patches(self) -> RecordedPatches:
         """The patches; empty if there are none."""
-        return self._read("patches", Patches) or Patches()
+        return self._read("patches", RecordedPatches) or RecordedPatches()
 
     def _read(self, name: str, shape: type[T]) -> T | None:
         content = self.contents.get(name)
@@ -88,7 +88,7 @@ class Records:
         return None if content is None else reading.json(content, shape, where, BinaryError)
 
 
-def records(client: Any, image: str) -> Records:
+def records(client: Any, image: str) -> ImageRecords:
     """plan.json, ledger.json and patches.json of one of our images; none of others.
 
     Args:
@@ -98,15 +98,15 @@ def records(client: Any, image: str) -> Records:
     Raises:
         RegistryError: the engine does not have it any more.
     """
-    with _unstarted(client, image) as made:
+    with _unstarted_container(client, image) as made:
         return records_of(made)
 
 
-def records_of(container: Any) -> Records:
+def records_of(container: Any) -> ImageRecords:
     """As ``records``, of a container of docker's SDK: what the image put there, mounts aside."""
     wanted = {f"fp4forge/{name}.json": name for name in RECORDS}
-    found = _files(container, FOLDER, wanted.__contains__)
-    return Records({wanted[name]: content for name, content in found.items()})
+    found = _container_files(container, FOLDER, wanted.__contains__)
+    return ImageRecords({wanted[name]: content for name, content in found.items()})
 
 
 def files(
@@ -125,21 +125,23 @@ def files(
         RegistryError: the engine does not have the image any more.
         BinaryError: a file is too large.
     """
-    with _unstarted(client, image) as made:
+    with _unstarted_container(client, image) as made:
         found = {
             path: content
             for path in paths
-            for content in _files(made, path, {PurePosixPath(path).name}.__contains__).values()
+            for content in _container_files(
+                made, path, {PurePosixPath(path).name}.__contains__
+            ).values()
         }
         if folder:
-            read = _files(made, folder, lambda name: name.endswith(ending))
+            read = _container_files(made, folder, lambda name: name.endswith(ending))
             parent = PurePosixPath(folder).parent
             found |= {str(parent / name): content for name, content in read.items()}
     return found
 
 
 @contextlib.contextmanager
-def _unstarted(client: Any, image: str) -> Iterator[Any]:
+def _unstarted_container(client: Any, image: str) -> Iterator[Any]:
     """A container of an image that is not started, and goes afterwards."""
     from docker.errors import NotFound
 
@@ -158,7 +160,7 @@ def _unstarted(client: Any, image: str) -> Iterator[Any]:
         engine.discard(made)
 
 
-def _files(container: Any, path: str, wanted: Callable[[str], bool]) -> dict[str, bytes]:
+def _container_files(container: Any, path: str, wanted: Callable[[str], bool]) -> dict[str, bytes]:
     """Plain files of a container's file or folder, by their names in the engine's tar."""
     from docker.errors import APIError
 

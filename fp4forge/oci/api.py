@@ -17,12 +17,12 @@ from fp4forge.core.limits import (
     REGISTRY_SECONDS,
 )
 from fp4forge.core.text import shown
-from fp4forge.oci.reference import Reference
+from fp4forge.oci.reference import ImageReference
 
 
 def ask(
     method: str, repository: str, path: str, headers: dict[str, str], body: bytes | None = None
-) -> http.Answer:
+) -> http.HttpAnswer:
     """One request, with the login that the registry asks for.
 
     A read that meets a server's error is repeated: docker-registry answers 500 for a moment while
@@ -31,40 +31,40 @@ def ask(
     Raises:
         RegistryError: no answer, or one that is too large or too slow.
     """
-    answer = _ask(method, repository, path, headers, body)
+    answer = _ask_registry(method, repository, path, headers, body)
     for pause in REGISTRY_PAUSES if method in ("GET", "HEAD") else ():
         if answer.status < 500:
             break
         time.sleep(pause)
-        answer = _ask(method, repository, path, headers, body)
+        answer = _ask_registry(method, repository, path, headers, body)
     return answer
 
 
-def _ask(
+def _ask_registry(
     method: str, repository: str, path: str, headers: dict[str, str], body: bytes | None
-) -> http.Answer:
-    reference = Reference(repository)
+) -> http.HttpAnswer:
+    reference = ImageReference(repository)
     host = reference.host or "registry-1.docker.io"
     name = repository.removeprefix(f"{reference.host}/") if reference.host else repository
     scheme = "http" if reference.loopback else "https"
     url = f"{scheme}://{host}/v2/" + (f"{name}/{path}" if path else "")
-    answer = _send(method, url, headers, body, host)
+    answer = _send_request(method, url, headers, body, host)
     if answer.status == 401 and path:
-        login = _login(host, answer.headers.get("www-authenticate", ""))
-        answer = _send(method, url, headers | login, body, host)
+        login = _authorization(host, answer.headers.get("www-authenticate", ""))
+        answer = _send_request(method, url, headers | login, body, host)
     return answer
 
 
-def _send(
+def _send_request(
     method: str, url: str, headers: dict[str, str], body: bytes | None, host: str
-) -> http.Answer:
-    limits = http.Limits(
+) -> http.HttpAnswer:
+    limits = http.HttpLimits(
         REGISTRY_SECONDS, MANIFEST_BYTES, REGISTRY_CONNECT_SECONDS, REGISTRY_REDIRECTS
     )
-    proxies = not Reference(f"{host}/").loopback
+    proxies = not ImageReference(f"{host}/").loopback
     try:
         answer = http.ask(method, url, limits, headers=headers, body=body, proxies=proxies)
-    except http.NoAnswer as error:
+    except http.NoHttpAnswer as error:
         raise RegistryError(
             f"no registry answers at {host}: {error}",
             rule=f"an answer within {REGISTRY_SECONDS} s (OCI distribution specification)",
@@ -106,7 +106,7 @@ def _docker_login(host: str) -> tuple[str, str]:
     return str(user or ""), str(password or "")
 
 
-def _login(host: str, challenge: str) -> dict[str, str]:
+def _authorization(host: str, challenge: str) -> dict[str, str]:
     """The Authorization header that a challenge asks for (RFC 7235; token specification)."""
     import base64
 
@@ -125,7 +125,7 @@ def _login(host: str, challenge: str) -> dict[str, str]:
     from urllib.parse import urlencode
 
     headers = {"Authorization": basic} if basic else {}
-    answer = _send("GET", f"{realm}?{urlencode(query)}", headers, None, host)
+    answer = _send_request("GET", f"{realm}?{urlencode(query)}", headers, None, host)
     try:
         found = reading.json(answer.content, _Token, "the token server's answer", RegistryError)
     except RegistryError:
@@ -134,7 +134,7 @@ def _login(host: str, challenge: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"} if re.fullmatch(r"[\x21-\x7e]+", token) else {}
 
 
-def refused(repository: str, action: str, answer: http.Answer) -> ForgeError:
+def refused(repository: str, action: str, answer: http.HttpAnswer) -> ForgeError:
     """The error for a status that is none of success."""
     text = shown(answer.content[:200].decode(errors="replace"))
     if answer.status == 507 or "no space left" in text.lower():

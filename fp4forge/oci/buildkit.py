@@ -30,7 +30,7 @@ from fp4forge.core.errors import (
 from fp4forge.core.limits import BUILD_SILENCE_SECONDS
 from fp4forge.core.text import shown
 from fp4forge.kernels.base import Progress
-from fp4forge.oci.process import Watch
+from fp4forge.oci.process import Watchdog
 
 # Lines of a build step's log that are progress (the stages under fp4forge/image/stages print them).
 PROGRESS = "fp4forge: progress "
@@ -38,7 +38,7 @@ COMPRESSION = "compression=zstd,compression-level=3,force-compression=true,oci-m
 
 
 @dataclass
-class Vertex:
+class BuildVertex:
     """One step of the build as BuildKit reports it."""
 
     name: str
@@ -50,7 +50,7 @@ class Vertex:
 
 
 @dataclass(frozen=True)
-class Options:
+class BuildOptions:
     """How a build runs; nothing here changes what is in the image."""
 
     builder: str | None = None
@@ -64,7 +64,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Built:
+class BuildResult:
     """What a build gave: digest of the image index (none for files), and what was cached."""
 
     digest: str
@@ -87,7 +87,7 @@ def _secret(name: str, path: str) -> str:
     return f"--secret=id={name},{quoted}"
 
 
-def environment(options: Options) -> dict[str, str]:
+def environment(options: BuildOptions) -> dict[str, str]:
     """buildx's environment, with jobs and sccache's settings as the secret that compiling reads.
 
     They may hold credentials: they pass from memory to the secret mount and touch no disk.
@@ -99,8 +99,8 @@ def environment(options: Options) -> dict[str, str]:
 
 
 def build(
-    line: list[str], report: Progress, options: Options, checked: Future[Any] | None = None
-) -> Built:
+    line: list[str], report: Progress, options: BuildOptions, checked: Future[Any] | None = None
+) -> BuildResult:
     """Runs a buildx command line.
 
     Args:
@@ -129,18 +129,18 @@ def build(
             start_new_session=True,  # Ctrl-C reaches this process first, which then stops buildx
         )
         assert process.stderr is not None
-        vertices: dict[str, Vertex] = {}
+        vertices: dict[str, BuildVertex] = {}
         rest: list[str] = []
-        watch = Watch(BUILD_SILENCE_SECONDS, lambda: _stop(process))
+        watch = Watchdog(BUILD_SILENCE_SECONDS, lambda: _stop_buildx(process))
         try:
             for event in events(process.stderr, rest):
                 watch.heard()
-                _follow(event, vertices, report)
+                _follow_event(event, vertices, report)
                 if checked and checked.done():
                     checked.result()
             code = process.wait()
         except BaseException:
-            _stop(process)
+            _stop_buildx(process)
             raise
         finally:
             watch.stop()
@@ -154,12 +154,12 @@ def build(
             checked.result()
         if code != 0:
             raise explain(vertices.values(), "".join(rest))
-        found = reading.json_file(Path(metadata.name), _Metadata, BuildError)
+        found = reading.json_file(Path(metadata.name), _BuildMetadata, BuildError)
     done = [v for v in vertices.values() if v.completed]
-    return Built(found.digest, len(done), sum(v.cached for v in done))
+    return BuildResult(found.digest, len(done), sum(v.cached for v in done))
 
 
-def _stop(process: subprocess.Popen[str]) -> None:
+def _stop_buildx(process: subprocess.Popen[str]) -> None:
     """Ends buildx, which takes its build in the engine with it."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGINT)
@@ -170,7 +170,7 @@ def _stop(process: subprocess.Popen[str]) -> None:
         process.wait()
 
 
-class _Metadata(Struct, frozen=True):
+class _BuildMetadata(Struct, frozen=True):
     """What buildx writes at a build's end."""
 
     digest: str = field_(default="", name="containerimage.digest")
@@ -190,14 +190,14 @@ class _Log(Struct, frozen=True):
     data: bytes | None = None  # base64
 
 
-class Event(Struct, frozen=True):
+class BuildEvent(Struct, frozen=True):
     """One event of ``--progress=rawjson`` (BuildKit's client.SolveStatus)."""
 
     vertexes: list[_Vertex] | None = None
     logs: list[_Log] | None = None
 
 
-def events(stream: IO[str], rest: list[str]) -> Iterator[Event]:
+def events(stream: IO[str], rest: list[str]) -> Iterator[BuildEvent]:
     """Events from a stream in which other text may stand; the end of that text goes to rest."""
     buffer: list[str] = []
     for line in stream:
@@ -210,7 +210,7 @@ def events(stream: IO[str], rest: list[str]) -> Iterator[Event]:
         one = len(buffer) == 1 and line.rstrip().endswith("}")
         if one or line.startswith("}") or len(buffer) > 100_000:
             try:
-                event = reading.json("".join(buffer), Event, "an event", BuildError)
+                event = reading.json("".join(buffer), BuildEvent, "an event", BuildError)
             except BuildError:
                 if one:
                     continue
@@ -220,9 +220,9 @@ def events(stream: IO[str], rest: list[str]) -> Iterator[Event]:
             buffer = []
 
 
-def _follow(event: Event, vertices: dict[str, Vertex], report: Progress) -> None:
+def _follow_event(event: BuildEvent, vertices: dict[str, BuildVertex], report: Progress) -> None:
     for data in event.vertexes or ():
-        vertex = vertices.setdefault(data.digest, Vertex(instruction(data.name)))
+        vertex = vertices.setdefault(data.digest, BuildVertex(instruction(data.name)))
         if data.started and not vertex.started and not data.cached:
             report(vertex.name)
         vertex.started, vertex.completed = data.started or "", data.completed or ""

@@ -13,8 +13,8 @@ from fp4forge.core.limits import COPY_SILENCE_SECONDS, MANIFEST_BYTES, REGISTRY_
 from fp4forge.core.text import shown
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import api, dockercli, process, registry
-from fp4forge.oci.layout import Descriptor, Layout
-from fp4forge.oci.reference import Reference
+from fp4forge.oci.layout import Descriptor, OciLayout
+from fp4forge.oci.reference import ImageReference
 
 
 def provenance(reference: str) -> dict[str, dict[str, Any]]:
@@ -33,7 +33,7 @@ def provenance(reference: str) -> dict[str, dict[str, Any]]:
     line = dockercli.line("buildx", "imagetools", "inspect", "--format", "{{json .Provenance}}")
     done = process.run([*line, reference], seconds=2 * REGISTRY_SECONDS)
     if done.returncode != 0:
-        _raise(reference, "read the provenance of", done.stderr)
+        _raise_transfer_error(reference, "read the provenance of", done.stderr)
     where = f"the provenance of {reference}"
     text = done.stdout.strip()
     shape = dict[str, dict[str, Any] | None]
@@ -67,9 +67,14 @@ def push(layout: Path, repository: str, digest: str, report: Progress) -> None:
         RegistryError: the registry went away, stays silent, refuses, or keeps other bytes than
             it was sent; nothing is tagged, and what was copied is not copied again.
     """
-    line = [*_COPY, *_tls(repository, "dest"), f"oci:{layout}", f"docker://{repository}@{digest}"]
-    _copy(line, repository, "push", report)
-    read_back(Layout(layout), repository, digest)
+    line = [
+        *_COPY,
+        *_tls_flags(repository, "dest"),
+        f"oci:{layout}",
+        f"docker://{repository}@{digest}",
+    ]
+    _skopeo_copy(line, repository, "push", report)
+    read_back(OciLayout(layout), repository, digest)
 
 
 def pull(reference: str, layout: Path, report: Progress) -> None:
@@ -83,11 +88,11 @@ def pull(reference: str, layout: Path, report: Progress) -> None:
     Raises:
         RegistryError: the registry does not have it, or went away.
     """
-    line = [*_COPY, *_tls(reference, "src"), f"docker://{reference}", f"oci:{layout}"]
-    _copy(line, reference, "read", report)
+    line = [*_COPY, *_tls_flags(reference, "src"), f"docker://{reference}", f"oci:{layout}"]
+    _skopeo_copy(line, reference, "read", report)
 
 
-def read_back(layout: Layout, repository: str, digest: str) -> None:
+def read_back(layout: OciLayout, repository: str, digest: str) -> None:
     """Asks the registry for what was just pushed: each manifest, and the end of each blob.
 
     A registry that cuts blobs must not pass: small ones are read whole and held to their digest;
@@ -106,7 +111,7 @@ def read_back(layout: Layout, repository: str, digest: str) -> None:
 _TAIL = 4096  # bytes compared at a blob's end
 
 
-def _check_blob(layout: Layout, repository: str, digest: str) -> None:
+def _check_blob(layout: OciLayout, repository: str, digest: str) -> None:
     path = layout.path(digest)
     if not path.is_file():
         return
@@ -135,7 +140,7 @@ def _check_blob(layout: Layout, repository: str, digest: str) -> None:
 _COPY = ("skopeo", "copy", "--all", "--preserve-digests")
 
 
-def _copy(line: list[str], what: str, action: str, report: Progress) -> None:
+def _skopeo_copy(line: list[str], what: str, action: str, report: Progress) -> None:
     said: list[str] = []
 
     def follow(text: str) -> None:
@@ -146,16 +151,16 @@ def _copy(line: list[str], what: str, action: str, report: Progress) -> None:
 
     code = process.follow(line, follow, silence=COPY_SILENCE_SECONDS)
     if code != 0:
-        _raise(what, action, "\n".join(said))
+        _raise_transfer_error(what, action, "\n".join(said))
 
 
-def _tls(repository: str, side: str = "") -> list[str]:
+def _tls_flags(repository: str, side: str = "") -> list[str]:
     flag = f"--{side}-tls-verify" if side else "--tls-verify"
-    loopback = Reference(repository).loopback
+    loopback = ImageReference(repository).loopback
     return [f"{flag}=false"] if loopback else []
 
 
-def _raise(repository: str, action: str, reason: str) -> None:
+def _raise_transfer_error(repository: str, action: str, reason: str) -> None:
     lines = [line for line in reason.strip().splitlines() if line.strip()]
     last = re.sub(r'^time="[^"]*" level=\w+ msg="?', "", lines[-1] if lines else "no reason given")
     last = shown(last, 500)

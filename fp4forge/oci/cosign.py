@@ -27,7 +27,7 @@ from fp4forge.core.errors import SignatureError, ToolError, UsageError
 from fp4forge.core.limits import SIGN_SECONDS, SIGNATURE_SECONDS
 from fp4forge.core.text import shown
 from fp4forge.oci import process
-from fp4forge.oci.layout import Layout
+from fp4forge.oci.layout import OciLayout
 
 PASSWORD = "COSIGN_PASSWORD"  # noqa: S105 - the variable's name; cosign reads it
 _URI = re.compile(r"[a-z][a-z0-9]*://[\x21-\x7e]+")
@@ -126,10 +126,10 @@ def public_key(by: Signer) -> str:
     Raises:
         SignatureError: the key cannot be used.
     """
-    done = _run(["public-key", f"--key={by.key}"], SIGNATURE_SECONDS)
+    done = _run_cosign(["public-key", f"--key={by.key}"], SIGNATURE_SECONDS)
     if done.returncode != 0:
         raise SignatureError(
-            f"the key {by.key} cannot be used: {_reason(done)}",
+            f"the key {by.key} cannot be used: {_cosign_reason(done)}",
             rule=f"a private key of cosign, with its password in {PASSWORD}, or the URI of a KMS",
             remedy="cosign generate-key-pair makes one",
         )
@@ -142,7 +142,7 @@ def sign(repository: str, digests: list[str], by: Signer) -> None:
     Raises:
         SignatureError: one cannot be signed.
     """
-    _make(["sign", "--yes", *by.flags], repository, digests, "signed")
+    _cosign_sign(["sign", "--yes", *by.flags], repository, digests, "signed")
 
 
 def attest(repository: str, digest: str, kind: str, predicate: bytes, by: Signer) -> None:
@@ -162,14 +162,14 @@ def attest(repository: str, digest: str, kind: str, predicate: bytes, by: Signer
         path = Path(folder, "predicate.json")
         path.write_bytes(predicate)
         line = ["attest", "--yes", "--replace", f"--type={kind}", f"--predicate={path}", *by.flags]
-        _make(line, repository, [digest], f"attested ({kind})")
+        _cosign_sign(line, repository, [digest], f"attested ({kind})")
 
 
-def _make(line: list[str], repository: str, digests: list[str], what: str) -> None:
-    done = _run([*line, *(f"{repository}@{digest}" for digest in digests)], SIGN_SECONDS)
+def _cosign_sign(line: list[str], repository: str, digests: list[str], what: str) -> None:
+    done = _run_cosign([*line, *(f"{repository}@{digest}" for digest in digests)], SIGN_SECONDS)
     if done.returncode != 0:
         raise SignatureError(
-            f"{repository} was not {what}: {_reason(done)}",
+            f"{repository} was not {what}: {_cosign_reason(done)}",
             rule="what is published with a signature is signed before a tag moves",
             remedy="check the key, the registry and 'docker login'; running again resumes",
         )
@@ -183,7 +183,7 @@ def check(repository: str, digests: list[str], trust: Trust) -> None:
     """
     names = [f"{repository}@{digest}" for digest in digests]
     for place in range(0, len(names), _AT_ONCE):
-        _check(names[place : place + _AT_ONCE], trust)
+        _cosign_verify(names[place : place + _AT_ONCE], trust)
 
 
 def check_local(folder: Path, trust: Trust) -> None:
@@ -192,14 +192,14 @@ def check_local(folder: Path, trust: Trust) -> None:
     Raises:
         SignatureError: as ``check``.
     """
-    _check([str(folder)], trust, "--local-image", *_OFFLINE)
+    _cosign_verify([str(folder)], trust, "--local-image", *_OFFLINE)
 
 
-def _check(images: list[str], trust: Trust, *flags: str) -> None:
+def _cosign_verify(images: list[str], trust: Trust, *flags: str) -> None:
     line = ["verify", *trust.flags, "--output=json", *flags, *images]
-    done = _run(line, SIGNATURE_SECONDS)
+    done = _run_cosign(line, SIGNATURE_SECONDS)
     if done.returncode != 0:
-        _refuse(images, "signature", done, trust)
+        _refuse_signature(images, "signature", done, trust)
 
 
 def attestations(repository: str, digest: str, kind: str, trust: Trust) -> list[bytes]:
@@ -224,19 +224,19 @@ def attestations_local(folder: Path, kind: str, trust: Trust) -> list[bytes]:
 
 def _attestations(image: str, kind: str, trust: Trust, *flags: str) -> list[bytes]:
     line = ["verify-attestation", *trust.flags, f"--type={kind}", "--output=json", *flags, image]
-    done = _run(line, SIGNATURE_SECONDS)
+    done = _run_cosign(line, SIGNATURE_SECONDS)
     if done.returncode != 0:
-        _refuse([image], f"attestation {kind}", done, trust)
+        _refuse_signature([image], f"attestation {kind}", done, trust)
     found = []
     for text in done.stdout.splitlines():
         envelope = reading.json(text, _Envelope, f"an attestation of {image}", SignatureError)
         content = reading.json(
-            envelope.payload_bytes(), _Statement, f"an attestation of {image}", SignatureError
+            envelope.payload_bytes(), _InTotoStatement, f"an attestation of {image}", SignatureError
         )
         if content.predicateType == kind:
             found.append(bytes(content.predicate))
     if not found:
-        _refuse([image], f"attestation {kind}", done, trust)
+        _refuse_signature([image], f"attestation {kind}", done, trust)
     return found
 
 
@@ -257,7 +257,7 @@ class _Envelope(Struct, frozen=True):
             ) from None
 
 
-class _Statement(Struct, frozen=True):
+class _InTotoStatement(Struct, frozen=True):
     """An in-toto statement."""
 
     predicateType: str
@@ -269,7 +269,7 @@ _AT_ONCE = 50
 _OFFLINE = ("--offline",)  # a keyless signature carries its entry of the log
 
 
-def view(layout: Layout, digest: str, signatures: str, attested: str, folder: Path) -> None:
+def view(layout: OciLayout, digest: str, signatures: str, attested: str, folder: Path) -> None:
     """Shows cosign a manifest of a layout with its signatures, in the form of ``cosign save``.
 
     Args:
@@ -298,11 +298,13 @@ def view(layout: Layout, digest: str, signatures: str, attested: str, folder: Pa
     (folder / "blobs").symlink_to((layout.folder / "blobs").resolve())
 
 
-def _refuse(images: list[str], what: str, done: CompletedProcess[str], trust: Trust) -> None:
+def _refuse_signature(
+    images: list[str], what: str, done: CompletedProcess[str], trust: Trust
+) -> None:
     """Raises the error for what cosign did not accept; names the first image that it stopped at."""
     passed = done.stderr.count("\nVerification for ")
     image = images[min(passed, len(images) - 1)]
-    said = _reason(done)
+    said = _cosign_reason(done)
     if done.returncode == _UNSIGNED or re.search("no signatures found|the predicate type", said):
         message = f"{image} has no {what}"
     elif done.returncode == _NO_MATCH or "no matching" in said:
@@ -316,12 +318,12 @@ def _refuse(images: list[str], what: str, done: CompletedProcess[str], trust: Tr
     )
 
 
-def _run(arguments: list[str], seconds: float) -> CompletedProcess[str]:
+def _run_cosign(arguments: list[str], seconds: float) -> CompletedProcess[str]:
     require()
     return process.run(["cosign", *arguments], seconds, SignatureError)
 
 
-def _reason(done: CompletedProcess[str]) -> str:
+def _cosign_reason(done: CompletedProcess[str]) -> str:
     lines = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
     return shown((lines or done.stderr.strip().splitlines() or ["no reason given"])[-1], 300)
 

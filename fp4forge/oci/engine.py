@@ -67,7 +67,7 @@ def connect() -> Any:
 
 def _silence(said: str) -> str:
     """Why an engine does not answer; the SDK's own text is a chain of its libraries' exceptions."""
-    return next((why for pattern, why in _SILENCES if re.search(pattern, said)), _last(said))
+    return next((why for pattern, why in _SILENCES if re.search(pattern, said)), _last_words(said))
 
 
 def require_client() -> None:
@@ -119,7 +119,7 @@ def check_platform(info: dict[str, Any], platform: str, builder: str | None) -> 
         raise EngineError("the docker client has no buildx", remedy="run make setup")
     if done.returncode != 0:
         raise EngineError(
-            f"builder {builder or 'default'}: {_last(done.stderr)}",
+            f"builder {builder or 'default'}: {_last_words(done.stderr)}",
             remedy="docker buildx ls lists the builders",
         )
     found = set(
@@ -259,7 +259,7 @@ def container(client: Any, image: str, platform: str, gpu: bool = False) -> Iter
             if not gpu:
                 raise
             raise EngineError(
-                f"the engine has no GPU for a container: {_last(str(error.explanation))}",
+                f"the engine has no GPU for a container: {_last_words(str(error.explanation))}",
                 rule="--gpu tests on this machine's GPU",
                 remedy="install the NVIDIA driver and container toolkit, or leave --gpu out",
             ) from None
@@ -317,7 +317,7 @@ def retire(client: Any, repository: str, keep: str, labels: dict[str, str]) -> N
                     client.images.remove(str(named))
 
 
-def _last(text: str) -> str:
+def _last_words(text: str) -> str:
     lines = [line for line in text.strip().splitlines() if line.strip()]
     return shown(lines[-1], 300) if lines else "no reason given"
 

@@ -45,7 +45,7 @@ class Descriptor(Struct, frozen=True):
         return self.platform is not None and self.platform.os == "unknown"
 
 
-class Document(Struct, frozen=True):
+class ManifestOrIndex(Struct, frozen=True):
     """An index (``manifests``) or the manifest of an image (``config`` and ``layers``)."""
 
     mediaType: str | None = None
@@ -78,13 +78,13 @@ class Document(Struct, frozen=True):
         return [*(self.manifests or ()), *config, *(self.layers or ())]
 
 
-def parse(content: bytes, where: str, kind: type[ForgeError]) -> Document:
+def parse(content: bytes, where: str, kind: type[ForgeError]) -> ManifestOrIndex:
     """An index or manifest from its bytes.
 
     Raises:
         ForgeError: of the given class: it is not one.
     """
-    found = reading.json(content, Document, where, kind)
+    found = reading.json(content, ManifestOrIndex, where, kind)
     if found.manifests is None and found.config is None:
         raise kind(
             f"{where} names neither images nor a configuration",
@@ -102,7 +102,7 @@ def parse(content: bytes, where: str, kind: type[ForgeError]) -> Document:
 
 
 @dataclass(frozen=True)
-class Layout:
+class OciLayout:
     """A folder in the form of an OCI image layout."""
 
     folder: Path
@@ -111,7 +111,7 @@ class Layout:
         """Where a blob lies."""
         return self.folder / "blobs" / "sha256" / digest.removeprefix("sha256:")
 
-    def document(self, digest: str) -> Document:
+    def document(self, digest: str) -> ManifestOrIndex:
         """An index or manifest.
 
         Raises:
@@ -133,7 +133,7 @@ class Layout:
         """
         size = self.path(digest).stat().st_size if reading.is_file(self.path(digest)) else 0
         entry = {"mediaType": self.document(digest).mediaType, "digest": digest, "size": size}
-        index = {"schemaVersion": 2, "manifests": [entry | _given(annotations)]}
+        index = {"schemaVersion": 2, "manifests": [entry | _given_annotations(annotations)]}
         files.replace(self.folder / "index.json", json.dumps(index))
 
     def layers(self, digest: str) -> list[Descriptor]:
@@ -177,5 +177,5 @@ class Layout:
         return lost
 
 
-def _given(annotations: dict[str, str] | None) -> dict[str, object]:
+def _given_annotations(annotations: dict[str, str] | None) -> dict[str, object]:
     return {"annotations": annotations} if annotations else {}

@@ -60,7 +60,7 @@ def follow(
         line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
     assert process.stdout is not None
-    watch = Watch(silence, process.kill)
+    watch = Watchdog(silence, process.kill)
     try:
         for text in process.stdout:
             watch.heard()
@@ -80,7 +80,7 @@ def follow(
     return code
 
 
-class Watch:
+class Watchdog:
     """Ends something that reports nothing for too long.
 
     Args:

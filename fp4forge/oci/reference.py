@@ -17,7 +17,7 @@ _LOOPBACK = re.compile(r"(localhost|127\.[0-9.]+)(:[0-9]+)?")
 
 
 @dataclass(frozen=True)
-class Reference:
+class ImageReference:
     """``REPOSITORY[:TAG][@DIGEST]``; the repository includes the registry's host, if it has one."""
 
     repository: str
@@ -45,12 +45,12 @@ class Reference:
         return bool(_LOOPBACK.fullmatch(self.host))
 
 
-def _shown(text: str) -> str:
+def _reference_shown(text: str) -> str:
     """What was given, without a user's password before the host."""
     return re.sub(r"[^/@]*:[^@]*@(?!sha256:)", "...@", text)
 
 
-def parse(text: str, flag: str = "IMAGE") -> Reference:
+def parse(text: str, flag: str = "IMAGE") -> ImageReference:
     """A reference after validation.
 
     Args:
@@ -74,13 +74,13 @@ def parse(text: str, flag: str = "IMAGE") -> Reference:
     )
     if not valid:
         raise UsageError(
-            f"{flag} {_shown(text)!r} is not an image reference",
+            f"{flag} {_reference_shown(text)!r} is not an image reference",
             rule="[HOST[:PORT]/]NAME[:TAG][@sha256:DIGEST], names in lower case",
         )
-    return Reference(head, tag, digest)
+    return ImageReference(head, tag, digest)
 
 
-def listed(names: Iterable[str] | None) -> list[Reference]:
+def listed(names: Iterable[str] | None) -> list[ImageReference]:
     """The references of an engine's list (``RepoTags``, ``RepoDigests``), without ``<none>``.
 
     Args:
@@ -102,7 +102,7 @@ def bare(text: str, flag: str) -> str:
     found = parse(text, flag)
     if "/" not in found.repository or found.tag or found.digest:
         raise UsageError(
-            f"{flag} {_shown(text)!r} is not a repository of a registry",
+            f"{flag} {_reference_shown(text)!r} is not a repository of a registry",
             rule="HOST[:PORT]/NAME, without a tag or a digest",
         )
     return found.repository
@@ -124,7 +124,7 @@ def repository(registry: str | None, repo: str) -> str:
     host, slash, path = registry.partition("/")
     if not _HOST.fullmatch(host) or (slash and not _PATH.fullmatch(path)):
         raise UsageError(
-            f"--registry {_shown(registry)!r} is not a registry",
+            f"--registry {_reference_shown(registry)!r} is not a registry",
             rule="HOST, HOST:PORT or HOST/PATH; passwords are docker login's",
         )
     return f"{registry}/{repo}"

@@ -23,7 +23,7 @@ _EMPTY = "application/vnd.oci.empty.v1+json"
 _MOST = 200  # documents of one image that are listed; the oldest go first
 
 
-class _Entry(Struct, frozen=True):
+class _ReferrerEntry(Struct, frozen=True):
     digest: str
     size: int = 0
     mediaType: str = _MANIFEST
@@ -32,11 +32,11 @@ class _Entry(Struct, frozen=True):
 
 
 class _List(Struct, frozen=True):
-    manifests: list[_Entry] = []
+    manifests: list[_ReferrerEntry] = []
 
 
 @dataclass(frozen=True)
-class Kept:
+class AttachedDocument:
     """A document beside an image: the digest of its artifact's manifest, and its bytes."""
 
     digest: str
@@ -120,7 +120,7 @@ def put(repository: str, data: bytes) -> str:
             "size": len(data),
             "annotations": found.annotations or {},
         }
-        _append(repository, subject, entry)
+        _append_referrer(repository, subject, entry)
     return own
 
 
@@ -129,21 +129,23 @@ def attached(repository: str, subject: str, kind: str) -> list[bytes]:
     return [document.content for document in kept(repository, subject, kind)]
 
 
-def kept(repository: str, subject: str, kind: str) -> list[Kept]:
+def kept(repository: str, subject: str, kind: str) -> list[AttachedDocument]:
     """The documents of a kind that are kept beside an image, the oldest first.
 
     Raises:
         RegistryError: the registry does not answer, or has other bytes than its digests say.
     """
     found = []
-    for entry in _listed(repository, subject).manifests:
+    for entry in _referrers_of(repository, subject).manifests:
         if entry.artifactType != kind:
             continue
         manifest = registry.existing(repository, entry.digest).data
         for layer in manifest.layers or ():
             created = (entry.annotations or {}).get(_CREATED, "")
             found.append(
-                Kept(entry.digest, created, registry.blob(repository, layer.digest, "a record"))
+                AttachedDocument(
+                    entry.digest, created, registry.blob(repository, layer.digest, "a record")
+                )
             )
     return sorted(found, key=lambda document: (document.created, document.content))
 
@@ -154,7 +156,7 @@ def listed(repository: str, subject: str) -> list[str]:
     Raises:
         RegistryError: the registry does not answer.
     """
-    return [entry.digest for entry in _listed(repository, subject).manifests]
+    return [entry.digest for entry in _referrers_of(repository, subject).manifests]
 
 
 def beside(repository: str, subject: str) -> dict[str, str]:
@@ -163,7 +165,7 @@ def beside(repository: str, subject: str) -> dict[str, str]:
     Raises:
         RegistryError: the registry does not answer.
     """
-    return {e.digest: e.artifactType for e in _listed(repository, subject).manifests}
+    return {e.digest: e.artifactType for e in _referrers_of(repository, subject).manifests}
 
 
 def tag(subject: str) -> str:
@@ -174,7 +176,7 @@ def tag(subject: str) -> str:
 _CREATED = "org.opencontainers.image.created"
 
 
-def _listed(repository: str, subject: str) -> _List:
+def _referrers_of(repository: str, subject: str) -> _List:
     where = f"what {repository} keeps beside {subject[:19]}"
     answer = api.ask("GET", repository, f"referrers/{subject}", {"Accept": registry.INDEX})
     if answer.status == 200:
@@ -185,7 +187,7 @@ def _listed(repository: str, subject: str) -> _List:
     return reading.json(found.content, _List, where, RegistryError) if found else _List()
 
 
-def _append(repository: str, subject: str, entry: dict[str, Any]) -> None:
+def _append_referrer(repository: str, subject: str, entry: dict[str, Any]) -> None:
     found = registry.manifest(repository, tag(subject))
     entries: Any = []
     if found:
@@ -213,7 +215,7 @@ def store(repository: str, content: bytes) -> dict[str, Any]:
         begun = api.ask("POST", repository, "blobs/uploads/", {}, b"")
         try:
             place = http.address(begun.headers.get("location", ""))
-        except http.NoAnswer:
+        except http.NoHttpAnswer:
             raise api.refused(repository, "keep a record", begun) from None
         _, found, upload = place.path.partition("/blobs/uploads/")
         if begun.status != 202 or not found:

@@ -18,8 +18,8 @@ from fp4forge.core import reading
 from fp4forge.core.errors import RegistryError, TagError, ToolError, UsageError
 from fp4forge.oci import api
 from fp4forge.oci import layout as layouts
-from fp4forge.oci.layout import Descriptor, Document
-from fp4forge.oci.reference import Reference, parse
+from fp4forge.oci.layout import Descriptor, ManifestOrIndex
+from fp4forge.oci.reference import ImageReference, parse
 
 INDEX = "application/vnd.oci.image.index.v1+json"
 _ACCEPT = ", ".join(
@@ -41,7 +41,7 @@ class Manifest:
     media_type: str
 
     @property
-    def data(self) -> Document:
+    def data(self) -> ManifestOrIndex:
         """What it names.
 
         Raises:
@@ -61,7 +61,7 @@ def reach(repository: str) -> None:
         raise ToolError("skopeo is not installed", remedy="run make setup")
     status = api.ask("GET", repository, "", {}).status
     if status not in (200, 401):
-        host = Reference(repository).host or repository
+        host = ImageReference(repository).host or repository
         raise RegistryError(
             f"{host} answers {status} to GET /v2/: not a registry",
             rule="--push needs a registry (OCI distribution spec, GET /v2/)",
@@ -89,7 +89,7 @@ def manifest(repository: str, name: str) -> Manifest | None:
     return Manifest(digest, answer.content, answer.headers.get("content-type", INDEX))
 
 
-def resolve(repository: str, tag: str) -> tuple[str, Document] | None:
+def resolve(repository: str, tag: str) -> tuple[str, ManifestOrIndex] | None:
     """Digest and content of what a tag names; None if the tag is free.
 
     Raises:
@@ -250,7 +250,7 @@ class _Configuration(Struct, frozen=True):
     config: _Runtime | None = None
 
 
-def config_of(repository: str, image: Document) -> Descriptor:
+def config_of(repository: str, image: ManifestOrIndex) -> Descriptor:
     """The configuration that the manifest of an image names.
 
     Raises:
@@ -300,7 +300,7 @@ def base_kind(value: str) -> str:
     except UsageError:  # another builder's label
         return value
     kind = re.sub(r"^([a-z]+)-(amd64|arm64)-[0-9a-f]+$", r"\1", named.tag)
-    return str(Reference(named.repository, kind))
+    return str(ImageReference(named.repository, kind))
 
 
 class _Entries(Struct, frozen=True):
@@ -335,7 +335,7 @@ def combine(repository: str, digests: list[str], manifests: set[str]) -> str:
 
 
 def immutable(
-    repository: str, name: str, index: Document, own_digest: str
+    repository: str, name: str, index: ManifestOrIndex, own_digest: str
 ) -> tuple[str, str | None]:
     """The immutable tag for an image: ``name``, or if another image has it, ``name-<digest>``.
 
@@ -372,10 +372,10 @@ def immutable(
     )
 
 
-def _same_images(found: Document, index: Document) -> bool:
+def _same_images(found: ManifestOrIndex, index: ManifestOrIndex) -> bool:
     """Whether an index says the same of the same images, and has only their attestations."""
 
-    def images(data: Document) -> list[tuple[object, ...]]:
+    def images(data: ManifestOrIndex) -> list[tuple[object, ...]]:
         parts = ((e.digest, e.size, e.mediaType, e.platform) for e in data.images)
         return sorted(parts, key=repr)
 

@@ -16,7 +16,7 @@ CHOICES = ("none", "gemma4", "all")
 
 
 @dataclass(frozen=True)
-class Choice:
+class AotModules:
     """The modules of a plan; JSON for ``image/stages/aot.py``."""
 
     name: str = "none"
@@ -28,7 +28,7 @@ class Choice:
         return {"choice": self.name, "archs": self.archs, "generators": list(self.generators)}
 
 
-def choose(name: str, gpus: tuple[str, ...]) -> Choice:
+def choose(name: str, gpus: tuple[str, ...]) -> AotModules:
     """The modules for GPUs: those of the reference's path, all of FlashInfer's, or none.
 
     Args:
@@ -36,7 +36,7 @@ def choose(name: str, gpus: tuple[str, ...]) -> Choice:
         gpus: names in ``GPUS``.
     """
     if name == "none":
-        return Choice()
+        return AotModules()
     archs = " ".join(GPUS[gpu].flashinfer_arch for gpu in gpus)
     # get_cutlass_fp4_gemm_module and get_fp4_quantization_module of FlashInfer choose these by the
     # GPU's capability; vLLM's NVFP4 linear layers call both (kernels/linear/nvfp4/flashinfer.py).
@@ -46,10 +46,10 @@ def choose(name: str, gpus: tuple[str, ...]) -> Choice:
         for gpu in (GPUS[name] for name in gpus)
         for name in (f"gemm.{gpu.flashinfer_gemm}", f"fp4_quantization.{gpu.flashinfer_quantise}")
     )
-    return Choice(name, archs, tuple(found))
+    return AotModules(name, archs, tuple(found))
 
 
-def expected(choice: Choice, gpus: tuple[str, ...]) -> dict[str, list[str]]:
+def expected(choice: AotModules, gpus: tuple[str, ...]) -> dict[str, list[str]]:
     """What a ledger's ``targets`` must be for the modules' groups; empty for none.
 
     The GEMM is compiled for every target of the list, the quantiser for SM12x as 12.0f alone,

@@ -26,7 +26,7 @@ _ERROR = re.compile(r"CMake Error at (\S+?):(\d+)(?: \((\w+)\))?:\n((?:(?!\n\n\S
 _FRAME = re.compile(r"^  (\S+):(\d+) \((\w+)\)$", re.MULTILINE)
 
 
-class Refused(Exception):
+class CmakeRefused(Exception):
     """vLLM's CMake itself refuses a list; the text is its own."""
 
 
@@ -44,7 +44,9 @@ def program() -> str:
     raise ToolError("cmake is not installed", remedy="run make setup")
 
 
-def evaluate(script: Path, cuda: str, lists: list[str], *options: str) -> list[Sources | Refused]:
+def evaluate(
+    script: Path, cuda: str, lists: list[str], *options: str
+) -> list[Sources | CmakeRefused]:
     """What a script compiles, for each list.
 
     Args:
@@ -57,24 +59,26 @@ def evaluate(script: Path, cuda: str, lists: list[str], *options: str) -> list[S
         ReleaseError: the script uses what has no stand-in; the message names file and line.
         ToolError: CMake is not installed.
     """
-    found: list[Sources | Refused] = []
+    found: list[Sources | CmakeRefused] = []
     with tempfile.TemporaryDirectory(prefix="fp4forge-cmake-") as name:
         header = Path(name) / "cutlass" / "cutlass.h"
         header.parent.mkdir()
         header.touch()
         while len(found) < len(lists):
-            said = _run(script, cuda, lists[len(found) :], Path(name), options)
+            said = _run_cmake(script, cuda, lists[len(found) :], Path(name), options)
             result = Path(name) / "result"
             if result.exists():
                 blocks = result.read_text().split("--\n")[:-1]
                 found += [_sources(block, f"{script.parent.resolve()}/") for block in blocks]
                 result.unlink()
             if len(found) < len(lists):
-                found.append(_refusal(said, script))
+                found.append(_cmake_refusal(said, script))
     return found
 
 
-def _run(script: Path, cuda: str, lists: list[str], folder: Path, options: tuple[str, ...]) -> str:
+def _run_cmake(
+    script: Path, cuda: str, lists: list[str], folder: Path, options: tuple[str, ...]
+) -> str:
     asked = {
         "SCRIPT": script.resolve(),
         "VERSION": cuda,
@@ -120,7 +124,7 @@ def _sources(block: str, root: str) -> Sources:
     return found
 
 
-def _refusal(said: str, script: Path) -> Refused:
+def _cmake_refusal(said: str, script: Path) -> CmakeRefused:
     """The script's own refusal of a list.
 
     Raises:
@@ -132,7 +136,7 @@ def _refusal(said: str, script: Path) -> Refused:
     text = " ".join(match[4].split("Call Stack")[0].split())
     frames = [(match[1], match[2], match[3]), *_FRAME.findall(match[4])]
     if match[3] == "message" and Path(match[1]).name != _STAND_INS.name:
-        return Refused(text)
+        return CmakeRefused(text)
     file, line, command = next(
         (frame for frame in frames if Path(frame[0]).name != _STAND_INS.name), frames[0]
     )

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fp4forge.plan.plan import Plan
 
 
-def _name(plan: Plan) -> LockName:
+def _lock_name(plan: Plan) -> LockName:
     return LockName(plan.release, plan.strategy, plan.platform, plan.python)
 
 
@@ -21,8 +21,8 @@ def layers(plan: Plan) -> dict[str, str]:
 
     A cross compile adds the build platform's own packages, under ``host/``.
     """
-    name = _name(plan)
-    texts = _by_layer(name)
+    name = _lock_name(plan)
+    texts = _lock_by_layer(name)
     if plan.strategy == "source":
         what = plan.inputs.release
         pin = f"vllm=={what.vllm_version} --hash=sha256:{what.sdist.sha256}\n"
@@ -38,14 +38,14 @@ def layers(plan: Plan) -> dict[str, str]:
             pins = [f"{w.requirement} --hash=sha256:{w.sha256}\n" for w in found.wheels]
             texts |= {f"source-{source}": "".join(pins)} if pins else {}
     if plan.cross:
-        own = _by_layer(replace(name, platform=plan.cross.build))
+        own = _lock_by_layer(replace(name, platform=plan.cross.build))
         texts |= {f"host/{group}": own[group] for group in LAYERS}
     return texts | {"tools": content(TOOLS)}
 
 
 def files(plan: Plan) -> tuple[str, ...]:
     """File names of the locks that a plan reads."""
-    name = _name(plan)
+    name = _lock_name(plan)
     found = [name.file, TOOLS]
     if plan.strategy == "source":
         found.append(build_file(plan.release))
@@ -54,7 +54,7 @@ def files(plan: Plan) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _by_layer(name: LockName) -> dict[str, str]:
+def _lock_by_layer(name: LockName) -> dict[str, str]:
     texts = dict.fromkeys((*LAYERS, "vllm"), "")
     for package, block in read(name).items():
         texts[group_of(package)] += block
@@ -63,7 +63,7 @@ def _by_layer(name: LockName) -> dict[str, str]:
 
 def versions(plan: Plan) -> dict[str, str]:
     """Locked version of every package of the plan."""
-    name = _name(plan)
+    name = _lock_name(plan)
     found = {}
     for package, block in read(name).items():
         match = re.match(r"[^=]+==([^\s;]+)", block)

@@ -13,19 +13,19 @@ from typing import Any
 import msgspec
 
 from fp4forge.inputs.bases import Base
-from fp4forge.inputs.patches import Series
+from fp4forge.inputs.patches import PatchSeries
 from fp4forge.inputs.release import LeaveOut, Release
-from fp4forge.plan import aot, cross, tags
-from fp4forge.plan.components import Source
+from fp4forge.plan import aot, cross_toolchain, tags
+from fp4forge.plan.vllm_components import ExternalSource
 
 
 @dataclass(frozen=True)
-class Inputs:
+class PlanInputs:
     """What a plan was made from."""
 
     release: Release
     base: Base
-    series: Series
+    series: PatchSeries
 
 
 @dataclass(frozen=True)
@@ -59,18 +59,18 @@ class Plan:
     leave_out: tuple[LeaveOut, ...]
     unpacked_gb: float
     epoch: int
-    aot: aot.Choice = field(default_factory=aot.Choice)  # FlashInfer's modules in the image
+    aot: aot.AotModules = field(default_factory=aot.AotModules)  # FlashInfer's modules in the image
     components: tuple[str, ...] = ()  # compiled ones, of a source build
     components_left_out: dict[str, str] = field(default_factory=dict)  # with the reason
-    sources: dict[str, Source] = field(default_factory=dict)  # external ones
-    cross: cross.Toolchain | None = None
+    sources: dict[str, ExternalSource] = field(default_factory=dict)  # external ones
+    cross: cross_toolchain.CrossToolchain | None = None
     packages: dict[str, str] = field(default_factory=dict)  # locked version of each
     packages_overridden: tuple[str, ...] = ()  # by the release, against other packages' wishes
     revision: str = ""  # commit of the inputs, for the image's label
     checks: str = ""  # SHA-256 over the image tests: other tests, another verification
     context: dict[str, str] = field(default_factory=dict)  # file -> SHA-256, the build's input
     id: str = ""
-    inputs: Inputs = field(repr=False, kw_only=True)  # loaded once; not part of the JSON
+    inputs: PlanInputs = field(repr=False, kw_only=True)  # loaded once; not part of the JSON
 
     @property
     def compiles(self) -> bool:

@@ -27,7 +27,7 @@ def predict(text: str, vllm: str, cuda: str) -> archs.Prediction:
     return by_rules(arch_rules.load(vllm), text, vllm, cuda)
 
 
-def by_rules(rules: arch_rules.Rules, text: str, vllm: str, cuda: str) -> archs.Prediction:
+def by_rules(rules: arch_rules.ArchRules, text: str, vllm: str, cuda: str) -> archs.Prediction:
     """As ``predict``, by rules that may not be written yet; then the list must be in their table.
 
     Raises:
@@ -35,10 +35,10 @@ def by_rules(rules: arch_rules.Rules, text: str, vllm: str, cuda: str) -> archs.
     """
     archs.check(text, cuda)
     plain = ";".join(archs.torch_archs(text))
-    found: cmake.Sources | cmake.Refused | None = rules.sources(plain, cuda)
+    found: cmake.Sources | cmake.CmakeRefused | None = rules.sources(plain, cuda)
     if found is None:
         (found,) = cmake.evaluate(arch_rules.script(vllm), cuda, [plain])
-    if isinstance(found, cmake.Refused):
+    if isinstance(found, cmake.CmakeRefused):
         raise UsageError(
             f"vLLM {vllm} cannot be built for {text!r}: {found}", remedy="such as 10.0;12.0;12.1"
         )

@@ -12,7 +12,7 @@ from fp4forge.kernels.gpus import GPUS, Target, target
 
 
 @dataclass(frozen=True)
-class Request:
+class ImageRequest:
     """What a user asks for, as given on the command line; None takes the default."""
 
     arch: str
@@ -31,7 +31,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Choice:
+class DecidedRequest:
     """A request with every option decided."""
 
     target: Target
@@ -42,7 +42,7 @@ class Choice:
     platform: str
 
 
-def decide(request: Request) -> Choice:
+def decide(request: ImageRequest) -> DecidedRequest:
     """Fills in what the request leaves open.
 
     Raises:
@@ -56,7 +56,7 @@ def decide(request: Request) -> Choice:
         one_of("--allow-missing", gpu, tuple(GPUS))
     chosen = target(request.arch)
     release, strategy = defaults.release_and_strategy(request.release, request.strategy, variant)
-    return Choice(
+    return DecidedRequest(
         target=chosen,
         release=release,
         variant=variant,

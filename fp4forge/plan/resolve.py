@@ -11,11 +11,11 @@ from fp4forge.inputs import release as releases
 from fp4forge.inputs.patches import Patch
 from fp4forge.inputs.release import Release
 from fp4forge.kernels import archs, ledger
-from fp4forge.models import backends
-from fp4forge.plan import aot, components, cross
-from fp4forge.plan.plan import Inputs, Plan
+from fp4forge.models import backend_answers
+from fp4forge.plan import aot, cross_toolchain, vllm_components
+from fp4forge.plan.plan import Plan, PlanInputs
 from fp4forge.plan.prediction import predict
-from fp4forge.plan.request import Choice, Request, decide, one_of
+from fp4forge.plan.request import DecidedRequest, ImageRequest, decide, one_of
 
 # The csrc patch that lets FP8 kernels run on all of SM12x, and what it takes away.
 FP8_FAMILY = "fp8-sm12x-family"
@@ -24,7 +24,7 @@ _GUARD = "enable_sm120_only"
 FLASH_ATTN_OPTIONAL = "flash-attn-optional"
 
 
-def resolve(request: Request) -> Plan:
+def resolve(request: ImageRequest) -> Plan:
     """Resolves a request; the plan has no id before ``stage`` has seen its files.
 
     Raises:
@@ -43,17 +43,17 @@ def resolve(request: Request) -> Plan:
             remedy="--from source",
         )
     gpus = tuple(gpu.name for gpu in chosen.gpus)
-    arch_list = _arch_list(request, decided, what)
+    arch_list = _plan_arch_list(request, decided, what)
     prediction = predict(arch_list, what.vllm_version, what.cuda)
     _check_coverage(request, prediction, gpus)
     series = patches.load("vllm", what.vllm_version)
     series.check(decided.variant)
     python = series.for_variant(decided.variant)
     csrc: tuple[Patch, ...] = ()
-    choice = components.Choice()
+    choice = vllm_components.ComponentChoice()
     if decided.strategy == "source":
         csrc = series.for_variant(decided.variant, "csrc")
-        choice = components.choose(
+        choice = vllm_components.choose(
             request.components, request.sources, what, prediction.groups, gpus
         )
         if not {"fa2", "fa3"} & set(choice.names) and FLASH_ATTN_OPTIONAL not in {
@@ -69,11 +69,15 @@ def resolve(request: Request) -> Plan:
             "--components and --source go with --from source",
             rule="a published wheel is compiled already",
         )
-    ahead = _ahead(request, platform, gpus)
+    ahead = _aot_modules(request, platform, gpus)
     toolchain = (
-        cross.choose(decided.strategy, platform, base.suite, ahead.name) if request.cross else None
+        cross_toolchain.choose(decided.strategy, platform, base.suite, ahead.name)
+        if request.cross
+        else None
     )
-    without = {group for name in choice.left_out for group in components.COMPONENTS[name].groups}
+    without = {
+        group for name in choice.left_out for group in vllm_components.COMPONENTS[name].groups
+    }
     patched = {patch.id for patch in csrc}
     predicted = ledger.expected(
         {group: targets for group, targets in prediction.groups.items() if group not in without},
@@ -91,7 +95,7 @@ def resolve(request: Request) -> Plan:
         capabilities=tuple(gpu.label for gpu in chosen.gpus),
         arch_list=arch_list,
         predicted=predicted | aot.expected(ahead, gpus),
-        backends=backends.selections(what.vllm_version, gpus),
+        backends=backend_answers.selections(what.vllm_version, gpus),
         allow_missing=request.allow_missing,
         allow_vulnerable=tuple(sorted(set(request.allow_vulnerable))),
         variant=decided.variant,
@@ -105,7 +109,7 @@ def resolve(request: Request) -> Plan:
         patches=tuple(patch.id for patch in (*python, *csrc)),
         patched_files=patches.patched_files(python),
         leave_out=tuple(rule for rule in what.leave_out if rule.applies(gpus)),
-        unpacked_gb=_budget(what, gpus, ahead),
+        unpacked_gb=_unpacked_budget(what, gpus, ahead),
         epoch=what.epoch,
         packages_overridden=tuple(
             re.split("[<=>!~]", text)[0] for text in what.strategy(decided.strategy).overrides
@@ -115,25 +119,25 @@ def resolve(request: Request) -> Plan:
         components_left_out=choice.left_out,
         sources=choice.sources,
         cross=toolchain,
-        inputs=Inputs(what, base, series),
+        inputs=PlanInputs(what, base, series),
     )
 
 
-def _budget(what: Release, gpus: tuple[str, ...], ahead: aot.Choice) -> float:
+def _unpacked_budget(what: Release, gpus: tuple[str, ...], ahead: aot.AotModules) -> float:
     """GB that the image may take unpacked: the release's, and what these GPUs add to it."""
     kept = sum(rule.gb for rule in what.leave_out if not rule.applies(gpus))
     modules = what.aot_all_gb * len(gpus) if ahead.name == "all" else 0
     return round(what.unpacked_gb + kept + modules, 6)
 
 
-def _ahead(request: Request, platform: str, gpus: tuple[str, ...]) -> aot.Choice:
+def _aot_modules(request: ImageRequest, platform: str, gpus: tuple[str, ...]) -> aot.AotModules:
     """FlashInfer's modules: compiled by the build platform's nvcc for its own kind of host."""
     name = request.aot or ("gemma4" if platform == host_platform() else "none")
     one_of("--aot", name, aot.CHOICES)
     return aot.choose(name, gpus)
 
 
-def _arch_list(request: Request, decided: Choice, what: Release) -> str:
+def _plan_arch_list(request: ImageRequest, decided: DecidedRequest, what: Release) -> str:
     if decided.strategy == "wheel":
         if request.arch_list:
             raise UsageError(
@@ -145,7 +149,9 @@ def _arch_list(request: Request, decided: Choice, what: Release) -> str:
     return request.arch_list or decided.target.arch_list or what.arch_list
 
 
-def _check_coverage(request: Request, prediction: archs.Prediction, gpus: tuple[str, ...]) -> None:
+def _check_coverage(
+    request: ImageRequest, prediction: archs.Prediction, gpus: tuple[str, ...]
+) -> None:
     lost = {g: why for g, why in prediction.lost(gpus).items() if g not in request.allow_missing}
     if lost:
         raise CoverageError(

@@ -13,9 +13,9 @@ from fp4forge.inputs import bases, patches, release
 from fp4forge.inputs.failures import Failures
 from fp4forge.inputs.release import STRATEGIES
 from fp4forge.kernels.gpus import TARGETS
-from fp4forge.plan.cross import TOOLCHAINS
+from fp4forge.plan.cross_toolchain import TOOLCHAINS
 from fp4forge.plan.plan import Plan
-from fp4forge.plan.request import Request
+from fp4forge.plan.request import ImageRequest
 from fp4forge.plan.resolve import resolve
 
 
@@ -65,7 +65,7 @@ def _of(name: str) -> Supported:
     return found
 
 
-def _requests(name: str) -> Iterator[Request]:
+def _requests(name: str) -> Iterator[ImageRequest]:
     what = release.load(name)
     for strategy, base in itertools.product(STRATEGIES, bases.names()):
         if strategy not in what.strategies:
@@ -73,7 +73,7 @@ def _requests(name: str) -> Iterator[Request]:
         variants = patches.load("vllm", what.vllm_version).variants
         for arch, variant in itertools.product(TARGETS, variants):
             platform = TARGETS[arch].default_platform or AMD64
-            request = Request(arch, name, variant, strategy, base, platform, aot="gemma4")
+            request = ImageRequest(arch, name, variant, strategy, base, platform, aot="gemma4")
             yield request
             if strategy == "source" and platform in TOOLCHAINS and bases.load(base).suite:
                 yield replace(request, aot="none", cross=True)

@@ -18,7 +18,7 @@ from fp4forge.core.limits import INDEX_ENTRIES, MANIFEST_BYTES
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import cosign, referrers, registry
 from fp4forge.oci.cosign import Trust
-from fp4forge.oci.layout import Digest, Document, Layout
+from fp4forge.oci.layout import Digest, ManifestOrIndex, OciLayout
 from fp4forge.publish import records
 from fp4forge.publish.signing import KINDS, Signed
 
@@ -47,7 +47,7 @@ class Beside(Struct, frozen=True):
         )
 
 
-def save(repository: str, digest: str, layout: Layout, report: Progress) -> Beside:
+def save(repository: str, digest: str, layout: OciLayout, report: Progress) -> Beside:
     """Copies what lies beside an image into a layout that has the image.
 
     Records of publishes stay: they say what happened in this one registry.
@@ -55,14 +55,14 @@ def save(repository: str, digest: str, layout: Layout, report: Progress) -> Besi
     Raises:
         RegistryError: the registry does not answer, or has other bytes than its digests say.
     """
-    parts = _parts(layout, digest)
+    parts = _index_parts(layout, digest)
     artifacts: dict[str, list[str]] = {}
     for part in parts:
         report(f"what is beside {part[:19]}")
         found = [
             own
             for own, kind in referrers.beside(repository, part).items()
-            if kind != records.KIND and _save(repository, own, layout)
+            if kind != records.KIND and _save_manifest(repository, own, layout)
         ]
         artifacts |= {part: found} if found else {}
     signed = [*parts, *(own for found in artifacts.values() for own in found)]
@@ -73,12 +73,12 @@ def save(repository: str, digest: str, layout: Layout, report: Progress) -> Besi
             ("att", cosign.attestation_tag(part)),
         ):
             there = registry.manifest(repository, name)
-            if there is not None and _save(repository, there.digest, layout):
+            if there is not None and _save_manifest(repository, there.digest, layout):
                 tags[kind][part] = there.digest
     return Beside(tags["sig"], tags["att"], artifacts)
 
 
-def publish(repository: str, beside: Beside, layout: Layout, report: Progress) -> None:
+def publish(repository: str, beside: Beside, layout: OciLayout, report: Progress) -> None:
     """Puts what ``save`` copied beside the same image in another registry.
 
     Raises:
@@ -87,21 +87,21 @@ def publish(repository: str, beside: Beside, layout: Layout, report: Progress) -
     for own in sorted(beside.manifests):
         report(f"beside the image: {own[:19]}")
         for blob in layout.document(own).blobs:
-            referrers.store(repository, _content(layout, blob.digest))
+            referrers.store(repository, _manifest_bytes(layout, blob.digest))
     for found in beside.artifacts.values():
         for own in found:
-            referrers.put(repository, _content(layout, own))
+            referrers.put(repository, _manifest_bytes(layout, own))
     for digests, tag in (
         (beside.signatures, cosign.signature_tag),
         (beside.attestations, cosign.attestation_tag),
     ):
         for subject, own in digests.items():
             media = layout.document(own).mediaType or "application/vnd.oci.image.manifest.v1+json"
-            registry.put(repository, tag(subject), _content(layout, own), media)
+            registry.put(repository, tag(subject), _manifest_bytes(layout, own), media)
 
 
 def check(
-    layout: Layout, digest: str, beside: Beside, trust: Trust, report: Progress, image: str
+    layout: OciLayout, digest: str, beside: Beside, trust: Trust, report: Progress, image: str
 ) -> Signed:
     """Demands that an image in a layout is signed, as ``signing.check`` does of one in a registry.
 
@@ -109,7 +109,7 @@ def check(
         SignatureError: as there.
         ArtefactError: the layout lacks something.
     """
-    parts = _parts(layout, digest)
+    parts = _index_parts(layout, digest)
     images = layout.document(digest).image_digests or {digest}
     for part in parts:
         report(f"the signature of {part[:19]}")
@@ -145,20 +145,20 @@ def read(root: Path) -> Beside:
     return reading.json_file(file, Beside, ArtefactError, MANIFEST_BYTES)
 
 
-def own(layout: Layout, digest: str, beside: Beside) -> Beside:
+def own(layout: OciLayout, digest: str, beside: Beside) -> Beside:
     """What is beside this image; records of publishes (``save``) of an older bundle are left out.
 
     Raises:
         ArtefactError: something is beside another image, whose signature it would replace.
     """
-    parts = set(_parts(layout, digest))
+    parts = set(_index_parts(layout, digest))
     named = {each for found in beside.artifacts.values() for each in found}
     wrong = {*beside.artifacts} - parts
     wrong |= {*beside.signatures, *beside.attestations} - parts - named
     kept: dict[str, list[str]] = {}
     for subject, found in beside.artifacts.items():
         for each in found:
-            artifact = referrers.artifact(_content(layout, each), ArtefactError)
+            artifact = referrers.artifact(_manifest_bytes(layout, each), ArtefactError)
             if artifact.subject.digest != subject:
                 wrong.add(each)
             if artifact.kind != records.KIND:
@@ -177,17 +177,17 @@ def write(root: Path, beside: Beside) -> None:
     (root / FILE).write_bytes(msgspec.json.format(msgspec.json.encode(beside), indent=1) + b"\n")
 
 
-def _parts(layout: Layout, digest: str) -> list[str]:
+def _index_parts(layout: OciLayout, digest: str) -> list[str]:
     """The index, and what it names."""
     return [digest, *(entry.digest for entry in layout.document(digest).manifests or ())]
 
 
-def _save(repository: str, digest: str, layout: Layout) -> bool:
+def _save_manifest(repository: str, digest: str, layout: OciLayout) -> bool:
     """Copies a manifest and its small blobs; whether it is one."""
     found = registry.manifest(repository, digest)
     if found is None:
         return False
-    document: Document = found.data
+    document: ManifestOrIndex = found.data
     if len(document.blobs) > INDEX_ENTRIES:
         return False
     layout.path(digest).write_bytes(found.content)
@@ -196,5 +196,5 @@ def _save(repository: str, digest: str, layout: Layout) -> bool:
     return True
 
 
-def _content(layout: Layout, digest: str) -> bytes:
+def _manifest_bytes(layout: OciLayout, digest: str) -> bytes:
     return reading.content(layout.path(digest), ArtefactError, MANIFEST_BYTES)

@@ -14,20 +14,20 @@ from fp4forge.core.paths import OCI, STATE
 from fp4forge.image import render
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import dockercli
-from fp4forge.oci.acquire import Ledger
-from fp4forge.oci.buildkit import COMPRESSION, Options, build, secrets
-from fp4forge.oci.layout import Layout
+from fp4forge.oci.acquire import RecordedLedger
+from fp4forge.oci.buildkit import COMPRESSION, BuildOptions, build, secrets
+from fp4forge.oci.layout import OciLayout
 from fp4forge.plan.plan import Plan
 
 # This checkout's layout; builds of one checkout wait for each other.
-LAYOUT = Layout(OCI)
+LAYOUT = OciLayout(OCI)
 
 
 def command(
     plan: Plan,
     context: Path,
     outputs: list[str],
-    options: Options,
+    options: BuildOptions,
     ledger: str = "",
     target: str = "",
 ) -> list[str]:
@@ -66,13 +66,13 @@ def by_hand(plan: Plan, context: Path, sources: dict[str, Path], image: str) -> 
         image: the name that it gets.
     """
     output = [f"type=image,name={image},{COMPRESSION}"]
-    return command(plan, context, output, Options(sources=sources), target="image")
+    return command(plan, context, output, BuildOptions(sources=sources), target="image")
 
 
 def ledger(
     plan: Plan,
     context: Path,
-    options: Options,
+    options: BuildOptions,
     report: Progress,
     checked: Future[Any] | None = None,
 ) -> bytes:
@@ -85,16 +85,18 @@ def ledger(
     if kept.is_file() and not options.no_cache:
         content = reading.content(kept, BuildError, RECORD_BYTES)
         try:
-            reading.json(content, Ledger, str(kept), BuildError)
+            reading.json(content, RecordedLedger, str(kept), BuildError)
             return content
         except BuildError as error:
             report(f"{error.message}: making it again")
     kept.parent.mkdir(parents=True, exist_ok=True)
-    _export("ledger-file", "ledger.json", kept, plan, context, options, report, checked)
+    _export_stage("ledger-file", "ledger.json", kept, plan, context, options, report, checked)
     return reading.content(kept, BuildError, RECORD_BYTES)
 
 
-def compile_record(plan: Plan, context: Path, options: Options, report: Progress) -> dict[str, Any]:
+def compile_record(
+    plan: Plan, context: Path, options: BuildOptions, report: Progress
+) -> dict[str, Any]:
     """What compiling took (``image/stages/compile.py``), after the build; seconds by object.
 
     Raises:
@@ -102,18 +104,18 @@ def compile_record(plan: Plan, context: Path, options: Options, report: Progress
     """
     kept = STATE / "compiled" / f"{plan.id}.json"
     kept.parent.mkdir(parents=True, exist_ok=True)
-    _export("compile-record", "compile.json", kept, plan, context, options, report)
+    _export_stage("compile-record", "compile.json", kept, plan, context, options, report)
     content = reading.content(kept, BuildError, RECORD_BYTES)
     return reading.json(content, dict[str, Any], str(kept), BuildError)
 
 
-def _export(
+def _export_stage(
     target: str,
     name: str,
     kept: Path,
     plan: Plan,
     context: Path,
-    options: Options,
+    options: BuildOptions,
     report: Progress,
     checked: Future[Any] | None = None,
 ) -> None:

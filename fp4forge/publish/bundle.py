@@ -25,7 +25,7 @@ from fp4forge.core.limits import ENTRIES, INDEX_DEPTH
 from fp4forge.core.text import as_json, shown, steers
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import acquire, catalog, copying, engine, registry
-from fp4forge.oci.layout import Descriptor, Layout
+from fp4forge.oci.layout import Descriptor, OciLayout
 from fp4forge.oci.reference import parse
 from fp4forge.publish import beside
 from fp4forge.publish.beside import Beside
@@ -77,9 +77,9 @@ def make(image: str, output: Path, manifest: Path | None, report: Progress) -> B
             "io.containerd.image.name": image,  # by which docker load knows it
             "org.opencontainers.image.ref.name": tag,
         }
-        Layout(folder).name_only(digest, names)
-        evidence = _evidence(f"{repository}@{digest}", folder / "evidence", report)
-        found_beside = beside.save(repository, digest, Layout(folder), report)
+        OciLayout(folder).name_only(digest, names)
+        evidence = _bundle_evidence(f"{repository}@{digest}", folder / "evidence", report)
+        found_beside = beside.save(repository, digest, OciLayout(folder), report)
         beside.write(folder, found_beside)
         if manifest:
             if manifest.name in (SUMS, *_DOCKER) or (folder / manifest.name).exists():
@@ -89,7 +89,7 @@ def make(image: str, output: Path, manifest: Path | None, report: Progress) -> B
                 )
             (folder / manifest.name).write_bytes(reading.content(manifest, UsageError))
         files = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
-        sums = [f"{_sha256(folder / f)}  {f}\n" for f in files if f.parts[0] != "blobs"]
+        sums = [f"{_bundled_sha256(folder / f)}  {f}\n" for f in files if f.parts[0] != "blobs"]
         (folder / SUMS).write_text("".join(sums), encoding="utf-8")
         with tarfile.open(packed, "w") as archive:
             for path in (Path(SUMS), *files):
@@ -103,7 +103,7 @@ def make(image: str, output: Path, manifest: Path | None, report: Progress) -> B
     return Bundle(image, digest, evidence, found_beside)
 
 
-def _evidence(reference: str, folder: Path, report: Progress) -> tuple[str, ...]:
+def _bundle_evidence(reference: str, folder: Path, report: Progress) -> tuple[str, ...]:
     """The image's own records: plan, ledger, patches."""
     client = engine.connect()
     engine.pull(client, reference, None, report)
@@ -116,7 +116,7 @@ def _evidence(reference: str, folder: Path, report: Progress) -> tuple[str, ...]
 
 
 @contextlib.contextmanager
-def unpacked(file: Path, folder: Path, report: Progress) -> Iterator[tuple[Bundle, Layout]]:
+def unpacked(file: Path, folder: Path, report: Progress) -> Iterator[tuple[Bundle, OciLayout]]:
     """Unpacks a bundle, every file checked, for the time of a ``with`` block.
 
     At the block's end the files move to a folder that does not exist yet. If the block fails there
@@ -140,7 +140,7 @@ def unpacked(file: Path, folder: Path, report: Progress) -> Iterator[tuple[Bundl
                 for count, entry in enumerate(archive):
                     report(f"unpacking {entry.name}")
                     _extract(archive, entry, root, count)
-            bundle = _check(root, file)
+            bundle = _check_bundle(root, file)
         except (tarfile.TarError, EOFError, OSError, ValueError, RecursionError) as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -148,7 +148,7 @@ def unpacked(file: Path, folder: Path, report: Progress) -> Iterator[tuple[Bundl
                 f"{shown(file)} is not a complete bundle: {shown(error, 200)}",
                 remedy="copy it once more",
             ) from None
-        yield bundle, Layout(root)
+        yield bundle, OciLayout(root)
         root.rename(folder)
 
 
@@ -174,13 +174,13 @@ def _extract(archive: tarfile.TarFile, entry: tarfile.TarInfo, root: Path, count
     tar.write(archive, entry, root)
 
 
-class _Named(Struct, frozen=True):
+class _BundleIndex(Struct, frozen=True):
     """What a bundle's index.json says of its image."""
 
     manifests: list[Descriptor]
 
 
-def _check(root: Path, file: Path) -> Bundle:
+def _check_bundle(root: Path, file: Path) -> Bundle:
     """Compares every file's SHA-256; returns what the bundle is."""
     where = shown(file, 300)
     if not reading.is_file(root / SUMS):
@@ -194,7 +194,7 @@ def _check(root: Path, file: Path) -> Bundle:
         if path.is_dir() or name == SUMS:
             continue
         expected = path.name if name.startswith(f"{_BLOBS}/") else wanted.pop(name, "")
-        if _sha256(path) != expected:
+        if _bundled_sha256(path) != expected:
             raise ArtefactError(
                 f"{where}: {shown(name, 200)} does not match its checksum",
                 remedy="copy it once more",
@@ -211,7 +211,7 @@ def _check(root: Path, file: Path) -> Bundle:
         )
     index = f"{where}: index.json"
     content = reading.content(root / "index.json", ArtefactError)
-    entries = reading.json(content, _Named, index, ArtefactError).manifests
+    entries = reading.json(content, _BundleIndex, index, ArtefactError).manifests
     if len(entries) != 1:
         raise ArtefactError(
             f"{where}: its index names {len(entries)} images",
@@ -219,7 +219,7 @@ def _check(root: Path, file: Path) -> Bundle:
             remedy="do not load it: docker would take every name in it",
         )
     (entry,) = entries
-    _complete(Layout(root), entry.digest, where)
+    _check_blobs(OciLayout(root), entry.digest, where)
     image = (entry.annotations or {}).get("io.containerd.image.name", "")
     try:
         tagged = parse(image).tag
@@ -234,21 +234,21 @@ def _check(root: Path, file: Path) -> Bundle:
     evidence = tuple(sorted(p.stem for p in (root / "evidence").glob("*.json")))
     found = beside.read(root)
     for own in found.manifests:
-        _complete(Layout(root), own, where)
-    return Bundle(image, entry.digest, evidence, beside.own(Layout(root), entry.digest, found))
+        _check_blobs(OciLayout(root), own, where)
+    return Bundle(image, entry.digest, evidence, beside.own(OciLayout(root), entry.digest, found))
 
 
-def _complete(layout: Layout, digest: str, where: str) -> None:
+def _check_blobs(layout: OciLayout, digest: str, where: str) -> None:
     """Every blob that the index names, at any depth, is there."""
     level, seen = {digest}, {digest}
     for _ in range(INDEX_DEPTH):
         below: set[str] = set()
         for parent in level:
-            _there(layout, parent, where)
+            _blob_there(layout, parent, where)
             document = layout.document(parent)
             below |= {entry.digest for entry in document.manifests or ()}
             for blob in document.blobs:
-                _there(layout, blob.digest, where)
+                _blob_there(layout, blob.digest, where)
         level = below - seen
         seen |= below
         if not level:
@@ -258,7 +258,7 @@ def _complete(layout: Layout, digest: str, where: str) -> None:
     )
 
 
-def _there(layout: Layout, digest: str, where: str) -> None:
+def _blob_there(layout: OciLayout, digest: str, where: str) -> None:
     if not reading.is_file(layout.path(digest)):
         raise ArtefactError(f"{where} lacks the blob {digest}", remedy="copy it once more")
 
@@ -274,6 +274,6 @@ def load(file: Path, report: Progress) -> None:
     engine.load(file)
 
 
-def _sha256(path: Path) -> str:
+def _bundled_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

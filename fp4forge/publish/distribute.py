@@ -44,7 +44,7 @@ docker rmi "$pulled" >/dev/null
 
 
 @dataclass
-class Node:
+class ReceivingNode:
     """One machine and what came of it; bytes are those of the compressed layers sent."""
 
     address: str
@@ -77,7 +77,7 @@ def parse_nodes(text: str, flag: str = "--to") -> list[str]:
 
 def distribute(
     image: str, nodes: list[str], name: str | None, ssh_config: Path | None, report: Progress
-) -> list[Node]:
+) -> list[ReceivingNode]:
     """Brings an image to nodes, side by side.
 
     Args:
@@ -95,15 +95,15 @@ def distribute(
         RegistryError: the registry does not have it.
         TransferError: at least one node does not have it now; the others do.
     """
-    host, repository, digest, tag = _locate(image)
+    host, repository, digest, tag = _image_parts(image)
     final = name or (f"{host}/{repository}:{tag}" if tag else "")
     if not final:
         raise UsageError("an image given by digest needs --name", rule="REPOSITORY:TAG")
     sizes = registry.layer_sizes(f"{host}/{repository}", digest)
-    found = [Node(address) for address in nodes]
+    found = [ReceivingNode(address) for address in nodes]
 
-    def bring(node: Node) -> None:
-        _bring(node, (host, repository, digest, final), ssh_config, sizes)
+    def bring(node: ReceivingNode) -> None:
+        _bring_to_node(node, (host, repository, digest, final), ssh_config, sizes)
 
     stop = threading.Event()
 
@@ -129,7 +129,7 @@ def distribute(
     return found
 
 
-def _locate(image: str) -> tuple[str, str, str, str]:
+def _image_parts(image: str) -> tuple[str, str, str, str]:
     """Host, repository, digest and tag (or nothing) of an image in a loopback registry."""
     reference = parse(image)
     if not reference.loopback:
@@ -149,8 +149,8 @@ def _locate(image: str) -> tuple[str, str, str, str]:
     return host, repository, found[0], tag
 
 
-def _bring(
-    node: Node, what: tuple[str, str, str, str], config: Path | None, sizes: dict[str, int]
+def _bring_to_node(
+    node: ReceivingNode, what: tuple[str, str, str, str], config: Path | None, sizes: dict[str, int]
 ) -> None:
     host, repository, digest, name = what
     line = ["ssh", *(["-F", str(config)] if config else []), "-o", "BatchMode=yes"]
@@ -176,7 +176,7 @@ def _bring(
                 code = int(match[1])
                 break
             elif match := _LAYER.match(text):
-                _count(node, match[1], match[2], sizes)
+                _count_layer(node, match[1], match[2], sizes)
             elif text.strip():
                 said.append(shown(text, 300))
                 del said[:-200]
@@ -196,7 +196,7 @@ def _bring(
     node.note = f"{node.sent_layers} of {node.layers} layers, {node.sent_bytes / 1e6:.1f} MB"
 
 
-def _count(node: Node, layer: str, status: str, sizes: dict[str, int]) -> None:
+def _count_layer(node: ReceivingNode, layer: str, status: str, sizes: dict[str, int]) -> None:
     """Takes in one line of docker pull's output."""
     size = next((size for digest, size in sizes.items() if digest[7:19] == layer), None)
     if size is None:

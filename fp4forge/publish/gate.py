@@ -7,8 +7,8 @@ at, and the command says so.
 
 from __future__ import annotations
 
-from fp4forge.advisories import audit, components, database
-from fp4forge.advisories.components import Contents
+from fp4forge.advisories import audit, database, installed
+from fp4forge.advisories.installed import AuditedPackages
 from fp4forge.kernels.base import Progress
 from fp4forge.plan.plan import Plan
 
@@ -28,10 +28,12 @@ def lock(plan: Plan, data: str, report: Progress) -> str:
         AdvisoryError: the data or the verdicts cannot be read.
         UsageError: the data is neither a folder nor an address.
     """
-    packages = components.of_packages(plan.packages, plan.vllm_version)
-    found = audit.run(Contents(plan.release, tuple(sorted(packages))), database.of(data), report)
+    packages = installed.of_packages(plan.packages, plan.vllm_version)
+    found = audit.run(
+        AuditedPackages(plan.release, tuple(sorted(packages))), database.of(data), report
+    )
     audit.demand(found, plan.allow_vulnerable, complete=False)
-    return _said(found)
+    return _audit_detail(found)
 
 
 def image(plan: Plan, reference: str, data: str, report: Progress) -> str:
@@ -42,13 +44,13 @@ def image(plan: Plan, reference: str, data: str, report: Progress) -> str:
         UsageError: the plan accepts something that the image does not have.
         RegistryError: the image cannot be pulled.
     """
-    found = audit.run(components.of_image(reference, report), database.of(data), report)
+    found = audit.run(installed.of_image(reference, report), database.of(data), report)
     audit.demand(found, plan.allow_vulnerable)
     accepted = ", ".join(plan.allow_vulnerable)
-    return _said(found) + (f", accepted: {accepted}" if accepted else "")
+    return _audit_detail(found) + (f", accepted: {accepted}" if accepted else "")
 
 
-def _said(found: audit.Report) -> str:
+def _audit_detail(found: audit.AuditReport) -> str:
     explained = sum(finding.explained for finding in found.findings)
     return (
         f"{len(found.findings)} vulnerabilities in {found.components} packages by"

@@ -29,7 +29,7 @@ _SIGNATURES = (
 
 
 @dataclass(frozen=True)
-class Image:
+class ListedImage:
     """An image, or an index of several platforms; what it lacks is empty."""
 
     digest: str
@@ -52,7 +52,7 @@ class Image:
         return [tag for tag in self.tags if not tags.is_immutable(tag)]
 
 
-def images(repository: str, report: Progress) -> list[Image]:
+def images(repository: str, report: Progress) -> list[ListedImage]:
     """Every image that a tag names, the newest first; those without a record come last.
 
     Raises:
@@ -62,14 +62,16 @@ def images(repository: str, report: Progress) -> list[Image]:
     names = [tag for tag in every if catalog.is_image(tag)]
     report(f"{len(names)} tags")
     with ThreadPoolExecutor(8) as pool:  # they wait for the registry
-        digests = list(pool.map(lambda tag: _digest(repository, tag), names))
+        digests = list(pool.map(lambda tag: _tag_digest(repository, tag), names))
         by_digest: dict[str, list[str]] = {}
         for tag, digest in zip(names, digests, strict=True):
             if digest:
                 by_digest.setdefault(digest, []).append(tag)
         report(f"{len(by_digest)} images")
         found = list(
-            pool.map(lambda one: _image(repository, one, by_digest[one], {*every}), by_digest)
+            pool.map(
+                lambda one: _listed_image(repository, one, by_digest[one], {*every}), by_digest
+            )
         )
     return sorted(found, key=lambda image: (image.published, image.digest), reverse=True)
 
@@ -88,32 +90,34 @@ def signed(repository: str, digest: str, every_tag: set[str]) -> bool:
     )
 
 
-def _digest(repository: str, tag: str) -> str:
+def _tag_digest(repository: str, tag: str) -> str:
     found = registry.manifest(repository, tag)
     return found.digest if found else ""  # it went meanwhile
 
 
-def _image(repository: str, digest: str, names: list[str], every_tag: set[str]) -> Image:
+def _listed_image(
+    repository: str, digest: str, names: list[str], every_tag: set[str]
+) -> ListedImage:
     index = registry.existing(repository, digest).data
-    image = Image(
+    image = ListedImage(
         digest=digest,
         tags=sorted(names, key=lambda tag: (not tags.is_immutable(tag), tag)),
         manifests=sorted(entry.digest for entry in index.manifests or ()),
     )
     try:
-        return _described(repository, image, every_tag)
+        return _with_labels(repository, image, every_tag)
     except RegistryError as error:  # a cache of builds, say, or an image that lost a part
         return replace(image, problem=error.message)
 
 
-def _described(repository: str, image: Image, every_tag: set[str]) -> Image:
+def _with_labels(repository: str, image: ListedImage, every_tag: set[str]) -> ListedImage:
     kept = records.of(repository, image.digest)
     labels = registry.image_labels(repository, image.digest)
     release = next((entry[KIND[0]] for entry in labels if KIND[0] in entry), "")
     return replace(
         image,
         release=release,
-        kind="; ".join(sorted(_kind(entry) for entry in labels)),
+        kind="; ".join(sorted(_image_kind(entry) for entry in labels)),
         platforms=sorted(entry["platform"] for entry in labels),
         published=min((record.time for record in kept), default=""),
         verified=records.passed(kept, image.digest) is not None,
@@ -123,7 +127,7 @@ def _described(repository: str, image: Image, every_tag: set[str]) -> Image:
     )
 
 
-def _kind(labels: dict[str, str]) -> str:
+def _image_kind(labels: dict[str, str]) -> str:
     base = registry.base_kind(labels.get(_BASE, ""))
     return " ".join([*(labels.get(name, "-") for name in KIND), base or "-", labels["platform"]])
 

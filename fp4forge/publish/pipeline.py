@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from fp4forge.checks import runner
-from fp4forge.checks.check import Check, summary
+from fp4forge.checks.check import ImageCheck, summary
 from fp4forge.core import reading
-from fp4forge.core.console import Console, Step
+from fp4forge.core.console import Console, PipelineStep
 from fp4forge.core.errors import BuildError, CoverageError, RegistryError, UsageError
 from fp4forge.core.paths import STATE
 from fp4forge.image import context as contexts
@@ -22,20 +22,20 @@ from fp4forge.inputs import policy
 from fp4forge.kernels import ledger as ledgers
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import buildkit, catalog, copying, engine, registry
-from fp4forge.oci.acquire import Ledger
-from fp4forge.oci.buildkit import COMPRESSION, Options
+from fp4forge.oci.acquire import RecordedLedger
+from fp4forge.oci.buildkit import COMPRESSION, BuildOptions
 from fp4forge.oci.cosign import Signer
 from fp4forge.plan import tags
 from fp4forge.plan.plan import Plan
-from fp4forge.plan.request import Request
+from fp4forge.plan.request import ImageRequest
 from fp4forge.plan.resolve import resolve
 from fp4forge.publish import (
-    bases,
+    base_images,
     build,
+    build_machine,
+    distro_packages,
     gate,
-    inventory,
-    machine,
-    packages,
+    image_sbom,
     signing,
     tagging,
     verified,
@@ -52,12 +52,12 @@ class Destination:
     tags: tuple[str, ...] = ()
     part: bool = False
     advisories: str = ""  # OSV data; empty: not looked at
-    moved_packages: str = packages.SAY
+    moved_packages: str = distro_packages.SAY
     signer: Signer | None = None
 
 
 @dataclass(frozen=True)
-class Made:
+class VerifiedImage:
     """An image that passed its checks, and its names."""
 
     image: str
@@ -65,11 +65,11 @@ class Made:
     tags: tuple[str, ...]
     verified_before: bool = False  # by the build that made the immutable tag
     compressed_bytes: int = 0
-    checks: tuple[Check, ...] = ()
+    checks: tuple[ImageCheck, ...] = ()
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PublishOutcome:
     """What came of it; JSON on request."""
 
     plan: dict[str, Any]
@@ -85,7 +85,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Index:
+class PublishedIndex:
     """The image index that names one verified image for each platform."""
 
     image: str
@@ -95,22 +95,22 @@ class Index:
 
 
 @dataclass(frozen=True)
-class _Job:
+class _PublishJob:
     """What every step of one build has at hand."""
 
     context: Context
     folder: Path
     destination: Destination
-    options: Options
+    options: BuildOptions
     console: Console
-    checked: Future[Step]  # the machine's checks, which run beside the build and stop it
+    checked: Future[PipelineStep]  # the machine's checks, which run beside the build and stop it
 
     @property
     def plan(self) -> Plan:
         return self.context.plan
 
 
-def prepare(request: Request) -> Context:
+def prepare(request: ImageRequest) -> Context:
     """The identified plan and its files; touches neither engine nor network."""
     return contexts.assemble(resolve(request))
 
@@ -121,7 +121,7 @@ def destination(
     load: bool,
     names: tuple[str, ...],
     advisories: str = "",
-    moved_packages: str = packages.SAY,
+    moved_packages: str = distro_packages.SAY,
     signer: Signer | None = None,
 ) -> Destination:
     """Where to, after validation.
@@ -149,7 +149,9 @@ def destination(
     )
 
 
-def run(request: Request, where: Destination, options: Options, console: Console) -> Outcome:
+def run(
+    request: ImageRequest, where: Destination, options: BuildOptions, console: Console
+) -> PublishOutcome:
     """Builds, checks and publishes.
 
     Raises:
@@ -161,7 +163,7 @@ def run(request: Request, where: Destination, options: Options, console: Console
         with console.step("plan") as step:
             plan = resolve(request)
             # docker looks while the files are rendered
-            lacking = pool.submit(machine.lacking, plan)
+            lacking = pool.submit(build_machine.lacking, plan)
             context = contexts.assemble(plan)
             step.detail = f"{context.plan.id}: {context.plan.immutable_tag}"
         if notice := policy.notice(plan.release):
@@ -169,8 +171,8 @@ def run(request: Request, where: Destination, options: Options, console: Console
         if where.advisories:
             with console.step("audit") as step:
                 step.detail = gate.lock(context.plan, where.advisories, step.report)
-        with _alone(console):
-            return _run(context, where, options, console, pool, lacking)
+        with _one_build_at_a_time(console):
+            return _run_pipeline(context, where, options, console, pool, lacking)
     except RegistryError as error:
         if not getattr(error, "__notes__", None):  # else tagging reported what each tag names now
             error.message += "\nno tag was moved"
@@ -179,14 +181,14 @@ def run(request: Request, where: Destination, options: Options, console: Console
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _run(
+def _run_pipeline(
     context: Context,
     where: Destination,
-    options: Options,
+    options: BuildOptions,
     console: Console,
     pool: ThreadPoolExecutor,
     lacking: Future[list[str]],
-) -> Outcome:
+) -> PublishOutcome:
     plan, folder = context.plan, contexts.stage(context)
     place = len(console.steps)
     with console.step("base") as step:
@@ -195,17 +197,17 @@ def _run(
         step.detail = base.reference(plan.platform)
         repository = where.repository if where.push else ""
         # The checks take as long as a build that changes nothing: they run beside it, and stop it.
-        checked = pool.submit(machine.check, plan, repository, options, not lacking.result())
+        checked = pool.submit(build_machine.check, plan, repository, options, not lacking.result())
         for platform in lacking.result():
             checked.result()  # making or fetching one takes long: nothing starts in vain
-            bases.ensure(base, platform, step.report)
-    job = _Job(context, folder, where, options, console, checked)
-    ledger = _ledger(job)
-    compiled = _compiled(job) if plan.strategy == "source" else {}
-    made = _push(job, ledger) if where.push else _load(job, ledger)
+            base_images.ensure(base, platform, step.report)
+    job = _PublishJob(context, folder, where, options, console, checked)
+    ledger = _extension_ledger(job)
+    compiled = _compile_record(job) if plan.strategy == "source" else {}
+    made = _push_image(job, ledger) if where.push else _load_image(job, ledger)
     console.steps.insert(place, checked.result())
     facts = {name: value for check in made.checks for name, value in check.facts.items()}
-    return Outcome(
+    return PublishOutcome(
         plan=plan.as_json(),
         image=made.image,
         digest=made.digest,
@@ -228,8 +230,8 @@ def _run(
 
 
 def run_all(
-    requests: list[Request], where: Destination, options: Options, console: Console
-) -> tuple[list[Outcome], Index]:
+    requests: list[ImageRequest], where: Destination, options: BuildOptions, console: Console
+) -> tuple[list[PublishOutcome], PublishedIndex]:
     """Builds, checks and pushes one image for each platform, then names them all by one index.
 
     Raises:
@@ -244,12 +246,14 @@ def run_all(
     part = replace(where, part=True)
     outcomes = [run(request, part, options, console) for request in requests]
     with console.step("index") as step:
-        index = _index(outcomes, resolve(requests[0]).index_tag, where, step.report)
+        index = _publish_index(outcomes, resolve(requests[0]).index_tag, where, step.report)
         step.detail = ", ".join(index.tags)
     return outcomes, index
 
 
-def _index(outcomes: list[Outcome], moving: str, where: Destination, report: Progress) -> Index:
+def _publish_index(
+    outcomes: list[PublishOutcome], moving: str, where: Destination, report: Progress
+) -> PublishedIndex:
     repository, plan = where.repository, outcomes[0].plan
     digests = {outcome.plan["platform"]: outcome.digest for outcome in outcomes}
     joined = "".join(outcome.plan["id"] for outcome in outcomes)
@@ -270,15 +274,15 @@ def _index(outcomes: list[Outcome], moving: str, where: Destination, report: Pro
         tagging.give(
             repository, digest, names, report, fixed=immutable, verdict=verdict, by=where.signer
         )
-    return Index(f"{repository}@{digest}", digest, names, digests)
+    return PublishedIndex(f"{repository}@{digest}", digest, names, digests)
 
 
-def _ledger(job: _Job) -> str:
+def _extension_ledger(job: _PublishJob) -> str:
     """Builds the extensions, compares their ledger with the plan; returns its SHA-256."""
     plan = job.plan
     with job.console.step("ledger") as step:
         content = build.ledger(plan, job.folder, job.options, step.report, job.checked)
-        found = reading.json(content, Ledger, "the build's ledger", BuildError)
+        found = reading.json(content, RecordedLedger, "the build's ledger", BuildError)
         lines = ledgers.differences(plan.predicted, found.groups)
         if lines:
             raise CoverageError(
@@ -301,7 +305,7 @@ def _ledger(job: _Job) -> str:
         return "sha256:" + hashlib.sha256(content).hexdigest()
 
 
-def _compiled(job: _Job) -> dict[str, Any]:
+def _compile_record(job: _PublishJob) -> dict[str, Any]:
     with job.console.step("compiled") as step:
         found = build.compile_record(job.plan, job.folder, job.options, step.report)
         slowest = list(found["objects"].items())[:10]
@@ -311,7 +315,7 @@ def _compiled(job: _Job) -> dict[str, Any]:
     return found
 
 
-def _build(job: _Job, output: str, ledger: str) -> str:
+def _build_image(job: _PublishJob, output: str, ledger: str) -> str:
     """Builds the image; its digest."""
     with job.console.step("build") as step:
         line = build.command(job.plan, job.folder, [output], job.options, ledger)
@@ -320,14 +324,14 @@ def _build(job: _Job, output: str, ledger: str) -> str:
     return built.digest
 
 
-def _push(job: _Job, ledger: str) -> Made:
+def _push_image(job: _PublishJob, ledger: str) -> VerifiedImage:
     plan, console, options = job.plan, job.console, job.options
     repository = job.destination.repository
     output = f"type=oci,tar=false,dest={LAYOUT.folder},{COMPRESSION}"
-    own = _build(job, output, ledger)
+    own = _build_image(job, output, ledger)
     if cut := LAYOUT.drop_cut(own):
         console.say(f"  {LAYOUT.folder}: {len(cut)} blobs were cut short; they are exported again")
-        own = _build(job, output, ledger)
+        own = _build_image(job, output, ledger)
     LAYOUT.name_only(own)
     index = LAYOUT.document(own)
     immutable, known = registry.immutable(repository, plan.immutable_tag, index, own)
@@ -338,18 +342,18 @@ def _push(job: _Job, ledger: str) -> Made:
             copying.push(LAYOUT.folder, repository, digest, step.report)
             step.detail = f"{digest[:19]} by digest"
     trusted = known is not None and verified.here(repository, digest)
-    checks: tuple[Check, ...] = ()
+    checks: tuple[ImageCheck, ...] = ()
     if not trusted or options.reports:
         with console.step("pull") as step:
             step.report("as a user would, by digest")
             engine.pull(engine.connect(), image, plan.platform, step.report)
             step.detail = "stock docker pull"
-        checks = _verify(job, image)
+        checks = _verify_image(job, image)
         verified.record(repository, digest)
     _compare_packages(job, image)
-    audited = _audit(job, image)
+    audited = _audit_image(job, image)
     signer = job.destination.signer
-    inventory.list_and_sign(console, repository, digest, plan, signer)
+    image_sbom.list_and_sign(console, repository, digest, plan, signer)
     with console.step("publish") as step:
         moving = () if job.destination.part else (plan.moving_tag, *job.destination.tags)
         _check_further(repository, digest, job.destination.tags)
@@ -383,7 +387,7 @@ def _push(job: _Job, ledger: str) -> Made:
                 "io.fp4forge.platform": plan.platform,
             }
             engine.retire(engine.connect(), repository, digest, same)
-    return Made(
+    return VerifiedImage(
         image, digest, names, trusted, sum(layer.size for layer in LAYOUT.layers(own)), checks
     )
 
@@ -399,16 +403,16 @@ def _check_further(repository: str, digest: str, further: tuple[str, ...]) -> No
         registry.check_takes_nothing_away(repository, name, labels)
 
 
-def _load(job: _Job, ledger: str) -> Made:
+def _load_image(job: _PublishJob, ledger: str) -> VerifiedImage:
     plan, where, client = job.plan, job.destination, engine.connect()
     candidate = f"{where.repository}:unverified-{plan.id}"
     kind = "docker" if job.options.builder else "image"
     output = f"type={kind},name={candidate}" + (f",{COMPRESSION}" if kind == "image" else "")
-    digest = _build(job, output, ledger)
+    digest = _build_image(job, output, ledger)
     try:
-        checks = _verify(job, candidate)
+        checks = _verify_image(job, candidate)
         _compare_packages(job, candidate)
-        _audit(job, candidate)
+        _audit_image(job, candidate)
         with job.console.step("name") as step:
             names = (plan.immutable_tag, plan.moving_tag, *where.tags)
             for name in names:
@@ -416,10 +420,10 @@ def _load(job: _Job, ledger: str) -> Made:
             step.detail = "in the engine: " + ", ".join(names)
     finally:
         engine.forget(client, candidate)
-    return Made(f"{where.repository}:{plan.immutable_tag}", digest, names, checks=checks)
+    return VerifiedImage(f"{where.repository}:{plan.immutable_tag}", digest, names, checks=checks)
 
 
-def _verify(job: _Job, image: str) -> tuple[Check, ...]:
+def _verify_image(job: _PublishJob, image: str) -> tuple[ImageCheck, ...]:
     with job.console.step("verify") as step:
         checks = runner.run(
             image, job.plan.as_json(), step.report, job.options.reports, gpu=job.options.gpu
@@ -429,20 +433,20 @@ def _verify(job: _Job, image: str) -> tuple[Check, ...]:
     return checks
 
 
-def _compare_packages(job: _Job, image: str) -> None:
+def _compare_packages(job: _PublishJob, image: str) -> None:
     """Says which of the distribution's packages moved; an image that is not here was compared."""
     plan, choice = job.plan, job.destination.moved_packages
-    if choice == packages.SAY and not engine.present(image):
+    if choice == distro_packages.SAY and not engine.present(image):
         return
     with job.console.step("packages") as step:
         engine.have(engine.connect(), image, plan.platform, step.report)
-        found = packages.check(image, plan.base, plan.platform, choice)
+        found = distro_packages.check(image, plan.base, plan.platform, choice)
         step.detail, *moved = found.splitlines()
     for line in moved:
         job.console.say(f"  {line}")
 
 
-def _audit(job: _Job, image: str) -> str:
+def _audit_image(job: _PublishJob, image: str) -> str:
     """Audits the image; returns what its record says of that, empty if nothing was looked at."""
     data = job.destination.advisories
     if not data:
@@ -454,7 +458,7 @@ def _audit(job: _Job, image: str) -> str:
 
 
 @contextlib.contextmanager
-def _alone(console: Console) -> Iterator[None]:
+def _one_build_at_a_time(console: Console) -> Iterator[None]:
     """One build at a time per checkout: they share the OCI layout."""
     from filelock import FileLock, Timeout
 

@@ -43,7 +43,7 @@ class _Complete(Struct, frozen=True):
     materials: bool = False
 
 
-class _Metadata(Struct, frozen=True):
+class _ProvenanceMetadata(Struct, frozen=True):
     buildInvocationID: str = ""
     buildStartedOn: str = ""
     buildFinishedOn: str = ""
@@ -58,7 +58,7 @@ class _Old(Struct, frozen=True):
     builder: _Builder = _Builder()
     invocation: _Invocation = _Invocation()
     materials: list[_Material] = []
-    metadata: _Metadata = _Metadata()
+    metadata: _ProvenanceMetadata = _ProvenanceMetadata()
     buildConfig: dict[str, Any] | None = None
 
 
@@ -72,7 +72,7 @@ def convert(predicate: dict[str, Any]) -> bytes:
         RegistryError: it has neither form.
     """
     if "buildDefinition" in predicate:
-        return _json(predicate)
+        return _statement_bytes(predicate)
     old = reading.shaped(predicate, _Old, "BuildKit's provenance", RegistryError)
     source = old.invocation.configSource
     config = {"uri": source.get("uri"), "digest": source.get("digest")}
@@ -81,7 +81,7 @@ def convert(predicate: dict[str, Any]) -> bytes:
         "buildConfig": old.buildConfig,
         "builderPlatform": old.invocation.environment.get("platform"),
     }
-    return _json(
+    return _statement_bytes(
         {
             "buildDefinition": {
                 "buildType": BUILD_TYPE,
@@ -119,5 +119,5 @@ def builder() -> str:
     return os.environ.get("CI_CONFIG_REF_URI") or LOCAL_BUILDER
 
 
-def _json(value: Any) -> bytes:
+def _statement_bytes(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

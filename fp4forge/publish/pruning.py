@@ -14,15 +14,15 @@ from fp4forge.core.errors import RegistryError, UsageError
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import catalog, cosign, referrers, registry
 from fp4forge.publish import listing, tagging
-from fp4forge.publish.listing import Image
+from fp4forge.publish.listing import ListedImage
 from fp4forge.serve import runlock
 
 
 @dataclass(frozen=True)
-class Fate:
+class ImageFate:
     """What becomes of an image, and why."""
 
-    image: Image
+    image: ListedImage
     kept: str  # the reason; empty if it goes
 
 
@@ -48,7 +48,7 @@ def locked(places: Iterable[Path]) -> dict[str, str]:
     return found
 
 
-def choose(found: list[Image], keep: int, locks: dict[str, str]) -> list[Fate]:
+def choose(found: list[ListedImage], keep: int, locks: dict[str, str]) -> list[ImageFate]:
     """What becomes of each image; removes nothing.
 
     Args:
@@ -72,13 +72,13 @@ def choose(found: list[Image], keep: int, locks: dict[str, str]) -> list[Fate]:
             kept = f"number {seen[image.kind]} of its kind"
         else:
             kept = ""
-        fates.append(Fate(image, kept))
+        fates.append(ImageFate(image, kept))
     return fates
 
 
 def remove(
     repository: str, keep: int, locks: dict[str, str], report: Progress
-) -> tuple[list[Fate], int]:
+) -> tuple[list[ImageFate], int]:
     """Removes what ``choose`` gives up, with its parts and what is kept beside it.
 
     Nobody on this machine can move a tag meanwhile.
@@ -101,7 +101,7 @@ def remove(
             # Its index goes first, and the tags with it: a run that ends here leaves no tag.
             parts = [part for part in image.manifests if part not in staying]
             going = [image.digest, *parts]
-            beside = [found for digest in going for found in _beside(repository, digest)]
+            beside = [found for digest in going for found in _beside_manifest(repository, digest)]
             # Who can write to the registry can have said that a kept image lies beside this one.
             for digest in dict.fromkeys(d for d in (*going, *beside) if d not in staying):
                 report(f"{digest[:19]}")
@@ -115,7 +115,11 @@ def remove(
                         remedy="look at the registry's log; run again",
                     )
         for image in kept:
-            lost = [t for t in image.tags or [image.digest] if not _names(repository, t, image)]
+            lost = [
+                t
+                for t in image.tags or [image.digest]
+                if not _tag_names_image(repository, t, image)
+            ]
             if lost:
                 raise RegistryError(
                     f"{repository}: {', '.join(lost)} no longer names {image.digest[:19]}",
@@ -125,12 +129,12 @@ def remove(
     return fates, count
 
 
-def _names(repository: str, tag: str, image: Image) -> bool:
+def _tag_names_image(repository: str, tag: str, image: ListedImage) -> bool:
     found = registry.manifest(repository, tag)
     return found is not None and found.digest == image.digest
 
 
-def _beside(repository: str, digest: str) -> list[str]:
+def _beside_manifest(repository: str, digest: str) -> list[str]:
     """Digests of what is kept beside a manifest: records, SBOMs, and the signatures of all that."""
     kept = list(referrers.beside(repository, digest))
     tags = [referrers.tag(digest)]

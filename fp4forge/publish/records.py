@@ -17,7 +17,7 @@ from fp4forge.core import reading
 from fp4forge.core.errors import RegistryError, SignatureError
 from fp4forge.oci import cosign, referrers
 from fp4forge.oci.cosign import Signer, Trust
-from fp4forge.oci.referrers import Kept
+from fp4forge.oci.referrers import AttachedDocument
 
 KIND = "application/vnd.fp4forge.publish.v1+json"
 # What pipeline.py writes after the checks passed: now (checks.check.summary), before on the same
@@ -29,24 +29,24 @@ DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _FOLLOWED = 100  # earlier images of a tag
 
 
-class Move(Struct, frozen=True):
+class TagMove(Struct, frozen=True):
     """What a tag named before a publish and after it; empty if it named nothing."""
 
     before: str
     after: str
 
 
-class Record(Struct, frozen=True):
+class PublishRecord(Struct, frozen=True):
     """One publish; the tags are in the order in which they were moved."""
 
     time: str  # ISO 8601, UTC
     digest: str
     verdict: str
-    tags: dict[str, Move]
+    tags: dict[str, TagMove]
     by: str
 
 
-def passed(kept: list[Record], digest: str) -> Record | None:
+def passed(kept: list[PublishRecord], digest: str) -> PublishRecord | None:
     """The newest record that says that an image's checks passed; None if none does.
 
     Args:
@@ -57,7 +57,7 @@ def passed(kept: list[Record], digest: str) -> Record | None:
 
 
 def write(
-    repository: str, digest: str, verdict: str, tags: dict[str, Move], by: Signer | None = None
+    repository: str, digest: str, verdict: str, tags: dict[str, TagMove], by: Signer | None = None
 ) -> None:
     """Keeps the record of a publish that moved a tag, signed if there is a signer.
 
@@ -68,13 +68,15 @@ def write(
     if all(move.before == move.after for move in tags.values()):
         return
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    record = Record(now, digest, verdict, tags, f"fp4forge {fp4forge.__version__}")
+    record = PublishRecord(now, digest, verdict, tags, f"fp4forge {fp4forge.__version__}")
     own = referrers.attach(repository, digest, KIND, json.encode(record), now)
     if by:
         cosign.sign(repository, [own], by)
 
 
-def of(repository: str, digest: str, tag: str = "", trust: Trust | None = None) -> list[Record]:
+def of(
+    repository: str, digest: str, tag: str = "", trust: Trust | None = None
+) -> list[PublishRecord]:
     """The records of an image, the newest first; with a tag, those of the images before it too.
 
     With ``trust``, a record counts only if it is signed so and is of the image that it lies beside.
@@ -82,7 +84,7 @@ def of(repository: str, digest: str, tag: str = "", trust: Trust | None = None) 
     Raises:
         RegistryError: the registry does not answer, or a record is not one.
     """
-    found: list[Record] = []
+    found: list[PublishRecord] = []
     seen: set[str] = set()
     ahead = [digest]
     while ahead and len(seen) < _FOLLOWED:
@@ -90,7 +92,7 @@ def of(repository: str, digest: str, tag: str = "", trust: Trust | None = None) 
         seen.add(current)
         where = f"a record of {current[:19]}"
         for kept in _trusted(repository, referrers.kept(repository, current, KIND), trust):
-            record = reading.json(kept.content, Record, where, RegistryError)
+            record = reading.json(kept.content, PublishRecord, where, RegistryError)
             if trust and record.digest != current:
                 continue
             found.append(record)
@@ -101,7 +103,9 @@ def of(repository: str, digest: str, tag: str = "", trust: Trust | None = None) 
     return sorted(found, key=lambda record: record.time, reverse=True)
 
 
-def _trusted(repository: str, kept: list[Kept], trust: Trust | None) -> list[Kept]:
+def _trusted(
+    repository: str, kept: list[AttachedDocument], trust: Trust | None
+) -> list[AttachedDocument]:
     if trust is None or not kept:
         return kept
     try:

@@ -73,7 +73,7 @@ def choose(repository: str, tag: str, to: str | None, trust: Trust | None = None
             )
         return Rollback(tag, current, named, record.verdict, record.time, {})
     over: dict[str, str] = {}
-    for digest in _past(repository, tag, current, trust):
+    for digest in _images_before(repository, tag, current, trust):
         if registry.manifest(repository, digest) is None:
             over[digest] = "not in the registry any more"
             continue
@@ -114,7 +114,7 @@ def move(repository: str, chosen: Rollback, report: Progress) -> str:
         return tagging.give(repository, chosen.after, (chosen.tag,), report, verdict=verdict)
 
 
-def _past(repository: str, tag: str, current: str, trust: Trust | None) -> list[str]:
+def _images_before(repository: str, tag: str, current: str, trust: Trust | None) -> list[str]:
     """The images that a tag named before it first named the present one, the newest first."""
     first: dict[str, str] = {}
     for record in reversed(records.of(repository, current, tag, trust=trust)):
@@ -132,9 +132,9 @@ def _check_kind(repository: str, chosen: Rollback, labels: list[dict[str, str]])
     Raises:
         TagError: release, GPU or variant differ.
     """
-    kinds = [_kind(entry) for entry in registry.image_labels(repository, chosen.before)]
+    kinds = [_target_kind(entry) for entry in registry.image_labels(repository, chosen.before)]
     own = {kind for kind in kinds if chosen.tag.startswith("-".join(kind) + "-")}
-    found = {_kind(entry) for entry in labels}
+    found = {_target_kind(entry) for entry in labels}
     if own and found != own:
         raise TagError(
             f"{repository}:{chosen.tag} is for {' '.join(min(own))};"
@@ -144,7 +144,7 @@ def _check_kind(repository: str, chosen: Rollback, labels: list[dict[str, str]])
         )
 
 
-def _kind(labels: dict[str, str]) -> tuple[str, str, str]:
+def _target_kind(labels: dict[str, str]) -> tuple[str, str, str]:
     release, arch, variant = (
         labels.get(f"io.fp4forge.{name}", "") for name in ("release", "arch", "variant")
     )

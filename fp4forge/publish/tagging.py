@@ -82,7 +82,7 @@ def give(
         RegistryError: the registry refuses one, or one names something else afterwards.
         ForgeError: in each case the message has what each tag names now.
     """
-    before = _names(repository, names)
+    before = _tagged_digests(repository, names)
     try:
         for name in names:
             report(name)
@@ -90,24 +90,24 @@ def give(
         for name in names:  # the first may have been moved while the last one was written
             registry.check_names(repository, name, digest)
     except BaseException as error:
-        state = _state(repository, names)
+        state = _tags_state(repository, names)
         error.add_note(state)
         if isinstance(error, ForgeError):
             error.message += "\n" + state
             error.rule = error.rule or "tags are moved in this order: " + ", ".join(names)
         with contextlib.suppress(ForgeError):
-            _record(repository, digest, f"{verdict}; then failed", before, names, by)
+            _keep_record(repository, digest, f"{verdict}; then failed", before, names, by)
         raise
-    return _record(repository, digest, verdict, before, names, by)
+    return _keep_record(repository, digest, verdict, before, names, by)
 
 
-def _names(repository: str, names: tuple[str, ...]) -> dict[str, str]:
+def _tagged_digests(repository: str, names: tuple[str, ...]) -> dict[str, str]:
     """What each tag names now; empty for nothing."""
     found = {name: registry.manifest(repository, name) for name in names}
     return {name: manifest.digest if manifest else "" for name, manifest in found.items()}
 
 
-def _record(
+def _keep_record(
     repository: str,
     digest: str,
     verdict: str,
@@ -116,15 +116,15 @@ def _record(
     by: Signer | None,
 ) -> str:
     try:
-        after = _names(repository, names)
-        moves = {name: records.Move(before[name], after[name]) for name in names}
+        after = _tagged_digests(repository, names)
+        moves = {name: records.TagMove(before[name], after[name]) for name in names}
         records.write(repository, digest, verdict, moves, by)
     except ForgeError as error:
         return error.message
     return ""
 
 
-def _state(repository: str, names: tuple[str, ...]) -> str:
+def _tags_state(repository: str, names: tuple[str, ...]) -> str:
     """What each tag names now, a line each."""
     lines = []
     for name in names:

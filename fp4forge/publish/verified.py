@@ -11,7 +11,7 @@ from fp4forge.core.paths import STATE
 def here(repository: str, digest: str) -> bool:
     """Whether the checks passed here, on this registry, for this digest."""
     file = STATE / "verified" / digest.removeprefix("sha256:")
-    return repository in _noted(file)
+    return repository in _verified_repositories(file)
 
 
 def record(repository: str, digest: str) -> None:
@@ -19,10 +19,12 @@ def record(repository: str, digest: str) -> None:
     if here(repository, digest):
         return
     file = STATE / "verified" / digest.removeprefix("sha256:")
-    files.replace(file, "".join(f"{name}\n" for name in [*_noted(file), repository]))
+    files.replace(
+        file, "".join(f"{name}\n" for name in [*_verified_repositories(file), repository])
+    )
 
 
-def _noted(file: Path) -> list[str]:
+def _verified_repositories(file: Path) -> list[str]:
     if not file.is_file():
         return []
     return file.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -30,7 +30,7 @@ _KINDS: dict[str, type[ForgeError]] = {
 }
 
 
-class _Said(Struct, frozen=True):
+class _QuantiserLine(Struct, frozen=True):
     """A line of the program."""
 
     note: str = ""
@@ -42,13 +42,15 @@ class _Said(Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Place:
+class PythonPlace:
     """Where the program runs: a Python of this machine, or an image with one."""
 
     python: str = "python3"
     image: str = ""
 
-    def line(self, program: Path, model: Path, output: Path, text: Path) -> tuple[list[str], Paths]:
+    def line(
+        self, program: Path, model: Path, output: Path, text: Path
+    ) -> tuple[list[str], ProgramPaths]:
         """The command line, without the request's file, and the paths as the program sees them.
 
         Args:
@@ -60,7 +62,7 @@ class Place:
         if not self.image:
             path = os.pathsep.join(filter(None, (str(program), os.environ.get("PYTHONPATH"))))
             line = ["env", f"PYTHONPATH={path}", "HF_HUB_OFFLINE=1", self.python, "-m", "inside"]
-            return line, Paths(str(model), str(output), str(text), str(program))
+            return line, ProgramPaths(str(model), str(output), str(text), str(program))
         mounts = {
             f"{model}": "/model:ro",
             f"{output}": "/output",
@@ -74,11 +76,11 @@ class Place:
         line += [part for one, two in mounts.items() for part in ("--volume", f"{one}:{two}")]
         line += ["--env=PYTHONPATH=/program", "--env=HF_HUB_OFFLINE=1", "--env=HOME=/tmp"]
         line += [f"--entrypoint={self.python}", self.image, "-m", "inside"]
-        return line, Paths("/model", "/output", f"/text/{text.name}", "/program")
+        return line, ProgramPaths("/model", "/output", f"/text/{text.name}", "/program")
 
 
 @dataclass(frozen=True)
-class Paths:
+class ProgramPaths:
     """Paths as the program sees them."""
 
     model: str
@@ -88,7 +90,7 @@ class Paths:
 
 
 def run(
-    place: Place,
+    place: PythonPlace,
     folder: Path,
     model: Path,
     output: Path,
@@ -139,7 +141,7 @@ class Listener:
     def __init__(self, report: Progress) -> None:
         self.report = report
         self.result: dict[str, Any] | None = None
-        self.failure: _Said | None = None
+        self.failure: _QuantiserLine | None = None
         self.rest: list[str] = []
 
     def hear(self, line: str) -> None:
@@ -147,7 +149,7 @@ class Listener:
         if not line.startswith(_MARK):
             self.rest = [*self.rest[-20:], line.rstrip()]
             return
-        said = reading.json(line.removeprefix(_MARK), _Said, "quantise/inside", ToolError)
+        said = reading.json(line.removeprefix(_MARK), _QuantiserLine, "quantise/inside", ToolError)
         if said.result is not None:
             self.result = said.result
         if said.error:
@@ -155,7 +157,7 @@ class Listener:
         if said.note:
             self.report(said.note)
 
-    def answer(self, place: Place, code: int) -> dict[str, Any]:
+    def answer(self, place: PythonPlace, code: int) -> dict[str, Any]:
         """The figures.
 
         Raises:

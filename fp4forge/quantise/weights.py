@@ -42,14 +42,14 @@ def not_finite(found: Checkpoint, report: Progress) -> list[str]:
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
         ):
             for tensor in tensors:
-                if tensor.dtype in _EXPONENT and _any(data, tensor):
+                if tensor.dtype in _EXPONENT and _any_not_finite(data, tensor):
                     bad.append(tensor.name)
                 done += tensor.size
                 report(f"weights {100 * done // total} %")
     return sorted(bad)
 
 
-def _any(data: mmap.mmap, tensor: Tensor) -> bool:
+def _any_not_finite(data: mmap.mmap, tensor: Tensor) -> bool:
     kind, bits = _EXPONENT[tensor.dtype]
     width = np.dtype(kind).itemsize
     for start in range(tensor.start, tensor.end, _CHUNK):

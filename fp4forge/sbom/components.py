@@ -11,7 +11,7 @@ from msgspec import Struct
 from fp4forge.core import reading
 from fp4forge.core.errors import VerifyError
 from fp4forge.inputs.patches import Patch
-from fp4forge.inputs.sbom import Table
+from fp4forge.inputs.sbom import SbomRules
 
 if TYPE_CHECKING:
     from fp4forge.plan.plan import Plan
@@ -34,7 +34,7 @@ class Deb(Struct, frozen=True):
     files: int
 
 
-class Wheel(Struct, frozen=True):
+class InstalledWheel(Struct, frozen=True):
     """An installed wheel of an inventory."""
 
     name: str
@@ -52,7 +52,7 @@ class Inventory(Struct, frozen=True):
 
     os: dict[str, str]
     debs: list[Deb]
-    wheels: list[Wheel]
+    wheels: list[InstalledWheel]
     files: int
     rules: dict[str, int]
     unowned: list[str]
@@ -60,7 +60,7 @@ class Inventory(Struct, frozen=True):
     vendored: dict[int, str]
 
 
-class Component(Struct, frozen=True, kw_only=True):
+class SbomComponent(Struct, frozen=True, kw_only=True):
     """One entry of an SBOM.
 
     ``source`` and ``source_version`` are a distribution's source package, by which its advisories
@@ -80,14 +80,14 @@ class Component(Struct, frozen=True, kw_only=True):
     patches: tuple[str, ...] = ()  # ids of those applied to it
 
 
-class Patched(NamedTuple):
+class PatchedPackage(NamedTuple):
     """What was applied to a package."""
 
     package: str
     patches: tuple[Patch, ...]
 
 
-class Subject(Struct, frozen=True, kw_only=True):
+class SbomSubject(Struct, frozen=True, kw_only=True):
     """The image that an SBOM is of."""
 
     digest: str  # of the platform's manifest
@@ -107,16 +107,16 @@ def inventory_of(answer: bytes, where: str) -> Inventory:
     return reading.json(answer, Inventory, f"the inventory of {where}", VerifyError)
 
 
-def assemble(found: Inventory, plan: Plan, table: Table) -> list[Component]:
+def assemble(found: Inventory, plan: Plan, table: SbomRules) -> list[SbomComponent]:
     """Every component, in the order of their purls; two copies of one package are one component."""
     series = plan.inputs.series
     tiers = ("python", "csrc") if plan.strategy == "source" else ("python",)
     applied = sorted(p.id for tier in tiers for p in series.for_variant(plan.variant, tier))
     allowed = wheel_hashes(plan)
-    every = {component.purl: component for component in _debs(found, table)}
+    every = {component.purl: component for component in _deb_components(found, table)}
     for wheel in found.wheels:
         name = canonical(wheel.name)
-        made = Component(
+        made = SbomComponent(
             name=name,
             version=wheel.version,
             purl=_purl("pypi", "", name, wheel.version),
@@ -153,13 +153,13 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def spelt(text: str, table: Table) -> str:
+def spelt(text: str, table: SbomRules) -> str:
     """The SPDX expression that a licence's name in metadata means; the name, if that is unknown."""
     parts = text.split(" AND ")
     return " AND ".join(dict.fromkeys(table.spellings.get(part, part) for part in parts))
 
 
-def _licence(wheel: Wheel) -> str:
+def _licence(wheel: InstalledWheel) -> str:
     """What a wheel says of its licence, the most precise first (core metadata 2.4)."""
     if wheel.licence:
         return wheel.licence
@@ -170,14 +170,14 @@ def _licence(wheel: Wheel) -> str:
     return " AND ".join(sorted(classified)) or " ".join(stated.split()[:6])
 
 
-def _debs(found: Inventory, table: Table) -> Iterator[Component]:
+def _deb_components(found: Inventory, table: SbomRules) -> Iterator[SbomComponent]:
     system, number = found.os.get("ID", "linux"), found.os.get("VERSION_ID", "")
     long_term = ":LTS" if "LTS" in found.os.get("VERSION", "") else ""
     for deb in found.debs:
         qualifiers = {"arch": deb.architecture} | (
             {"distro": f"{system}-{number}"} if number else {}
         )
-        yield Component(
+        yield SbomComponent(
             name=deb.name,
             version=deb.version,
             purl=_purl("deb", system, deb.name, deb.version, qualifiers),
@@ -189,8 +189,8 @@ def _debs(found: Inventory, table: Table) -> Iterator[Component]:
 
 
 def _vendored(
-    found: Inventory, plan: Plan, table: Table, purls: dict[str, str]
-) -> Iterator[Component]:
+    found: Inventory, plan: Plan, table: SbomRules, purls: dict[str, str]
+) -> Iterator[SbomComponent]:
     externals = plan.inputs.release.externals
     for number, read in sorted(found.vendored.items()):
         source = table.vendored[number]
@@ -204,7 +204,7 @@ def _vendored(
             ("github", path.partition("/")[0]) if host == "github.com" else ("generic", "")
         )
         name = path.partition("/")[2] if owner else source.name
-        yield Component(
+        yield SbomComponent(
             name=source.name,
             version=version,
             purl=_purl(kind, owner, name, version, {"in": source.of}),
@@ -228,7 +228,7 @@ def _not_compiled(external: str, plan: Plan) -> bool:
     return bool(external) and external not in plan.sources
 
 
-def as_json(component: Component) -> dict[str, Any]:
+def as_json(component: SbomComponent) -> dict[str, Any]:
     """The component as JSON."""
     import msgspec
 

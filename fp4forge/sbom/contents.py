@@ -13,17 +13,17 @@ from typing import Any
 from fp4forge.core.errors import VerifyError
 from fp4forge.core.limits import INVENTORY_SECONDS
 from fp4forge.core.text import shown
-from fp4forge.inputs.sbom import Table, site_of
+from fp4forge.inputs.sbom import SbomRules, site_of
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import dockercli, engine
 from fp4forge.sbom import inventory as program
-from fp4forge.sbom.components import GIT, Component, Inventory, canonical, inventory_of
+from fp4forge.sbom.components import GIT, Inventory, SbomComponent, canonical, inventory_of
 
 _SHOWN = 5  # faults of a kind that a message names
 
 
 def read(
-    client: Any, image: str, platform: str, python: str, table: Table, report: Progress
+    client: Any, image: str, platform: str, python: str, table: SbomRules, report: Progress
 ) -> Inventory:
     """The inventory of an image that the engine has, from a container in which nothing runs.
 
@@ -39,7 +39,7 @@ def read(
         return read_running(client, container, python, table)
 
 
-def read_running(client: Any, container: str, python: str, table: Table) -> Inventory:
+def read_running(client: Any, container: str, python: str, table: SbomRules) -> Inventory:
     """The inventory of a running container; what was written there since it started is in it.
 
     Raises:
@@ -49,11 +49,11 @@ def read_running(client: Any, container: str, python: str, table: Table) -> Inve
     where = f"container {container[:12]}"
     if engine.is_here() and os.geteuid() == 0 and Path(root, "usr").is_dir():
         return read_root(root, python, table, where)
-    words = ["exec", "--interactive", "--user=0", container, "python3", "-c", _source()]
-    return _run(dockercli.line(*words), "/", python, table, where)
+    words = ["exec", "--interactive", "--user=0", container, "python3", "-c", _inventory_source()]
+    return _run_inventory(dockercli.line(*words), "/", python, table, where)
 
 
-def read_root(root: str, python: str, table: Table, where: str) -> Inventory:
+def read_root(root: str, python: str, table: SbomRules, where: str) -> Inventory:
     """The inventory of a root folder.
 
     Args:
@@ -65,14 +65,16 @@ def read_root(root: str, python: str, table: Table, where: str) -> Inventory:
     Raises:
         VerifyError: the files cannot be read.
     """
-    return _run([sys.executable, "-c", _source()], root, python, table, where)
+    return _run_inventory([sys.executable, "-c", _inventory_source()], root, python, table, where)
 
 
-def _source() -> str:
+def _inventory_source() -> str:
     return Path(program.__file__).read_text(encoding="utf-8")
 
 
-def _run(line: list[str], root: str, python: str, table: Table, where: str) -> Inventory:
+def _run_inventory(
+    line: list[str], root: str, python: str, table: SbomRules, where: str
+) -> Inventory:
     site = site_of(python)
     given = json.dumps([root, table.rules(site), table.sources(site)])
     try:
@@ -90,7 +92,7 @@ def _run(line: list[str], root: str, python: str, table: Table, where: str) -> I
     return inventory_of(done.stdout, where)
 
 
-def faults(components: Iterable[Component], found: Inventory) -> list[str]:
+def faults(components: Iterable[SbomComponent], found: Inventory) -> list[str]:
     """What is wrong between an SBOM and an image, a line each; nothing if they agree.
 
     Args:
@@ -102,26 +104,26 @@ def faults(components: Iterable[Component], found: Inventory) -> list[str]:
         **{(deb.name, deb.version): deb.files for deb in found.debs},
         **{(canonical(wheel.name), wheel.version): wheel.files for wheel in found.wheels},
     }
-    lines = _some("belong to no entry and no rule", found.unowned)
-    lines += _some(
+    lines = _some_names("belong to no entry and no rule", found.unowned)
+    lines += _some_names(
         "have files and no entry in the SBOM",
         [f"{n} {v} ({installed[n, v]} files)" for n, v in sorted(installed.keys() - entries)],
     )
-    lines += _some(
+    lines += _some_names(
         "have an entry in the SBOM and no file",
         [f"{n} {v}" for n, v in sorted(entries - installed.keys())] + found.empty,
     )
     return lines
 
 
-def _some(what: str, names: list[str]) -> list[str]:
+def _some_names(what: str, names: list[str]) -> list[str]:
     if not names:
         return []
     more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
     return [f"{what}: {shown(', '.join(names[:_SHOWN]), 600)}{more}"]
 
 
-def demand(components: Iterable[Component], found: Inventory) -> None:
+def demand(components: Iterable[SbomComponent], found: Inventory) -> None:
     """Refuses an SBOM that is not complete.
 
     Raises:

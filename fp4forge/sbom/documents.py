@@ -18,7 +18,7 @@ import msgspec
 from fp4forge import __version__
 from fp4forge.core import reading
 from fp4forge.core.errors import RegistryError
-from fp4forge.sbom.components import GIT, PYPI, Component, Subject
+from fp4forge.sbom.components import GIT, PYPI, SbomComponent, SbomSubject
 
 if TYPE_CHECKING:
     from fp4forge.inputs.patches import Patch
@@ -29,7 +29,9 @@ _PROPERTY = "fp4forge:"
 _FIELDS = ("ecosystem", "source", "source_version", "record_sha256", "inside", "licence")
 
 
-def cyclonedx(subject: Subject, components: list[Component], patches: tuple[Patch, ...]) -> bytes:
+def cyclonedx(
+    subject: SbomSubject, components: list[SbomComponent], patches: tuple[Patch, ...]
+) -> bytes:
     """The CycloneDX document as JSON.
 
     Args:
@@ -85,13 +87,13 @@ def cyclonedx(subject: Subject, components: list[Component], patches: tuple[Patc
             Property(name=_PROPERTY + "plan", value=subject.plan),
         ],
     )
-    bom = Bom(components=entries, serial_number=_serial(subject))
+    bom = Bom(components=entries, serial_number=_serial_number(subject))
     bom.metadata.component = image
     bom.metadata.timestamp = datetime.fromtimestamp(subject.epoch, UTC)
     bom.metadata.tools.components.add(
         Entry(name="fp4forge", version=__version__, type=ComponentType.APPLICATION, bom_ref="tool")
     )
-    bom.register_dependency(image, [entry for entry in entries if not _inside(entry)])
+    bom.register_dependency(image, [entry for entry in entries if not _is_inside(entry)])
     by_ref = {entry.bom_ref.value: entry for entry in entries}
     for component in components:
         if component.inside:
@@ -100,11 +102,11 @@ def cyclonedx(subject: Subject, components: list[Component], patches: tuple[Patc
     return made.encode()
 
 
-def _inside(entry: Any) -> bool:
+def _is_inside(entry: Any) -> bool:
     return any(found.name == _PROPERTY + "inside" for found in entry.properties)
 
 
-def _serial(subject: Subject) -> uuid.UUID:
+def _serial_number(subject: SbomSubject) -> uuid.UUID:
     return uuid.uuid5(_NAMESPACE, subject.digest)
 
 
@@ -146,7 +148,7 @@ def expression(text: str) -> str:
 _REF = re.compile(r"LicenseRef-[A-Za-z0-9.-]+")
 
 
-def _pedigree(component: Component, patches: tuple[Patch, ...]) -> Any:
+def _pedigree(component: SbomComponent, patches: tuple[Patch, ...]) -> Any:
     from cyclonedx.model import XsUri
     from cyclonedx.model.component import Diff, PatchClassification, Pedigree
     from cyclonedx.model.component import Patch as Entry
@@ -165,7 +167,9 @@ def _pedigree(component: Component, patches: tuple[Patch, ...]) -> Any:
     return Pedigree(patches=made)
 
 
-def spdx(subject: Subject, components: list[Component], patches: tuple[Patch, ...]) -> bytes:
+def spdx(
+    subject: SbomSubject, components: list[SbomComponent], patches: tuple[Patch, ...]
+) -> bytes:
     """The SPDX document as JSON; the library has validated it.
 
     Args:
@@ -182,7 +186,7 @@ def spdx(subject: Subject, components: list[Component], patches: tuple[Patch, ..
 
     from fp4forge.core.errors import VerifyError
 
-    model = _model()
+    model = _spdx_model()
     references: dict[str, Any] = {}
     image = "SPDXRef-image"
     packages = [
@@ -250,7 +254,7 @@ def spdx(subject: Subject, components: list[Component], patches: tuple[Patch, ..
             "SPDX-2.3",
             "SPDXRef-DOCUMENT",
             f"{subject.title} {subject.version} {subject.platform}",
-            f"urn:uuid:{_serial(subject)}",
+            f"urn:uuid:{_serial_number(subject)}",
             [model.Actor(model.ActorType.TOOL, f"fp4forge-{__version__}")],
             datetime.fromtimestamp(subject.epoch, UTC).replace(tzinfo=None),
         ),
@@ -264,17 +268,17 @@ def spdx(subject: Subject, components: list[Component], patches: tuple[Patch, ..
             f"the SPDX document has {len(wrong)} faults: {wrong[0].validation_message}",
             rule="SPDX 2.3",
         )
-    return _written(write_document_to_stream, document)
+    return _document_bytes(write_document_to_stream, document)
 
 
-def _model() -> Any:
+def _spdx_model() -> Any:
     """spdx-tools' types; their module exports them without saying so to type checkers."""
     import importlib
 
     return importlib.import_module("spdx_tools.spdx.model")
 
 
-def _written(write: Any, document: Any) -> bytes:
+def _document_bytes(write: Any, document: Any) -> bytes:
     import io
 
     text = io.StringIO()
@@ -285,8 +289,8 @@ def _written(write: Any, document: Any) -> bytes:
 def _declared(text: str, references: dict[str, Any]) -> Any:
     """A licence for SPDX; one that SPDX does not know becomes a reference with its name as text."""
     if not text:
-        return _model().SpdxNoAssertion()
-    model = _model()
+        return _spdx_model().SpdxNoAssertion()
+    model = _spdx_model()
     licensing = _licensing()
     if not expression(text):
         name = "LicenseRef-" + (re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")[:100] or "unknown")
@@ -299,13 +303,13 @@ def _declared(text: str, references: dict[str, Any]) -> Any:
     return parsed
 
 
-def _source_info(component: Component) -> str | None:
+def _source_info(component: SbomComponent) -> str | None:
     if component.ecosystem in (PYPI, GIT) or not component.source:
         return None
     return f"built from {component.source} {component.source_version}"
 
 
-def _comment(component: Component) -> str | None:
+def _comment(component: SbomComponent) -> str | None:
     lines = [f"ecosystem {component.ecosystem}"]
     if component.record_sha256:
         lines.append(f"SHA-256 of the installed RECORD: {component.record_sha256}")
@@ -323,7 +327,7 @@ class _Hash(msgspec.Struct, frozen=True):
     content: str
 
 
-class _Entry(msgspec.Struct, frozen=True):
+class _BomEntry(msgspec.Struct, frozen=True):
     name: str
     version: str = ""
     purl: str = ""
@@ -332,10 +336,10 @@ class _Entry(msgspec.Struct, frozen=True):
 
 
 class _Bom(msgspec.Struct, frozen=True):
-    components: list[_Entry] = []
+    components: list[_BomEntry] = []
 
 
-def read(content: bytes, where: str) -> list[Component]:
+def read(content: bytes, where: str) -> list[SbomComponent]:
     """The components of a CycloneDX document that ``cyclonedx`` made, in the order of their purls.
 
     Raises:
@@ -347,7 +351,7 @@ def read(content: bytes, where: str) -> list[Component]:
         for own in entry.properties:
             values.setdefault(own.name.removeprefix(_PROPERTY), []).append(own.value)
         found.append(
-            Component(
+            SbomComponent(
                 name=entry.name,
                 version=entry.version,
                 purl=entry.purl,

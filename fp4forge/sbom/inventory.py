@@ -18,7 +18,7 @@ INFO = "/var/lib/dpkg/info"
 _LICENCE = re.compile(r"(?m)^License:[ \t]*(\S.*)$")
 
 
-class Tree:
+class RootTree:
     """The files of a root folder, by their absolute names in it; links are not followed out."""
 
     def __init__(self, root: str) -> None:
@@ -54,17 +54,17 @@ class Tree:
     def real(self, name: str) -> str:
         """A name with the links of its folders resolved, within the root; its own link stays."""
         folder, last = os.path.split(os.path.normpath(name))
-        return os.path.join(self._folder(folder) or "/", last)
+        return os.path.join(self._real_folder(folder) or "/", last)
 
-    def _folder(self, name: str, depth: int = 0) -> str:
+    def _real_folder(self, name: str, depth: int = 0) -> str:
         found = self._real.get(name)
         if found is None:
             parent, last = os.path.split(name)
-            found = f"{self._folder(parent, depth)}/{last}"
+            found = f"{self._real_folder(parent, depth)}/{last}"
             target = self.links.get(found)
             if target is not None and depth < 40:
                 where = os.path.normpath(os.path.join(os.path.dirname(found), target))
-                found = self._folder(where, depth + 1)
+                found = self._real_folder(where, depth + 1)
             self._real[name] = found
         return found
 
@@ -98,7 +98,7 @@ def run(root: str, rules: list[dict[str, str]], vendored: list[dict[str, str]]) 
         ``unowned``: files that belong to nothing. ``empty``: packages of which no file is there.
         ``vendored``: the version of each that is there, empty if it does not say.
     """
-    tree = Tree(root)
+    tree = RootTree(root)
     debs, wheels = _debs(tree), _wheels(tree)
     absent = [re.compile(rule["pattern"]) for rule in rules if rule["kind"] == "absent"]
     owned: set[str] = set()
@@ -127,24 +127,26 @@ def run(root: str, rules: list[dict[str, str]], vendored: list[dict[str, str]]) 
         "rules": counts,
         "unowned": sorted(unowned),
         "empty": sorted(empty),
-        "vendored": {str(n): _version(tree, v) for n, v in enumerate(vendored) if _in(tree, v)},
+        "vendored": {
+            str(n): _package_version(tree, v) for n, v in enumerate(vendored) if _in(tree, v)
+        },
     }
 
 
-def _in(tree: Tree, source: dict[str, str]) -> bool:
+def _in(tree: RootTree, source: dict[str, str]) -> bool:
     return tree.has(tree.real(source["path"])) or tree.real(source["path"]) in tree.folders
 
 
-def _version(tree: Tree, source: dict[str, str]) -> str:
+def _package_version(tree: RootTree, source: dict[str, str]) -> str:
     if not source["file"]:
         return ""
     text = tree.text(os.path.join(source["path"], source["file"]))
     return ".".join(re.findall(source["pattern"], text))
 
 
-def _belong(rule: dict[str, str], tree: Tree, names: set[str], owned: set[str]) -> set[str]:
+def _belong(rule: dict[str, str], tree: RootTree, names: set[str], owned: set[str]) -> set[str]:
     if rule["kind"] == "bytecode":
-        return {name for name in names if _source(name) in owned}
+        return {name for name in names if _bytecode_source(name) in owned}
     if rule["kind"] == "alternatives":
         return names & _alternatives(tree)
     pattern = re.compile(rule["pattern"])
@@ -154,7 +156,7 @@ def _belong(rule: dict[str, str], tree: Tree, names: set[str], owned: set[str]) 
     return found
 
 
-def _leads_to(tree: Tree, name: str) -> set[str]:
+def _leads_to(tree: RootTree, name: str) -> set[str]:
     """Where a link ends, after other links; empty for a file."""
     for _ in range(40):
         target = tree.links.get(name)
@@ -166,7 +168,7 @@ def _leads_to(tree: Tree, name: str) -> set[str]:
     return set()
 
 
-def _source(name: str) -> str:
+def _bytecode_source(name: str) -> str:
     """The module that a file of bytecode was compiled from (PEP 3147)."""
     folder, last = os.path.split(name)
     if not last.endswith(".pyc") or os.path.basename(folder) != "__pycache__":
@@ -174,7 +176,7 @@ def _source(name: str) -> str:
     return os.path.join(os.path.dirname(folder), last.split(".", 1)[0] + ".py")
 
 
-def _alternatives(tree: Tree) -> set[str]:
+def _alternatives(tree: RootTree) -> set[str]:
     """Links that update-alternatives(1) made, from its own records."""
     found = set()
     for record in tree.files:
@@ -188,12 +190,12 @@ def _alternatives(tree: Tree) -> set[str]:
     return found
 
 
-def _os(tree: Tree) -> dict[str, str]:
+def _os(tree: RootTree) -> dict[str, str]:
     pairs = (line.partition("=") for line in tree.text("/usr/lib/os-release").splitlines())
     return {name: value.strip().strip("\"'") for name, _, value in pairs if name}
 
 
-def _debs(tree: Tree) -> list[dict[str, Any]]:
+def _debs(tree: RootTree) -> list[dict[str, Any]]:
     """dpkg's packages (deb-control(5)), each with the files that it lists."""
     lines = tree.text("/var/lib/dpkg/diversions").splitlines()
     diverted = {tree.real(a): tree.real(b) for a, b in zip(lines[::3], lines[1::3], strict=False)}
@@ -228,7 +230,7 @@ def _debs(tree: Tree) -> list[dict[str, Any]]:
     return sorted(found, key=lambda package: (package["name"], package["architecture"]))
 
 
-def _wheels(tree: Tree) -> list[dict[str, Any]]:
+def _wheels(tree: RootTree) -> list[dict[str, Any]]:
     """Installed wheels, each with the files of its RECORD (PEP 376)."""
     found = []
     for record in sorted(n for n in tree.files if n.endswith(".dist-info/RECORD")):

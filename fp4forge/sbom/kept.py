@@ -8,7 +8,7 @@ from fp4forge.core.errors import RegistryError
 from fp4forge.oci import cosign, referrers, registry
 from fp4forge.oci.cosign import Trust
 from fp4forge.sbom import documents
-from fp4forge.sbom.components import Component
+from fp4forge.sbom.components import SbomComponent
 
 # Media types registered with IANA, and the types of their in-toto predicates.
 CYCLONEDX = "application/vnd.cyclonedx+json"
@@ -49,7 +49,7 @@ def documents_of(repository: str, digest: str) -> dict[str, bytes]:
 
 def components(
     repository: str, digest: str, trust: Trust | None = None
-) -> dict[str, list[Component]]:
+) -> dict[str, list[SbomComponent]]:
     """The components of each platform's image, from the SBOM that was published with it.
 
     Args:
@@ -65,10 +65,10 @@ def components(
         SignatureError: the SBOM is not signed as demanded.
     """
     images = registry.existing(repository, digest).data.by_platform or {"": digest}
-    return {name: _components(repository, image, trust) for name, image in images.items()}
+    return {name: _kept_components(repository, image, trust) for name, image in images.items()}
 
 
-def _components(repository: str, image: str, trust: Trust | None) -> list[Component]:
+def _kept_components(repository: str, image: str, trust: Trust | None) -> list[SbomComponent]:
     content = document(repository, image, CYCLONEDX, trust)
     return documents.read(content, f"the SBOM of {repository}@{image}")
 

@@ -23,7 +23,7 @@ PARIS = "Capital of France? One sentence."
 
 
 @dataclass(frozen=True)
-class Answer:
+class ChatAnswer:
     """A chat completion, or what was wrong with it; seconds of wall time."""
 
     text: str = ""
@@ -35,7 +35,7 @@ class Answer:
     ok: bool = field(default=False)
 
 
-class Function(Struct, frozen=True):
+class CalledFunction(Struct, frozen=True):
     """A function that the model calls, with its arguments as JSON."""
 
     name: str = ""
@@ -45,7 +45,7 @@ class Function(Struct, frozen=True):
 class ToolCall(Struct, frozen=True):
     """One tool call of an answer."""
 
-    function: Function = Function()
+    function: CalledFunction = CalledFunction()
 
 
 class _Message(Struct, frozen=True):
@@ -78,7 +78,7 @@ class _Delta(Struct, frozen=True):
     tool_calls: list[_CallPart] | None = None
 
 
-class _Choice(Struct, frozen=True):
+class _ChatChoice(Struct, frozen=True):
     message: _Message | None = None
     delta: _Delta | None = None
     finish_reason: str | None = None
@@ -87,15 +87,15 @@ class _Choice(Struct, frozen=True):
 class _Completion(Struct, frozen=True):
     """A chat completion or one event of its stream (OpenAI API, /v1/chat/completions)."""
 
-    choices: list[_Choice]
+    choices: list[_ChatChoice]
 
 
-class _Model(Struct, frozen=True):
+class _OpenAiModel(Struct, frozen=True):
     id: str
 
 
-class _Models(Struct, frozen=True):
-    data: list[_Model]
+class _OpenAiModels(Struct, frozen=True):
+    data: list[_OpenAiModel]
 
 
 def key() -> str:
@@ -106,8 +106,8 @@ def key() -> str:
 def unreachable(url: str, timeout: float = 5.0) -> str:
     """Why /health does not answer; empty if it does."""
     try:
-        done = _ask("GET", url, "/health", timeout)
-    except http.NoAnswer as error:
+        done = _ask_server("GET", url, "/health", timeout)
+    except http.NoHttpAnswer as error:
         return str(error)
     if done.cut:
         return done.cut
@@ -117,13 +117,15 @@ def unreachable(url: str, timeout: float = 5.0) -> str:
 def ahead(url: str) -> float | None:
     """Seconds that the server's clock is ahead of this one, by its Date; None if it has none."""
     try:
-        done = _ask("GET", url, "/health", SERVER_SECONDS)
+        done = _ask_server("GET", url, "/health", SERVER_SECONDS)
         return parsedate_to_datetime(done.headers.get("date", "")).timestamp() - time.time()
-    except (http.NoAnswer, ValueError, TypeError, OverflowError):
+    except (http.NoHttpAnswer, ValueError, TypeError, OverflowError):
         return None
 
 
-def _ask(method: str, url: str, path: str, seconds: float, body: Any = None) -> http.Answer:
+def _ask_server(
+    method: str, url: str, path: str, seconds: float, body: Any = None
+) -> http.HttpAnswer:
     headers = {"Content-Type": "application/json"} if body else {}
     if given := key():
         headers["Authorization"] = f"Bearer {given}"
@@ -131,7 +133,7 @@ def _ask(method: str, url: str, path: str, seconds: float, body: Any = None) -> 
     return http.ask(
         method,
         url.rstrip("/") + path,
-        http.Limits(seconds, SERVER_BYTES),
+        http.HttpLimits(seconds, SERVER_BYTES),
         headers=headers,
         body=json.dumps(body).encode() if body else None,
         until=b"\n" + _DONE.encode(),  # in a JSON string no line begins with it
@@ -142,9 +144,9 @@ def _ask(method: str, url: str, path: str, seconds: float, body: Any = None) -> 
 def models(url: str) -> list[str]:
     """Names of the models that the server lists; empty if it lists none."""
     try:
-        done = _ask("GET", url, "/v1/models", SERVER_SECONDS)
-        found = reading.json(done.content, _Models, f"{url}/v1/models", ServingError)
-    except (http.NoAnswer, ServingError):
+        done = _ask_server("GET", url, "/v1/models", SERVER_SECONDS)
+        found = reading.json(done.content, _OpenAiModels, f"{url}/v1/models", ServingError)
+    except (http.NoHttpAnswer, ServingError):
         return []
     return [entry.id for entry in found.data]
 
@@ -157,7 +159,7 @@ def chat(
     stream: bool = False,
     timeout: float = TIMEOUT,
     **options: Any,
-) -> Answer:
+) -> ChatAnswer:
     """One chat completion at temperature 0.
 
     Args:
@@ -178,12 +180,12 @@ def chat(
     }
     start = time.monotonic()
     try:
-        done = _ask("POST", url, "/v1/chat/completions", timeout, body)
-    except http.NoAnswer as error:
-        return Answer(problem=str(error))
+        done = _ask_server("POST", url, "/v1/chat/completions", timeout, body)
+    except http.NoHttpAnswer as error:
+        return ChatAnswer(problem=str(error))
     if done.status != 200:
-        return Answer(problem=f"HTTP {done.status}: {shown(_utf8(done.content), 200)}")
-    answer = _stream(done) if stream else _whole(done)
+        return ChatAnswer(problem=f"HTTP {done.status}: {shown(_utf8(done.content), 200)}")
+    answer = _streamed_completion(done) if stream else _whole_completion(done)
     return replace(
         answer,
         text=answer.text[:ANSWER_CHARACTERS],
@@ -193,18 +195,18 @@ def chat(
     )
 
 
-def _whole(done: http.Answer) -> Answer:
+def _whole_completion(done: http.HttpAnswer) -> ChatAnswer:
     if done.cut:
-        return Answer(problem=done.cut)
+        return ChatAnswer(problem=done.cut)
     try:
         found = reading.json(done.content, _Completion, "the answer", ServingError)
     except ServingError as error:
         text = shown(_utf8(done.content), 200)
-        return Answer(problem=f"not a chat completion: {error.message}: {text!r}")
+        return ChatAnswer(problem=f"not a chat completion: {error.message}: {text!r}")
     message = found.choices[0].message if found.choices else None
     if message is None:
-        return Answer(problem="not a chat completion: no message in it")
-    return Answer(
+        return ChatAnswer(problem="not a chat completion: no message in it")
+    return ChatAnswer(
         message.content or "",
         message.reasoning_content or message.reasoning or "",
         tuple(message.tool_calls or ()),
@@ -212,11 +214,11 @@ def _whole(done: http.Answer) -> Answer:
     )
 
 
-def _stream(done: http.Answer) -> Answer:
+def _streamed_completion(done: http.HttpAnswer) -> ChatAnswer:
     text, reasoning, finish, ended = [], [], "", False
     calls: dict[int, tuple[str, str]] = {}
     problem = done.cut
-    for data in _events(_utf8(done.content)):
+    for data in _sse_data(_utf8(done.content)):
         if ended := _DONE.endswith(f" {data}"):
             break
         try:
@@ -240,11 +242,11 @@ def _stream(done: http.Answer) -> Answer:
         problem = "the stream was cut before its end"
     if ended and finish:
         problem = ""
-    made = tuple(ToolCall(Function(*calls[index])) for index in sorted(calls))
-    return Answer("".join(text), "".join(reasoning), made, finish=finish, problem=problem)
+    made = tuple(ToolCall(CalledFunction(*calls[index])) for index in sorted(calls))
+    return ChatAnswer("".join(text), "".join(reasoning), made, finish=finish, problem=problem)
 
 
-def _events(text: str) -> Iterator[str]:
+def _sse_data(text: str) -> Iterator[str]:
     """The data of server-sent events."""
     for line in text.split("\n"):
         if line.startswith("data:"):
@@ -255,7 +257,7 @@ def _utf8(content: bytes) -> str:
     return content.decode(errors="replace")
 
 
-def paris(url: str, off: dict[str, Any] | None = None) -> Answer:
+def paris(url: str, off: dict[str, Any] | None = None) -> ChatAnswer:
     """The reference card's probe: France's capital by raw chat.
 
     A thinking model may end inside its reasoning: it is asked again with more tokens, then with

@@ -12,7 +12,7 @@ from fp4forge.core.errors import UsageError
 from fp4forge.core.text import shown
 from fp4forge.inputs import release as releases
 from fp4forge.inputs import switches
-from fp4forge.models import backends
+from fp4forge.models import backend_answers
 from fp4forge.serve.state import KV_BYTES
 
 DEFAULT = "fp8_e4m3"
@@ -31,7 +31,7 @@ def available(kind: str, version: str) -> None:
         raise UsageError(
             f"--kv-cache-dtype {shown(kind, 60)}: vLLM {version} does not have it",
             rule="it has " + ", ".join(name for name in known.kv_cache_types if name in KV_BYTES),
-            remedy=_newer(kind),
+            remedy=_releases_with_cache(kind),
         )
     if kind not in KV_BYTES:
         raise UsageError(
@@ -58,15 +58,15 @@ def check(kind: str, version: str, gpus: Iterable[str], family: str) -> str:
     available(kind, version)
     unknown = []
     for gpu in gpus:
-        answer = backends.find(version, gpu, family)
-        asked = [d for d in answer.of("attention") if _same(d.cache, kind)] if answer else []
+        answer = backend_answers.find(version, gpu, family)
+        asked = [d for d in answer.of("attention") if _same_cache(d.cache, kind)] if answer else []
         refused = next((decision for decision in asked if not decision.selected), None)
         if refused:
             reasons = ", ".join(f"{o.name}: {o.reason}" for o in refused.options if o.reason)
             raise UsageError(
                 f"--kv-cache-dtype {kind}: no attention of vLLM {version} takes it on {gpu}",
                 rule=f"{refused.layer}: {reasons or refused.refused}",
-                remedy=_taken(answer) if answer else "",
+                remedy=_cache_types_taken(answer) if answer else "",
             )
         if not asked:
             unknown.append(gpu)
@@ -78,11 +78,11 @@ def check(kind: str, version: str, gpus: Iterable[str], family: str) -> str:
     return ""
 
 
-def _same(cache: str, kind: str) -> bool:
+def _same_cache(cache: str, kind: str) -> bool:
     return cache == _ASKED.get(kind, kind)
 
 
-def _taken(answer: backends.Answer) -> str:
+def _cache_types_taken(answer: backend_answers.BackendAnswer) -> str:
     """The types that attention takes."""
     decisions = answer.of("attention")
     caches = dict.fromkeys(decision.cache for decision in decisions)
@@ -94,7 +94,7 @@ def _taken(answer: backends.Answer) -> str:
     return "--kv-cache-dtype " + " or ".join(taken) if taken else ""
 
 
-def _newer(kind: str) -> str:
+def _releases_with_cache(kind: str) -> str:
     """The releases here that have a type."""
     having = [
         name

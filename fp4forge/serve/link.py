@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from fp4forge.kernels.gpus import Product
 from fp4forge.serve import memory
-from fp4forge.serve.model import Model
-from fp4forge.serve.split import Split, shard
+from fp4forge.serve.model_sizes import ModelSizes
+from fp4forge.serve.split import GpuSplit, shard
 
 _BYTES = 2  # of an activation: bfloat16
 
 
 @dataclass(frozen=True)
-class Link:
+class LinkSpeed:
     """A link between machines: bytes a second in one direction, seconds of one exchange."""
 
     bandwidth: float
@@ -22,11 +22,11 @@ class Link:
 
 # A DGX Spark's two RoCE ports share one ConnectX-7 at 200 Gbit/s; 20 us is what NCCL takes for a
 # small all-reduce over RoCE, 60 us over sockets (estimates; no Spark was measured here).
-ROCE = Link(25e9, 20e-6)
-SOCKETS = Link(1.1e9, 60e-6)
+ROCE = LinkSpeed(25e9, 20e-6)
+SOCKETS = LinkSpeed(1.1e9, 60e-6)
 
 
-def bytes_per_token(model: Model, split: Split) -> int:
+def bytes_per_token(model: ModelSizes, split: GpuSplit) -> int:
     """Bytes that one GPU sends for each token while decoding.
 
     Tensor parallelism reduces the hidden state over its group twice in each layer (after attention
@@ -39,13 +39,15 @@ def bytes_per_token(model: Model, split: Split) -> int:
     return reduced + (2 * hidden if split.pipeline > 1 else 0)
 
 
-def exchanges(model: Model, split: Split) -> int:
+def exchanges(model: ModelSizes, split: GpuSplit) -> int:
     """Exchanges that one token waits for, one after the other."""
     reductions = 2 * model.num_layers if split.tensor > 1 else 0
     return reductions + split.pipeline - 1
 
 
-def decode_rate(model: Model, product: Product, split: Split, link: Link, context: int) -> float:
+def decode_rate(
+    model: ModelSizes, product: Product, split: GpuSplit, link: LinkSpeed, context: int
+) -> float:
     """Tokens a second of one sequence at most: memory and link, one after the other."""
     part = shard(model, split)
     seconds = split.pipeline / memory.decode_rate(part, product, 1, context)

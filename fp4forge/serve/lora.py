@@ -13,12 +13,12 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from fp4forge.checkpoint.config import Config
+from fp4forge.checkpoint.config import ModelConfig
 from fp4forge.core import reading
 from fp4forge.core.errors import CheckpointError, UsageError
 from fp4forge.core.text import shown
-from fp4forge.serve.setting import Setting
-from fp4forge.serve.split import Split
+from fp4forge.serve.setting import ServerSetting
+from fp4forge.serve.split import GpuSplit
 
 FOLDER = "/lora"
 # What --max-lora-rank takes (MaxLoRARanks, vllm/config/lora.py of 0.20.2 and 0.33.0).
@@ -34,7 +34,7 @@ class _Adapter(Struct, frozen=True):
     modules_to_save: list[str] | None = None
 
 
-def flags(adapters: dict[str, Path], config: Config, split: Split) -> list[Setting]:
+def flags(adapters: dict[str, Path], config: ModelConfig, split: GpuSplit) -> list[ServerSetting]:
     """The flags of some adapters by name.
 
     Raises:
@@ -43,7 +43,7 @@ def flags(adapters: dict[str, Path], config: Config, split: Split) -> list[Setti
     """
     if not adapters:
         return []
-    ranks = [_rank(folder) for folder in adapters.values()]
+    ranks = [_lora_rank(folder) for folder in adapters.values()]
     experts = bool(config.text.experts)
     if experts and split.experts:
         raise UsageError(
@@ -54,14 +54,16 @@ def flags(adapters: dict[str, Path], config: Config, split: Split) -> list[Setti
     largest = next(rank for rank in RANKS if rank >= max(ranks))
     first, *more = (f"{name}={FOLDER}/{name}" for name in adapters)
     out = [
-        Setting("--enable-lora", "", "adapters beside the model, each by its name in the API"),
-        Setting("--lora-modules", first, "the adapters", tuple(more)),
-        Setting("--max-lora-rank", str(largest), f"the largest rank here is {max(ranks)}"),
-        Setting("--max-loras", str(len(adapters)), "all of them at once"),
+        ServerSetting(
+            "--enable-lora", "", "adapters beside the model, each by its name in the API"
+        ),
+        ServerSetting("--lora-modules", first, "the adapters", tuple(more)),
+        ServerSetting("--max-lora-rank", str(largest), f"the largest rank here is {max(ranks)}"),
+        ServerSetting("--max-loras", str(len(adapters)), "all of them at once"),
     ]
     if experts and config.quantization_config is not None:
         why = "adapters need experts' kernels that know LoRA: of those for NVFP4, Marlin's"
-        out.append(Setting("--moe-backend", "marlin", why))
+        out.append(ServerSetting("--moe-backend", "marlin", why))
     return out
 
 
@@ -82,7 +84,7 @@ def parse(words: tuple[str, ...]) -> dict[str, Path]:
     return found
 
 
-def _rank(folder: Path) -> int:
+def _lora_rank(folder: Path) -> int:
     found = reading.json_file(folder / "adapter_config.json", _Adapter, CheckpointError)
     if found.peft_type != "LORA":
         raise CheckpointError(

@@ -15,7 +15,7 @@ from fp4forge.core.text import shown
 from fp4forge.image.render import UID
 from fp4forge.oci import dockercli, process, reference
 from fp4forge.serve import lora
-from fp4forge.serve.settings import CACHE_DIR, KEY_FILE, MODEL_DIR, Server, published
+from fp4forge.serve.settings import CACHE_DIR, KEY_FILE, MODEL_DIR, ServerSettings, published
 from fp4forge.serve.speculation import DRAFT_DIR
 
 FORMATS = {
@@ -38,18 +38,18 @@ def _yaml(value: object) -> str:
     return json.dumps(str(value), ensure_ascii=False)
 
 
-def _compose(value: object) -> str:
+def _compose_scalar(value: object) -> str:
     """The same for compose files, which expand dollar signs."""
     return _yaml(value).replace("$", "$$")
 
 
-def _unit(value: object) -> str:
+def _systemd_word(value: object) -> str:
     """A word of a systemd command line (systemd.service(5), "Command lines")."""
     text = str(value).replace("\\", "\\\\").replace('"', '\\"')
     return '"' + text.replace("%", "%%").replace("$", "$$") + '"'
 
 
-def _mount(kind: str, source: str, target: str, *flags: str) -> str:
+def _mount_option(kind: str, source: str, target: str, *flags: str) -> str:
     """The value of ``docker run --mount``: one CSV record, so quotes and commas are quoted."""
     record = io.StringIO()
     fields = [f"type={kind}", f"source={source}", f"target={target}", *flags]
@@ -57,12 +57,12 @@ def _mount(kind: str, source: str, target: str, *flags: str) -> str:
     return record.getvalue()
 
 
-def _kubernetes(value: object) -> str:
+def _kubernetes_scalar(value: object) -> str:
     """The same for arguments and variables of a container, in which $(NAME) is expanded."""
     return _yaml(str(value).replace("$(", "$$("))
 
 
-def render(server: Server, kind: str, **more: object) -> str:
+def render(server: ServerSettings, kind: str, **more: object) -> str:
     """The manifest's text.
 
     Args:
@@ -82,10 +82,10 @@ def render(server: Server, kind: str, **more: object) -> str:
     )
     environment.filters |= {
         "yaml": _yaml,
-        "compose": _compose,
-        "k8s": _kubernetes,
+        "compose": _compose_scalar,
+        "k8s": _kubernetes_scalar,
         "shell": lambda v: shlex.quote(str(v)),
-        "unit": _unit,
+        "unit": _systemd_word,
     }
     model_dir, cache = f"{MODEL_DIR}/{server.served_name}", f"{server.name}-cache"
     binds = [(server.model, model_dir)]
@@ -100,8 +100,8 @@ def render(server: Server, kind: str, **more: object) -> str:
         cache=cache,
         binds=binds,
         mounts=[
-            *(_mount("bind", source, target, "readonly") for source, target in binds),
-            _mount("volume", cache, CACHE_DIR),
+            *(_mount_option("bind", source, target, "readonly") for source, target in binds),
+            _mount_option("volume", cache, CACHE_DIR),
         ],
         tmpfs=TMPFS,
         published=published(server.listen, server.port),
@@ -110,7 +110,7 @@ def render(server: Server, kind: str, **more: object) -> str:
     )
 
 
-def zip_arguments(server: Server) -> list[tuple[list[str], str]]:
+def zip_arguments(server: ServerSettings) -> list[tuple[list[str], str]]:
     """Each flag's words with its reason."""
     return [(flag.words, flag.why) for flag in server.flags]
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from fp4forge.core.errors import UsageError
 from fp4forge.kernels.gpus import Product
-from fp4forge.serve.model import Model
-from fp4forge.serve.state import Layers
+from fp4forge.serve.model_sizes import ModelSizes
+from fp4forge.serve.state import LayerGroup
 
 GIB = 2**30
 SHARE_RULE = "a share of memory, 0.1 to 0.98"
@@ -45,7 +45,7 @@ def check_share(value: float) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fit:
+class MemoryFit:
     """What a GPU holds of a model; bytes, blocks and tokens."""
 
     total: int
@@ -70,7 +70,7 @@ class Fit:
         return self.blocks // self.groups * BLOCK_TOKENS
 
 
-def groups(model: Model) -> tuple[int, int, list[tuple[Layers, int]]]:
+def groups(model: ModelSizes) -> tuple[int, int, list[tuple[LayerGroup, int]]]:
     """vLLM's KV cache groups.
 
     Returns:
@@ -78,7 +78,7 @@ def groups(model: Model) -> tuple[int, int, list[tuple[Layers, int]]]:
         its block (``_get_kv_cache_groups_uniform_page_size``, ``unify_kv_cache_spec_page_size``;
         a block of a fixed state holds one state).
     """
-    page = _page(model.attention)
+    page = _page_bytes(model.attention)
     counts = [kind.count for kind in model.attention]
     size = max(counts) if max(counts) < min(counts) * 1.5 else min(counts)
     out = []
@@ -88,7 +88,7 @@ def groups(model: Model) -> tuple[int, int, list[tuple[Layers, int]]]:
     return size, page, out
 
 
-def _page(attention: tuple[Layers, ...]) -> int:
+def _page_bytes(attention: tuple[LayerGroup, ...]) -> int:
     """Bytes of a layer's page, which every kind of layer gets.
 
     Blocks of attention grow until one holds a fixed state (``_align_hybrid_block_size`` in
@@ -101,7 +101,7 @@ def _page(attention: tuple[Layers, ...]) -> int:
     return token * BLOCK_TOKENS * max(-(-state // (token * BLOCK_TOKENS)), 1)
 
 
-def blocks_per_sequence(model: Model, context: int, batched_tokens: int) -> int:
+def blocks_per_sequence(model: ModelSizes, context: int, batched_tokens: int) -> int:
     """Blocks that vLLM reserves for one sequence of a context length (its admission bound)."""
     total = 0
     for kind, tokens in groups(model)[2]:
@@ -116,14 +116,14 @@ def blocks_per_sequence(model: Model, context: int, batched_tokens: int) -> int:
     return total
 
 
-def kv_bytes_per_token(model: Model) -> tuple[int, int]:
+def kv_bytes_per_token(model: ModelSizes) -> tuple[int, int]:
     """Bytes that one more token costs: within the sliding windows, and beyond them."""
     beyond = sum(kind.count * kind.token_bytes for kind in model.attention if not kind.window)
     within = sum(kind.count * kind.token_bytes for kind in model.attention)
     return within, beyond
 
 
-def state_bytes_per_sequence(model: Model) -> int:
+def state_bytes_per_sequence(model: ModelSizes) -> int:
     """Bytes of the fixed states of one sequence, whatever its length."""
     return sum(kind.count * kind.state_bytes for kind in model.attention)
 
@@ -140,8 +140,8 @@ def default_batched_tokens(product: Product) -> int:
 
 
 def fit(
-    model: Model, product: Product, utilization: float, sequences: int, batched_tokens: int
-) -> Fit:
+    model: ModelSizes, product: Product, utilization: float, sequences: int, batched_tokens: int
+) -> MemoryFit:
     """Memory left for the KV cache, in blocks.
 
     Args:
@@ -162,7 +162,7 @@ def fit(
     usable = int(product.memory_bytes * utilization)
     cache = max(usable - model.weights - activations - graphs - CONTEXT_BYTES, 0)
     size, page, all_groups = groups(model)
-    return Fit(
+    return MemoryFit(
         total=product.memory_bytes,
         usable=usable,
         weights=model.weights,
@@ -176,12 +176,12 @@ def fit(
     )
 
 
-def sequences_for(model: Model, found: Fit, context: int, batched_tokens: int) -> int:
+def sequences_for(model: ModelSizes, found: MemoryFit, context: int, batched_tokens: int) -> int:
     """The most sequences of a context length that the cache holds at once."""
     return found.blocks // blocks_per_sequence(model, context, batched_tokens)
 
 
-def context_for(model: Model, found: Fit, sequences: int, batched_tokens: int) -> int:
+def context_for(model: ModelSizes, found: MemoryFit, sequences: int, batched_tokens: int) -> int:
     """The largest context, in tokens, that so many sequences can each have; 0 if none."""
     low, high = 0, model.max_context or UNLIMITED
     while low < high:
@@ -193,7 +193,7 @@ def context_for(model: Model, found: Fit, sequences: int, batched_tokens: int) -
     return low
 
 
-def decode_rate(model: Model, product: Product, batch: int, context: int) -> float:
+def decode_rate(model: ModelSizes, product: Product, batch: int, context: int) -> float:
     """Tokens per second of one sequence that memory bandwidth allows at most."""
     cache = sum(
         kind.count * (kind.token_bytes * min(context, kind.window or context) + kind.state_bytes)
@@ -224,25 +224,25 @@ CARD: tuple[tuple[str, str, str], ...] = (
 )
 
 
-def against_card(model: Model, found: Fit) -> list[dict[str, Any]]:
+def against_card(model: ModelSizes, found: MemoryFit) -> list[dict[str, Any]]:
     """The card's figures beside ours, for the model and GPU that it measured."""
     ours = {
         "weights": f"{model.weights / 1e9:.1f} GB",
         "kv_tokens": f"{found.tokens_reported / 1e3:.0f}K tokens",
-        "dense_bf16": _read(27e9 * 2),
-        "dense_nvfp4": _read(27e9 * 4.5 / 8),
-        "moe_nvfp4": _read(model.read_per_token()),
+        "dense_bf16": _read_rate(27e9 * 2),
+        "dense_nvfp4": _read_rate(27e9 * 4.5 / 8),
+        "moe_nvfp4": _read_rate(model.read_per_token()),
     }
     return [
         {"figure": name, "card": card, "ours": ours[name], "why": why} for name, card, why in CARD
     ]
 
 
-def _read(size: float) -> str:
+def _read_rate(size: float) -> str:
     return f"{size / 1e9:.1f} GB a token, {size * 50 / 1e9:,.0f} GB/s"
 
 
-def is_reference(model: Model) -> bool:
+def is_reference(model: ModelSizes) -> bool:
     """Whether this is the model that the reference card describes."""
     shape = (model.layers, model.num_experts, model.expert_width, model.hidden)
     return shape == (30, 128, 704, 2816)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from fp4forge.core.errors import FitError
 from fp4forge.kernels.gpus import Product
 from fp4forge.serve import memory
-from fp4forge.serve.memory import Fit
-from fp4forge.serve.model import Model
-from fp4forge.serve.split import ONE, WAYS, Split, choices, machines, problems, shard
+from fp4forge.serve.memory import MemoryFit
+from fp4forge.serve.model_sizes import ModelSizes
+from fp4forge.serve.split import ONE, WAYS, GpuSplit, choices, machines, problems, shard
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class WantedCapacity:
     """What a server is to hold: sequences of a context length, both in one cache."""
 
     context: int
@@ -35,16 +35,16 @@ class Placement:
     """A model on GPUs of one product: how it is split, what one GPU holds, and what fits."""
 
     product: Product
-    split: Split
+    split: GpuSplit
     machines: int
-    model: Model  # the fullest GPU's part
-    fit: Fit
+    model: ModelSizes  # the fullest GPU's part
+    fit: MemoryFit
     batched_tokens: int
     sequences: int  # of the wanted context
     context: int  # for the wanted sequences
 
 
-def on(model: Model, product: Product, split: Split, wanted: Wanted) -> Placement:
+def on(model: ModelSizes, product: Product, split: GpuSplit, wanted: WantedCapacity) -> Placement:
     """A model on a product's GPUs, split in a given way.
 
     Args:
@@ -68,7 +68,7 @@ def on(model: Model, product: Product, split: Split, wanted: Wanted) -> Placemen
 
 
 def smallest(
-    model: Model, product: Product, wanted: Wanted, sequences: int = 1
+    model: ModelSizes, product: Product, wanted: WantedCapacity, sequences: int = 1
 ) -> Placement | None:
     """The placement on the fewest GPUs that holds so many sequences of the wanted context."""
     for split in choices(model, WAYS[-1], data=True):
@@ -80,7 +80,9 @@ def smallest(
     return None
 
 
-def remedies(model: Model, product: Product, wanted: Wanted, split: Split = ONE) -> list[str]:
+def remedies(
+    model: ModelSizes, product: Product, wanted: WantedCapacity, split: GpuSplit = ONE
+) -> list[str]:
     """What would make a model fit that does not, the nearest change first."""
     found, out = on(model, product, split, wanted), []
     if found.fit.fits and found.sequences:
@@ -95,7 +97,9 @@ def remedies(model: Model, product: Product, wanted: Wanted, split: Split = ONE)
     return [f"{product.title}: {what}" for what in out]
 
 
-def check(model: Model, products: list[Product], wanted: Wanted, split: Split) -> None:
+def check(
+    model: ModelSizes, products: list[Product], wanted: WantedCapacity, split: GpuSplit
+) -> None:
     """Refuses a split that the model's widths do not allow, or that no product holds.
 
     Args:

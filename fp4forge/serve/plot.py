@@ -7,13 +7,13 @@ from pathlib import Path
 from fp4forge.core.errors import UsageError
 from fp4forge.kernels.gpus import Product
 from fp4forge.serve import memory
-from fp4forge.serve.model import Model
+from fp4forge.serve.model_sizes import ModelSizes
 
 SUFFIXES = (".svg", ".png", ".pdf")
 
 
 def context_plot(
-    model: Model, products: list[Product], utilization: float, batched: int | None, path: Path
+    model: ModelSizes, products: list[Product], utilization: float, batched: int | None, path: Path
 ) -> None:
     """Writes the plot; both axes logarithmic.
 

@@ -17,7 +17,7 @@ from fp4forge.core.errors import ServingError
 from fp4forge.core.text import shown
 from fp4forge.kernels.base import Progress
 from fp4forge.serve import client, sandbox
-from fp4forge.serve.client import Answer
+from fp4forge.serve.client import ChatAnswer
 
 CITIES = (
     "tokyo",
@@ -43,7 +43,7 @@ CITIES = (
 
 
 @dataclass(frozen=True)
-class Prompt:
+class CardPrompt:
     """One question: its body, and a check that says what is wrong with an answer.
 
     The check may raise sandbox.NotJudged.
@@ -51,13 +51,13 @@ class Prompt:
 
     name: str
     text: str
-    wrong: Callable[[Answer], str]
+    wrong: Callable[[ChatAnswer], str]
     kind: str = "text"
     options: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
-class Verdict:
+class PromptVerdict:
     """What came of one prompt; seconds of wall time.
 
     ``passed`` is None if the answer could not be judged; ``problem`` then says why.
@@ -75,34 +75,34 @@ class Verdict:
         return "not judged" if self.passed is None else "ok" if self.passed else "wrong"
 
 
-def _words(text: str, *wanted: str) -> str:
+def _lacks_words(text: str, *wanted: str) -> str:
     missing = [word for word in wanted if word not in text.lower()]
     return f"it does not say {', '.join(missing)}" if missing else ""
 
 
-def _haiku(answer: Answer) -> str:
+def _haiku(answer: ChatAnswer) -> str:
     lines = [line for line in re.split(r"\n|\s/\s", answer.text.strip()) if line.strip()]
     return "" if 3 <= len(lines) <= 4 else f"{len(lines)} lines, a haiku has 3"
 
 
-def _cities(answer: Answer) -> str:
+def _cities(answer: ChatAnswer) -> str:
     named = {city for city in CITIES if city in answer.text.lower()}
     return "" if len(named) >= 3 else f"{len(named)} known Japanese cities named, 3 asked for"
 
 
-def _photosynthesis(answer: Answer) -> str:
+def _photosynthesis(answer: ChatAnswer) -> str:
     text = answer.text.strip()
     sentences = len(re.findall(r"[.!?](?=\s+[A-Z]|$)", text))
-    problem = _words(text, "light") if "sun" not in text.lower() else ""
+    problem = _lacks_words(text, "light") if "sun" not in text.lower() else ""
     if not problem and not re.search(r"energy|sugar|glucose|oxygen|carbon", text.lower()):
         problem = "it names neither energy, sugar, oxygen nor carbon dioxide"
     return problem or ("" if sentences <= 1 else f"{sentences} sentences, one asked for")
 
 
-def _reasoned(answer: Answer) -> str:
+def _product_reasoned(answer: ChatAnswer) -> str:
     if not answer.reasoning.strip():
         return "no reasoning apart from the answer: is --reasoning-parser set?"
-    return _words(answer.text, "391")
+    return _lacks_words(answer.text, "391")
 
 
 class _City(Struct, frozen=True):
@@ -111,7 +111,7 @@ class _City(Struct, frozen=True):
     city: str = ""
 
 
-def _called(answer: Answer) -> str:
+def _weather_called(answer: ChatAnswer) -> str:
     if not answer.tool_calls:
         return "no tool call: are --enable-auto-tool-choice and --tool-call-parser set?"
     called = answer.tool_calls[0].function
@@ -153,37 +153,40 @@ _WEATHER = {
 }
 
 PROMPTS = (
-    Prompt("capital", client.PARIS, lambda a: _words(a.text, "paris")),
-    Prompt("product", "What is 17 * 23?", lambda a: _words(a.text, "391")),
-    Prompt("haiku", "Write a haiku about the ocean.", _haiku),
-    Prompt("cities", "Name three cities in Japan.", _cities),
-    Prompt(
+    CardPrompt("capital", client.PARIS, lambda a: _lacks_words(a.text, "paris")),
+    CardPrompt("product", "What is 17 * 23?", lambda a: _lacks_words(a.text, "391")),
+    CardPrompt("haiku", "Write a haiku about the ocean.", _haiku),
+    CardPrompt("cities", "Name three cities in Japan.", _cities),
+    CardPrompt(
         "prime",
         "Write a one-line Python function is_prime(n). Only the code.",
         lambda a: sandbox.wrong_prime(a.text),
     ),
-    Prompt("photosynthesis", "Explain photosynthesis in one sentence.", _photosynthesis),
-    Prompt(
+    CardPrompt("photosynthesis", "Explain photosynthesis in one sentence.", _photosynthesis),
+    CardPrompt(
         "reasoning",
         "What is 17 * 23? Think first.",
-        _reasoned,
+        _product_reasoned,
         "reasoning",
         {"chat_template_kwargs": {"enable_thinking": True}, "max_tokens": 2048},
     ),
-    Prompt(
+    CardPrompt(
         "tool",
         "What is the weather in Paris now? Use the tool.",
-        _called,
+        _weather_called,
         "tool",
         {"tools": [_WEATHER]},
     ),
-    Prompt(
-        "vision", "What colour is this square? One word.", lambda a: _words(a.text, "red"), "vision"
+    CardPrompt(
+        "vision",
+        "What colour is this square? One word.",
+        lambda a: _lacks_words(a.text, "red"),
+        "vision",
     ),
 )
 
 
-def answer(url: str, prompt: Prompt, model: str, stream: bool, timeout: float) -> Answer:
+def answer(url: str, prompt: CardPrompt, model: str, stream: bool, timeout: float) -> ChatAnswer:
     """Asks one prompt."""
     content: Any = prompt.text
     if prompt.kind == "vision":
@@ -201,7 +204,7 @@ def answer(url: str, prompt: Prompt, model: str, stream: bool, timeout: float) -
     )
 
 
-def ask(url: str, prompt: Prompt, model: str, stream: bool, timeout: float) -> Verdict:
+def ask(url: str, prompt: CardPrompt, model: str, stream: bool, timeout: float) -> PromptVerdict:
     """Asks one prompt and checks the answer."""
     given = answer(url, prompt, model, stream, timeout)
     problem = given.problem
@@ -213,7 +216,7 @@ def ask(url: str, prompt: Prompt, model: str, stream: bool, timeout: float) -> V
         passed = not problem
     except sandbox.NotJudged as reason:
         passed, problem = None, str(reason)
-    return Verdict(prompt.name, passed, given.text, problem, given.seconds)
+    return PromptVerdict(prompt.name, passed, given.text, problem, given.seconds)
 
 
 def examine(
@@ -224,7 +227,7 @@ def examine(
     names: tuple[str, ...] = (),
     stream: bool = False,
     timeout: float = client.TIMEOUT,
-) -> Iterator[Verdict]:
+) -> Iterator[PromptVerdict]:
     """Asks the prompts of some kinds (or of some names) one after the other."""
     known = client.models(url)
     for prompt in PROMPTS:

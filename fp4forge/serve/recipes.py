@@ -19,12 +19,12 @@ from packaging.version import InvalidVersion, Version
 from fp4forge.core.errors import UsageError
 from fp4forge.core.text import shown
 from fp4forge.inputs import switches
-from fp4forge.inputs.reader import Format
+from fp4forge.inputs.reader import InputFormat
 from fp4forge.kernels.gpus import PRODUCTS
 from fp4forge.models import family
 from fp4forge.serve.memory import SHARE_RULE, is_share
-from fp4forge.serve.setting import Setting
-from fp4forge.serve.settings import Server
+from fp4forge.serve.setting import ServerSetting
+from fp4forge.serve.settings import ServerSettings
 from fp4forge.serve.state import KV_BYTES
 
 _Line = Annotated[str, Meta(pattern=r"^[^\n]*\Z", description="text of one line")]
@@ -81,7 +81,7 @@ class _Variant(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     hardware_overrides: dict[str, _Override] = {}
 
 
-class _Model(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _RecipeModel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The model itself."""
 
     model_id: str
@@ -98,7 +98,7 @@ class _Model(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A recipe's file; what this project does not read of it may be anything."""
 
-    model: _Model
+    model: _RecipeModel
     variants: dict[str, _Variant]
     features: dict[str, _Feature] = {}
     opt_in_features: _Words = ()
@@ -111,7 +111,7 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     guide: str = ""
 
 
-FORMAT = Format(Recipe, "recipe", UsageError, blocks=True)
+FORMAT = InputFormat(Recipe, "recipe", UsageError, blocks=True)
 # Flags of a recipe that the manifest decides itself, by its options and after its checks.
 _OURS = (
     "--host",
@@ -133,12 +133,12 @@ _KEYS = re.compile("KEY|TOKEN|SECRET|PASSWORD")
 
 
 @dataclass(frozen=True)
-class Chosen:
+class RecipeSettings:
     """A recipe's settings for one variant, hardware and set of features."""
 
     model: str
-    flags: tuple[Setting, ...]
-    environment: tuple[Setting, ...]
+    flags: tuple[ServerSetting, ...]
+    environment: tuple[ServerSetting, ...]
     asks_for: str  # the recipe's min_vllm_version
     notes: tuple[str, ...]
 
@@ -152,7 +152,9 @@ def read(path: Path) -> Recipe:
     return FORMAT.read(path, shown(path, 200))
 
 
-def choose(recipe: Recipe, variant: str, features: tuple[str, ...], product: str | None) -> Chosen:
+def choose(
+    recipe: Recipe, variant: str, features: tuple[str, ...], product: str | None
+) -> RecipeSettings:
     """What a recipe says for a variant, with features switched on, on a product.
 
     Args:
@@ -163,9 +165,9 @@ def choose(recipe: Recipe, variant: str, features: tuple[str, ...], product: str
     Raises:
         UsageError: the recipe has no such variant, feature or mode, or they do not go together.
     """
-    name = variant or _usual(recipe)
+    name = variant or _usual_variant(recipe)
     if name not in recipe.variants:
-        raise _unknown("variant", name, recipe.variants)
+        raise _unknown_choice("variant", name, recipe.variants)
     hardware = PRODUCTS[product].recipe if product else ""
     found = recipe.variants[name]
     words, variables, notes = list(recipe.model.base_args), dict(recipe.model.base_env), []
@@ -188,23 +190,23 @@ def choose(recipe: Recipe, variant: str, features: tuple[str, ...], product: str
         words += mode.args if special.args is None else special.args
         variables |= mode.env if special.env is None else special.env
     why = f"the recipe, variant {name}" + (f" on {hardware}" if hardware else "")
-    return Chosen(
+    return RecipeSettings(
         model=found.model_id or recipe.model.model_id,
-        flags=tuple(_pairs(words, why)),
-        environment=tuple(Setting(key, value, why) for key, value in variables.items()),
+        flags=tuple(_flag_pairs(words, why)),
+        environment=tuple(ServerSetting(key, value, why) for key, value in variables.items()),
         asks_for=found.min_vllm_version or recipe.model.min_vllm_version,
         notes=tuple(notes),
     )
 
 
-def _usual(recipe: Recipe) -> str:
+def _usual_variant(recipe: Recipe) -> str:
     if not recipe.variants:
         raise UsageError("the recipe has no variants", rule="a recipe has one at least")
     quantised = [name for name, v in recipe.variants.items() if v.precision == "nvfp4"]
     return (quantised or list(recipe.variants))[0]
 
 
-def _unknown(what: str, name: str, known: Any) -> UsageError:
+def _unknown_choice(what: str, name: str, known: Any) -> UsageError:
     return UsageError(
         f"the recipe has no {what} {shown(name, 60)!r}", rule="one of " + ", ".join(known)
     )
@@ -215,7 +217,7 @@ def _features(recipe: Recipe, asked: tuple[str, ...], variant: str) -> list[_Mod
     modes = dict(part.partition("=")[::2] for part in asked)
     for name in modes:
         if name not in recipe.features:
-            raise _unknown("feature", name, recipe.features)
+            raise _unknown_choice("feature", name, recipe.features)
     out: list[_Mode] = []
     for name, feature in recipe.features.items():
         if name not in modes and name in recipe.opt_in_features:
@@ -229,7 +231,7 @@ def _features(recipe: Recipe, asked: tuple[str, ...], variant: str) -> list[_Mod
             continue
         mode = modes.get(name) or feature.default_mode or next(iter(feature.modes))
         if mode not in feature.modes:
-            raise _unknown(f"mode of {name}", mode, feature.modes)
+            raise _unknown_choice(f"mode of {name}", mode, feature.modes)
         chosen = feature.modes[mode]
         if chosen.variants and variant not in chosen.variants:
             raise UsageError(
@@ -240,19 +242,19 @@ def _features(recipe: Recipe, asked: tuple[str, ...], variant: str) -> list[_Mod
     return out
 
 
-def _pairs(words: list[str], why: str) -> list[Setting]:
+def _flag_pairs(words: list[str], why: str) -> list[ServerSetting]:
     """Flags with their values; the last of a flag counts.
 
     Raises:
         UsageError: a value stands before any flag.
     """
-    found: dict[str, Setting] = {}
+    found: dict[str, ServerSetting] = {}
     name = ""
     for word in words:
         if re.match(r"--?[a-zA-Z]", word):
             name, _, value = word.partition("=")
             found.pop(name, None)
-            found[name] = Setting(name, value, why)
+            found[name] = ServerSetting(name, value, why)
         elif not name:
             raise UsageError(
                 f"the recipe's arguments begin with {shown(word, 60)!r}", rule="a flag comes first"
@@ -266,18 +268,18 @@ def _pairs(words: list[str], why: str) -> list[Setting]:
     return list(found.values())
 
 
-def apply(server: Server, chosen: Chosen) -> Server:
+def apply(server: ServerSettings, chosen: RecipeSettings) -> ServerSettings:
     """A server with a recipe's settings over its own.
 
     Flags and variables that the image's release does not know are left out, with a note.
     """
     known = switches.load(server.version)
     notes = list(chosen.notes)
-    if _older(server.version, chosen.asks_for):
+    if _older_version(server.version, chosen.asks_for):
         notes.append(f"the recipe asks for vLLM {chosen.asks_for}; this image has {server.version}")
     flags = {flag.name: flag for flag in server.flags}
     for flag in chosen.flags:
-        if reason := _refused(flag, server, known):
+        if reason := _why_not_taken(flag, server, known):
             notes.append(f"{flag.name} of the recipe is left out: {reason}")
         else:
             flags[flag.name] = flag
@@ -298,7 +300,9 @@ def apply(server: Server, chosen: Chosen) -> Server:
     )
 
 
-def _refused(flag: Setting, server: Server, known: switches.Switches | None) -> str:
+def _why_not_taken(
+    flag: ServerSetting, server: ServerSettings, known: switches.KnownSwitches | None
+) -> str:
     """Why a recipe's flag is not taken over; empty if it is."""
     ours = next((f.value for f in server.flags if f.name == flag.name), "")
     if flag.name in _OURS:
@@ -312,7 +316,7 @@ def _refused(flag: Setting, server: Server, known: switches.Switches | None) -> 
             return f"{flag.value} is more than the {ours} that were found to fit (--workload)"
         case "--max-num-seqs" | "--max-num-batched-tokens" if not flag.value.isdigit():
             return f"{flag.value!r} is not a number"
-        case "--gpu-memory-utilization" if not _share(flag.value):
+        case "--gpu-memory-utilization" if not _is_share(flag.value):
             return f"{flag.value!r} is not {SHARE_RULE}"
         case "--kv-cache-dtype" if known and flag.value not in known.kv_cache_types:
             return f"vLLM {server.version} lacks {flag.value}"
@@ -327,14 +331,14 @@ def _at_most(value: str, limit: str) -> bool:
     return value.isdigit() and (not limit or int(value) <= int(limit))
 
 
-def _share(value: str) -> bool:
+def _is_share(value: str) -> bool:
     try:
         return is_share(float(value))
     except ValueError:
         return False
 
 
-def _speculation(flag: Setting, server: Server, chosen: bool) -> str:
+def _speculation(flag: ServerSetting, server: ServerSettings, chosen: bool) -> str:
     """Why a recipe's speculation is not taken over: the family's file decides what works."""
     if chosen:
         return "--speculative chooses another"
@@ -355,7 +359,7 @@ def _speculation(flag: Setting, server: Server, chosen: bool) -> str:
     return "" if works else f"it is not known to work for {title} with vLLM {server.version}"
 
 
-def _older(version: str, wanted: str) -> bool:
+def _older_version(version: str, wanted: str) -> bool:
     try:
         return Version(version) < Version(wanted)
     except InvalidVersion:

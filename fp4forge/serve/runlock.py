@@ -25,7 +25,7 @@ from fp4forge.core.text import as_json, shown, steers
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import engine, reference, registry
 from fp4forge.serve import manifest
-from fp4forge.serve.settings import Server
+from fp4forge.serve.settings import ServerSettings
 
 VERSION = 1
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -33,18 +33,18 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _SERVED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
-class File(Struct, frozen=True):
+class LockedFile(Struct, frozen=True):
     """One file; size in bytes."""
 
     size: int
     sha256: str
 
 
-class Folder(Struct, frozen=True):
+class LockedFolder(Struct, frozen=True):
     """A folder that the server mounts: files by their path in it, and the hub's commit."""
 
     revision: str  # empty if nothing in the folder says it
-    files: dict[str, File]
+    files: dict[str, LockedFile]
 
 
 class RunLock(Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,8 +55,8 @@ class RunLock(Struct, frozen=True, forbid_unknown_fields=True):
     kind: str  # one of manifest.FORMATS
     manifest: str  # SHA-256 of the manifest's text
     image: str  # by digest
-    server: Server
-    folders: dict[str, Folder]  # by their path on the host
+    server: ServerSettings
+    folders: dict[str, LockedFolder]  # by their path on the host
 
     @property
     def digest(self) -> str:
@@ -64,7 +64,7 @@ class RunLock(Struct, frozen=True, forbid_unknown_fields=True):
         return reference.parse(self.image).digest
 
 
-def make(server: Server, kind: str, text: str, report: Progress) -> RunLock:
+def make(server: ServerSettings, kind: str, text: str, report: Progress) -> RunLock:
     """The lock of a manifest.
 
     Args:
@@ -81,9 +81,9 @@ def make(server: Server, kind: str, text: str, report: Progress) -> RunLock:
         raise RunLockError(
             f"{shown(server.image, 200)} is not an image by digest", rule="NAME@sha256:DIGEST"
         )
-    folders = {path: _folder(Path(path), report) for path in _mounted(server)}
+    folders = {path: _locked_folder(Path(path), report) for path in _mounted_folders(server)}
     by = f"fp4forge {fp4forge.__version__}"
-    return RunLock(VERSION, by, kind, _sha256(text), server.image, server, folders)
+    return RunLock(VERSION, by, kind, _text_sha256(text), server.image, server, folders)
 
 
 def text_of(lock: RunLock) -> str:
@@ -103,7 +103,7 @@ def read(path: Path) -> RunLock:
         raise RunLockError(
             f"{where} is a lock of version {found.version}", rule=f"this fp4forge reads {VERSION}"
         )
-    wrong = next((text for text in _texts(msgspec.to_builtins(found)) if steers(text)), None)
+    wrong = next((text for text in _texts_in(msgspec.to_builtins(found)) if steers(text)), None)
     if wrong is not None:
         raise RunLockError(f"{where} has a control character: {shown(wrong, 80)}")
     fields = (
@@ -111,7 +111,7 @@ def read(path: Path) -> RunLock:
         ("image", manifest.is_digest(found.image) and found.image == found.server.image),
         ("server.name", _NAME.fullmatch(found.server.name)),
         ("server.served_name", _SERVED.fullmatch(found.server.served_name)),
-        ("folders", found.folders.keys() == {*_mounted(found.server)}),
+        ("folders", found.folders.keys() == {*_mounted_folders(found.server)}),
     )
     for name, right in fields:
         if not right:
@@ -134,7 +134,7 @@ def reproduce(lock: RunLock, report: Progress) -> str:
         RegistryError: the engine does not have the image, and its registry does not answer.
     """
     report(lock.image)
-    lines = [] if _has(lock.image) else [f"{lock.image} is neither here nor in its registry"]
+    lines = [] if _engine_has(lock.image) else [f"{lock.image} is neither here nor in its registry"]
     for path, folder in lock.folders.items():
         lines += differences(Path(path), folder, report)
     if lines:
@@ -146,7 +146,7 @@ def reproduce(lock: RunLock, report: Progress) -> str:
             remedy="bring back what the lock names, or write a new lock with --lock",
         )
     text = manifest.render(lock.server, lock.kind)
-    if _sha256(text) != lock.manifest:
+    if _text_sha256(text) != lock.manifest:
         raise RunLockError(
             f"fp4forge {fp4forge.__version__} writes another manifest from this lock, which"
             f" {shown(lock.by, 80)} wrote",
@@ -156,10 +156,10 @@ def reproduce(lock: RunLock, report: Progress) -> str:
     return text
 
 
-def differences(path: Path, locked: Folder, report: Progress) -> list[str]:
+def differences(path: Path, locked: LockedFolder, report: Progress) -> list[str]:
     """What a folder has that differs from its lock, a line each."""
     try:
-        found = _folder(path, report)
+        found = _locked_folder(path, report)
     except CheckpointError as error:
         return [error.message]
     lines = []
@@ -180,34 +180,34 @@ def differences(path: Path, locked: Folder, report: Progress) -> list[str]:
     return lines
 
 
-def _has(image: str) -> bool:
+def _engine_has(image: str) -> bool:
     if engine.present(image):
         return True
     named = reference.parse(image)
     return bool(named.host) and registry.manifest(named.repository, named.digest) is not None
 
 
-def _mounted(server: Server) -> list[str]:
+def _mounted_folders(server: ServerSettings) -> list[str]:
     """Folders that a server mounts, each once."""
     paths = [server.model, server.drafter, *server.adapters.values()]
     return list(dict.fromkeys(path for path in paths if path))
 
 
-def _folder(path: Path, report: Progress) -> Folder:
+def _locked_folder(path: Path, report: Progress) -> LockedFolder:
     if not reading.is_folder(path):
         raise CheckpointError(
             f"{shown(path, 300)} is not a folder on this machine",
             rule="a lock hashes every file of the model, the drafter and the adapters",
             remedy="write the lock on the machine that serves",
         )
-    names = sorted(_files(path))
+    names = sorted(_folder_files(path))
     report(f"SHA-256 of {path.name}: {len(names)} files")
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:  # hashing does not hold the interpreter
-        hashed = pool.map(lambda name: _file(path / name), names)
-        return Folder(_revision(path), dict(zip(names, hashed, strict=True)))
+        hashed = pool.map(lambda name: _locked_file(path / name), names)
+        return LockedFolder(_hub_revision(path), dict(zip(names, hashed, strict=True)))
 
 
-def _files(path: Path) -> Iterator[str]:
+def _folder_files(path: Path) -> Iterator[str]:
     """Files of a folder by their path in it; what begins with a dot is a tool's, and left out."""
     count = 0
     # The hub's cache links its files; ENTRIES ends links that lead in a circle.
@@ -221,13 +221,13 @@ def _files(path: Path) -> Iterator[str]:
                 yield (Path(folder) / name).relative_to(path).as_posix()
 
 
-def _file(path: Path) -> File:
+def _locked_file(path: Path) -> LockedFile:
     with reading.opened(path, CheckpointError) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return File(os.fstat(file.fileno()).st_size, digest)
+        return LockedFile(os.fstat(file.fileno()).st_size, digest)
 
 
-def _revision(path: Path) -> str:
+def _hub_revision(path: Path) -> str:
     """The hub's commit: of a download to a folder, or of a snapshot in the hub's cache.
 
     huggingface_hub keeps it in the first line of .cache/huggingface/download/*.metadata, or as the
@@ -242,17 +242,17 @@ def _revision(path: Path) -> str:
     return noted.pop() if len(noted) == 1 and all(map(_COMMIT.fullmatch, noted)) else ""
 
 
-def _texts(value: object) -> Iterator[str]:
+def _texts_in(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
         for key, entry in value.items():
             yield str(key)
-            yield from _texts(entry)
+            yield from _texts_in(entry)
     elif isinstance(value, list | tuple):
         for entry in value:
-            yield from _texts(entry)
+            yield from _texts_in(entry)
 
 
-def _sha256(text: str) -> str:
+def _text_sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()

@@ -62,10 +62,10 @@ def wrong_prime(text: str) -> str:
     Raises:
         NotJudged: the sandbox cannot run here, or may lack what the answer uses.
     """
-    code, name = _function(text)
+    code, name = _code_and_name(text)
     if not code:
         return "no Python function in the answer"
-    outcome, detail = _apart({"code": code, "name": name, "seconds": SECONDS})
+    outcome, detail = _judge_apart({"code": code, "name": name, "seconds": SECONDS})
     if outcome == "right":
         return ""
     if outcome == "wrong":
@@ -73,9 +73,13 @@ def wrong_prime(text: str) -> str:
     raise NotJudged(f"{outcome}: {detail}")
 
 
-def _function(text: str) -> tuple[str, str]:
+def _code_and_name(text: str) -> tuple[str, str]:
     """The code in an answer and its function's name: from a fence, bare lines or a `span`."""
-    for candidate in (*_FENCE.findall(text), *_bare(text), *re.findall(r"`([^`\n]+)`", text)):
+    for candidate in (
+        *_FENCE.findall(text),
+        *_unfenced_code(text),
+        *re.findall(r"`([^`\n]+)`", text),
+    ):
         code = textwrap.dedent(candidate).strip()
         if not _DEFINITION.search(code):
             code = _BARE_LAMBDA.sub("is_prime = ", code, count=1)
@@ -85,13 +89,13 @@ def _function(text: str) -> tuple[str, str]:
     return "", ""
 
 
-def _bare(text: str) -> list[str]:
+def _unfenced_code(text: str) -> list[str]:
     """The runs of lines that look like Python in an answer without a fence."""
     runs = itertools.groupby(text.split("\n"), lambda line: bool(_CODE.match(line)))
     return ["\n".join(lines) for is_code, lines in runs if is_code]
 
 
-def _apart(request: dict[str, Any]) -> tuple[str, Any]:
+def _judge_apart(request: dict[str, Any]) -> tuple[str, Any]:
     """Have a child judge the code, and end whatever it started: the outcome and its detail."""
     seconds = 2 * SECONDS + OVERHEAD_SECONDS
     try:
@@ -125,7 +129,7 @@ def _apart(request: dict[str, Any]) -> tuple[str, Any]:
         return "not run", f"the sandbox gave no verdict (exit code {child.returncode})"
 
 
-def _judge(code: str, name: str, seconds: float) -> tuple[str, Any]:
+def _judge_in_monty(code: str, name: str, seconds: float) -> tuple[str, Any]:
     """In the child: define the function and call it in Monty; the outcome and its detail."""
     try:
         import pydantic_monty as monty
@@ -149,12 +153,12 @@ def _judge(code: str, name: str, seconds: float) -> tuple[str, Any]:
             _wall_in(session.worker_pid, seconds)
             # Models assume that these are imported; and this shows that code runs at all.
             session.feed_run("import math\nfrom math import isqrt, sqrt")
-            return _verdict(session, code, name, seconds)
+            return _sandbox_verdict(session, code, name, seconds)
     except Exception as error:
-        return "not run", f"the sandbox does not start: {_line(error)}"
+        return "not run", f"the sandbox does not start: {_traceback_line(error)}"
 
 
-def _verdict(session: Any, code: str, name: str, seconds: float) -> tuple[str, Any]:
+def _sandbox_verdict(session: Any, code: str, name: str, seconds: float) -> tuple[str, Any]:
     import pydantic_monty as monty
 
     numbers = ", ".join(map(str, range(-2, 50)))
@@ -168,26 +172,26 @@ def _verdict(session: Any, code: str, name: str, seconds: float) -> tuple[str, A
     except monty.MontyCrashedError as error:
         if error.timed_out:
             return "wrong", f"it did not finish within {seconds:g} s"
-        return "not judged", f"the sandbox broke: {_line(error)}"
+        return "not judged", f"the sandbox broke: {_traceback_line(error)}"
     except monty.MontyError as error:
-        if _lacks(error.exception(), code):
-            return "not judged", f"Monty may lack what it uses: {_line(error)}"
+        if _monty_lacks(error.exception(), code):
+            return "not judged", f"Monty may lack what it uses: {_traceback_line(error)}"
         if isinstance(error, monty.MontySyntaxError):
-            return "wrong", f"not Python: {_line(error)}"
+            return "wrong", f"not Python: {_traceback_line(error)}"
         if "time limit exceeded" in str(error):
             return "wrong", f"it did not finish within {seconds:g} s"
-        return "wrong", f"it fails: {_line(error)}"
+        return "wrong", f"it fails: {_traceback_line(error)}"
     wrong = sorted(PRIMES.symmetric_difference(found))
     return ("wrong", f"wrong for {', '.join(map(str, wrong))}") if wrong else ("right", "")
 
 
-def _line(error: Exception) -> str:
+def _traceback_line(error: Exception) -> str:
     # The code may choose the message: no line breaks, and nothing that steers a terminal.
     text = " ".join(str(error).split())[:200] or type(error).__name__
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
-def _lacks(error: BaseException, code: str) -> bool:
+def _monty_lacks(error: BaseException, code: str) -> bool:
     """Whether the code may work in CPython, although Monty raised this."""
     text = str(error)
     if isinstance(error, ModuleNotFoundError) or "Internal error in monty" in text:
@@ -216,7 +220,7 @@ def _drop_privileges(seconds: float) -> None:
     Raises:
         OSError: the kernel refuses to rule setuid programs out; then no code runs.
     """
-    _limit(
+    _limit_process(
         os.getpid(),
         {
             resource.RLIMIT_AS: 2**30,
@@ -246,7 +250,7 @@ def _wall_in(worker: int | None, seconds: float) -> None:
     """
     if worker is None:
         raise OSError("Monty's worker has no process id")
-    _limit(
+    _limit_process(
         worker,
         {
             resource.RLIMIT_NOFILE: 0,
@@ -258,7 +262,7 @@ def _wall_in(worker: int | None, seconds: float) -> None:
     )
 
 
-def _limit(process: int, limits: dict[int, int]) -> None:
+def _limit_process(process: int, limits: dict[int, int]) -> None:
     for limit, value in limits.items():
         _, hard = resource.prlimit(process, limit)
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
@@ -266,4 +270,4 @@ def _limit(process: int, limits: dict[int, int]) -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_judge(**json.load(sys.stdin))))
+    print(json.dumps(_judge_in_monty(**json.load(sys.stdin))))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Setting:
+class ServerSetting:
     """One flag or variable, its value (empty: none) and its reason."""
 
     name: str

@@ -22,11 +22,11 @@ from fp4forge.core.text import steers
 from fp4forge.inputs import switches
 from fp4forge.kernels.gpus import PRODUCTS
 from fp4forge.models import family
-from fp4forge.models.switches import left_out
+from fp4forge.models.switch_history import left_out
 from fp4forge.serve import kv_cache, lora, speculation
 from fp4forge.serve.memory import check_share
-from fp4forge.serve.setting import Setting
-from fp4forge.serve.split import ONE, Split
+from fp4forge.serve.setting import ServerSetting
+from fp4forge.serve.split import ONE, GpuSplit
 
 PORT = 8000
 MODEL_DIR = "/models"
@@ -66,7 +66,7 @@ WORKLOADS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Server:
+class ServerSettings:
     """Everything a manifest needs."""
 
     name: str
@@ -82,8 +82,8 @@ class Server:
     key_file: str
     version: str
     workload: Workload
-    flags: tuple[Setting, ...]
-    environment: tuple[Setting, ...]
+    flags: tuple[ServerSetting, ...]
+    environment: tuple[ServerSetting, ...]
     notes: tuple[str, ...]
     start_minutes: int
     shm_gb: int
@@ -109,7 +109,7 @@ class Server:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wishes:
+class ServerWishes:
     """What a server is to be, beside its model.
 
     Attributes:
@@ -135,7 +135,7 @@ class Wishes:
     workload: str = "interactive"
     version: str
     gpus: tuple[str, ...] = ()
-    split: Split = ONE
+    split: GpuSplit = ONE
     utilization: float = 0.85
     listen: str = LOOPBACK
     port: int = PORT
@@ -150,7 +150,7 @@ class Wishes:
     remarks: tuple[str, ...] = ()
 
 
-def server(model: Path, image: str, wishes: Wishes) -> Server:
+def server(model: Path, image: str, wishes: ServerWishes) -> ServerSettings:
     """The settings of a server.
 
     Args:
@@ -163,10 +163,10 @@ def server(model: Path, image: str, wishes: Wishes) -> Server:
         CheckpointError: the folder's config.json cannot be read.
     """
     chosen = workload(wishes)
-    folder, served = _mounted(model, "--model"), _served(model, wishes)
+    folder, served = _mounted_path(model, "--model"), _served_name(model, wishes)
     read = os.path.lexists(model)
-    config = configs.read(model) if read else configs.Config()
-    _key(wishes.key_file)
+    config = configs.read(model) if read else configs.ModelConfig()
+    _check_key_file(wishes.key_file)
     if served in wishes.adapters:
         raise UsageError(
             f"--lora {served} has the model's own name in the API", rule="names differ"
@@ -176,65 +176,74 @@ def server(model: Path, image: str, wishes: Wishes) -> Server:
     known = family.get(name)
     limit = config.text.max_position_embeddings
     length = min(chosen.max_model_len, limit) if limit else chosen.max_model_len
-    flags = [Setting("--served-model-name", served, "the model's name in the API")]
+    flags = [ServerSetting("--served-model-name", served, "the model's name in the API")]
     flags += _quantisation(model, config, wishes.quantisation)
-    flags += _family(known, config, wishes, "flag")
+    flags += _family_settings(known, config, wishes, "flag")
     flags += [
-        Setting("--kv-cache-dtype", wishes.kv_cache, _CACHES.get(wishes.kv_cache, "as asked for")),
-        *_split(wishes.split, config),
-        Setting("--max-model-len", str(length), f"workload {chosen.name}: {chosen.card}"),
-        Setting("--max-num-seqs", str(chosen.max_num_seqs), f"workload {chosen.name}"),
+        ServerSetting(
+            "--kv-cache-dtype", wishes.kv_cache, _CACHES.get(wishes.kv_cache, "as asked for")
+        ),
+        *_parallel_flags(wishes.split, config),
+        ServerSetting("--max-model-len", str(length), f"workload {chosen.name}: {chosen.card}"),
+        ServerSetting("--max-num-seqs", str(chosen.max_num_seqs), f"workload {chosen.name}"),
     ]
     if chosen.max_num_batched_tokens:
         flags.append(
-            Setting(
+            ServerSetting(
                 "--max-num-batched-tokens",
                 str(chosen.max_num_batched_tokens),
                 f"workload {chosen.name}: larger prefill chunks",
             )
         )
     flags += [
-        Setting(
+        ServerSetting(
             "--gpu-memory-utilization",
             f"{wishes.utilization:g}",
             "the rest is the driver's, and on unified memory the host's programs'",
         ),
-        Setting("--enable-chunked-prefill", "", "long prompts come in pieces between decodes"),
-        Setting("--enable-prefix-caching", "", "a shared beginning of prompts is computed once"),
+        ServerSetting(
+            "--enable-chunked-prefill", "", "long prompts come in pieces between decodes"
+        ),
+        ServerSetting(
+            "--enable-prefix-caching", "", "a shared beginning of prompts is computed once"
+        ),
         *_parsers(known, wishes.version),
         *speculation.flags(
             config, model, wishes.speculative, wishes.drafter, wishes.version, wishes.gpus
         ),
         *lora.flags(wishes.adapters, config, wishes.split),
-        Setting("--host", "0.0.0.0", "inside the container"),  # noqa: S104
-        Setting("--port", str(PORT), "inside the container; the health check asks there"),
+        ServerSetting("--host", "0.0.0.0", "inside the container"),  # noqa: S104
+        ServerSetting("--port", str(PORT), "inside the container; the health check asks there"),
     ]
-    return Server(
+    return ServerSettings(
         # A DNS label (RFC 1035), as Kubernetes wants for a Service; Docker takes it too.
         name=re.sub("[^a-z0-9]+", "-", f"vllm-{served.lower()}")[:63].rstrip("-"),
         image=image,
         model=folder,
-        drafter=_mounted(wishes.drafter, "--draft") if wishes.drafter else "",
-        adapters={name: _mounted(path, "--lora") for name, path in wishes.adapters.items()},
+        drafter=_mounted_path(wishes.drafter, "--draft") if wishes.drafter else "",
+        adapters={name: _mounted_path(path, "--lora") for name, path in wishes.adapters.items()},
         served_name=served,
         family=name,
         gpus=wishes.split.gpus,
-        listen=_address(wishes.listen),
+        listen=_listen_address(wishes.listen),
         port=wishes.port,
-        key_file=_mounted(wishes.key_file, "--api-key-file") if wishes.key_file else "",
+        key_file=_mounted_path(wishes.key_file, "--api-key-file") if wishes.key_file else "",
         version=wishes.version,
         workload=chosen,
         flags=tuple({flag.name: flag for flag in flags}.values()),  # the last of a name counts
-        environment=(*_environment(wishes), *_family(known, config, wishes, "variable")),
-        notes=(*_notes(known, name, wishes, read), *([cache] if cache else [])),
+        environment=(
+            *_server_environment(wishes),
+            *_family_settings(known, config, wishes, "variable"),
+        ),
+        notes=(*_manifest_notes(known, name, wishes, read), *([cache] if cache else [])),
         start_minutes=START_MINUTES,
         shm_gb=SHM_GB,
-        memory_gb=_memory(wishes.gpus),
+        memory_gb=_host_memory(wishes.gpus),
         pids=PIDS,
     )
 
 
-def workload(wishes: Wishes) -> Workload:
+def workload(wishes: ServerWishes) -> Workload:
     """The workload that is wished for.
 
     Raises:
@@ -248,7 +257,7 @@ def workload(wishes: Wishes) -> Workload:
     return WORKLOADS[wishes.workload]
 
 
-def _mounted(path: Path, flag: str) -> str:
+def _mounted_path(path: Path, flag: str) -> str:
     """A path of the host as it is mounted."""
     absolute = str(path.absolute())
     if steers(absolute):
@@ -260,7 +269,7 @@ def _mounted(path: Path, flag: str) -> str:
     return absolute
 
 
-def _served(model: Path, wishes: Wishes) -> str:
+def _served_name(model: Path, wishes: ServerWishes) -> str:
     served = wishes.served_name or model.absolute().name
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", served):
         raise UsageError(
@@ -271,7 +280,7 @@ def _served(model: Path, wishes: Wishes) -> str:
     return served
 
 
-def _key(file: Path | None) -> None:
+def _check_key_file(file: Path | None) -> None:
     """Refuses a key's file that holds none; one that is on another host cannot be seen here."""
     if file and os.path.lexists(file):
         words = reading.text(file, UsageError, INPUT_BYTES, "--api-key-file").split()
@@ -282,7 +291,7 @@ def _key(file: Path | None) -> None:
             )
 
 
-def _address(text: str) -> str:
+def _listen_address(text: str) -> str:
     try:
         return str(ipaddress.ip_address(text))
     except ValueError:
@@ -292,12 +301,16 @@ def _address(text: str) -> str:
         ) from None
 
 
-def _quantisation(model: Path, config: configs.Config, found: str | None) -> list[Setting]:
+def _quantisation(
+    model: Path, config: configs.ModelConfig, found: str | None
+) -> list[ServerSetting]:
     """The flag of the checkpoint's format; uniform ModelOpt NVFP4 is seen without an inspection."""
     if found is not None:
         name, _, value = found.partition(" ")
         return (
-            [Setting(name, value, "the checkpoint's format, as it was inspected")] if name else []
+            [ServerSetting(name, value, "the checkpoint's format, as it was inspected")]
+            if name
+            else []
         )
     declared = config.quantisation
     if os.path.lexists(model / "hf_quant_config.json"):
@@ -307,16 +320,16 @@ def _quantisation(model: Path, config: configs.Config, found: str | None) -> lis
     if declared.quant_algo not in (None, "NVFP4", "NVFP4_AWQ"):
         return []
     why = "ModelOpt's NVFP4; compressed-tensors looks for other tensor names"
-    return [Setting("--quantization", "modelopt", why)]
+    return [ServerSetting("--quantization", "modelopt", why)]
 
 
-def _family(
-    known: family.Family, config: configs.Config, wishes: Wishes, kind: str
-) -> list[Setting]:
+def _family_settings(
+    known: family.Family, config: configs.ModelConfig, wishes: ServerWishes, kind: str
+) -> list[ServerSetting]:
     """The flags or variables that a family needs in that release, on these GPUs."""
     quantised = config.quantization_config is not None
     return [
-        Setting(getattr(setting, kind), setting.value, setting.why)
+        ServerSetting(getattr(setting, kind), setting.value, setting.why)
         for setting in known.settings
         if getattr(setting, kind)
         and setting.holds(wishes.version)
@@ -326,47 +339,47 @@ def _family(
     ]
 
 
-def _split(split: Split, config: configs.Config) -> list[Setting]:
+def _parallel_flags(split: GpuSplit, config: configs.ModelConfig) -> list[ServerSetting]:
     if split == ONE:
-        return [Setting("--tensor-parallel-size", "1", "the model is on one GPU")]
+        return [ServerSetting("--tensor-parallel-size", "1", "the model is on one GPU")]
     ways = str(split.tensor)
-    out = [Setting("--tensor-parallel-size", ways, f"heads and widths are cut {ways} ways")]
+    out = [ServerSetting("--tensor-parallel-size", ways, f"heads and widths are cut {ways} ways")]
     if split.pipeline > 1:
         stages = str(split.pipeline)
-        out.append(Setting("--pipeline-parallel-size", stages, f"layers in {stages} stages"))
+        out.append(ServerSetting("--pipeline-parallel-size", stages, f"layers in {stages} stages"))
     if split.data > 1:
         ranks = str(split.data)
         why = f"{ranks} ranks answer requests, each with a cache of its own"
-        out.append(Setting("--data-parallel-size", ranks, why))
+        out.append(ServerSetting("--data-parallel-size", ranks, why))
     if split.experts and config.text.experts:
         why = f"each GPU gets whole experts of {config.text.experts}"
-        out.append(Setting("--enable-expert-parallel", "", why))
+        out.append(ServerSetting("--enable-expert-parallel", "", why))
     return out
 
 
-def _parsers(known: family.Family, version: str) -> list[Setting]:
+def _parsers(known: family.Family, version: str) -> list[ServerSetting]:
     out = []
     tool, reasoning = known.tool_parser, known.reasoning_parser
     known_to = switches.load(version)
     if tool and tool.holds(version) and (not known_to or tool.name in known_to.tool_parsers):
         out += [
-            Setting("--enable-auto-tool-choice", "", "the model may call tools"),
-            Setting("--tool-call-parser", tool.name, tool.why),
+            ServerSetting("--enable-auto-tool-choice", "", "the model may call tools"),
+            ServerSetting("--tool-call-parser", tool.name, tool.why),
         ]
     names = known_to.reasoning_parsers if known_to else None
     if reasoning and reasoning.holds(version) and (names is None or reasoning.name in names):
-        out.append(Setting("--reasoning-parser", reasoning.name, reasoning.why))
+        out.append(ServerSetting("--reasoning-parser", reasoning.name, reasoning.why))
     return out
 
 
-def _environment(wishes: Wishes) -> list[Setting]:
+def _server_environment(wishes: ServerWishes) -> list[ServerSetting]:
     out = [
-        Setting(
+        ServerSetting(
             "PYTORCH_CUDA_ALLOC_CONF",
             "expandable_segments:True",
             "less fragmentation when prompts differ in length",
         ),
-        Setting(
+        ServerSetting(
             "TRITON_CACHE_DIR",
             f"{CACHE_DIR}/triton",
             "kernels compiled once are found after a restart, in the cache volume",
@@ -374,9 +387,11 @@ def _environment(wishes: Wishes) -> list[Setting]:
     ]
     if wishes.key_file:
         why = "the API's key; the entrypoint reads the file, so that no list of settings has it"
-        out.append(Setting(KEY_VARIABLE, KEY_FILE, why))
+        out.append(ServerSetting(KEY_VARIABLE, KEY_FILE, why))
     if wishes.offline:
-        out.append(Setting("HF_HUB_OFFLINE", "1", "this site has no hub: nothing is asked of one"))
+        out.append(
+            ServerSetting("HF_HUB_OFFLINE", "1", "this site has no hub: nothing is asked of one")
+        )
     return out
 
 
@@ -385,13 +400,15 @@ def published(listen: str, port: int) -> str:
     return f"[{listen}]:{port}" if ":" in listen else f"{listen}:{port}"
 
 
-def _memory(gpus: tuple[str, ...]) -> int:
+def _host_memory(gpus: tuple[str, ...]) -> int:
     """GiB of host memory that the container may use."""
     unified = [p.memory_mib // 1024 for p in PRODUCTS.values() if p.gpu in gpus and p.unified]
     return max([HOST_GB, *unified])
 
 
-def _notes(known: family.Family, name: str, wishes: Wishes, read: bool) -> Iterator[str]:
+def _manifest_notes(
+    known: family.Family, name: str, wishes: ServerWishes, read: bool
+) -> Iterator[str]:
     """What a reader of the manifest should know."""
     if not read:
         yield "the model's folder is not on this machine: its family and its size were not checked"

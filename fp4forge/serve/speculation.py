@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 from fp4forge.checkpoint import config as configs
-from fp4forge.checkpoint.config import Config
+from fp4forge.checkpoint.config import ModelConfig
 from fp4forge.core.errors import UsageError
 from fp4forge.core.text import shown
 from fp4forge.models import family
-from fp4forge.models.family import Speculation
-from fp4forge.serve import model as models
-from fp4forge.serve.setting import Setting
+from fp4forge.models.family import FamilySpeculation
+from fp4forge.serve import model_sizes as models
+from fp4forge.serve.setting import ServerSetting
 
 FLAG = "--speculative-config"
 DRAFT_DIR = "/draft"
@@ -25,13 +25,13 @@ _NGRAM_LOOKUP = {"prompt_lookup_max": 4, "prompt_lookup_min": 2}
 
 
 def flags(
-    config: Config,
+    config: ModelConfig,
     model: Path,
     mode: str | None,
     drafter: Path | None,
     version: str,
     gpus: tuple[str, ...],
-) -> list[Setting]:
+) -> list[ServerSetting]:
     """The flag of a speculative mode.
 
     Args:
@@ -58,7 +58,7 @@ def flags(
     if mode not in family.SPECULATIVE:
         rule = "one of " + ", ".join(family.SPECULATIVE)
         raise UsageError(f"--speculative {mode!r} is not known", rule=rule)
-    said = _said(config, mode, version)
+    said = _family_mode(config, mode, version)
     chosen: dict[str, object] = {"method": said.method or mode}
     needs = said.drafter == "separate"
     if needs != (drafter is not None):
@@ -72,7 +72,7 @@ def flags(
     experts = config.text.experts
     if drafter is not None:
         draft = configs.read(drafter)
-        _check(config, draft, model, drafter, mode)
+        _check_drafter(config, draft, model, drafter, mode)
         chosen["model"] = DRAFT_DIR
         experts = draft.text.experts
     chosen["num_speculative_tokens"] = said.tokens
@@ -83,10 +83,10 @@ def flags(
         # NVFP4 alone (SpeculativeConfig.moe_backend, vllm/config/speculative.py since 0.19.1).
         special = {said.moe_backends[gpu] for gpu in gpus if gpu in said.moe_backends}
         chosen["moe_backend"] = special.pop() if special else "auto"
-    return [Setting(FLAG, json.dumps(chosen), said.why)]
+    return [ServerSetting(FLAG, json.dumps(chosen), said.why)]
 
 
-def _said(config: Config, mode: str, version: str) -> Speculation:
+def _family_mode(config: ModelConfig, mode: str, version: str) -> FamilySpeculation:
     name = config.family
     known = family.get(name)
     for said in known.speculative:
@@ -108,7 +108,7 @@ def _said(config: Config, mode: str, version: str) -> Speculation:
     )
 
 
-def _has_drafter(model: Path, config: Config) -> None:
+def _has_drafter(model: Path, config: ModelConfig) -> None:
     """Refuses multi-token prediction without its layers."""
     if any(model.glob("*.safetensors")):
         there = models.read(model).drafter > 0
@@ -123,7 +123,9 @@ def _has_drafter(model: Path, config: Config) -> None:
         )
 
 
-def _check(config: Config, draft: Config, model: Path, drafter: Path, mode: str) -> None:
+def _check_drafter(
+    config: ModelConfig, draft: ModelConfig, model: Path, drafter: Path, mode: str
+) -> None:
     """A drafter's kind, and its sizes against its target's."""
     names = " ".join(draft.architectures or ())
     if mode.lower() not in names.lower():

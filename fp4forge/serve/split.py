@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from fp4forge.kernels.gpus import Product
-from fp4forge.serve.model import Model
+from fp4forge.serve.model_sizes import ModelSizes
 
 WAYS = (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True)
-class Split:
+class GpuSplit:
     """How many ways each kind of parallelism divides the model."""
 
     tensor: int = 1
@@ -56,10 +56,10 @@ class Split:
         return " ".join(parts)
 
 
-ONE = Split()
+ONE = GpuSplit()
 
 
-def problems(model: Model, split: Split) -> list[str]:
+def problems(model: ModelSizes, split: GpuSplit) -> list[str]:
     """Why the model's widths do not allow a split; empty if they do."""
     ways, found = split.tensor, []
     if model.heads % ways:
@@ -88,7 +88,7 @@ def problems(model: Model, split: Split) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def shard(model: Model, split: Split) -> Model:
+def shard(model: ModelSizes, split: GpuSplit) -> ModelSizes:
     """What the fullest GPU holds: an upper bound.
 
     Args:
@@ -126,7 +126,7 @@ def shard(model: Model, split: Split) -> Model:
     )
 
 
-def choices(model: Model, most: int, data: bool = False) -> Iterator[Split]:
+def choices(model: ModelSizes, most: int, data: bool = False) -> Iterator[GpuSplit]:
     """Splits that the model's widths allow, fewest GPUs first, tensor parallelism first.
 
     Args:
@@ -143,11 +143,11 @@ def choices(model: Model, most: int, data: bool = False) -> Iterator[Split]:
             for tensor, pipeline in pairs:
                 over = tensor * ranks
                 for experts in (False, True) if model.num_experts and over > 1 else (False,):
-                    split = Split(tensor, pipeline, experts, ranks)
+                    split = GpuSplit(tensor, pipeline, experts, ranks)
                     if not problems(model, split):
                         yield split
 
 
-def machines(product: Product, split: Split) -> int:
+def machines(product: Product, split: GpuSplit) -> int:
     """Machines that so many GPUs are in: a unified one has a single GPU."""
     return -(-split.gpus // product.per_machine)

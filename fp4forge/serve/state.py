@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fp4forge.checkpoint import kinds as states
-from fp4forge.checkpoint.config import Config, TextConfig
+from fp4forge.checkpoint.config import ModelConfig, TextConfig
 from fp4forge.core.errors import CheckpointError, UsageError
 from fp4forge.core.text import shown
 
@@ -37,7 +37,7 @@ _SPARSE_LATENT_BYTES = 656
 
 
 @dataclass(frozen=True)
-class Layers:
+class LayerGroup:
     """Layers of one kind.
 
     Attributes:
@@ -56,10 +56,10 @@ class Layers:
     kv_heads: int = 1
     kind: str = "full"
 
-    def divided(self, ways: int) -> Layers:
+    def divided(self, ways: int) -> LayerGroup:
         """What one of several GPUs of a tensor-parallel group keeps."""
         heads = min(ways, self.kv_heads)
-        return Layers(
+        return LayerGroup(
             self.count,
             -(-self.token_bytes // heads),
             self.window,
@@ -69,7 +69,7 @@ class Layers:
         )
 
 
-def layers(config: Config, folder: Path, kv_dtype: str) -> tuple[Layers, ...]:
+def layers(config: ModelConfig, folder: Path, kv_dtype: str) -> tuple[LayerGroup, ...]:
     """A model's layers by kind.
 
     Args:
@@ -96,10 +96,14 @@ def layers(config: Config, folder: Path, kv_dtype: str) -> tuple[Layers, ...]:
             f"{shown(folder, 300)}/config.json: no layer keeps a state",
             rule="a language model has layers with attention or a recurrent state",
         )
-    return tuple(_one(text, kind, count, folder, kv_dtype) for kind, count in counted.items())
+    return tuple(
+        _group_of_kind(text, kind, count, folder, kv_dtype) for kind, count in counted.items()
+    )
 
 
-def _one(text: TextConfig, kind: str, count: int, folder: Path, kv_dtype: str) -> Layers:
+def _group_of_kind(
+    text: TextConfig, kind: str, count: int, folder: Path, kv_dtype: str
+) -> LayerGroup:
     element = KV_BYTES[kv_dtype]
     if kind == "latent":
         if element < 1:
@@ -113,9 +117,9 @@ def _one(text: TextConfig, kind: str, count: int, folder: Path, kv_dtype: str) -
         if text.index_head_dim:
             size = _SPARSE_LATENT_BYTES if element == 1 else size
             size += text.index_head_dim + -(-text.index_head_dim // _INDEX_BLOCK) * 4
-        return Layers(count, size, None, kind=kind)
+        return LayerGroup(count, size, None, kind=kind)
     if kind in _SSM_DEFAULT:
-        return Layers(count, 0, None, _fixed(text, kind, folder), kind=kind)
+        return LayerGroup(count, 0, None, _state_bytes(text, kind, folder), kind=kind)
     heads = need(folder, "num_attention_heads", text.num_attention_heads)
     width = text.head_dim or need(
         folder, "head_dim", need(folder, "hidden_size", text.hidden_size) // heads
@@ -127,20 +131,22 @@ def _one(text: TextConfig, kind: str, count: int, folder: Path, kv_dtype: str) -
         width = text.global_head_dim or width
         few = text.num_global_key_value_heads if text.attention_k_eq_v else None
         kv_heads = few or kv_heads
-        return Layers(count, _both(kv_heads, width, element), None, kv_heads=kv_heads)
+        return LayerGroup(
+            count, _key_value_bytes(kv_heads, width, element), None, kv_heads=kv_heads
+        )
     name = "sliding_window" if kind == "sliding" else "attention_chunk_size"
     window = need(folder, name, getattr(text, name))
-    size = _both(kv_heads, width, element)
-    return Layers(count, size, window, kv_heads=kv_heads, kind=kind)
+    size = _key_value_bytes(kv_heads, width, element)
+    return LayerGroup(count, size, window, kv_heads=kv_heads, kind=kind)
 
 
-def _both(heads: int, width: int, element: float) -> int:
+def _key_value_bytes(heads: int, width: int, element: float) -> int:
     """Bytes of a token's keys and values; each head's row has whole bytes."""
     row = width // 2 + width // 16 if element < 1 else int(width * element)
     return 2 * heads * row
 
 
-def _fixed(text: TextConfig, kind: str, folder: Path) -> int:
+def _state_bytes(text: TextConfig, kind: str, folder: Path) -> int:
     """Bytes of the convolution's state and of the recurrent state of one sequence."""
     if kind == "mamba2":
         heads = need(folder, "mamba_num_heads", text.mamba_num_heads)

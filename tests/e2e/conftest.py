@@ -189,10 +189,10 @@ def disk(may_drop: bool) -> None:
 def roomy() -> bool:
     """Whether the engine's disk has room for a whole run."""
     from fp4forge.oci import engine
-    from fp4forge.publish import machine
+    from fp4forge.publish import build_machine
 
     try:
-        engine.check_disk(engine.connect().info(), NEEDED_GB + machine.WARM_GB)
+        engine.check_disk(engine.connect().info(), NEEDED_GB + build_machine.WARM_GB)
     except DiskError:
         return False
     return True

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fp4forge.core.platform import host_platform
 from fp4forge.inputs import bases as base
-from fp4forge.publish import bases as publishing
+from fp4forge.publish import base_images as publishing
 from tests.e2e.conftest import shell
 
 DAEMON = '{"features": {"containerd-snapshotter": true}}'

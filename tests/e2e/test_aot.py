@@ -15,7 +15,7 @@ from fp4forge.kernels import ledger
 from fp4forge.plan import aot
 from tests.e2e.conftest import ROOT, shell
 
-CHOICE = aot.Choice("gemma4", "12.1a", ("fp4_quantization.gen_fp4_quantization_sm120f_module",))
+CHOICE = aot.AotModules("gemma4", "12.1a", ("fp4_quantization.gen_fp4_quantization_sm120f_module",))
 MODULE = "flashinfer/data/aot/fp4_quantization_120f/fp4_quantization_120f.so"
 
 

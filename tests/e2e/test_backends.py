@@ -10,8 +10,8 @@ import pytest
 from fp4forge.backends import ask, model
 from fp4forge.core.platform import host_platform
 from fp4forge.doctor import diagnosis
-from fp4forge.models import backends
-from fp4forge.models.backends import Answer
+from fp4forge.models import backend_answers
+from fp4forge.models.backend_answers import BackendAnswer
 from tests.e2e.conftest import ROOT, WHEEL, shell
 
 # Of the vLLM that the image has.
@@ -28,24 +28,24 @@ FAMILIES = ("gemma4", "qwen3")
 
 
 @pytest.fixture(scope="module")
-def answers(image: str) -> dict[tuple[str, str], Answer]:
+def answers(image: str) -> dict[tuple[str, str], BackendAnswer]:
     models = tuple(model.of_family(name) for name in FAMILIES)
     found = ask.ask(image, host_platform(), GPUS, models, print)
     return {(answer.gpu, answer.family): answer for answer in found}
 
 
-def selected(answer: Answer) -> tuple[set[str], set[str], set[str]]:
+def selected(answer: BackendAnswer) -> tuple[set[str], set[str], set[str]]:
     """The linear, expert and attention backends with the image's variables, and an FP8 cache."""
     linear, experts, attention = (
         {one.image for one in answer.of(kind) if one.cache in ("", "fp8_e4m3")}
-        for kind in backends.KINDS
+        for kind in backend_answers.KINDS
     )
     return linear, experts, attention
 
 
 @pytest.mark.parametrize("name", FACTS)
 def test_what_a_server_on_hopper_logged_was_predicted(
-    name: str, answers: dict[tuple[str, str], Answer]
+    name: str, answers: dict[tuple[str, str], BackendAnswer]
 ) -> None:
     facts = FACTS[name]
     logged = ({facts.linear}, {facts.moe}, {facts.attention})
@@ -55,19 +55,19 @@ def test_what_a_server_on_hopper_logged_was_predicted(
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_layer_of_a_model_is_asked_for(
-    name: str, answers: dict[tuple[str, str], Answer]
+    name: str, answers: dict[tuple[str, str], BackendAnswer]
 ) -> None:
     answer = answers["sm121", name]
     assert answer.problems == ()
-    assert all(answer.of(kind) for kind in backends.KINDS)
+    assert all(answer.of(kind) for kind in backend_answers.KINDS)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_kept_answers_are_those_of_the_image(
-    name: str, answers: dict[tuple[str, str], Answer]
+    name: str, answers: dict[tuple[str, str], BackendAnswer]
 ) -> None:
     asked = answers["sm121", name]
-    assert backends.find(asked.vllm, "sm121", name) == asked
+    assert backend_answers.find(asked.vllm, "sm121", name) == asked
 
 
 def test_an_image_without_vllm_says_so() -> None:

@@ -20,8 +20,8 @@ import pytest
 from fp4forge.core.errors import BaseImageError, UsageError
 from fp4forge.inputs import bases
 from fp4forge.inputs.bases import Base
-from fp4forge.oci.layout import Layout
-from fp4forge.publish import bases as making
+from fp4forge.oci.layout import OciLayout
+from fp4forge.publish import base_images as making
 from tests.e2e.conftest import shell
 
 PLATFORM = "linux/amd64"
@@ -65,7 +65,7 @@ def test_a_base_is_the_same_wherever_it_is_made(
         Path(place).chmod(0o755)
         monkeypatch.setattr(tempfile, "tempdir", place)
         monkeypatch.setenv("TMPDIR", place)
-        making._bootstrap(base(), PLATFORM, reference, lambda line: None)
+        making._bootstrap_base(base(), PLATFORM, reference, lambda line: None)
     shell("docker", "save", "--output", str(saved), reference)
     shell("docker", "rmi", "--force", reference)
     with tarfile.open(saved) as image:
@@ -85,7 +85,7 @@ def test_a_command_on_the_base_gives_the_same_layer_each_time(tmp_path: Path) ->
         flags = ["--no-cache", "--provenance=false", f"--output=type=oci,tar=false,dest={place}"]
         shell("docker", "buildx", "build", *flags, str(tmp_path))
         digest = json.loads((place / "index.json").read_text())["manifests"][0]["digest"]
-        found.append([layer.digest for layer in Layout(place).document(digest).layers or []])
+        found.append([layer.digest for layer in OciLayout(place).document(digest).layers or []])
         time.sleep(1)  # an archive's times are in seconds
     assert found[0] == found[1] and len(found[0]) == 2
 
@@ -127,7 +127,7 @@ def test_a_mirror_with_an_altered_list_is_refused(
 ) -> None:
     with monkeypatch.context() as real:
         real.delenv("APT_CONFIG")
-        source = f"{making._mirror()}/dists/{base().suite}/InRelease"
+        source = f"{making._debian_mirror()}/dists/{base().suite}/InRelease"
     with urllib.request.urlopen(source, timeout=60) as answer:
         signed = answer.read().decode()
     (mirror / "InRelease").write_text(

@@ -18,7 +18,7 @@ import pytest
 
 from fp4forge.core.platform import host_platform
 from fp4forge.inputs import bases
-from fp4forge.publish import bases as publishing
+from fp4forge.publish import base_images as publishing
 from tests.checkpoints import TINY, gemma4, write
 from tests.e2e.conftest import REGISTRY, ROOT, Completed, free_port, shell
 from tests.e2e.nodes import Node, make_key, write_ssh_config

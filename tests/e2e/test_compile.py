@@ -21,15 +21,15 @@ from fp4forge.image import context as contexts
 from fp4forge.inputs import release
 from fp4forge.maintain import sources
 from fp4forge.oci import buildkit as builder
-from fp4forge.plan import components
-from fp4forge.plan.request import Request
+from fp4forge.plan import vllm_components
+from fp4forge.plan.request import ImageRequest
 from fp4forge.publish import build as building
 from fp4forge.publish import pipeline
 from tests.e2e.conftest import ROOT, shell
 
 # Of the published image's release and GPUs: its installed layers are there already.
 RELEASE = "0.20.2"
-REQUEST = Request(
+REQUEST = ImageRequest(
     "blackwell",
     RELEASE,
     strategy="source",
@@ -49,7 +49,7 @@ Change = Callable[[dict[str, bytes]], None]
 
 
 def build(
-    request: Request,
+    request: ImageRequest,
     change: Change | None = None,
     target: str = "gate",
     output: str = "type=cacheonly",
@@ -59,7 +59,7 @@ def build(
     if change:
         change(context.files)
     staged = contexts.stage(context)
-    options = builder.Options(sources=components.local_trees(request.sources))
+    options = builder.BuildOptions(sources=vllm_components.local_trees(request.sources))
     line = building.command(context.plan, staged, [output], options, target=target)
     reports: list[str] = []
     builder.build(line, reports.append, options)

@@ -15,12 +15,12 @@ from fp4forge.core.errors import ArtefactError
 from fp4forge.image import context as contexts
 from fp4forge.image import render
 from fp4forge.oci import buildkit as builder
-from fp4forge.plan.request import Request
+from fp4forge.plan.request import ImageRequest
 from fp4forge.plan.resolve import resolve
 from fp4forge.publish import build as building
 from tests.e2e.conftest import free_port, shell
 
-REQUEST = Request(
+REQUEST = ImageRequest(
     "blackwell",
     "0.20.2",
     strategy="source",
@@ -80,7 +80,7 @@ def fetch(url: str, commit: str, folder: Path) -> None:
     release = msgspec.structs.replace(release, externals=release.externals | {"cutlass": pin})
     inputs = replace(resolved.inputs, release=release)
     context = contexts.assemble(replace(resolved, inputs=inputs))
-    staged, options = contexts.stage(context), builder.Options()
+    staged, options = contexts.stage(context), builder.BuildOptions()
     outputs = [f"type=local,dest={folder}"]
     line = building.command(context.plan, staged, outputs, options, target="source-cutlass")
     builder.build(line, lambda _: None, options)

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from fp4forge.oci.layout import Document
+from fp4forge.oci.layout import ManifestOrIndex
 from tests.e2e.conftest import (
     REGISTRY,
     REPO,
@@ -92,8 +92,8 @@ def layers(image: str) -> list[dict[str, Any]]:
     return found
 
 
-def document(index: dict[str, Any]) -> Document:
-    return msgspec.convert(index, Document)
+def document(index: dict[str, Any]) -> ManifestOrIndex:
+    return msgspec.convert(index, ManifestOrIndex)
 
 
 def test_nothing_temporary_stays(published: dict[str, Any], containers_before: set[str]) -> None:
@@ -123,19 +123,21 @@ def test_an_immutable_tag_that_another_image_has_is_left_alone(published: dict[s
 def test_layers_built_anew_have_the_same_digest(published: dict[str, Any]) -> None:
     from fp4forge.image import context as contexts
     from fp4forge.oci import buildkit
-    from fp4forge.plan.request import Request
+    from fp4forge.plan.request import ImageRequest
     from fp4forge.plan.resolve import resolve
     from fp4forge.publish import build as building
 
-    request = Request("blackwell", "0.20.2", "awq", "wheel", "bootstrap", aot="none")
+    request = ImageRequest("blackwell", "0.20.2", "awq", "wheel", "bootstrap", aot="none")
     context = contexts.assemble(resolve(request))
     line = building.command(
         context.plan,
         contexts.stage(context),
         [f"type=oci,tar=false,dest={building.LAYOUT.folder},{buildkit.COMPRESSION}"],
-        buildkit.Options(),
+        buildkit.BuildOptions(),
     )
-    built = buildkit.build([*line, "--no-cache-filter=system"], lambda _: None, buildkit.Options())
+    built = buildkit.build(
+        [*line, "--no-cache-filter=system"], lambda _: None, buildkit.BuildOptions()
+    )
     found = [layer.digest for layer in building.LAYOUT.layers(built.digest)]
     assert found == [layer["digest"] for layer in layers(published["image"])]
 

@@ -355,7 +355,7 @@ def table() -> str:
 
 
 def write() -> None:
-    """Writes the page and the rows that every report shows (fp4forge/checks/page.py)."""
+    """Writes the page and the rows that every report shows (fp4forge/checks/image_page.py)."""
     text = table()
     (ROOT / "docs/sabotage.md").write_text(text)
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]

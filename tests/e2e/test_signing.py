@@ -20,11 +20,11 @@ from fp4forge.inputs import bases
 from fp4forge.inputs.sbom import table
 from fp4forge.oci import copying, cosign, engine, registry
 from fp4forge.oci.cosign import Signer, Trust
-from fp4forge.oci.layout import Layout
-from fp4forge.plan.request import Request
+from fp4forge.oci.layout import OciLayout
+from fp4forge.plan.request import ImageRequest
 from fp4forge.plan.resolve import resolve
-from fp4forge.publish import bases as making
-from fp4forge.publish import inventory, provenance, signing
+from fp4forge.publish import base_images as making
+from fp4forge.publish import image_sbom, provenance, signing
 from fp4forge.sbom import contents, documents, kept
 from tests.e2e.conftest import PASSWORD, REGISTRY, REPO, build, shell, tag_digest
 
@@ -53,7 +53,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("built")
     (folder / "file").write_text(str(time.time_ns()))
     (folder / "Dockerfile").write_text("FROM scratch\nCOPY file /\n")
-    layout = Layout(folder / "layout")
+    layout = OciLayout(folder / "layout")
     output = f"--output=type=oci,tar=false,dest={layout.folder},oci-mediatypes=true"
     shell("docker", "buildx", "build", "--provenance=mode=max", output, str(folder))
     digest = json.loads((layout.folder / "index.json").read_text())["manifests"][0]["digest"]
@@ -106,9 +106,9 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
 def test_a_distributions_files_all_belong_to_something(system: tuple[str, str]) -> None:
     clean, spoilt = system
     client, where = engine.connect(), "linux/amd64"
-    plan = resolve(Request("blackwell", "0.20.2", "awq", "wheel", "bootstrap", aot="none"))
-    made = inventory.make(client, clean, "sha256:" + "0" * 64, plan, quiet)
-    assert made == inventory.make(client, clean, "sha256:" + "0" * 64, plan, quiet)
+    plan = resolve(ImageRequest("blackwell", "0.20.2", "awq", "wheel", "bootstrap", aot="none"))
+    made = image_sbom.make(client, clean, "sha256:" + "0" * 64, plan, quiet)
+    assert made == image_sbom.make(client, clean, "sha256:" + "0" * 64, plan, quiet)
     components = documents.read(made[kept.CYCLONEDX], "the document")
     assert {"libc6", "bash", "dpkg"} <= {c.name for c in components}
     assert {c.ecosystem for c in components} == {"Debian:13"}

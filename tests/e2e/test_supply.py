@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 
 from fp4forge.oci import acquire
-from fp4forge.plan.request import Request
-from fp4forge.publish import gate, packages
+from fp4forge.plan.request import ImageRequest
+from fp4forge.publish import distro_packages, gate
 from fp4forge.publish.pipeline import prepare
 from tests.e2e.conftest import ROOT, shell
 
 pytestmark = pytest.mark.engine
 NAME = f"fp4forge/h-supply:{os.getpid()}"
 DATA = ROOT / "tests" / "unit" / "data" / "osv"
-REQUEST = Request(arch="sm121", release="0.20.2", strategy="wheel", base="bootstrap")
+REQUEST = ImageRequest(arch="sm121", release="0.20.2", strategy="wheel", base="bootstrap")
 STATUS = """Package: libssl3t64
 Status: install ok installed
 Architecture: arm64
@@ -113,11 +113,11 @@ def test_a_publish_is_refused_for_what_only_the_image_has(imported: str, data: P
 def test_its_packages_are_recorded_and_compared(
     imported: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packages, "FOLDER", tmp_path)
-    path, moved = packages.record_image(imported)
+    monkeypatch.setattr(distro_packages, "FOLDER", tmp_path)
+    path, moved = distro_packages.record_image(imported)
     assert path == tmp_path / "bootstrap-arm64.txt"
     assert moved == ["libssl3t64:arm64 3.5.1-1 is new"]
-    same = packages.check(imported, "bootstrap", "linux/arm64", packages.REFUSE)
+    same = distro_packages.check(imported, "bootstrap", "linux/arm64", distro_packages.REFUSE)
     assert same.startswith("1 packages, as in")
 
 

@@ -165,7 +165,7 @@ def test_aot(
     """FlashInfer finds its modules for every requested GPU and compiles nothing"""
     from fp4forge.plan import aot
 
-    choice = aot.Choice(**plan["aot"])
+    choice = aot.AotModules(**plan["aot"])
     if choice.name == "none":
         pytest.skip("the plan has no modules ahead of time: FlashInfer compiles at first use")
     # The build's own list of modules; those that this model looks up are loaded too.

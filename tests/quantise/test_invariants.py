@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from fp4forge.checkpoint.inspect import inspect
 from fp4forge.core.paths import PACKAGE, ROOT
 from fp4forge.inputs.release import names
-from fp4forge.quantise import release
+from fp4forge.quantise import modelopt
 from fp4forge.quantise.inside import __main__ as program
 from fp4forge.quantise.inside import compare, memory, say, tool
 from fp4forge.quantise.inside.calibrate import Calibration
@@ -116,7 +116,7 @@ def test_what_cannot_be_exported_is_taken_from_siblings() -> None:
     assert values == [7.0, 7.0, 7.0]
     for layer in layers:
         tool._set(layer.input_quantizer, 0.0)
-    with pytest.raises(say.Refused, match="no token reached 3 layers"):
+    with pytest.raises(say.QuantiseRefused, match="no token reached 3 layers"):
         tool.repaired(model)
 
 
@@ -148,7 +148,7 @@ def test_every_format_makes_a_servable_checkpoint(
         "nvfp4_awq": "modelopt NVFP4_AWQ",
     }
     assert inspected.format == formats[kind]
-    if release.load().formats[kind].comparable:
+    if modelopt.load().formats[kind].comparable:
         assert len(found["errors"]) == inspected.quantised_modules
         assert max(found["errors"].values()) < 0.12, max(
             found["errors"].items(), key=lambda i: i[1]

@@ -46,10 +46,10 @@ def write(folder: Path, dense: bool = False) -> Path:
 
 
 def request(model: Path, output: Path, kind: str = "nvfp4", **changes: Any) -> dict[str, Any]:
-    """A request as ``fp4forge.quantise.command`` writes it."""
-    from fp4forge.quantise import release
+    """A request as ``fp4forge.quantise.job`` writes it."""
+    from fp4forge.quantise import modelopt
 
-    chosen = release.load()
+    chosen = modelopt.load()
     quantised = chosen.formats[kind]
     output.mkdir(parents=True, exist_ok=True)
     (output / ".state").mkdir(exist_ok=True)

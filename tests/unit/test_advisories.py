@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from fp4forge.advisories import audit, components, database, osv, vex
-from fp4forge.advisories.components import Contents
-from fp4forge.advisories.osv import PYPI, Component
+from fp4forge.advisories import audit, database, installed, osv, vex
+from fp4forge.advisories.installed import AuditedPackages
+from fp4forge.advisories.osv import PYPI, OsvPackage
 from fp4forge.core.errors import AdvisoryError, BinaryError, UsageError, VulnerableError
 from fp4forge.core.paths import ROOT
 from fp4forge.inputs import release
@@ -37,7 +37,7 @@ LISTED = {
     "GHSA-5r3c-5x4v-8gjh",
 }
 TODAY = date(2026, 11, 28)
-VLLM = Component(PYPI, "vllm", "0.20.2")
+VLLM = OsvPackage(PYPI, "vllm", "0.20.2")
 DEBIAN = "Debian:13"
 
 
@@ -54,12 +54,12 @@ def record(*events: dict[str, str], ecosystem: str = PYPI, name: str = "vllm", *
     return {"id": "CVE-2026-1", "affected": [affected], **more}
 
 
-def read(value: Any) -> osv.Record:
+def read(value: Any) -> osv.Advisory:
     return osv.parse(json.dumps(value).encode(), "a record")
 
 
 def affected(value: Any, version: str, ecosystem: str = PYPI, name: str = "vllm") -> bool:
-    return osv.affects(read(value), Component(ecosystem, name, version)) is not None
+    return osv.affects(read(value), OsvPackage(ecosystem, name, version)) is not None
 
 
 # Versions
@@ -195,10 +195,10 @@ def test_records_of_one_vulnerability_are_one_finding(tmp_path: Path) -> None:
     assert [(f.id, f.severity, f.grave) for f in found] == [("CVE-2026-1", "low", False)]
 
 
-def look(folder: Path, *values: Any, name: str = "", today: date = TODAY) -> audit.Report:
+def look(folder: Path, *values: Any, name: str = "", today: date = TODAY) -> audit.AuditReport:
     for place, value in enumerate(values):
         (folder / f"{place}.json").write_text(json.dumps(value))
-    return audit.run(Contents(name, (VLLM,)), database.Folder(folder), quiet, today)
+    return audit.run(AuditedPackages(name, (VLLM,)), database.OsvFolder(folder), quiet, today)
 
 
 # Verdicts
@@ -206,7 +206,7 @@ def look(folder: Path, *values: Any, name: str = "", today: date = TODAY) -> aud
 
 @pytest.mark.parametrize("name", ["0.19.1", "0.20.2"])
 def test_each_known_advisory_has_a_verdict(name: str) -> None:
-    report = audit.run(components.of_release(name), database.of(str(DATA)), quiet, TODAY)
+    report = audit.run(installed.of_release(name), database.of(str(DATA)), quiet, TODAY)
     found = {finding.id: finding for finding in report.findings}
     assert found.keys() == LISTED
     assert all(finding.status and finding.reason for finding in found.values())
@@ -220,7 +220,7 @@ def test_each_known_advisory_has_a_verdict(name: str) -> None:
 
 
 def test_the_newest_release_is_in_none_of_them() -> None:
-    report = audit.run(components.of_release("0.33.0"), database.of(str(DATA)), quiet, TODAY)
+    report = audit.run(installed.of_release("0.33.0"), database.of(str(DATA)), quiet, TODAY)
     assert report.components > 100 and report.findings == ()
 
 
@@ -278,7 +278,7 @@ EXPIRES = {"CVE-2026-1": "2027-01-01"}
 
 def verdicts(
     change: dict[str, Any], expires: dict[str, str] | None = None
-) -> tuple[vex.Verdict, ...]:
+) -> tuple[vex.VexVerdict, ...]:
     document = GOOD | {"statements": [GOOD["statements"][0] | change]}
     content = json.dumps(document).encode()
     return vex.parse(content, "x.json", EXPIRES if expires is None else expires)
@@ -292,10 +292,10 @@ def test_a_verdict_is_on_a_version() -> None:
     (found,) = verdicts({})
     names = frozenset({"CVE-2026-1", "GHSA-aaaa-bbbb-cccc"})
     assert found.about(names, VLLM)
-    assert not found.about(names, Component(PYPI, "vllm", "0.20.3"))
+    assert not found.about(names, OsvPackage(PYPI, "vllm", "0.20.3"))
     assert not found.about(frozenset({"CVE-2026-2"}), VLLM)
     (each,) = verdicts({"products": [{"@id": "pkg:pypi/vllm"}]})
-    assert each.about(names, Component(PYPI, "vllm", "0.20.3"))
+    assert each.about(names, OsvPackage(PYPI, "vllm", "0.20.3"))
 
 
 @pytest.mark.parametrize(
@@ -340,7 +340,7 @@ ANSWER = {"results": [{"vulns": [{"id": "CVE-2026-41523"}], "next_page_token": "
 @fuzz
 @given(spoilt(ANSWER))
 def test_fuzz_answers_of_a_service(value: Any) -> None:
-    class Said(database.Service):
+    class Said(database.OsvService):
         def _ask(self, method: str, path: str, body: bytes | None) -> bytes:
             if method == "POST":
                 return json.dumps(value).encode()
@@ -383,26 +383,26 @@ TRIXIE = b'PRETTY_NAME="Debian GNU/Linux 13 (trixie)"\nID=debian\nVERSION_ID="13
 
 
 def test_debian_packages_by_their_source() -> None:
-    assert sorted(components.of_dpkg(STATUS, TRIXIE)) == [
-        Component(DEBIAN, "bash", "5.2-1"),
-        Component(DEBIAN, "openssl", "3.5.1-1"),
+    assert sorted(installed.of_dpkg(STATUS, TRIXIE)) == [
+        OsvPackage(DEBIAN, "bash", "5.2-1"),
+        OsvPackage(DEBIAN, "openssl", "3.5.1-1"),
     ]
 
 
 def test_ubuntu_has_long_terms() -> None:
     text = b'ID=ubuntu\nVERSION_ID="24.04"\nVERSION="24.04.2 LTS (Noble Numbat)"\n'
-    assert components.ecosystem_of(text) == "Ubuntu:24.04:LTS"
+    assert installed.ecosystem_of(text) == "Ubuntu:24.04:LTS"
 
 
 def test_a_distribution_that_no_advisory_names() -> None:
     with pytest.raises(BinaryError, match="alpine"):
-        components.ecosystem_of(b"ID=alpine\nVERSION_ID=3.20.1\n")
+        installed.ecosystem_of(b"ID=alpine\nVERSION_ID=3.20.1\n")
 
 
 def test_a_release_has_vllm_also_where_it_is_compiled() -> None:
     for name in release.names():
-        found = components.of_release(name).components
-        assert Component(PYPI, "vllm", release.load(name).vllm_version) in found
+        found = installed.of_release(name).components
+        assert OsvPackage(PYPI, "vllm", release.load(name).vllm_version) in found
 
 
 # The service
@@ -467,7 +467,7 @@ def service() -> Iterator[Service]:
 
 
 def test_the_service_gives_what_a_folder_gives(service: Service) -> None:
-    contents = components.of_release("0.20.2")
+    contents = installed.of_release("0.20.2")
     by_service = audit.run(contents, database.of(service.url), quiet, TODAY)
     by_folder = audit.run(contents, database.of(str(DATA)), quiet, TODAY)
     assert by_service.findings == by_folder.findings != ()

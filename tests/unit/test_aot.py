@@ -9,7 +9,7 @@ from fp4forge.image.stages.aot import key
 from fp4forge.kernels import ledger
 from fp4forge.kernels.cubins import Cubin, DeviceCode, Kernel
 from fp4forge.plan import aot
-from fp4forge.plan.request import Request
+from fp4forge.plan.request import ImageRequest
 from fp4forge.plan.resolve import resolve
 
 WHEEL = {"release": "0.20.2", "strategy": "wheel", "base": "bootstrap"}
@@ -22,7 +22,7 @@ def test_modules_follow_the_gpus() -> None:
     both = aot.choose("gemma4", ("sm100", "sm120", "sm121"))
     assert both.archs == "10.0a 12.0f 12.1a"
     assert len(both.generators) == 4  # SM12x's two are shared
-    assert aot.choose("none", ("sm121",)) == aot.Choice()
+    assert aot.choose("none", ("sm121",)) == aot.AotModules()
 
 
 def test_the_ledger_is_held_to_the_modules() -> None:
@@ -31,7 +31,7 @@ def test_the_ledger_is_held_to_the_modules() -> None:
     assert ledger.differences(wanted, {"flashinfer_gemm": ["12.1a"]}) == [
         "flashinfer_quantise: predicted 12.0f, found nothing"
     ]
-    assert aot.expected(aot.Choice(), ("sm121",)) == {}
+    assert aot.expected(aot.AotModules(), ("sm121",)) == {}
     whole = aot.expected(aot.choose("all", ("sm121",)), ("sm121",))
     assert whole == {"flashinfer_gemm": ["12.1a"], "flashinfer_quantise": ["12.0f", "12.1a"]}
 
@@ -62,10 +62,10 @@ def test_flashinfers_kernels_do_not_count_as_vllms(path: str, groups: str) -> No
 
 def test_a_foreign_platform_gets_none_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    assert resolve(Request("sm120", **WHEEL)).aot.name == "gemma4"  # type: ignore[arg-type]
-    assert resolve(Request("sm121", **WHEEL)).aot.name == "none"  # type: ignore[arg-type]
+    assert resolve(ImageRequest("sm120", **WHEEL)).aot.name == "gemma4"  # type: ignore[arg-type]
+    assert resolve(ImageRequest("sm121", **WHEEL)).aot.name == "none"  # type: ignore[arg-type]
 
 
 def test_an_unknown_choice_is_refused() -> None:
     with pytest.raises(UsageError, match="--aot 'most' does not exist"):
-        resolve(Request("sm120", aot="most", **WHEEL))  # type: ignore[arg-type]
+        resolve(ImageRequest("sm120", aot="most", **WHEEL))  # type: ignore[arg-type]

@@ -19,8 +19,8 @@ from fp4forge.core.paths import RELEASES
 from fp4forge.inputs import arch_rules
 from fp4forge.kernels import archs
 from fp4forge.kernels.groups import of_sources
-from fp4forge.maintain import arch_rules as extracting
 from fp4forge.maintain import sources
+from fp4forge.maintain import write_arch_rules as extracting
 from fp4forge.plan import cmake
 from fp4forge.plan.prediction import predict
 

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from fp4forge.backends.inside import ask as inside
-from fp4forge.models.backends import Decision
+from fp4forge.models.backend_answers import BackendDecision
 
 
 class Backend(Enum):
@@ -89,8 +89,8 @@ LAYER = SimpleNamespace(
 )
 
 
-def decision(found: dict[str, Any]) -> Decision:
-    return msgspec.convert(found, Decision)
+def decision(found: dict[str, Any]) -> BackendDecision:
+    return msgspec.convert(found, BackendDecision)
 
 
 def test_experts_in_vllms_order_with_its_reasons(oracle: Any) -> None:

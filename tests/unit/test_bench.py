@@ -9,36 +9,36 @@ import msgspec
 import pytest
 
 from fp4forge.bench import (
-    card,
     charts,
-    command,
     compare,
     figures,
     identity,
     inside,
+    load_command,
+    load_result,
     metrics,
     needle,
+    reference_card,
     suite,
     tables,
-    tool,
 )
 from fp4forge.bench import result as results
-from fp4forge.bench.command import Client
-from fp4forge.bench.prompts import Writer
-from fp4forge.bench.result import Identity, Request, Result, Server, Trial
-from fp4forge.bench.suite import Load, Named
+from fp4forge.bench.load_command import LoadGenerator
+from fp4forge.bench.prompts import PromptWriter
+from fp4forge.bench.result import BenchResult, MeasuredIdentity, ServerCounters, TimedRequest, Trial
+from fp4forge.bench.suite import NamedSuite, TrialLoad
 from fp4forge.core.errors import BenchError, UsageError
 from fp4forge.core.paths import BENCHMARKS
-from fp4forge.serve.client import Answer
+from fp4forge.serve.client import ChatAnswer
 from tests.bench_fakes import ITL, TTFT, raw, tokens
 
 SUITES = suite.names()
-UNKNOWN = Server()
+UNKNOWN = ServerCounters()
 
 
-def load(**changes: Any) -> Load:
+def load(**changes: Any) -> TrialLoad:
     given = {"prompt": 64, "output": 16, "requests": 4, "concurrency": 2}
-    return Load(table="t", label="p", **(given | changes))
+    return TrialLoad(table="t", label="p", **(given | changes))
 
 
 # Suites
@@ -62,7 +62,7 @@ def test_every_row_of_the_card_has_its_point() -> None:
     sources = {table.id: table.of or table.id for table in found.tables}
     points = {(point.table, point.label) for point in found.loads()}
     shown = {table.id: table.show for table in found.tables}
-    for row in card.card().rows:
+    for row in reference_card.card().rows:
         assert (sources[row.table], row.label) in points, row
         assert set(row.figures) <= set(shown[row.table]), row
 
@@ -116,20 +116,20 @@ def bytewise(text: str) -> int:
 @pytest.mark.parametrize("count", [tokens, bytewise])
 @pytest.mark.parametrize("wanted", [14, 19, 49, 465, 3172])
 def test_prompts_have_the_exact_length(count: Any, wanted: int) -> None:
-    prompts = Writer(count, 0).write(load(prompt=wanted, requests=3), 1)
+    prompts = PromptWriter(count, 0).write(load(prompt=wanted, requests=3), 1)
     assert [count(prompt) for prompt in prompts] == [wanted] * 3
 
 
 def test_prompts_are_seeded_and_never_alike() -> None:
     point = load(prompt=200, requests=8)
-    first = Writer(tokens, 0).write(point, 1)
-    assert Writer(tokens, 0).write(point, 1) == first
-    other = Writer(tokens, 0).write(point, 2) + Writer(tokens, 1).write(point, 1)
+    first = PromptWriter(tokens, 0).write(point, 1)
+    assert PromptWriter(tokens, 0).write(point, 1) == first
+    other = PromptWriter(tokens, 0).write(point, 2) + PromptWriter(tokens, 1).write(point, 1)
     assert len({prompt[:12] for prompt in first + other}) == 24
 
 
 def test_shared_prompts_begin_alike() -> None:
-    prompts = Writer(tokens, 0).write(load(prompt=100, shared=70, prompts="shared"), 1)
+    prompts = PromptWriter(tokens, 0).write(load(prompt=100, shared=70, prompts="shared"), 1)
     assert [tokens(prompt) for prompt in prompts] == [100] * 4
     assert len({" ".join(prompt.split()[:60]) for prompt in prompts}) == 1
     assert len(set(prompts)) == 4
@@ -137,24 +137,24 @@ def test_shared_prompts_begin_alike() -> None:
 
 def test_a_prompt_shorter_than_the_template_is_refused() -> None:
     with pytest.raises(BenchError, match="template alone has 9"):
-        Writer(bytewise, 0).write(load(prompt=9), 1)
+        PromptWriter(bytewise, 0).write(load(prompt=9), 1)
 
 
 # The load generator's command line and its result
 
 
 def test_the_command_lines() -> None:
-    line = Client("image:tag").line(Path("/w"))
+    line = LoadGenerator("image:tag").line(Path("/w"))
     assert line[:4] == ["docker", "run", "--rm", "--interactive"]
     assert line[-2:] == ["image:tag", "/inside.py"]
     assert not any("OPENAI_API_KEY=" in part for part in line)
     with pytest.raises(UsageError, match="--out"):
-        Client("image").line(Path("/w,readonly"))
-    given = command.options("http://h:1", "--odd", load(), "t-p-1", 7, {})
+        LoadGenerator("image").line(Path("/w,readonly"))
+    given = load_command.options("http://h:1", "--odd", load(), "t-p-1", 7, {})
     assert "--model=--odd" in given  # a value, not an option
     assert '--extra-body={"max_completion_tokens": 16}' in given
     assert {"--ignore-eos", "--save-detailed", "--ready-check-timeout-sec=0"} <= set(given)
-    stops = command.options("http://h:1", "m", load(eos="stop"), "t-p-1", 0, {})
+    stops = load_command.options("http://h:1", "m", load(eos="stop"), "t-p-1", 0, {})
     assert "--ignore-eos" not in stops
 
 
@@ -168,15 +168,17 @@ def test_what_stands_in_for_pandas(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bad", ["-v", "a b", "", "a;b", "$(x)", "A" * 400])
 def test_names_that_are_no_images(bad: str) -> None:
     with pytest.raises(UsageError, match="--image"):
-        Client(bad)
+        LoadGenerator(bad)
     with pytest.raises(UsageError, match="--network"):
-        Client("image", network=bad)
+        LoadGenerator("image", network=bad)
 
 
-def judged(changes: dict[str, Any], server: Server = UNKNOWN, **of: Any) -> Trial:
+def judged(changes: dict[str, Any], server: ServerCounters = UNKNOWN, **of: Any) -> Trial:
     point = load(**of)
-    found = msgspec.convert(raw(point.prompt, point.output, point.requests, **changes), tool.Raw)
-    return tool.judge(found, point, server)
+    found = msgspec.convert(
+        raw(point.prompt, point.output, point.requests, **changes), load_result.LoadResult
+    )
+    return load_result.judge(found, point, server)
 
 
 def test_a_good_result() -> None:
@@ -225,13 +227,13 @@ def test_what_is_no_fault() -> None:
     early = judged({"output_lens": [16, 16, 16, 9]}, eos="stop")
     assert early.valid and early.notes == ("1 of 4 answers ended by themselves",)
     point = load()
-    thought = msgspec.convert(raw(64, 16, 4, generated_texts=[""] * 4), tool.Raw)
-    assert tool.judge(thought, point, Server(), may_be_empty=True).valid
+    thought = msgspec.convert(raw(64, 16, 4, generated_texts=[""] * 4), load_result.LoadResult)
+    assert load_result.judge(thought, point, ServerCounters(), may_be_empty=True).valid
 
 
 def test_another_client_and_a_slow_one_are_told() -> None:
-    assert "another client" in judged({}, Server(requests=5)).problems[0]
-    slow = judged({}, Server(requests=4, ttft=0.02))
+    assert "another client" in judged({}, ServerCounters(requests=5)).problems[0]
+    slow = judged({}, ServerCounters(requests=4, ttft=0.02))
     assert slow.valid and "30 ms longer than the engine counts" in slow.notes[0]
 
 
@@ -239,7 +241,7 @@ def test_a_result_that_is_none(tmp_path: Path) -> None:
     for content in ("", "{}", '{"completed": "x"}', "[" * 5000):
         (tmp_path / "raw.json").write_text(content)
         with pytest.raises(BenchError, match="the load generator's result"):
-            tool.read(tmp_path / "raw.json")
+            load_result.read(tmp_path / "raw.json")
 
 
 # The server's counters
@@ -256,7 +258,7 @@ def test_counters_of_a_trial() -> None:
     found = metrics.changes([0.0, 2.0], [before, after])
     assert found.generation_peak == 50 and found.cache_peak == 0.5
     assert found.hit_rate is None and found.requests is None
-    assert metrics.changes([0.0, 2.0], [{}, {}]) == Server()
+    assert metrics.changes([0.0, 2.0], [{}, {}]) == ServerCounters()
     # A restarted server counts from 0: that is no change.
     assert metrics.changes([0.0, 2.0], [after, before]).ttft is None
 
@@ -265,7 +267,7 @@ def test_counters_of_a_trial() -> None:
 
 
 def trial(rate: float, ttft: float = 0.05, **more: Any) -> Trial:
-    request = Request(prompt=100, output=101, ttft=ttft, decode=100 / rate)
+    request = TimedRequest(prompt=100, output=101, ttft=ttft, decode=100 / rate)
     return Trial(requests=(request,), seconds=2.0, **more)
 
 
@@ -283,10 +285,10 @@ def test_figures() -> None:
     assert figures.quantile([1, 2, 3, 4], 0.5) == 2.5
 
 
-def result(*rates: float, **changes: Any) -> Result:
+def result(*rates: float, **changes: Any) -> BenchResult:
     found = suite.load("quick", ("decode",))
-    who = Identity(model="m", client_version="0.20.2")
-    made = Result(
+    who = MeasuredIdentity(model="m", client_version="0.20.2")
+    made = BenchResult(
         suite=found.name,
         suite_hash=found.hash,
         measured=found.suite,
@@ -357,7 +359,7 @@ def test_results_are_kept(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text((tmp_path / "result.json").read_text()[:200])
     with pytest.raises(BenchError, match="is not JSON"):
         results.load(tmp_path)
-    named = Named("x", result(50).measured)
+    named = NamedSuite("x", result(50).measured)
     assert named.hash == result(50).suite_hash
 
 
@@ -383,13 +385,16 @@ def test_what_is_known_of_a_machine() -> None:
 
 
 def test_charts_escape_and_scale() -> None:
-    one = charts.Series("<b>", ((1.0, 10.0), (256.0, 1776.0), (0.0, 1.0)))
-    two = charts.Series("limit", ((1.0, 82.0),), dashed=True)
-    svg = charts.lines([one, two], charts.Axis("a&b", log=True), charts.Axis("y"))
+    one = charts.ChartSeries("<b>", ((1.0, 10.0), (256.0, 1776.0), (0.0, 1.0)))
+    two = charts.ChartSeries("limit", ((1.0, 82.0),), dashed=True)
+    svg = charts.lines([one, two], charts.ChartAxis("a&b", log=True), charts.ChartAxis("y"))
     assert "<b>" not in svg and "&lt;b&gt;" in svg and "a&amp;b" in svg
     assert svg.count("<circle") == 3  # 0 has no place on a logarithmic axis
     assert ">2,000</text>" in svg
-    assert charts.lines([charts.Series("x", ())], charts.Axis("x"), charts.Axis("y")) == ""
+    assert (
+        charts.lines([charts.ChartSeries("x", ())], charts.ChartAxis("x"), charts.ChartAxis("y"))
+        == ""
+    )
 
 
 @pytest.mark.parametrize("tokens", [1024, 8192, 32768])
@@ -402,8 +407,8 @@ def test_a_needle_fills_a_length_and_is_found(tokens: int, per_word: float) -> N
     assert made == needle.of_length(7, tokens, count)
     assert 0.9 * tokens <= count(made.text) <= tokens
     assert made.text.count(f"The keeper's number is {made.number}.") == 1
-    assert not made.wrong(Answer(text=f"It is {int(made.number):,}."))
-    assert made.wrong(Answer(text="It is 7."))
+    assert not made.wrong(ChatAnswer(text=f"It is {int(made.number):,}."))
+    assert made.wrong(ChatAnswer(text="It is 7."))
 
 
 @pytest.mark.parametrize("count", [0, -5, 10**18])

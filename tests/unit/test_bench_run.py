@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from fp4forge.bench import identity, running, soak
+from fp4forge.bench import identity, soak, suite_run
 from fp4forge.bench import result as results
 from fp4forge.cli.bench import bench
 from fp4forge.core.errors import BenchError, EngineError, RegressionError, ServingError, UsageError
@@ -124,13 +124,13 @@ def test_a_run_that_is_there_is_not_repeated(run: Run, programs: Path) -> None:
 
 
 def test_a_killed_run_resumes(run: Run, programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def die(self: running.Runner, load: Any, number: int, made: Any) -> None:
+    def die(self: suite_run.SuiteRun, load: Any, number: int, made: Any) -> None:
         real(self, load, number, made)
         if number == 3:
             raise KeyboardInterrupt
 
-    real = running.Runner._keep
-    monkeypatch.setattr(running.Runner, "_keep", die)
+    real = suite_run.SuiteRun._keep
+    monkeypatch.setattr(suite_run.SuiteRun, "_keep", die)
     assert run().exit_code != 0
     monkeypatch.undo()
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
@@ -291,14 +291,14 @@ def test_showing(run: Run, tmp_path: Path) -> None:
 
 def soaked(url: str, out: Path, monkeypatch: pytest.MonkeyPatch, trials: int) -> Result:
     """A soak of a few trials, whose answers are checked after each."""
-    real = running.Runner._keep
+    real = suite_run.SuiteRun._keep
 
-    def keep(self: running.Runner, load: Any, number: int, made: Any) -> None:
+    def keep(self: suite_run.SuiteRun, load: Any, number: int, made: Any) -> None:
         real(self, load, number, made)
         if number == trials:
             self.until = 0.0
 
-    monkeypatch.setattr(running.Runner, "_keep", keep)
+    monkeypatch.setattr(suite_run.SuiteRun, "_keep", keep)
     monkeypatch.setattr(soak, "PAUSE", 0.0)
     line = ["soak", "--url", url, "--image", "image", "--out", str(out), "--hours", "1"]
     return CliRunner().invoke(bench, line)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fp4forge.core.errors import ArtefactError
-from fp4forge.oci.layout import Layout
+from fp4forge.oci.layout import OciLayout
 from fp4forge.publish import beside, bundle, records
 from fp4forge.publish.beside import Beside
 from tests.e2e.faults import images
@@ -31,7 +31,7 @@ def unpack(image: Image, tmp_path: Path) -> None:
         pass
 
 
-def artifact(layout: Layout, subject: str, **more: Any) -> str:
+def artifact(layout: OciLayout, subject: str, **more: Any) -> str:
     """An artifact's manifest in a layout; its digest."""
     config = {"mediaType": "x"} | images._blob(layout, b"{}")
     data = {"config": config, "layers": [], "subject": {"digest": subject, "size": 1}} | more

@@ -23,7 +23,7 @@ from tests.checkpoints import TINY, Tensors, gemma4, linear, write
 LAYER = "model.layers.1.experts.2.gate_proj"
 
 
-def findings(folder: Path) -> dict[str, inspect.Finding]:
+def findings(folder: Path) -> dict[str, inspect.CheckpointFinding]:
     return {found.id: found for found in inspect.inspect(folder).findings}
 
 

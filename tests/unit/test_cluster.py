@@ -16,11 +16,11 @@ import yaml
 
 from fp4forge.core.errors import FitError
 from fp4forge.kernels.gpus import PRODUCTS
-from fp4forge.launch.cluster import doctor, plan, preflight
-from fp4forge.launch.cluster.hosts import PROBE, Found, Host, Link, Route
+from fp4forge.launch.cluster import division, doctor, preflight
+from fp4forge.launch.cluster.hosts import PROBE, ClusterHost, HostInterface, HostRoute, ProbedHost
 from fp4forge.serve import link, manifest, placing, settings
-from fp4forge.serve import model as models
-from fp4forge.serve.split import Split
+from fp4forge.serve import model_sizes as models
+from fp4forge.serve.split import GpuSplit
 from tests.checkpoints import TINY, gemma4, write
 from tests.unit.test_cli import run
 
@@ -35,49 +35,49 @@ def folder(tmp_path: Path) -> Path:
     return write(tmp_path / "model", gemma4(TINY), TINY)
 
 
-def large(folder: Path, gigabytes: int = 134) -> models.Model:
+def large(folder: Path, gigabytes: int = 134) -> models.ModelSizes:
     """The tiny model with the weights of a large one."""
     found = models.read(folder, "fp8_e4m3")
     return replace(found, weights=gigabytes * 10**9, experts=0, num_experts=0, num_layers=60)
 
 
-WANTED = placing.Wanted(context=8192, sequences=1, utilization=0.85)
+WANTED = placing.WantedCapacity(context=8192, sequences=1, utilization=0.85)
 
 
 def test_a_model_too_large_for_one_machine_is_divided(folder: Path) -> None:
-    found = plan.options(large(folder), SPARK, 2, WANTED, link.ROCE)
-    assert {one.split for one in found} == {Split(2, 1), Split(1, 2)}
-    best = plan.choose(found, SPARK, 2)
-    assert best.fits and best.split == Split(2, 1)  # both memories work on each token
-    assert best.rate > next(one.rate for one in found if one.split == Split(1, 2))
+    found = division.options(large(folder), SPARK, 2, WANTED, link.ROCE)
+    assert {one.split for one in found} == {GpuSplit(2, 1), GpuSplit(1, 2)}
+    best = division.choose(found, SPARK, 2)
+    assert best.fits and best.split == GpuSplit(2, 1)  # both memories work on each token
+    assert best.rate > next(one.rate for one in found if one.split == GpuSplit(1, 2))
 
 
 def test_a_slow_link_favours_a_pipeline(folder: Path) -> None:
-    slow = link.Link(bandwidth=1e7, latency=5e-3)
-    best = plan.choose(plan.options(large(folder), SPARK, 2, WANTED, slow), SPARK, 2)
-    assert best.split == Split(1, 2)
+    slow = link.LinkSpeed(bandwidth=1e7, latency=5e-3)
+    best = division.choose(division.options(large(folder), SPARK, 2, WANTED, slow), SPARK, 2)
+    assert best.split == GpuSplit(1, 2)
 
 
 def test_what_no_number_of_these_machines_holds_is_refused(folder: Path) -> None:
-    found = plan.options(large(folder, 900), SPARK, 2, WANTED, link.ROCE)
+    found = division.options(large(folder, 900), SPARK, 2, WANTED, link.ROCE)
     with pytest.raises(FitError, match="do not hold this model"):
-        plan.choose(found, SPARK, 2)
+        division.choose(found, SPARK, 2)
     with pytest.raises(FitError, match="cannot be divided over 3"):
-        plan.choose(plan.options(large(folder), SPARK, 3, WANTED, link.ROCE), SPARK, 3)
+        division.choose(division.options(large(folder), SPARK, 3, WANTED, link.ROCE), SPARK, 3)
 
 
 def test_bytes_on_the_link(folder: Path) -> None:
     """Two reductions of the hidden state in a layer; a ring of two sends each once."""
     model = large(folder)
     once = model.hidden * 2
-    assert link.bytes_per_token(model, Split(1, 1)) == link.exchanges(model, Split(1, 1)) == 0
-    assert link.bytes_per_token(model, Split(2, 1)) == 2 * 60 * once
-    assert link.exchanges(model, Split(2, 1)) == 120
-    assert link.bytes_per_token(model, Split(1, 2)) == 2 * once  # and the residual
-    assert link.exchanges(model, Split(1, 2)) == 1
+    assert link.bytes_per_token(model, GpuSplit(1, 1)) == link.exchanges(model, GpuSplit(1, 1)) == 0
+    assert link.bytes_per_token(model, GpuSplit(2, 1)) == 2 * 60 * once
+    assert link.exchanges(model, GpuSplit(2, 1)) == 120
+    assert link.bytes_per_token(model, GpuSplit(1, 2)) == 2 * once  # and the residual
+    assert link.exchanges(model, GpuSplit(1, 2)) == 1
 
 
-def found(**more: Any) -> Found:
+def found(**more: Any) -> ProbedHost:
     values: dict[str, Any] = {
         "name": "spark1",
         "time": 0.0,
@@ -85,10 +85,10 @@ def found(**more: Any) -> Found:
         "compose": "2.35",
         "gpus": "name, compute_cap, driver_version, memory.total [MiB]\n"
         "NVIDIA GB10, 12.1, 580.95.05, [N/A]",
-        "routes": [Route(peer="b", to="10.0.0.2", interface="enp1s0f0np0", address="10.0.0.1")],
+        "routes": [HostRoute(peer="b", to="10.0.0.2", interface="enp1s0f0np0", address="10.0.0.1")],
         "interface": "enp1s0f0np0",
         "address": "10.0.0.1",
-        "link": Link(mtu=9000, speed=200_000, state="up"),
+        "link": HostInterface(mtu=9000, speed=200_000, state="up"),
         "rdma": {"rocep1s0f0": ["enp1s0f0np0"], "roceP2p1s0f0": ["enP2p1s0f0np0"]},
         "image": [DIGEST],
         "model": {"config.json": (10, "aa"), "model.safetensors": (100, "bb")},
@@ -96,16 +96,16 @@ def found(**more: Any) -> Found:
         "memlock": -1,
         "taken": [],
     }
-    return Found(**values | more)
+    return ProbedHost(**values | more)
 
 
-HOSTS = [Host("spark1"), Host("spark2")]
-CHECKED = preflight.Wanted(
+HOSTS = [ClusterHost("spark1"), ClusterHost("spark2")]
+CHECKED = preflight.ClusterNeeds(
     model="/models/m", image="x", digest=DIGEST, ports=(29501, 8000), weights=60 << 30
 )
 
 
-def failing(second: Found) -> set[str]:
+def failing(second: ProbedHost) -> set[str]:
     items = preflight.judge(HOSTS, [found(), second], CHECKED)
     assert all(item.fix for item in items if not item.ok)
     return {item.name for item in items if not item.ok and "spark2" in item.host}
@@ -126,9 +126,9 @@ def test_two_equal_machines_pass() -> None:
         ({"model": {}}, "model"),
         ({"model": {"config.json": (10, "cc"), "model.safetensors": (100, "bb")}},
          "model's files alike"),
-        ({"routes": [Route(error="no route to a")]}, "route"),
+        ({"routes": [HostRoute(error="no route to a")]}, "route"),
         ({"address": ""}, "interface"),
-        ({"link": Link(mtu=1500, speed=200_000, state="up")}, "MTU of the link alike"),
+        ({"link": HostInterface(mtu=1500, speed=200_000, state="up")}, "MTU of the link alike"),
         ({"rdma": {}}, "RDMA devices alike"),
         ({"memory": (128 << 30, 20 << 30)}, "free memory"),
         ({"taken": [8000]}, "ports"),
@@ -141,17 +141,17 @@ def test_each_difference_is_found(more: dict[str, Any], name: str) -> None:
 
 def test_ranks_use_rdma_only_if_all_have_it(folder: Path) -> None:
     first, second = found(), found(address="10.0.0.2")
-    rank = plan.ranks([first, second])[1]
-    names = {s.name: s.value for s in plan.environment(rank)}
+    rank = division.ranks([first, second])[1]
+    names = {s.name: s.value for s in division.environment(rank)}
     assert names["VLLM_HOST_IP"] == "10.0.0.2"
     assert names["NCCL_IB_HCA"] == "=rocep1s0f0,roceP2p1s0f0"  # both twins
     assert names["NCCL_SOCKET_IFNAME"] == names["GLOO_SOCKET_IFNAME"] == "enp1s0f0np0"
-    made = plan.server(settings.server(folder, IMAGE, settings.Wishes(version="0")), rank)
+    made = division.server(settings.server(folder, IMAGE, settings.ServerWishes(version="0")), rank)
     service = yaml.safe_load(manifest.render(made, "compose"))["services"]["vllm"]
     assert service["ulimits"]["memlock"] == -1
     assert service["devices"] == ["/dev/infiniband:/dev/infiniband"]
-    lone = plan.ranks([first, found(rdma={})])
-    assert {s.name for s in plan.environment(lone[0])} & {"NCCL_IB_DISABLE"}
+    lone = division.ranks([first, found(rdma={})])
+    assert {s.name for s in division.environment(lone[0])} & {"NCCL_IB_DISABLE"}
 
 
 def files(folder: Path, *more: str) -> dict[str, Any]:

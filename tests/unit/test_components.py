@@ -17,7 +17,7 @@ from fp4forge.core.errors import ArtefactError, ReleaseError, UsageError
 from fp4forge.image.stages import compile
 from fp4forge.image.stages import jobs as running
 from fp4forge.inputs import release
-from fp4forge.plan import components
+from fp4forge.plan import vllm_components
 from fp4forge.plan.prediction import predict
 from fp4forge.publish import pipeline
 
@@ -26,7 +26,7 @@ RELEASE = release.load("0.19.1")
 
 def choose(wanted: str = "all", *given: str, arch_list: str = "12.1a", gpu: str = "sm121"):  # type: ignore[no-untyped-def]  # noqa: ANN201
     groups = predict(arch_list, "0.19.1", "13.0").groups
-    return components.choose(wanted, given, RELEASE, groups, (gpu,))
+    return vllm_components.choose(wanted, given, RELEASE, groups, (gpu,))
 
 
 def test_components_without_code_for_the_gpu_are_left_out_with_the_reason() -> None:
@@ -84,7 +84,9 @@ def test_a_local_tree_is_known_by_its_content(cutlass: Path) -> None:
     (cutlass / "a.h").write_text("two")
     second = choose("core", f"cutlass={cutlass}").sources["cutlass"]
     assert first.provider == "local" and first.where != second.where
-    assert components.local_trees((f"cutlass={cutlass}", "qutlass=git")) == {"cutlass": cutlass}
+    assert vllm_components.local_trees((f"cutlass={cutlass}", "qutlass=git")) == {
+        "cutlass": cutlass
+    }
 
 
 @pytest.mark.parametrize(
@@ -107,7 +109,7 @@ def test_a_release_without_a_needed_source_is_named() -> None:
     externals = {name: pin for name, pin in RELEASE.externals.items() if name != "cutlass"}
     release = msgspec.structs.replace(RELEASE, externals=externals)
     with pytest.raises(ReleaseError, match=r"0\.19\.1\.yaml has no external cutlass"):
-        components.choose("core", (), release, {}, ("sm121",))
+        vllm_components.choose("core", (), release, {}, ("sm121",))
 
 
 def test_instructions_leave_the_other_externals_out() -> None:
@@ -172,7 +174,11 @@ def test_a_second_build_says_that_it_waits(
 
     def held() -> AbstractContextManager[None]:
         engine = where == "engine"
-        return running.alone_on_engine(tmp_path) if engine else pipeline._alone(Console())
+        return (
+            running.alone_on_engine(tmp_path)
+            if engine
+            else pipeline._one_build_at_a_time(Console())
+        )
 
     def build() -> None:
         with held():

@@ -15,11 +15,11 @@ from fp4forge.image import render
 from fp4forge.image.stages import cross as building
 from fp4forge.inputs import locks as lock
 from fp4forge.plan import packages
-from fp4forge.plan.request import Request
+from fp4forge.plan.request import ImageRequest
 from fp4forge.plan.resolve import resolve
-from fp4forge.publish import machine
+from fp4forge.publish import build_machine
 
-CROSS = Request(
+CROSS = ImageRequest(
     "sm121",
     base="bootstrap",
     platform="linux/arm64",
@@ -81,9 +81,9 @@ def test_what_cannot_be_crossed(change: dict[str, Any], says: str) -> None:
 def test_compilers_never_run_under_emulation(
     here: str, cross: bool, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "host_platform", lambda: here)
+    monkeypatch.setattr(build_machine, "host_platform", lambda: here)
     with pytest.raises(PlatformError) as refused:
-        machine._check_compilers(resolve(replace(CROSS, cross=cross)))
+        build_machine._check_compilers(resolve(replace(CROSS, cross=cross)))
     assert remedy in (refused.value.remedy or "")
 
 

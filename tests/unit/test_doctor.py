@@ -12,10 +12,10 @@ from click.testing import CliRunner
 from fp4forge.core.errors import ServingError, UsageError
 from fp4forge.doctor import described, diagnosis, evidence, smi
 from fp4forge.doctor import examine as doctor
-from fp4forge.doctor.evidence import Evidence, Gpu, Mount
-from fp4forge.doctor.host import Host
-from fp4forge.doctor.live import Live
-from fp4forge.oci.acquire import Records
+from fp4forge.doctor.evidence import Evidence, Mount, SmiGpu
+from fp4forge.doctor.host import HostResources
+from fp4forge.doctor.live import LiveServer
+from fp4forge.oci.acquire import ImageRecords
 from fp4forge.serve import manifest, settings
 from tests.checkpoints import TINY, gemma4, write
 
@@ -26,7 +26,7 @@ LABELS = {
     "io.fp4forge.release": "0.20.2",
     "org.opencontainers.image.version": "0.20.2",
 }
-SPARK = Gpu("NVIDIA GB10", "12.1", "580.95.05")
+SPARK = SmiGpu("NVIDIA GB10", "12.1", "580.95.05")
 
 
 def line(text: str, level: str = "INFO", place: str = "nvfp4.py:209") -> str:
@@ -41,9 +41,9 @@ GOOD_LOG = (
 )
 
 
-def judged(name: str, *, ok: bool) -> Records:
+def judged(name: str, *, ok: bool) -> ImageRecords:
     """An image's records, of which the ledger of one GPU alone says anything."""
-    return Records({"ledger": json.dumps({"gpus": {name: {"ok": ok}}}).encode()})
+    return ImageRecords({"ledger": json.dumps({"gpus": {name: {"ok": ok}}}).encode()})
 
 
 def healthy(tmp_path: Path, **changes: Any) -> Evidence:
@@ -51,7 +51,7 @@ def healthy(tmp_path: Path, **changes: Any) -> Evidence:
     server = settings.server(
         folder,
         "registry/x@sha256:" + "a" * 64,
-        settings.Wishes(workload="interactive", version="0.20.2"),
+        settings.ServerWishes(workload="interactive", version="0.20.2"),
     )
     found = Evidence(
         image=server.image,
@@ -67,7 +67,7 @@ def healthy(tmp_path: Path, **changes: Any) -> Evidence:
         gpu_requested=True,
         log=GOOD_LOG,
         gpus=[SPARK],
-        host=Host(memory_total=int(119.6 * 2**30)),
+        host=HostResources(memory_total=int(119.6 * 2**30)),
         records=judged("sm121", ok=True),
     )
     for name, value in changes.items():
@@ -183,8 +183,8 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         "removed-switch",
     ),
     "FlashInfer's MoE": ({"environment": {"VLLM_USE_FLASHINFER_MOE_FP4": "1"}}, "flashinfer-moe"),
-    "Hopper": ({"gpus": [Gpu("NVIDIA H200", "9.0", "580.95.05")]}, "not-blackwell"),
-    "an old driver": ({"gpus": [Gpu("NVIDIA GB10", "12.1", "570.86.10")]}, "driver"),
+    "Hopper": ({"gpus": [SmiGpu("NVIDIA H200", "9.0", "580.95.05")]}, "not-blackwell"),
+    "an old driver": ({"gpus": [SmiGpu("NVIDIA GB10", "12.1", "570.86.10")]}, "driver"),
     "kernels missing by the ledger": ({"records": judged("sm121", ok=False)}, "kernels"),
     "kernels missing by the log": (
         {"log": "RuntimeError: No compiled nvfp4 mm kernel for SM 121\n"},
@@ -269,7 +269,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         {"labels": {"maintainer": "x"}, "image": "vllm/vllm-openai:latest"},
         "image",
     ),
-    "nothing at the port": ({"live": Live(unreachable="Connection refused")}, "port"),
+    "nothing at the port": ({"live": LiveServer(unreachable="Connection refused")}, "port"),
 }
 
 
@@ -297,10 +297,10 @@ def test_an_empty_model_folder(tmp_path: Path) -> None:
     assert "is empty" in finding.evidence
 
 
-def patched(name: str, digest: str) -> Records:
+def patched(name: str, digest: str) -> ImageRecords:
     """An image's records, of which patches.json alone says anything."""
     content = json.dumps({"files": {name: {"after": digest}}})
-    return Records({"patches": content.encode()})
+    return ImageRecords({"patches": content.encode()})
 
 
 def test_a_mount_with_the_baked_contents_is_no_finding(tmp_path: Path) -> None:
@@ -406,7 +406,7 @@ def test_our_own_compose_file_is_healthy(tmp_path: Path) -> None:
     server = settings.server(
         folder,
         "registry/x@sha256:" + "a" * 64,
-        settings.Wishes(workload="balanced", version="0.20.2"),
+        settings.ServerWishes(workload="balanced", version="0.20.2"),
     )
     file = tmp_path / "compose.yaml"
     file.write_text(manifest.render(server, "compose"))

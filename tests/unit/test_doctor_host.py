@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from fp4forge.doctor import composed, examine, gather, host, inspected, live
-from fp4forge.doctor.evidence import Evidence, Gpu
-from fp4forge.doctor.host import GIB, Host
+from fp4forge.doctor.evidence import Evidence, SmiGpu
+from fp4forge.doctor.host import GIB, HostResources
 
-SPARK = Gpu("NVIDIA GB10", "12.1", "580.95.05")
+SPARK = SmiGpu("NVIDIA GB10", "12.1", "580.95.05")
 LIMITED = {"Config": {"Image": "vllm/vllm-openai:v0.20.2", "Cmd": ["--model", "m"]}}
 
 
@@ -27,7 +27,7 @@ def found(**changes: Any) -> dict[str, str]:
     return {f.id: f.severity for f in examine.examine(evidence)}
 
 
-SPARK_HOST = Host(
+SPARK_HOST = HostResources(
     memory_total=120 * GIB,
     memory_free=20 * GIB,
     memory_available=115 * GIB,
@@ -39,23 +39,25 @@ SPARK_HOST = Host(
 
 def test_the_page_cache_of_unified_memory() -> None:
     assert found(host=SPARK_HOST)["page-cache"] == "warning"
-    assert "page-cache" not in found(host=SPARK_HOST, gpus=[Gpu("RTX 5090", "12.0", "580.95.05")])
+    assert "page-cache" not in found(
+        host=SPARK_HOST, gpus=[SmiGpu("RTX 5090", "12.0", "580.95.05")]
+    )
     log = "INFO:     Application startup complete.\n"
     assert "page-cache" not in found(host=SPARK_HOST, log=log)
-    taken = Host(**{**vars(SPARK_HOST), "memory_available": 30 * GIB})
+    taken = HostResources(**{**vars(SPARK_HOST), "memory_available": 30 * GIB})
     assert "page-cache" not in found(host=taken)  # dropping caches would not help
 
 
 @pytest.mark.parametrize(
     ("changes", "wanted"),
     [
-        ({"host": Host(disks={"/m": 100})}, {"disk": "error"}),
-        ({"host": Host(disks={"/m": 500 << 20})}, {"disk": "warning"}),
-        ({"host": Host(disks={"/m": 500 * GIB})}, {}),
-        ({"host": Host(memory_available=GIB)}, {"host-memory": "warning"}),
-        ({"host": Host(memory_available=9 * GIB)}, {}),
-        ({"host": Host(swap_total=16 * GIB, swap_free=2 * GIB)}, {"swap": "warning"}),
-        ({"host": Host(swap_total=16 * GIB, swap_free=16 * GIB)}, {}),
+        ({"host": HostResources(disks={"/m": 100})}, {"disk": "error"}),
+        ({"host": HostResources(disks={"/m": 500 << 20})}, {"disk": "warning"}),
+        ({"host": HostResources(disks={"/m": 500 * GIB})}, {}),
+        ({"host": HostResources(memory_available=GIB)}, {"host-memory": "warning"}),
+        ({"host": HostResources(memory_available=9 * GIB)}, {}),
+        ({"host": HostResources(swap_total=16 * GIB, swap_free=2 * GIB)}, {"swap": "warning"}),
+        ({"host": HostResources(swap_total=16 * GIB, swap_free=16 * GIB)}, {}),
         ({"memory_limit": 2 * GIB}, {"memory-limit": "warning"}),
         ({"memory_limit": 64 * GIB}, {}),
         ({"open_files": 1024}, {"open-files": "warning"}),
@@ -75,7 +77,7 @@ def test_this_machine_and_this_process(tmp_path: Path) -> None:
     own = host.limits(os.getpid())
     assert own.open_files == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     assert own.shm_free is not None
-    assert host.limits(2**22 + 1) == host.Limits()  # above the largest number of a process
+    assert host.limits(2**22 + 1) == host.ProcessLimits()  # above the largest number of a process
     assert host.free(str(tmp_path / "not/there")) == host.free(str(tmp_path))
     assert host.free("~/x") is host.free("\0") is None
 
@@ -128,20 +130,20 @@ def test_limits_of_a_compose_file(
 def test_a_full_disk_under_a_compose_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "compose.yaml"
     file.write_text("services: {vllm: {image: vllm, volumes: ['./models:/models', 'cache:/c']}}")
-    monkeypatch.setattr(host, "_free", lambda _: 0)
-    seen = gather.evidence(gather.Handed(compose_file=file))
+    monkeypatch.setattr(host, "_disk_free", lambda _: 0)
+    seen = gather.evidence(gather.EvidenceSources(compose_file=file))
     assert seen.host.disks == {str(tmp_path / "models"): 0}
     assert seen.host.memory_total is None  # whoever starts it may have another machine
     assert "disk" in {f.id for f in examine.examine(seen)}
 
 
 def test_only_a_server_of_this_machine_has_its_resources(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "cards", lambda: [Gpu("a laptop's", "8.6", "550.1")])
-    near = gather.evidence(gather.Handed(url="http://127.0.0.1:9"))
+    monkeypatch.setattr(host, "cards", lambda: [SmiGpu("a laptop's", "8.6", "550.1")])
+    near = gather.evidence(gather.EvidenceSources(url="http://127.0.0.1:9"))
     assert near.gpus and near.host.memory_total
     monkeypatch.setattr(live, "first", lambda *_: None)
-    far = gather.evidence(gather.Handed(url="http://192.0.2.1:8000"))
-    assert not far.gpus and far.host == Host()
+    far = gather.evidence(gather.EvidenceSources(url="http://192.0.2.1:8000"))
+    assert not far.gpus and far.host == HostResources()
 
 
 @pytest.mark.parametrize(

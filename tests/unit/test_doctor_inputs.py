@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from fp4forge.cli.serve import doctor as command
 from fp4forge.core.errors import ServingError, UnclearError, UsageError
-from fp4forge.doctor import command as commands
+from fp4forge.doctor import command_line as commands
 from fp4forge.doctor import (
     composed,
     described,
@@ -25,7 +25,7 @@ from fp4forge.doctor import (
     smi,
     variables,
 )
-from fp4forge.doctor.evidence import Evidence, Gpu
+from fp4forge.doctor.evidence import Evidence, SmiGpu
 from fp4forge.models import family
 from fp4forge.oci import acquire
 
@@ -43,9 +43,9 @@ TABLE = """
 
 def test_nvidia_smi_as_printed() -> None:
     assert smi.gpus(TABLE) == [
-        Gpu("NVIDIA GB10", "12.1", "580.142", 0),
-        Gpu("NVIDIA RTX PRO 6000 Blac...", "12.0", "580.142", 97887),
-        Gpu("Tesla T4", "7.5", "580.142", 15360),
+        SmiGpu("NVIDIA GB10", "12.1", "580.142", 0),
+        SmiGpu("NVIDIA RTX PRO 6000 Blac...", "12.0", "580.142", 97887),
+        SmiGpu("Tesla T4", "7.5", "580.142", 15360),
     ]
 
 
@@ -54,22 +54,22 @@ def test_nvidia_smi_as_printed() -> None:
     [
         (
             "name, driver_version\nNVIDIA B200, 580.95.05\n",
-            [Gpu("NVIDIA B200", "10.0", "580.95.05")],
+            [SmiGpu("NVIDIA B200", "10.0", "580.95.05")],
         ),
         (
             "index, name, driver_version\n0, NVIDIA H200, 575.1\n",
-            [Gpu("NVIDIA H200", "9.0", "575.1")],
+            [SmiGpu("NVIDIA H200", "9.0", "575.1")],
         ),
         (
             "NVIDIA GB300, 10.3, 580.95.05, 284208 MiB",
-            [Gpu("NVIDIA GB300", "10.3", "580.95.05", 284208)],
+            [SmiGpu("NVIDIA GB300", "10.3", "580.95.05", 284208)],
         ),
         ("<nvidia_smi_log><driver_version>580.1</driver_version><gpu id='0'><product_name>X", []),
         ("Unable to determine the device handle", []),
         ("", []),
     ],
 )
-def test_nvidia_smi_in_other_forms(text: str, wanted: list[Gpu]) -> None:
+def test_nvidia_smi_in_other_forms(text: str, wanted: list[SmiGpu]) -> None:
     assert smi.gpus(text) == wanted
 
 
@@ -374,14 +374,14 @@ def test_a_bundle_of_a_container_has_its_images_plan_and_ledger(tmp_path: Path) 
         "ledger": {"gpus": {"sm121": {"ok": False}, "sm120": {"ok": True}}},
         "patches": {"files": {"vllm/x.py": {"after": "0" * 64}}},
     }
-    records = acquire.Records({name: json.dumps(c).encode() for name, c in contents.items()})
+    records = acquire.ImageRecords({name: json.dumps(c).encode() for name, c in contents.items()})
     bundle = tmp_path / "report.tar.gz"
     found = Evidence(
         log="Application startup complete.\n",
-        gpus=[Gpu("NVIDIA GB10", "12.1", "580.95.05")],
+        gpus=[SmiGpu("NVIDIA GB10", "12.1", "580.95.05")],
         records=records,
     )
-    packing.write(bundle, gather.Handed(), found)
+    packing.write(bundle, gather.EvidenceSources(), found)
     again = packing.read(bundle)
     assert again.records == records
     (given,) = (entry for entry in again.inputs if "records" in entry.name)
@@ -400,7 +400,7 @@ def test_what_is_no_bundle(content: bytes, tmp_path: Path) -> None:
 def test_a_compose_file_fills_what_inspect_lacks(tmp_path: Path) -> None:
     (tmp_path / "compose.yaml").write_text("services: {v: {image: vllm/vllm-openai:v1.2.3}}")
     (tmp_path / "inspect.json").write_text('[{"Config": {"Cmd": ["vllm", "serve", "org/m"]}}]')
-    handed = gather.Handed(
+    handed = gather.EvidenceSources(
         inspection=tmp_path / "inspect.json", compose_file=tmp_path / "compose.yaml"
     )
     found = gather.evidence(handed)

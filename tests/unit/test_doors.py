@@ -12,7 +12,7 @@ import pytest
 from fp4forge.core.errors import UsageError
 from fp4forge.core.paths import PACKAGE
 from fp4forge.oci import reference, registry
-from fp4forge.oci.reference import Reference
+from fp4forge.oci.reference import ImageReference
 
 Look = Callable[[ast.AST], Iterator[int]]
 _PROGRAMS = ("docker", "docker-compose")
@@ -95,7 +95,9 @@ def test_a_path_is_the_repository_without_its_host(text: str, path: str) -> None
 
 def test_what_an_engine_lists_without_a_name_is_left_out() -> None:
     digest = "sha256:" + "1" * 64
-    assert reference.listed(["<none>@<none>", f"a/b@{digest}"]) == [Reference("a/b", "", digest)]
+    assert reference.listed(["<none>@<none>", f"a/b@{digest}"]) == [
+        ImageReference("a/b", "", digest)
+    ]
     assert reference.listed(None) == []
 
 
@@ -114,7 +116,7 @@ def test_a_bundle_is_pushed_to_a_repository_of_a_registry(text: str) -> None:
         ("localhost:5000/base:bootstrap-arm64-0a1b", "localhost:5000/base:bootstrap"),
         ("scratch", "scratch"),
         ("", ""),
-        ("Not A Reference", "Not A Reference"),
+        ("Not A ImageReference", "Not A ImageReference"),
     ],
 )
 def test_a_base_has_one_kind_on_all_platforms(label: str, kind: str) -> None:

@@ -10,63 +10,44 @@ from typing import Any
 import msgspec
 import pytest
 
-from fp4forge.checkpoint.config import Config
+from fp4forge.checkpoint.config import ModelConfig
 from fp4forge.core import paths
 from fp4forge.core.errors import CheckpointError, FitError, ReleaseError, UsageError
-from fp4forge.core.paths import MODELS
 from fp4forge.kernels.gpus import PRODUCTS, product
 from fp4forge.models import family
 from fp4forge.serve import lora, manifest, memory, placing, settings, split, state
-from fp4forge.serve.model import Model, read
-from fp4forge.serve.setting import Setting
-from fp4forge.serve.split import Split
+from fp4forge.serve.model_sizes import ModelSizes, read
+from fp4forge.serve.setting import ServerSetting
+from fp4forge.serve.split import GpuSplit
 from tests.checkpoints import TINY, gemma4, write
 
-CONFIGS: dict[str, Any] = json.loads((MODELS / "configs.json").read_text())
+EXAMPLES = family.examples()
+CONFIGS: dict[str, Any] = {name: one.config for name, one in EXAMPLES.items()}
 IMAGE = "127.0.0.1:5000/fp4forge/vllm@sha256:" + "a" * 64
 
 
-def layers(name: str, **changes: Any) -> tuple[state.Layers, ...]:
+def layers(name: str, **changes: Any) -> tuple[state.LayerGroup, ...]:
     given = json.loads(json.dumps(CONFIGS[name]))
     given.get("text_config", given).update(changes)
-    return state.layers(msgspec.convert(given, Config), Path(name), "fp8_e4m3")
+    return state.layers(msgspec.convert(given, ModelConfig), Path(name), "fp8_e4m3")
 
 
-# Family, KV bytes of a token in FP8, and MB of a sequence's fixed state, from the shapes that the
-# models are published with; tests/e2e/test_fit.py asks vLLM's own code for the same figures.
-FIGURES = {
-    "qwen3.6-27b": ("qwen3_next", 16 * 2 * 4 * 256, 153.944),
-    "qwen3.6-35b-a3b": ("qwen3_next", 10 * 2 * 2 * 256, 64.389),
-    "qwen3-next-80b-a3b": ("qwen3_next", 12 * 2 * 2 * 256, 39.518),
-    "qwen3-30b-a3b": ("qwen3", 48 * 2 * 4 * 128, 0),
-    "nemotron-3-nano-30b-a3b": ("nemotron_h", 6 * 2 * 2 * 128, 49.082),
-    "gpt-oss-120b": ("gpt_oss", 36 * 2 * 8 * 64, 0),
-    "deepseek-v3": ("deepseek", 61 * 576, 0),
-    "deepseek-v3.2": ("deepseek", 61 * (656 + 132), 0),
-    "kimi-k2": ("kimi", 61 * 576, 0),
-    "glm-4.7-flash": ("glm_mla", 47 * 576, 0),
-    "glm-4.6": ("glm", 92 * 2 * 8 * 128, 0),
-    "minimax-m2": ("minimax_m2", 62 * 2 * 8 * 128, 0),
-    "llama-3.3-70b": ("llama3", 80 * 2 * 8 * 128, 0),
-    "llama-4-scout": ("llama4", 48 * 2 * 8 * 128, 0),
-    "mistral-small-3.2-24b": ("mistral", 40 * 2 * 8 * 128, 0),
-    "gemma-4-26b-a4b": ("gemma4", 25 * 2 * 8 * 256 + 5 * 2 * 2 * 512, 0),
-    "gemma-4-31b": ("gemma4", 50 * 2 * 16 * 256 + 10 * 2 * 4 * 512, 0),
-}
-
-
-def test_every_family_has_a_model_among_these() -> None:
-    assert {covering for covering, _, _ in FIGURES.values()} == set(family.table())
-
-
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_a_models_state(name: str) -> None:
-    covering, token, fixed = FIGURES[name]
-    assert msgspec.convert(CONFIGS[name], Config).family == covering
+    """The family's file has the figures, from the shapes that the model is published with.
+
+    tests/e2e/test_fit.py asks vLLM's own code for them.
+    """
+    covering = msgspec.convert(CONFIGS[name], ModelConfig).family
+    assert name in family.get(covering).examples
     found = layers(name)
-    assert sum(kind.count * kind.token_bytes for kind in found) == token
+    assert sum(kind.count * kind.token_bytes for kind in found) == EXAMPLES[name].token_bytes
     megabytes = sum(kind.count * kind.state_bytes for kind in found) / 1e6
-    assert megabytes == pytest.approx(fixed, abs=0.001)
+    assert megabytes == pytest.approx(EXAMPLES[name].state_mb, abs=0.001)
+
+
+def test_no_two_families_have_an_example_of_one_name() -> None:
+    assert len(EXAMPLES) == sum(len(one.examples) for one in family.table().values())
 
 
 def test_what_transformers_leaves_out_is_supplied() -> None:
@@ -110,21 +91,21 @@ def test_a_model_that_no_file_covers_gets_nothing_of_a_family() -> None:
         "model_type": "novel",
         "architectures": ["NovelForCausalLM"],
     }
-    config = msgspec.convert(given, Config)
+    config = msgspec.convert(given, ModelConfig)
     assert config.family == ""
     assert state.layers(config, Path("m"), "fp8")[0].token_bytes == 2 * 8 * 128
-    latent = msgspec.convert(CONFIGS["deepseek-v3"] | {"model_type": "novel"}, Config)
+    latent = msgspec.convert(CONFIGS["deepseek-v3"] | {"model_type": "novel"}, ModelConfig)
     assert state.layers(latent, Path("m"), "fp8")[0].token_bytes == 576
     # Another vocabulary: not Llama 3, although its model_type is the same.
-    other = msgspec.convert(CONFIGS["llama-3.3-70b"] | {"vocab_size": 32000}, Config)
+    other = msgspec.convert(CONFIGS["llama-3.3-70b"] | {"vocab_size": 32000}, ModelConfig)
     assert other.family == ""
 
 
-def whole(name: str, weights: int, **sizes: Any) -> Model:
+def whole(name: str, weights: int, **sizes: Any) -> ModelSizes:
     """A model of those shapes whose weights have a given size, its experts nine tenths of it."""
-    config = msgspec.convert(CONFIGS[name], Config)
+    config = msgspec.convert(CONFIGS[name], ModelConfig)
     text = config.complete
-    return Model(
+    return ModelSizes(
         weights=weights,
         experts=weights * 9 // 10 if text.experts else 0,
         num_experts=text.experts,
@@ -161,10 +142,10 @@ LOGGED: dict[str, Any] = json.loads(
 def test_the_cache_is_what_vllm_logged_on_a_gpu(name: str) -> None:
     """Small models of four kinds, 4,096 tokens a sequence; the logs round GiB to two digits."""
     found, logged = LOGGED[name], LOGGED[name]["logged"]
-    config = msgspec.convert(found["config"], Config)
+    config = msgspec.convert(found["config"], ModelConfig)
     kinds = state.layers(config, Path(name), "fp8_e4m3")
     number = config.text.num_hidden_layers or 0
-    model = Model(
+    model = ModelSizes(
         weights=0,
         hidden=1,
         expert_width=1,
@@ -211,21 +192,21 @@ def test_our_bound_is_above_what_was_measured(source: str) -> None:
 @pytest.mark.parametrize(
     ("name", "ways", "says"),
     [
-        ("gemma-4-26b-a4b", Split(2), "704"),  # 352 is not a multiple of 64
-        ("gemma-4-26b-a4b", Split(2, experts=True), ""),
-        ("minimax-m2", Split(3), "8 KV heads"),
-        ("minimax-m2", Split(2), ""),
-        ("minimax-m2", Split(16), "1,536"),
-        ("minimax-m2", Split(16, experts=True), ""),  # each KV head is on two GPUs
-        ("glm-4.7-flash", Split(8), "20 attention heads"),
-        ("llama-3.3-70b", Split(2, experts=True), "no experts"),
-        ("deepseek-v3", Split(4), ""),
-        ("qwen3.6-35b-a3b", Split(16), "512"),
-        ("llama-3.3-70b", Split(1, 100), "80 layers"),
-        ("llama-4-scout", Split(32, experts=True), "40 attention heads"),
+        ("gemma-4-26b-a4b", GpuSplit(2), "704"),  # 352 is not a multiple of 64
+        ("gemma-4-26b-a4b", GpuSplit(2, experts=True), ""),
+        ("minimax-m2", GpuSplit(3), "8 KV heads"),
+        ("minimax-m2", GpuSplit(2), ""),
+        ("minimax-m2", GpuSplit(16), "1,536"),
+        ("minimax-m2", GpuSplit(16, experts=True), ""),  # each KV head is on two GPUs
+        ("glm-4.7-flash", GpuSplit(8), "20 attention heads"),
+        ("llama-3.3-70b", GpuSplit(2, experts=True), "no experts"),
+        ("deepseek-v3", GpuSplit(4), ""),
+        ("qwen3.6-35b-a3b", GpuSplit(16), "512"),
+        ("llama-3.3-70b", GpuSplit(1, 100), "80 layers"),
+        ("llama-4-scout", GpuSplit(32, experts=True), "40 attention heads"),
     ],
 )
-def test_splits_that_the_widths_allow(name: str, ways: Split, says: str) -> None:
+def test_splits_that_the_widths_allow(name: str, ways: GpuSplit, says: str) -> None:
     found = "; ".join(split.problems(whole(name, 10**9), ways))
     assert says in found
     assert bool(found) == bool(says)
@@ -233,27 +214,27 @@ def test_splits_that_the_widths_allow(name: str, ways: Split, says: str) -> None
 
 def test_a_share_is_less_than_the_whole_and_more_than_its_part() -> None:
     model = whole("deepseek-v3", 400 * 10**9, replicated=10**9, embeddings=2 * 10**9)
-    for ways in (Split(2), Split(4), Split(8), Split(4, 2), Split(1, 4)):
+    for ways in (GpuSplit(2), GpuSplit(4), GpuSplit(8), GpuSplit(4, 2), GpuSplit(1, 4)):
         part = split.shard(model, ways)
         assert model.weights / ways.gpus <= part.weights < model.weights * 1.2 / ways.gpus
     # A latent is whole on each GPU; KV heads are divided.
-    assert split.shard(model, Split(4)).attention == model.attention
-    dense = split.shard(whole("llama-3.3-70b", 10**9), Split(4)).attention[0]
+    assert split.shard(model, GpuSplit(4)).attention == model.attention
+    dense = split.shard(whole("llama-3.3-70b", 10**9), GpuSplit(4)).attention[0]
     assert dense.token_bytes == 2 * 2 * 128
 
 
 def test_which_gpus_and_how_many() -> None:
-    wanted = placing.Wanted(context=65536, sequences=1, utilization=0.85)
+    wanted = placing.WantedCapacity(context=65536, sequences=1, utilization=0.85)
     large = whole("deepseek-v3", 397 * 10**9)
     found = placing.smallest(large, product("b200"), wanted)
-    assert found and found.split == Split(4) and found.machines == 1
+    assert found and found.split == GpuSplit(4) and found.machines == 1
     sparks = placing.smallest(whole("minimax-m2", 134 * 10**9), product("gb10"), wanted)
-    assert sparks and sparks.split == Split(2) and sparks.machines == 2
+    assert sparks and sparks.split == GpuSplit(2) and sparks.machines == 2
     assert placing.smallest(whole("deepseek-v3", 4 * 10**12), product("gb10"), wanted) is None
 
 
 def test_what_cannot_fit_is_refused_with_the_nearest_setting_that_does() -> None:
-    wanted = placing.Wanted(context=131072, sequences=1, utilization=0.85)
+    wanted = placing.WantedCapacity(context=131072, sequences=1, utilization=0.85)
     dense = whole("llama-3.3-70b", 16 * 10**9)
     placing.check(dense, [product("gb10")], wanted, split.ONE)
     placing.check(dense, [product("rtx5090"), product("rtxpro6000")], wanted, split.ONE)
@@ -263,19 +244,19 @@ def test_what_cannot_fit_is_refused_with_the_nearest_setting_that_does() -> None
     assert "--tensor-parallel 2" in str(caught.value.remedy)
     with pytest.raises(FitError, match="704"):
         gemma = whole("gemma-4-26b-a4b", 16 * 10**9)
-        placing.check(gemma, list(PRODUCTS.values()), wanted, Split(2))
+        placing.check(gemma, list(PRODUCTS.values()), wanted, GpuSplit(2))
     with pytest.raises(FitError, match="2 machines"):
         minimax = whole("minimax-m2", 134 * 10**9)
-        placing.check(minimax, [product("gb10")], wanted, Split(2))
+        placing.check(minimax, [product("gb10")], wanted, GpuSplit(2))
 
 
-def server(folder: Path, name: str, **wishes: Any) -> settings.Server:
+def server(folder: Path, name: str, **wishes: Any) -> settings.ServerSettings:
     folder.mkdir(exist_ok=True)
     given = json.loads(json.dumps(CONFIGS[name]))
     if wishes.get("speculative") == "mtp":  # its checkpoint kept the layers for it
         given.get("text_config", given)["mtp_num_hidden_layers"] = 1
     (folder / "config.json").write_text(json.dumps(given))
-    return settings.server(folder, IMAGE, settings.Wishes(**({"version": "0.20.2"} | wishes)))
+    return settings.server(folder, IMAGE, settings.ServerWishes(**({"version": "0.20.2"} | wishes)))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -296,7 +277,7 @@ def test_an_unknown_model_is_served_neutrally_and_told_so(tmp_path: Path) -> Non
     (tmp_path / "m").mkdir()
     given = CONFIGS["llama-3.3-70b"] | {"model_type": "novel", "architectures": ["Novel"]}
     (tmp_path / "m/config.json").write_text(json.dumps(given))
-    wishes = settings.Wishes(version="0.20.2")
+    wishes = settings.ServerWishes(version="0.20.2")
     found = settings.server(tmp_path / "m", IMAGE, wishes)
     names = {flag.name for flag in found.flags}
     assert not names & {"--tool-call-parser", "--reasoning-parser", "--moe-backend"}
@@ -350,7 +331,7 @@ def test_what_is_no_drafter(tmp_path: Path) -> None:
         server(tmp_path / "l", "llama-3.3-70b", speculative="eagle3", drafter=usual)
     (tmp_path / "q").mkdir()
     (tmp_path / "q/config.json").write_text(json.dumps(CONFIGS["qwen3.6-35b-a3b"]))
-    wishes = settings.Wishes(version="0.20.2", speculative="mtp")
+    wishes = settings.ServerWishes(version="0.20.2", speculative="mtp")
     with pytest.raises(UsageError, match="has no layers for it"):
         settings.server(tmp_path / "q", IMAGE, wishes)
 
@@ -383,7 +364,7 @@ def test_keys_and_addresses(tmp_path: Path) -> None:
 
 def test_kubernetes_expands_nothing(tmp_path: Path) -> None:
     found = server(tmp_path / "m", "qwen3-30b-a3b")
-    odd = replace(found, flags=(*found.flags, Setting("--x", "$(HOME)", "a test of quoting")))
+    odd = replace(found, flags=(*found.flags, ServerSetting("--x", "$(HOME)", "a test of quoting")))
     assert '"$$(HOME)"' in manifest.render(odd, "k8s")
 
 
@@ -414,7 +395,7 @@ def test_adapters(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     (tmp_path / "m/config.json").write_text(json.dumps(quantised))
     given = {"law": adapter(tmp_path / "a"), "code": adapter(tmp_path / "b", r=40)}
-    wishes = settings.Wishes(version="0.20.2", adapters=given)
+    wishes = settings.ServerWishes(version="0.20.2", adapters=given)
     found = settings.server(tmp_path / "m", IMAGE, wishes)
     flags = {flag.name: flag.value for flag in found.flags}
     assert flags["--max-lora-rank"] == "64"
@@ -433,11 +414,11 @@ def test_adapters(tmp_path: Path) -> None:
         ({"peft_type": "IA3"}, split.ONE, "IA3"),
         ({"use_dora": True}, split.ONE, "DoRA"),
         ({"modules_to_save": ["lm_head"]}, split.ONE, "modules_to_save"),
-        ({}, Split(2, experts=True), "--expert-parallel"),
+        ({}, GpuSplit(2, experts=True), "--expert-parallel"),
     ],
 )
 def test_adapters_that_cannot_be_served(
-    content: dict[str, Any], split_: Split, says: str, tmp_path: Path
+    content: dict[str, Any], split_: GpuSplit, says: str, tmp_path: Path
 ) -> None:
     given = {"x": adapter(tmp_path / "a", **content)}
     with pytest.raises((UsageError, CheckpointError)) as caught:

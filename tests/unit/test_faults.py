@@ -16,10 +16,10 @@ from fp4forge.cli.release import faults as command
 from fp4forge.core.errors import ReleaseError
 from fp4forge.core.paths import FAULTS as FAULTS_FILE
 from fp4forge.doctor import facts, fault_checks
-from fp4forge.doctor.evidence import Evidence, Gpu
+from fp4forge.doctor.evidence import Evidence, SmiGpu
 from fp4forge.maintain import rechecks
 from fp4forge.models import family, faults
-from fp4forge.models.faults import Fault
+from fp4forge.models.faults import KnownFault
 
 FAULTS = {fault.id: fault for fault in faults.table().faults}
 PREFIX = "(EngineCore pid=7) ERROR 11-24 04:49:19 [core.py:9] "
@@ -30,11 +30,11 @@ ARCHITECTURES = {
 }
 
 
-def case(fault: Fault, lines: tuple[str, ...], capability: str = "") -> Evidence:
+def case(fault: KnownFault, lines: tuple[str, ...], capability: str = "") -> Evidence:
     """Evidence with a log of these lines, on the fault's GPU and of its family."""
     wanted = capability or "".join(fault.gpus[:1]).replace("x", "0")
     driver = "580.142"
-    gpus = [Gpu("a GPU", wanted, driver)] if wanted else []
+    gpus = [SmiGpu("a GPU", wanted, driver)] if wanted else []
     named = [f"Resolved architecture: {ARCHITECTURES[name]}" for name in fault.families[:1]]
     return Evidence(log="".join(f"{PREFIX}{line}\n" for line in (*named, *lines)), gpus=gpus)
 
@@ -139,7 +139,7 @@ def test_every_source_names_where_it_is_from() -> None:
         assert re.search(kinds, fault.source), f"{fault.id}: {fault.source}"
 
 
-def faulty(source: str, **more: str) -> Fault:
+def faulty(source: str, **more: str) -> KnownFault:
     return replace_struct(
         FAULTS["ptxas"], id="x", component="vllm", source=source, **{"fixed_in": "", **more}
     )
@@ -179,9 +179,9 @@ def test_issues_of_a_source(source: str, issues: list[str]) -> None:
     ],
 )
 def test_what_is_to_be_looked_at_again(
-    fault: Fault, notes: str, why: str, monkeypatch: pytest.MonkeyPatch
+    fault: KnownFault, notes: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(faults, "table", lambda: faults.Faults(faults=(fault,)))
+    monkeypatch.setattr(faults, "table", lambda: faults.FaultTable(faults=(fault,)))
     found = rechecks.due(notes)
     assert (why in found[0].why) if why else not found
 

@@ -10,7 +10,7 @@ import pytest
 
 from fp4forge.inputs import policy, release
 from fp4forge.maintain import following, releases
-from fp4forge.maintain.adding import Report
+from fp4forge.maintain.adding import AddedRelease
 from tests.unit.test_cli import ROOT, run
 
 OLD, NEW = release.names()[-2:]
@@ -24,7 +24,7 @@ def test_kernels_that_differ_are_listed() -> None:
 
 
 def test_a_pull_request_says_what_a_person_needs() -> None:
-    report = Report(
+    report = AddedRelease(
         NEW,
         found={"cuda": "13.0", "wheel_arch_lists": {"linux/amd64": "9.0|10.0"}},
         patches={"moe-prefix": "conflict"},

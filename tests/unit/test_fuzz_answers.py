@@ -51,9 +51,9 @@ def ask_registry() -> None:
 @fuzz
 @given(content=documents(OCI), status=st.sampled_from([200, 200, 200, 401, 404, 507]))
 def test_registries(content: bytes, status: int) -> None:
-    def answer(*_: object, **__: object) -> http.Answer:
+    def answer(*_: object, **__: object) -> http.HttpAnswer:
         challenge = f'Bearer realm="https://{content[:9]!r}",service="x"'
-        return http.Answer(status, {"www-authenticate": challenge}, content)
+        return http.HttpAnswer(status, {"www-authenticate": challenge}, content)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(http, "ask", answer)
@@ -77,8 +77,8 @@ CHAT = {
 def test_model_servers(content: bytes, stream: bool, cut: str) -> None:
     events = b"data: " + content + b"\n\ndata: [DONE]\n" if stream else content
 
-    def answer(method: str, url: str, *_: object, **__: object) -> http.Answer:
-        return http.Answer(200, {}, events if method == "POST" else content, cut)
+    def answer(method: str, url: str, *_: object, **__: object) -> http.HttpAnswer:
+        return http.HttpAnswer(200, {}, events if method == "POST" else content, cut)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(http, "ask", answer)
@@ -126,8 +126,8 @@ HTTP = (
 def test_http(raw: Callable[[bytes], str], content: bytes) -> None:
     def ask() -> None:
         try:
-            http.ask("GET", raw(content), http.Limits(2, 1000, redirects=2), proxies=False)
-        except http.NoAnswer as error:
+            http.ask("GET", raw(content), http.HttpLimits(2, 1000, redirects=2), proxies=False)
+        except http.NoHttpAnswer as error:
             assert not steers(str(error))
 
     survives(ask)
@@ -146,10 +146,10 @@ def test_build_events(content: bytes, indented: Any) -> None:
         text = (
             content.decode(errors="replace") + "\nnoise\n" + json.dumps(indented, indent=1) + "\n"
         )
-        vertices: dict[str, buildkit.Vertex] = {}
+        vertices: dict[str, buildkit.BuildVertex] = {}
         rest: list[str] = []
         for event in buildkit.events(io.StringIO(text), rest):
-            buildkit._follow(event, vertices, lambda _: None)
+            buildkit._follow_event(event, vertices, lambda _: None)
         buildkit.explain(vertices.values(), "".join(rest))
 
     survives(follow)

@@ -28,7 +28,7 @@ from fp4forge.kernels import cubins, elf, gpus
 from fp4forge.oci import acquire
 from fp4forge.publish import bundle
 from fp4forge.serve import memory
-from fp4forge.serve.model import describe
+from fp4forge.serve.model_sizes import describe
 from tests.fuzz import VALUES, documents, fuzz, spoilt_bytes, survives
 
 Make = Callable[[], Path]

@@ -22,11 +22,11 @@ from fp4forge.kernels.gpus import GPUS, PRODUCTS, TARGETS, Target
 from fp4forge.maintain import matrix
 from fp4forge.plan import support
 from fp4forge.plan.prediction import predict
-from fp4forge.plan.request import Request
+from fp4forge.plan.request import ImageRequest
 from fp4forge.plan.resolve import resolve
 from fp4forge.plan.support import supported
 
-WHEEL = Request("sm110", strategy="wheel", base="bootstrap", aot="gemma4")
+WHEEL = ImageRequest("sm110", strategy="wheel", base="bootstrap", aot="gemma4")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -39,7 +39,7 @@ def test_thor_is_planned_from_the_arm64_wheel() -> None:
     assert plan.platform == "linux/arm64"
     assert "11.0f" in plan.predicted["nvfp4_gemm"]
     assert plan.predicted["flashinfer_gemm"] == ["11.0a"]
-    assert plan.unpacked_gb == resolve(Request("sm121", strategy="wheel")).unpacked_gb
+    assert plan.unpacked_gb == resolve(ImageRequest("sm121", strategy="wheel")).unpacked_gb
 
 
 def test_an_arch_list_for_thor_is_explained() -> None:
@@ -92,7 +92,7 @@ def test_a_release_that_serves_no_gpu_is_broken(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("gpu", GPUS)
 def test_every_gpu_is_planned_and_has_a_place_everywhere(gpu: str) -> None:
-    assert resolve(Request(gpu, strategy="wheel", platform="linux/arm64")).gpus == (gpu,)
+    assert resolve(ImageRequest(gpu, strategy="wheel", platform="linux/arm64")).gpus == (gpu,)
     assert gpu in TARGETS
     assert any(row["arch"] == gpu for row in matrix.rows(everything().plans))
     assert any(plan.arch == gpu for plan in everything().plans)

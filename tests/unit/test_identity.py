@@ -21,11 +21,10 @@ import json, subprocess, sys
 from pathlib import Path
 from fp4forge.core.paths import IMAGE_TESTS, PACKAGE, ROOT
 from fp4forge.image import context
-from fp4forge.image import context
-from fp4forge.plan.request import Request
+from fp4forge.plan.request import ImageRequest
 from fp4forge.plan.resolve import resolve
 
-newest = Request("blackwell", strategy="wheel", base="bootstrap", platform="linux/amd64")
+newest = ImageRequest("blackwell", strategy="wheel", base="bootstrap", platform="linux/amd64")
 from dataclasses import replace
 PLANS = {
     "wheel": replace(newest, aot="none"),

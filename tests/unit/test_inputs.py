@@ -18,7 +18,7 @@ from fp4forge.core import limits, paths
 from fp4forge.core.errors import ForgeError, PatchError, ReleaseError
 from fp4forge.core.paths import PATCHES, RELEASES
 from fp4forge.inputs import arch_rules, bases, defaults, document, patches, release
-from fp4forge.inputs.reader import Format
+from fp4forge.inputs.reader import InputFormat
 from fp4forge.maintain import schemas
 
 FILES = {
@@ -314,7 +314,7 @@ def readers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Call
 
 
 def survives(readers: dict[str, Callable[[str], Any]], kind: str, text: str) -> None:
-    made: Format[Any] = FORMATS[kind]
+    made: InputFormat[Any] = FORMATS[kind]
     try:
         readers[kind](text)
     except ForgeError as error:

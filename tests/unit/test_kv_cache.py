@@ -10,19 +10,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from fp4forge.checkpoint.config import Config
+from fp4forge.checkpoint.config import ModelConfig
 from fp4forge.core.errors import UsageError
-from fp4forge.core.paths import MODELS
-from fp4forge.models import backends
+from fp4forge.models import backend_answers, family
 from fp4forge.serve import kv_cache, recipes, settings, state
-from fp4forge.serve.setting import Setting
+from fp4forge.serve.setting import ServerSetting
 
-CONFIGS: dict[str, Any] = json.loads((MODELS / "configs.json").read_text())
+CONFIGS: dict[str, Any] = {name: one.config for name, one in family.examples().items()}
 IMAGE = "127.0.0.1:5000/fp4forge/vllm@sha256:" + "a" * 64
 
 
-def layers(name: str, kind: str) -> tuple[state.Layers, ...]:
-    return state.layers(msgspec.convert(CONFIGS[name], Config), Path(name), kind)
+def layers(name: str, kind: str) -> tuple[state.LayerGroup, ...]:
+    return state.layers(msgspec.convert(CONFIGS[name], ModelConfig), Path(name), kind)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +50,7 @@ def test_a_type_that_no_attention_takes_on_the_gpu_is_refused() -> None:
 
 
 def test_what_attention_takes_is_not_remarked_on() -> None:
-    for answer in backends.load("0.20.2"):
+    for answer in backend_answers.load("0.20.2"):
         for kind in ("fp8_e4m3", "fp8", "auto", "bfloat16"):
             assert not kv_cache.check(kind, "0.20.2", (answer.gpu,), answer.family)
 
@@ -64,7 +63,7 @@ def test_what_nobody_asked_is_said() -> None:
 
 def test_the_manifest_has_the_type_and_refuses_a_wrong_one(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIGS["llama-3.3-70b"]))
-    wishes = settings.Wishes(version="0.20.2", gpus=("sm120",), kv_cache="bfloat16")
+    wishes = settings.ServerWishes(version="0.20.2", gpus=("sm120",), kv_cache="bfloat16")
     made = settings.server(tmp_path, IMAGE, wishes)
     assert "bfloat16" in made.arguments
     with pytest.raises(UsageError, match="nvfp4"):
@@ -80,9 +79,11 @@ def test_an_fp4_cache_has_a_scale_for_16_values() -> None:
 
 def test_a_recipe_s_type_is_taken_if_it_has_the_size_that_fits(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIGS["llama-3.3-70b"]))
-    made = settings.server(tmp_path, IMAGE, settings.Wishes(version="0.20.2"))
+    made = settings.server(tmp_path, IMAGE, settings.ServerWishes(version="0.20.2"))
     for value, says in (("fp8", ""), ("bfloat16", "fits was computed"), ("int4", "lacks int4")):
-        flag = Setting("--kv-cache-dtype", value, "of a recipe")
-        chosen = recipes.Chosen(model="m", flags=(flag,), environment=(), asks_for="", notes=())
+        flag = ServerSetting("--kv-cache-dtype", value, "of a recipe")
+        chosen = recipes.RecipeSettings(
+            model="m", flags=(flag,), environment=(), asks_for="", notes=()
+        )
         notes = recipes.apply(made, chosen).notes
         assert (says in " ".join(notes)) if says else not any("kv-cache" in n for n in notes)

@@ -13,9 +13,9 @@ from click.testing import CliRunner
 
 from fp4forge.cli import servers
 from fp4forge.core.errors import EngineError, FitError, ForgeError, ServingError, UsageError
-from fp4forge.doctor.smi import Gpu
+from fp4forge.doctor.smi import SmiGpu
 from fp4forge.kernels.gpus import PRODUCTS
-from fp4forge.launch import deployment, image, machine, phases, upgrading
+from fp4forge.launch import deployment, image, phases, this_machine, upgrading
 from tests.unit.test_cli import run
 
 LOG = Path(__file__).parent / "data/logs/vllm-0.20.2-h200/compiled.log"
@@ -36,7 +36,7 @@ LOG = Path(__file__).parent / "data/logs/vllm-0.20.2-h200/compiled.log"
 def test_a_gpu_is_the_product_with_its_capability_and_memory(
     capability: str, memory: int, product: str | None
 ) -> None:
-    found = machine.match_product(Gpu("NVIDIA", capability, "580.95.05", memory))
+    found = this_machine.match_product(SmiGpu("NVIDIA", capability, "580.95.05", memory))
     assert (found.name if found else None) == product
 
 
@@ -57,7 +57,7 @@ def test_the_gpus_of_this_machine_are_found(
 ) -> None:
     row = "NVIDIA RTX PRO 6000 Blackwell Workstation Edition, 12.0, 580.95.05, 97887 MiB\n"
     nvidia_smi(tmp_path, HEAD + 2 * row, monkeypatch)
-    assert machine.product(None) == (PRODUCTS["rtxpro6000"], 2)
+    assert this_machine.product(None) == (PRODUCTS["rtxpro6000"], 2)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_a_machine_without_blackwell_is_refused(
 ) -> None:
     nvidia_smi(tmp_path, printed, monkeypatch)
     with pytest.raises(UsageError, match="no GPU here is one") as raised:
-        machine.product(None)
+        this_machine.product(None)
     assert "--gpu PRODUCT" in raised.value.remedy
     assert ("H100" in raised.value.message) == ("H100" in printed)
 
@@ -90,12 +90,12 @@ def test_unified_memory_gives_what_is_free(
         f"MemTotal: 128000000 kB\nMemAvailable: {available << 20} kB\nCached: {cached << 20} kB\n"
     )
     (tmp_path / "meminfo").write_text(text)
-    monkeypatch.setattr(machine, "_MEMINFO", tmp_path / "meminfo")
-    found, why = machine.share(PRODUCTS["gb10"], 0.85, 16 << 30)
+    monkeypatch.setattr(this_machine, "_MEMINFO", tmp_path / "meminfo")
+    found, why = this_machine.share(PRODUCTS["gb10"], 0.85, 16 << 30)
     assert found == pytest.approx(share, abs=0.001) and said in why
     with pytest.raises(FitError, match="does not hold the server"):
-        machine.share(PRODUCTS["gb10"], 0.85, 118 << 30)
-    assert machine.share(PRODUCTS["rtx5090"], 0.85, 16 << 30) == (0.85, "")
+        this_machine.share(PRODUCTS["gb10"], 0.85, 118 << 30)
+    assert this_machine.share(PRODUCTS["rtx5090"], 0.85, 16 << 30) == (0.85, "")
 
 
 def test_a_taken_port_is_refused() -> None:
@@ -103,14 +103,14 @@ def test_a_taken_port_is_refused() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(UsageError, match="is not available: Address already in use"):
-            machine.check_port("127.0.0.1", taken.getsockname()[1])
+            this_machine.check_port("127.0.0.1", taken.getsockname()[1])
     with pytest.raises(UsageError, match="is not available"):
-        machine.check_port("192.0.2.1", 8000)  # an address of documentation, RFC 5737
+        this_machine.check_port("192.0.2.1", 8000)  # an address of documentation, RFC 5737
 
 
 def test_phases_of_a_real_start() -> None:
     """The log of a Hopper: each phase once and in order, the weights' rate, the time of before."""
-    tracker = phases.Tracker(weights=2_000_000_000, before={"container": 1.0, "weights": 30.0})
+    tracker = phases.StartTracker(weights=2_000_000_000, before={"container": 1.0, "weights": 30.0})
     said = []
     for second, line in enumerate(LOG.read_text().splitlines()):
         if tracker.feed(line, float(second)):

@@ -49,7 +49,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def look(content: bytes) -> list[layers.Finding] | None:
+def look(content: bytes) -> list[layers.LikelyCredential] | None:
     digest = hashlib.sha256(content).hexdigest()
     layers.keep(digest, io.BytesIO(content))
     found = layers.kept(digest)
@@ -60,7 +60,7 @@ def look(content: bytes) -> list[layers.Finding] | None:
 @pytest.mark.parametrize("compress", [True, False])
 def test_every_kind_is_found_and_its_content_is_not_kept(state: Path, compress: bool) -> None:
     found = look(blob({name: text for name, (text, _) in FOUND.items()}, compress))
-    assert found == [layers.Finding(f"/{name}", what) for name, (_, what) in FOUND.items()]
+    assert found == [layers.LikelyCredential(f"/{name}", what) for name, (_, what) in FOUND.items()]
     assert not any("aaaa" in path.read_text() for path in state.rglob("*.json"))
 
 

@@ -24,7 +24,7 @@ from fp4forge.doctor import examine as doctor
 from fp4forge.inputs.release import Artefact
 from fp4forge.maintain import index, rechecks, sources
 from fp4forge.oci import process
-from fp4forge.oci.layout import Layout
+from fp4forge.oci.layout import OciLayout
 from fp4forge.publish import bundle
 from fp4forge.serve import client
 
@@ -103,10 +103,10 @@ def flood(connection: socket.socket) -> None:
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT"])
 def test_answers_end(quick: None, answer: Serve, method: str) -> None:
-    bounds = http.Limits(SECONDS, 1 << 20, redirects=3)
+    bounds = http.HttpLimits(SECONDS, 1 << 20, redirects=3)
     try:
         found = http.ask(method, serve(answer), bounds, body=b"x" * 4096, proxies=False)
-    except http.NoAnswer as error:
+    except http.NoHttpAnswer as error:
         assert str(error).startswith(("no answer within 1 s", "more than 3 redirects"))
     else:
         assert found.cut or found.status == 302
@@ -114,13 +114,13 @@ def test_answers_end(quick: None, answer: Serve, method: str) -> None:
 
 
 def test_a_body_that_nobody_reads_ends(quick: None) -> None:
-    bounds = http.Limits(SECONDS, 100)
-    with pytest.raises(http.NoAnswer, match="no answer within 1 s"):
+    bounds = http.HttpLimits(SECONDS, 100)
+    with pytest.raises(http.NoHttpAnswer, match="no answer within 1 s"):
         http.ask("PUT", serve(silent), bounds, body=bytes(64 << 20), proxies=False)
 
 
 def test_compressed_content_is_not_unpacked(quick: None) -> None:
-    found = http.ask("GET", serve(bomb), http.Limits(20, 1 << 20), proxies=False)
+    found = http.ask("GET", serve(bomb), http.HttpLimits(20, 1 << 20), proxies=False)
     assert not found.cut
     assert len(found.content) < 1 << 20
 
@@ -141,7 +141,7 @@ def test_a_login_does_not_follow_a_redirect_to_another_server() -> None:
 
     login = {"Authorization": "Bearer secret"}
     found = http.ask(
-        "GET", serve(first), http.Limits(3, 100, redirects=1), headers=login, proxies=False
+        "GET", serve(first), http.HttpLimits(3, 100, redirects=1), headers=login, proxies=False
     )
     assert found.content == b"{}"
     assert b"secret" not in heard[0]
@@ -298,17 +298,17 @@ def test_an_encrypted_wheel_is_refused(tmp_path: Path) -> None:
 
 def test_indexes_that_name_each_other(tmp_path: Path) -> None:
     names = [f"sha256:{digit * 64}" for digit in "ab"]
-    layout = Layout(tmp_path)
+    layout = OciLayout(tmp_path)
     for name, other in zip(names, reversed(names), strict=True):
         layout.path(name).parent.mkdir(parents=True, exist_ok=True)
         layout.path(name).write_text(f'{{"manifests": [{{"digest": "{other}"}}]}}')
-    bundle._complete(layout, names[0], "x")  # each is there, and is looked at once
+    bundle._check_blobs(layout, names[0], "x")  # each is there, and is looked at once
     chain = [f"sha256:{number:064x}" for number in range(limits.INDEX_DEPTH + 2)]
     for name, other in itertools.pairwise(chain):
         layout.path(name).write_text(f'{{"manifests": [{{"digest": "{other}"}}]}}')
     layout.path(chain[-1]).write_text("{}")
     with pytest.raises(ArtefactError, match="name each other"):
-        bundle._complete(layout, chain[0], "x")
+        bundle._check_blobs(layout, chain[0], "x")
 
 
 # Addresses
@@ -316,7 +316,7 @@ def test_indexes_that_name_each_other(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", ["http://[", "http://h:x/", "http://h:999999/", "//[::1"])
 def test_an_address_that_is_none(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(http.NoAnswer, match="is not an address"):
+    with pytest.raises(http.NoHttpAnswer, match="is not an address"):
         http.address(target, "https://index/simple/")
     if "//h" in target or target == "http://[":
         with pytest.raises(UsageError, match="is not an address"):
@@ -333,7 +333,7 @@ def test_a_file_of_the_index_that_never_arrives(
     monkeypatch.setattr(sources, "FETCH_SECONDS", SECONDS)
     wanted = Artefact("vllm-1.tar.gz", "0" * 64)
     for place, says in ((serve(slow(OK + b"\r\n")), "does not arrive"), ("http://[", "address")):
-        listed = [index.Listed(wanted.file, place)]
+        listed = [index.IndexFile(wanted.file, place)]
         monkeypatch.setattr(index, "listing", lambda _, listed=listed: listed)
         with pytest.raises(ArtefactError, match=says):
             sources.fetch(wanted)

@@ -23,13 +23,13 @@ from fp4forge.inputs.failures import Failures
 from fp4forge.inputs.release import VARIANTS
 from fp4forge.oci import reference
 from fp4forge.plan import packages
-from fp4forge.plan.request import Request
+from fp4forge.plan.request import ImageRequest
 from fp4forge.plan.resolve import resolve
 
-WHEEL = Request("blackwell", "0.20.2", "awq", "wheel", "bootstrap", "linux/amd64")
+WHEEL = ImageRequest("blackwell", "0.20.2", "awq", "wheel", "bootstrap", "linux/amd64")
 
 
-def identity(request: Request) -> str:
+def identity(request: ImageRequest) -> str:
     return contexts.assemble(resolve(request)).plan.id
 
 

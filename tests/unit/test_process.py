@@ -32,7 +32,7 @@ def test_a_program_that_reports_goes_on() -> None:
 def test_a_silent_build_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buildkit, "BUILD_SILENCE_SECONDS", 1)
     with pytest.raises(BuildError, match="reported nothing"):
-        buildkit.build(SLEEPS, lambda _: None, buildkit.Options())
+        buildkit.build(SLEEPS, lambda _: None, buildkit.BuildOptions())
 
 
 class Client:

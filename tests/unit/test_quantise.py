@@ -19,7 +19,7 @@ from fp4forge.cli.quantise import quantise
 from fp4forge.core import errors
 from fp4forge.core.errors import ForgeError
 from fp4forge.kernels.base import ToolError
-from fp4forge.quantise import card, program, release
+from fp4forge.quantise import model_card, modelopt, program
 from fp4forge.quantise.inside import batching, repair, texts
 from tests.checkpoints import TINY, Tensors, gemma4, write
 
@@ -316,7 +316,7 @@ def test_fuzz_what_the_program_says(lines: list[str]) -> None:
     try:
         for line in lines:
             listener.hear(line)
-        listener.answer(program.Place(), 1)
+        listener.answer(program.PythonPlace(), 1)
     except ToolError as error:
         assert error.message
 
@@ -326,25 +326,25 @@ def test_failures_keep_their_kind() -> None:
         listener = program.Listener(lambda _: None)
         listener.hear("fp4forge " + json.dumps({"kind": kind, "error": "e", "rule": "r"}))
         with pytest.raises(expected):
-            listener.answer(program.Place(), 0)
+            listener.answer(program.PythonPlace(), 0)
 
 
 def test_in_an_image_there_is_no_network_and_the_model_is_read_only(tmp_path: Path) -> None:
-    place = program.Place("python3", "modelopt:1")
+    place = program.PythonPlace("python3", "modelopt:1")
     line, paths = place.line(*(tmp_path / name for name in ("program", "model", "out", "t.txt")))
     assert "--network=none" in line and f"{tmp_path}/model:/model:ro" in line
     assert paths.text == "/text/t.txt" and line[-3:] == ["modelopt:1", "-m", "inside"]
 
 
 def test_every_release_is_read_and_says_what_is_fixed() -> None:
-    for name in release.names():
-        found = release.load(name)
+    for name in modelopt.names():
+        found = modelopt.load(name)
         assert {"nvfp4", "w4a16_nvfp4", "nvfp4_awq", "mixed"} == set(found.formats)
         assert {fix.id for fix in found.fixes} >= {"1264", "1265"}
 
 
 def test_a_bad_model_is_called_bad() -> None:
     good = {"perplexity_bf16": 10.0, "perplexity_nvfp4": 10.5, "agreement": 0.95}
-    assert "too bad" not in card.judgement(good)
-    assert "too bad to serve" in card.judgement(good | {"agreement": 0.5})
-    assert "too bad to serve" in card.judgement(good | {"perplexity_nvfp4": 12.0})
+    assert "too bad" not in model_card.judgement(good)
+    assert "too bad to serve" in model_card.judgement(good | {"agreement": 0.5})
+    assert "too bad to serve" in model_card.judgement(good | {"perplexity_nvfp4": 12.0})

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from fp4forge.core import paths
 from fp4forge.core.errors import ReleaseError, UsageError
 from fp4forge.inputs import release, switches
-from fp4forge.maintain import switches as extracting
+from fp4forge.maintain import read_switches as extracting
 from fp4forge.models import family
 from fp4forge.serve import recipes, settings
 from tests.checkpoints import TINY, gemma4, write
@@ -22,9 +21,9 @@ IMAGE = "127.0.0.1:5000/fp4forge/vllm@sha256:" + "a" * 64
 
 def applied(
     folder: Path, *features: str, variant: str = "", product: str | None = "gb10"
-) -> settings.Server:
+) -> settings.ServerSettings:
     model = write(folder / "m", gemma4(TINY), TINY)
-    server = settings.server(model, IMAGE, settings.Wishes(version="0.20.2", gpus=("sm121",)))
+    server = settings.server(model, IMAGE, settings.ServerWishes(version="0.20.2", gpus=("sm121",)))
     return recipes.apply(server, recipes.choose(recipes.read(FILE), variant, features, product))
 
 
@@ -50,7 +49,7 @@ def test_what_this_image_cannot_do_is_left_out_and_said(tmp_path: Path) -> None:
     assert "verified of dgx_spark_gb10" in said
 
 
-HYBRID = json.loads((paths.MODELS / "configs.json").read_text())["qwen3.6-35b-a3b"]
+HYBRID = family.examples()["qwen3.6-35b-a3b"].config
 
 
 def test_features_and_their_modes(tmp_path: Path) -> None:
@@ -58,7 +57,7 @@ def test_features_and_their_modes(tmp_path: Path) -> None:
     (tmp_path / "q/config.json").write_text(json.dumps(HYBRID))
 
     def speculative(*features: str, product: str | None = "gb10", **wishes: Any) -> str:
-        wanted = settings.Wishes(**({"version": "0.20.2", "gpus": ("sm121",)} | wishes))
+        wanted = settings.ServerWishes(**({"version": "0.20.2", "gpus": ("sm121",)} | wishes))
         server = settings.server(tmp_path / "q", IMAGE, wanted)
         chosen = recipes.choose(recipes.read(FILE), "", features, product)
         flags = recipes.apply(server, chosen).flags
@@ -106,7 +105,7 @@ def test_what_would_pass_by_the_checks_is_left_out(flags: str, tmp_path: Path) -
         text.replace(old, f"base_args: {flags}").replace("[--kv-cache-dtype, fp8]", "[]")
     )
     model = write(tmp_path / "m", gemma4(TINY), TINY)
-    before = settings.server(model, IMAGE, settings.Wishes(version="0.20.2"))
+    before = settings.server(model, IMAGE, settings.ServerWishes(version="0.20.2"))
     found = recipes.apply(before, recipes.choose(recipes.read(path), "", (), None))
     name, value = json.loads(flags)
     assert value not in [flag.value for flag in found.flags if flag.name == name]
@@ -173,7 +172,7 @@ def test_every_release_has_its_switches_and_the_families_parsers(name: str) -> N
 
 
 def settings_switches() -> Any:
-    from fp4forge.models.switches import known
+    from fp4forge.models.switch_history import known
 
     return known().values()
 

@@ -16,7 +16,7 @@ import pytest
 
 from fp4forge.core.errors import ForgeError, RegistryError, TagError
 from fp4forge.oci import api, copying, referrers, registry
-from fp4forge.oci.layout import Layout
+from fp4forge.oci.layout import OciLayout
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 INDEX: dict[str, Any] = {"schemaVersion": 2, "mediaType": registry.INDEX, "manifests": []}
@@ -166,7 +166,7 @@ def test_a_tag_that_names_something_else_afterwards_is_an_error(evil: Evil) -> N
 
 
 def test_a_blob_that_was_cut_does_not_pass(evil: Evil, tmp_path: Path) -> None:
-    layout = Layout(tmp_path)
+    layout = OciLayout(tmp_path)
     blob = b"layer" * 1000
     digest = "sha256:" + hashlib.sha256(blob).hexdigest()
     layout.path(digest).parent.mkdir(parents=True)

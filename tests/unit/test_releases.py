@@ -19,8 +19,8 @@ from fp4forge.inputs.release import External
 from fp4forge.kernels.cubins import Cubin, DeviceCode, Kernel
 from fp4forge.kernels.ledger import File, Ledger
 from fp4forge.maintain import adding, externals, index, releases
-from fp4forge.maintain.index import Listed
-from fp4forge.models import backends
+from fp4forge.maintain.index import IndexFile
+from fp4forge.models import backend_answers
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CMAKE = """
@@ -107,8 +107,8 @@ def test_a_wheels_arch_list_is_that_of_most_of_its_kernels() -> None:
     assert adding.arch_list_of(found) == "8.0;9.0;10.0;12.0"
 
 
-def listed(*names: str, uploaded: str = "2026-11-02T10:00:00Z") -> list[Listed]:
-    return [Listed(name, "https://example.org/" + name, upload_time=uploaded) for name in names]
+def listed(*names: str, uploaded: str = "2026-11-02T10:00:00Z") -> list[IndexFile]:
+    return [IndexFile(name, "https://example.org/" + name, upload_time=uploaded) for name in names]
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def listed(*names: str, uploaded: str = "2026-11-02T10:00:00Z") -> list[Listed]:
     ],
 )
 def test_what_the_index_lacks_is_named(
-    found: list[Listed], says: str, monkeypatch: pytest.MonkeyPatch
+    found: list[IndexFile], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(index, "listing", lambda project: found)
     with pytest.raises(ArtefactError, match=says):
@@ -186,14 +186,18 @@ def test_a_difference_names_backends_if_both_releases_were_asked(
     old, new = release.names()[:2]
     selected = {old: "MARLIN", new: "FLASHINFER_CUTLASS"}
 
-    def load(vllm: str) -> tuple[backends.Answer, ...]:
+    def load(vllm: str) -> tuple[backend_answers.BackendAnswer, ...]:
         if vllm not in selected:
             return ()
-        experts = backends.Decision(kind="experts", layer="silu", selected=selected[vllm])
-        answer = backends.Answer(vllm=vllm, gpu="sm121", capability=(12, 1), model="m")
+        experts = backend_answers.BackendDecision(
+            kind="experts", layer="silu", selected=selected[vllm]
+        )
+        answer = backend_answers.BackendAnswer(
+            vllm=vllm, gpu="sm121", capability=(12, 1), model="m"
+        )
         return (msgspec.structs.replace(answer, family="qwen3", decisions=(experts,)),)
 
-    monkeypatch.setattr(backends, "load", load)
+    monkeypatch.setattr(backend_answers, "load", load)
     row = ("backend sm121 qwen3 experts silu", "MARLIN", "FLASHINFER_CUTLASS")
     assert row in releases.differences(old, new)
     del selected[new]

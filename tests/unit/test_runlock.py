@@ -153,7 +153,7 @@ def test_a_snapshot_of_the_hubs_cache(model: Path, tmp_path: Path) -> None:
     for path in model.glob("*.*"):
         if path.is_file():
             (snapshot / path.name).symlink_to(path)
-    found = runlock._folder(snapshot, lambda _: None)
+    found = runlock._locked_folder(snapshot, lambda _: None)
     assert found.revision == COMMIT and "config.json" in found.files
 
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from fp4forge.core.errors import ForgeError, RegistryError, VerifyError
 from fp4forge.inputs.sbom import FORMAT, expression, site_of, table
 from fp4forge.plan.plan import Plan
-from fp4forge.plan.request import Request
+from fp4forge.plan.request import ImageRequest
 from fp4forge.plan.resolve import resolve
 from fp4forge.sbom import contents, documents, inventory
-from fp4forge.sbom.components import Component, Inventory, Subject, assemble, inventory_of
+from fp4forge.sbom.components import Inventory, SbomComponent, SbomSubject, assemble, inventory_of
 from tests.fuzz import fuzz
 
 PYTHON = "3.13"
@@ -104,15 +104,15 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def plan() -> Plan:
-    return resolve(Request("blackwell", "0.20.2", "awq", "wheel", "bootstrap", aot="none"))
+    return resolve(ImageRequest("blackwell", "0.20.2", "awq", "wheel", "bootstrap", aot="none"))
 
 
 def read(root: Path) -> Inventory:
     return contents.read_root(str(root), PYTHON, table(), "a tree")
 
 
-def subject(plan: Plan) -> Subject:
-    return Subject(
+def subject(plan: Plan) -> SbomSubject:
+    return SbomSubject(
         digest="sha256:" + "ab" * 32,
         platform=plan.platform,
         title="fp4forge vLLM",
@@ -172,7 +172,7 @@ def test_a_package_record_that_was_deleted_leaves_its_files_to_nobody(root: Path
 
 def test_an_entry_without_a_file_is_noticed(root: Path, plan: Plan) -> None:
     found = read(root)
-    more = Component(name="ghost", version="1", purl="pkg:pypi/ghost@1", ecosystem="PyPI")
+    more = SbomComponent(name="ghost", version="1", purl="pkg:pypi/ghost@1", ecosystem="PyPI")
     lines = contents.faults([*assemble(found, plan, table()), more], found)
     assert lines == ["have an entry in the SBOM and no file: ghost 1"]
     for name in ("usr/bin/tool", "usr/lib/python3/tool.py", "usr/lib/os-release"):
@@ -239,7 +239,7 @@ def test_links_do_not_lead_out_of_the_root(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "up").symlink_to("../../../../etc")
     (tmp_path / "a" / "self").symlink_to("self")
-    tree = inventory.Tree(str(tmp_path))
+    tree = inventory.RootTree(str(tmp_path))
     assert tree.real("/a/up/passwd") == "/etc/passwd"
     assert tree.text("/a/up/passwd") == ""
     assert tree.real("/a/self/x").endswith("/x")
@@ -261,7 +261,7 @@ def test_a_document_of_any_json(value: object) -> None:
         except RegistryError as error:
             assert error.message
         else:
-            assert all(isinstance(component, Component) for component in found)
+            assert all(isinstance(component, SbomComponent) for component in found)
 
 
 @fuzz
@@ -294,7 +294,7 @@ def test_the_page_of_terms_is_in_the_build_context(plan: Plan) -> None:
 
 
 def test_an_images_page_of_licences(root: Path, plan: Plan) -> None:
-    from fp4forge.sbom import page
+    from fp4forge.sbom import licences as page
 
     components = assemble(read(root), plan, table())
     text = page.licences(components, table(), "an image")

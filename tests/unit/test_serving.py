@@ -20,10 +20,10 @@ from click.testing import CliRunner
 from fp4forge.cli.serve import serve as command
 from fp4forge.core.errors import CheckpointError, UsageError
 from fp4forge.kernels.gpus import PRODUCTS, product
-from fp4forge.models import switches
+from fp4forge.models import switch_history
 from fp4forge.serve import client, manifest, memory, quality, sandbox, settings
-from fp4forge.serve.model import Model, read
-from fp4forge.serve.state import Layers
+from fp4forge.serve.model_sizes import ModelSizes, read
+from fp4forge.serve.state import LayerGroup
 from tests.checkpoints import REFERENCE, TINY, gemma4, write
 
 IMAGE = "127.0.0.1:5000/fp4forge/vllm@sha256:" + "a" * 64
@@ -34,8 +34,8 @@ def model(folder: Path, name: str = "model") -> Path:
     return write(folder / name, gemma4(TINY), TINY | {"max_position_embeddings": 262144})
 
 
-def server(folder: Path, **wishes: Any) -> settings.Server:
-    return settings.server(folder, IMAGE, settings.Wishes(**({"version": "0.20.2"} | wishes)))
+def server(folder: Path, **wishes: Any) -> settings.ServerSettings:
+    return settings.server(folder, IMAGE, settings.ServerWishes(**({"version": "0.20.2"} | wishes)))
 
 
 def test_the_cards_rows_exactly(tmp_path: Path) -> None:
@@ -65,10 +65,10 @@ def test_a_removed_switch_is_never_written(tmp_path: Path) -> None:
     for version in ("0.18.1", "0.19.1", "0.20.2", "0.27.1", "0.33.0"):
         found = server(model(tmp_path, version), version=version)
         for setting in (*found.flags, *found.environment):
-            if setting.name in switches.known():
-                assert switches.known()[setting.name].known(version)
-    assert not switches.known()["VLLM_TEST_FORCE_FP8_MARLIN"].known("0.33.0")
-    assert not switches.known()["VLLM_NVFP4_GEMM_BACKEND"].known("0.27.1")
+            if setting.name in switch_history.known():
+                assert switch_history.known()[setting.name].known(version)
+    assert not switch_history.known()["VLLM_TEST_FORCE_FP8_MARLIN"].known("0.33.0")
+    assert not switch_history.known()["VLLM_NVFP4_GEMM_BACKEND"].known("0.27.1")
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_the_cache_is_what_a_real_server_made_of_it() -> None:
     """The H200 run: two of the reference's layers, 2,048 tokens, 8,192 batched."""
     name = "vllm-0.20.2-h200/compiled.log"
     available = logged(name, r"Available KV cache memory: ([\d.]+) GiB") * 2**30
-    two = Model(
+    two = ModelSizes(
         weights=0,
         hidden=2816,
         expert_width=704,
@@ -199,8 +199,8 @@ def test_the_cache_is_what_a_real_server_made_of_it() -> None:
         max_context=4096,
         num_layers=2,
         attention=(
-            Layers(1, 2 * 2 * 512, None),
-            Layers(1, 2 * 8 * 256, 1024, kind="sliding"),
+            LayerGroup(1, 2 * 2 * 512, None),
+            LayerGroup(1, 2 * 8 * 256, 1024, kind="sliding"),
         ),
     )
     size, page, groups = memory.groups(two)
@@ -211,13 +211,13 @@ def test_the_cache_is_what_a_real_server_made_of_it() -> None:
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Model:
+def reference(tmp_path_factory: pytest.TempPathFactory) -> ModelSizes:
     """The card's model in its real shapes; sparse files."""
     folder = write(tmp_path_factory.mktemp("reference"), gemma4(REFERENCE, 0), REFERENCE, shards=4)
     return read(folder)
 
 
-def test_the_reference_on_the_spark(reference: Model) -> None:
+def test_the_reference_on_the_spark(reference: ModelSizes) -> None:
     assert memory.is_reference(reference)
     assert reference.weights == pytest.approx(16.4e9, rel=0.1)  # the vision tower is not in it
     found = memory.fit(reference, product("gb10"), 0.85, 4, 8192)
@@ -231,7 +231,7 @@ def test_the_reference_on_the_spark(reference: Model) -> None:
     assert 2.8e9 < reference.read_per_token() < 3.6e9
 
 
-def test_more_context_never_holds_more_sequences(reference: Model) -> None:
+def test_more_context_never_holds_more_sequences(reference: ModelSizes) -> None:
     for name in PRODUCTS:
         found = memory.fit(reference, product(name), 0.85, 16, 8192)
         counts = [memory.sequences_for(reference, found, c, 8192) for c in (2048, 8192, 65536)]
@@ -245,7 +245,7 @@ def test_more_context_never_holds_more_sequences(reference: Model) -> None:
                 assert more < sequences or context == 0
 
 
-def test_what_does_not_fit_says_so(reference: Model) -> None:
+def test_what_does_not_fit_says_so(reference: ModelSizes) -> None:
     small = memory.fit(reference, product("rtx5090"), 0.4, 4, 2048)
     assert not small.fits
     assert memory.context_for(reference, small, 1, 2048) == 0
@@ -347,7 +347,7 @@ def scripted() -> Iterator[str]:
     server.shutdown()
 
 
-def ask(url: str, **options: Any) -> dict[str, quality.Verdict]:
+def ask(url: str, **options: Any) -> dict[str, quality.PromptVerdict]:
     return {v.name: v for v in quality.examine(url, lambda _: None, **options)}
 
 

@@ -11,15 +11,15 @@ import pytest
 
 from fp4forge.core.errors import CheckpointError
 from fp4forge.kernels.gpus import product
-from fp4forge.serve import model, placing, split
-from fp4forge.serve.model import Model
-from fp4forge.serve.placing import Wanted
-from fp4forge.serve.split import ONE, Split
-from fp4forge.serve.state import Layers
+from fp4forge.serve import model_sizes, placing, split
+from fp4forge.serve.model_sizes import ModelSizes
+from fp4forge.serve.placing import WantedCapacity
+from fp4forge.serve.split import ONE, GpuSplit
+from fp4forge.serve.state import LayerGroup
 from tests.checkpoints import TINY, gemma4, linear, plain, publish, write
 
 GB = 10**9
-MOE = Model(
+MOE = ModelSizes(
     weights=100 * GB,
     experts=90 * GB,
     embeddings=GB,
@@ -32,46 +32,49 @@ MOE = Model(
     vocabulary=100_000,
     max_context=131072,
     num_layers=60,
-    attention=(Layers(60, 576, None, kind="latent"),),
+    attention=(LayerGroup(60, 576, None, kind="latent"),),
 )
-WANTED = Wanted(context=65536, sequences=4, utilization=0.85)
+WANTED = WantedCapacity(context=65536, sequences=4, utilization=0.85)
 
 
 def test_data_parallel_ranks_share_the_experts_and_nothing_else() -> None:
-    two = split.shard(MOE, Split(data=2))
+    two = split.shard(MOE, GpuSplit(data=2))
     assert two.experts == 45 * GB
     assert two.weights == 55 * GB
     assert two.attention == MOE.attention
-    four = split.shard(MOE, Split(tensor=2, data=2, experts=True))
+    four = split.shard(MOE, GpuSplit(tensor=2, data=2, experts=True))
     assert (four.experts, four.weights) == (90 * GB // 4, 90 * GB // 4 + 5 * GB)
     assert four.expert_width == MOE.expert_width
-    assert Split(2, 1, True, 2).text == "TP 2, DP 2, EP"
-    assert Split(2, 1, True, 2).flags == "--tensor-parallel 2 --data-parallel 2 --expert-parallel"
-    assert Split(2, 2, False, 2).gpus == 8
+    assert GpuSplit(2, 1, True, 2).text == "TP 2, DP 2, EP"
+    assert (
+        GpuSplit(2, 1, True, 2).flags == "--tensor-parallel 2 --data-parallel 2 --expert-parallel"
+    )
+    assert GpuSplit(2, 2, False, 2).gpus == 8
 
 
 def test_each_rank_has_a_cache_of_its_own() -> None:
     """MLA's latent is whole on each GPU of a tensor-parallel group; data parallelism divides it."""
     gpu = product("b200")
-    tensor = placing.on(MOE, gpu, Split(8), WANTED)
-    data = placing.on(MOE, gpu, Split(experts=True, data=8), WANTED)
+    tensor = placing.on(MOE, gpu, GpuSplit(8), WANTED)
+    data = placing.on(MOE, gpu, GpuSplit(experts=True, data=8), WANTED)
     assert data.sequences % 8 == 0
     assert data.sequences > 5 * tensor.sequences
     assert (
-        data.fit.activations > placing.on(MOE, gpu, Split(8, experts=True), WANTED).fit.activations
+        data.fit.activations
+        > placing.on(MOE, gpu, GpuSplit(8, experts=True), WANTED).fit.activations
     )
 
 
 @pytest.mark.parametrize(
     ("ways", "says"),
     [
-        (Split(data=2), ""),
-        (Split(tensor=4, data=8), "cut 32 ways"),
-        (Split(tensor=4, data=8, experts=True), ""),
-        (Split(tensor=64, data=8, experts=True), "256 experts are fewer than 512 GPUs"),
+        (GpuSplit(data=2), ""),
+        (GpuSplit(tensor=4, data=8), "cut 32 ways"),
+        (GpuSplit(tensor=4, data=8, experts=True), ""),
+        (GpuSplit(tensor=64, data=8, experts=True), "256 experts are fewer than 512 GPUs"),
     ],
 )
-def test_experts_are_divided_over_all_ranks(ways: Split, says: str) -> None:
+def test_experts_are_divided_over_all_ranks(ways: GpuSplit, says: str) -> None:
     assert says in "; ".join(split.problems(MOE, ways))
     assert bool(says) == bool(split.problems(MOE, ways))
 
@@ -92,12 +95,12 @@ def test_data_parallelism_is_offered_last_and_on_one_machine() -> None:
 def test_embeddings_of_each_layer_are_looked_up_and_not_read(tmp_path: Path) -> None:
     """As Gemma-4 E2B and E4B have them."""
     tensors = gemma4(TINY) | plain("model.embed_tokens_per_layer", 320, 2 * 16)
-    found = model.read(write(tmp_path / "a", tensors, TINY))
-    without = model.read(write(tmp_path / "b", gemma4(TINY), TINY))
+    found = model_sizes.read(write(tmp_path / "a", tensors, TINY))
+    without = model_sizes.read(write(tmp_path / "b", gemma4(TINY), TINY))
     assert found.lookups == 320 * 32 * 2
     assert found.weights == without.weights + found.lookups
     assert found.read_per_token() == without.read_per_token()
-    assert split.shard(found, Split(2)).lookups == found.lookups // 2
+    assert split.shard(found, GpuSplit(2)).lookups == found.lookups // 2
 
 
 HYBRID: dict[str, Any] = {
@@ -127,13 +130,13 @@ def test_what_is_assumed_of_an_unknown_model_is_said(
     changes: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
     folder = publish(tmp_path, linear("model.layers.0.mlp.up_proj", 64, 64), HYBRID | changes)
-    said = model.read(folder).assumed
+    said = model_sizes.read(folder).assumed
     assert says in said
     assert "unheard_of" in said
 
 
 def test_nothing_is_assumed_of_a_known_model(tmp_path: Path) -> None:
-    assert not model.read(write(tmp_path, gemma4(TINY), TINY)).assumed
+    assert not model_sizes.read(write(tmp_path, gemma4(TINY), TINY)).assumed
 
 
 def test_an_unknown_kind_of_layer_is_refused(tmp_path: Path) -> None:
@@ -142,7 +145,7 @@ def test_an_unknown_kind_of_layer_is_refused(tmp_path: Path) -> None:
         tmp_path, linear("a.layers.0.up_proj", 64, 64), HYBRID | {"layer_types": kinds}
     )
     with pytest.raises(CheckpointError, match="'mamba' is not known") as caught:
-        model.read(folder)
+        model_sizes.read(folder)
     assert "add a file for the model's family" in str(caught.value.remedy)
 
 
@@ -158,4 +161,4 @@ def test_the_command_says_what_it_assumed(tmp_path: Path) -> None:
     read = json.loads(CliRunner().invoke(cli, [*command, "--json"]).stdout)
     assert "mamba_d_state" in read["assumed"]
     assert read["gpus"][0]["split"] == {"tensor": 1, "pipeline": 1, "experts": False, "data": 1}
-    assert Split(1, 1, False, 1) == ONE
+    assert GpuSplit(1, 1, False, 1) == ONE

@@ -21,10 +21,10 @@ from fp4forge.core.errors import ServingError
 from fp4forge.kernels import cubins
 from fp4forge.kernels.cubins import Ptx
 from fp4forge.launch import deployment
-from fp4forge.launch.cluster import running
+from fp4forge.launch.cluster import lifecycle
 from fp4forge.oci import acquire, engine
-from fp4forge.oci.buildkit import Options
-from fp4forge.oci.layout import Layout
+from fp4forge.oci.buildkit import BuildOptions
+from fp4forge.oci.layout import OciLayout
 from fp4forge.publish import build, verified
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -149,18 +149,18 @@ def test_a_damaged_ledger_of_a_plan_is_built_anew(
         built.append(target)
         kept.write_text('{"groups": {}, "gpus": {}}')
 
-    monkeypatch.setattr(build, "_export", export)
+    monkeypatch.setattr(build, "_export_stage", export)
     plan: Any = SimpleNamespace(id="0123456789ab")
     said: list[str] = []
-    whole = build.ledger(plan, tmp_path, Options(), said.append)
+    whole = build.ledger(plan, tmp_path, BuildOptions(), said.append)
     (tmp_path / "ledgers" / "0123456789ab.json").write_bytes(whole[:10])
-    assert build.ledger(plan, tmp_path, Options(), said.append) == whole
-    assert build.ledger(plan, tmp_path, Options(), said.append) == whole
+    assert build.ledger(plan, tmp_path, BuildOptions(), said.append) == whole
+    assert build.ledger(plan, tmp_path, BuildOptions(), said.append) == whole
     assert len(built) == 2
     assert "is not JSON" in said[0] and "making it again" in said[0]
 
 
-def blob(layout: Layout, content: bytes) -> dict[str, Any]:
+def blob(layout: OciLayout, content: bytes) -> dict[str, Any]:
     digest = "sha256:" + hashlib.sha256(content).hexdigest()
     layout.path(digest).parent.mkdir(parents=True, exist_ok=True)
     layout.path(digest).write_bytes(content)
@@ -169,7 +169,7 @@ def blob(layout: Layout, content: bytes) -> dict[str, Any]:
 
 
 def test_blobs_that_were_cut_are_removed_and_the_others_stay(tmp_path: Path) -> None:
-    layout = Layout(tmp_path)
+    layout = OciLayout(tmp_path)
     # The configuration is JSON as a manifest is, with another "config" in it.
     settings = b'{"os": "linux", "config": {"Env": ["PATH=/bin"]}}'
     config, layer, other = (blob(layout, text) for text in (settings, b"layer" * 99, b"other"))
@@ -201,7 +201,7 @@ def test_a_record_of_another_name_is_not_followed_to_its_folder(
 ) -> None:
     more: dict[str, Any] = dict.fromkeys(("model", "served_name", "image", "release", "url"), "")
     more |= dict.fromkeys(("ssh_config", "digest", "split"), "") | {"hosts": ["a"]}
-    for module, file in ((deployment, "deployment.json"), (running, "cluster.json")):
+    for module, file in ((deployment, "deployment.json"), (lifecycle, "cluster.json")):
         monkeypatch.setattr(module, "FOLDER", tmp_path / "state")
         files.replace(tmp_path / "state/x" / file, json.dumps(more | {"name": str(tmp_path)}))
         with pytest.raises(ServingError, match="name: '/"):
@@ -226,12 +226,12 @@ def test_a_clusters_record_gives_ssh_no_other_command(
 ) -> None:
     fields = ("name", "ssh_config", "url", "image", "digest", "model", "split")
     whole = dict.fromkeys(fields, "x") | {"hosts": ["me@a"]}
-    monkeypatch.setattr(running, "FOLDER", tmp_path)
+    monkeypatch.setattr(lifecycle, "FOLDER", tmp_path)
     files.replace(tmp_path / "x/cluster.json", json.dumps(whole))
-    assert running.load("x").hosts == ["me@a"]
+    assert lifecycle.load("x").hosts == ["me@a"]
     files.replace(tmp_path / "x/cluster.json", json.dumps(whole | spoilt))
     with pytest.raises(ServingError, match=r"cluster\.json: "):
-        running.load("x")
+        lifecycle.load("x")
 
 
 def test_notes_of_verified_images_are_kept_and_survive_damage(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,14 @@ import pytest
 from fp4forge.checkpoint import config as configs
 from fp4forge.checkpoint import inspect, kinds, plausible, structure
 from fp4forge.core.errors import CheckpointError, ReleaseError
-from fp4forge.core.paths import MODELS
 from fp4forge.inputs.release import names
 from fp4forge.models import family
-from fp4forge.models import tensors as layouts
-from fp4forge.serve import model
+from fp4forge.models import tensor_layouts as layouts
+from fp4forge.serve import model_sizes
 from tests.checkpoints import Tensors, linear, norms, packed, plain, publish, write_file
 
 NEWEST = names()[-1]
+PUBLISHED = {name: one.config for name, one in family.examples().items()}
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -38,7 +39,7 @@ LLAMA: dict[str, Any] = {
 }
 
 
-def filled(layout: layouts.Layout, at: str, sizes: dict[str, int], any_: int = 32) -> Tensors:
+def filled(layout: layouts.TensorLayout, at: str, sizes: dict[str, int], any_: int = 32) -> Tensors:
     """A layout's tensors in BF16, in the sizes that a configuration gives."""
     out: Tensors = {}
     for names_, wanted in layout.tensors.items():
@@ -61,7 +62,7 @@ SMALL = {"hidden_size": 64, "vocab_size": 96, "intermediate_size": 96, "moe_inte
 
 def whole(name: str, **changes: Any) -> tuple[Tensors, dict[str, Any]]:
     """A published configuration made small, and a checkpoint with all that its family has."""
-    given = json.loads((MODELS / "configs.json").read_text())[name]
+    given = deepcopy(PUBLISHED[name])
     text = given.get("text_config", given)
     text.update({key: value for key, value in SMALL.items() if key in text})
     for key in ("num_experts", "n_routed_experts", "num_local_experts"):
@@ -75,7 +76,7 @@ def whole(name: str, **changes: Any) -> tuple[Tensors, dict[str, Any]]:
         if text.get(key):
             cut[key] = text[key][:LAYERS]
     text.update(cut | changes)
-    config = msgspec.convert(given, configs.Config)
+    config = msgspec.convert(given, configs.ModelConfig)
     full, count = config.complete, text["num_hidden_layers"]
     known = family.get(config.family)
     states = kinds.of(config, count, Path(name))
@@ -97,16 +98,14 @@ def whole(name: str, **changes: Any) -> tuple[Tensors, dict[str, Any]]:
     return out, given
 
 
-PUBLISHED = json.loads((MODELS / "configs.json").read_text())
-
-
 @pytest.mark.parametrize("name", [n for n in PUBLISHED if n != "llama-3.3-70b"])
 def test_a_family_s_whole_model_has_no_fault_and_every_loss_is_found(
     name: str, tmp_path: Path
 ) -> None:
     tensors, config = whole(name)
     found = inspect.inspect(publish(tmp_path / "whole", tensors, config), release=NEWEST)
-    assert {one.id for one in found.findings} <= {"gelu-tanh"}
+    # A family may be that of a later release, which alone has its class.
+    assert {one.id for one in found.findings} <= {"gelu-tanh", "unknown-architecture"}
     short = {part.rpartition("layers.")[2].partition(".")[2] or part for part in tensors}
     assert len(short) > 8
     for kind in sorted(kind for kind in short if "experts." not in kind):
@@ -133,7 +132,9 @@ def llama() -> Tensors:
     return out
 
 
-def judged(tmp_path: Path, tensors: Tensors, **changes: Any) -> dict[str, inspect.Finding]:
+def judged(
+    tmp_path: Path, tensors: Tensors, **changes: Any
+) -> dict[str, inspect.CheckpointFinding]:
     found = inspect.inspect(publish(tmp_path, tensors, LLAMA | changes), release=NEWEST)
     return {one.id: one for one in found.findings}
 
@@ -280,12 +281,12 @@ def test_a_configuration_that_contradicts_itself_is_told_so(
     found = {one.id: one for one in inspect.inspect(folder).findings}
     assert says in " ".join(found["bad-config"].where)
     with pytest.raises(CheckpointError, match="contradicts itself"):
-        model.read(folder)
+        model_sizes.read(folder)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_configuration_does_not(name: str) -> None:
-    assert not list(plausible.problems(msgspec.convert(PUBLISHED[name], configs.Config)))
+    assert not list(plausible.problems(msgspec.convert(PUBLISHED[name], configs.ModelConfig)))
 
 
 @pytest.mark.parametrize("file", ["/etc/passwd", "../a.safetensors", "b/a.safetensors", "a\0", ""])
@@ -327,7 +328,7 @@ def test_a_set_by_ranks_is_one_message(name: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="one GPU's part"):
         inspect.inspect(folder)
     with pytest.raises(CheckpointError, match="one GPU's part"):
-        model.read(folder)
+        model_sizes.read(folder)
 
 
 def test_a_numbered_file_is_missed_without_an_index(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from fp4forge.cli import cli, summary
 from fp4forge.core.console import fields
 from fp4forge.inputs import release
 from fp4forge.kernels.gpus import TARGETS
-from fp4forge.publish.pipeline import Index, Outcome
+from fp4forge.publish.pipeline import PublishedIndex, PublishOutcome
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 REPOSITORY = "127.0.0.1:5000/fp4forge/vllm"
@@ -22,10 +22,10 @@ def check(number: int, outcome: str) -> dict[str, Any]:
     return {"name": f"check number {number} " + "of an image, at length, " * 5, "outcome": outcome}
 
 
-def outcome(skipped: int, passed: int = 40) -> Outcome:
+def outcome(skipped: int, passed: int = 40) -> PublishOutcome:
     checks = [check(n, "passed") for n in range(passed)]
     checks += [check(passed + n, "skipped") for n in range(skipped)]
-    return Outcome(
+    return PublishOutcome(
         plan={"platform": "linux/amd64"},
         image=f"{REPOSITORY}@{DIGEST}",
         digest=DIGEST,
@@ -72,7 +72,7 @@ def test_verbose_names_every_check() -> None:
 
 
 def test_several_platforms() -> None:
-    index = Index(f"{REPOSITORY}@{DIGEST}", DIGEST, ("a", "b"), {"linux/amd64": DIGEST})
+    index = PublishedIndex(f"{REPOSITORY}@{DIGEST}", DIGEST, ("a", "b"), {"linux/amd64": DIGEST})
     text = summary.lines([outcome(2), outcome(2)], index)
     assert len(text.splitlines()) <= 20
     assert text.count("linux/amd64") == 2 and "verified a, b" in text

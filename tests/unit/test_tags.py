@@ -17,11 +17,13 @@ from fp4forge.inputs import defaults, release
 from fp4forge.oci import reference
 from fp4forge.plan import tags
 from fp4forge.plan.plan import Plan
-from fp4forge.plan.request import Request, decide
+from fp4forge.plan.request import ImageRequest, decide
 from fp4forge.plan.resolve import resolve
 from fp4forge.publish import pipeline
 
-WHEEL = Request("blackwell", strategy="wheel", base="bootstrap", platform="linux/amd64", aot="none")
+WHEEL = ImageRequest(
+    "blackwell", strategy="wheel", base="bootstrap", platform="linux/amd64", aot="none"
+)
 
 
 @pytest.mark.parametrize(
@@ -83,11 +85,11 @@ def test_a_users_tag() -> None:
 
 def test_defaults_are_decided_in_one_place() -> None:
     reference_ = defaults.table().reference
-    bare = decide(Request("sm121"))
+    bare = decide(ImageRequest("sm121"))
     assert (bare.release, bare.strategy) == (reference_.release, reference_.strategy)
-    wheel = decide(Request("sm121", strategy="wheel"))
+    wheel = decide(ImageRequest("sm121", strategy="wheel"))
     assert wheel.release == defaults.newest("wheel", "awq")
-    assert decide(Request("sm121", release=wheel.release)).strategy in release.STRATEGIES
+    assert decide(ImageRequest("sm121", release=wheel.release)).strategy in release.STRATEGIES
 
 
 def test_from_wheel_alone_plans_the_newest_release_that_has_one() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fp4forge.checks.page import ledger_page
+from fp4forge.checks.image_page import ledger_page
 from fp4forge.core import console
 from fp4forge.core.console import Console
 from fp4forge.core.text import as_json, block, shown, steers, without_secrets

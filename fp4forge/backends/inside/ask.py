@@ -2,8 +2,8 @@
 
 Usage: python3 -m inside.ask request.json. The request has "gpus" {name: [major, minor]}, "models"
 {name: config.json's object} and "caches" [--kv-cache-dtype]. Each line that starts with MARK is
-JSON: {"note": text} while it runs, then {"answers": [...]}, whose form is ``Answer`` of
-``fp4forge/models/backends.py``.
+JSON: {"note": text} while it runs, then {"answers": [...]}, whose form is ``BackendAnswer`` of
+``fp4forge/models/backend_answers.py``.
 """
 
 from __future__ import annotations

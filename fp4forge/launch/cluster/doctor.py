@@ -5,25 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fp4forge.doctor import examine, logs, verdict
-from fp4forge.doctor.diagnosis import Finding
+from fp4forge.doctor.diagnosis import Diagnosis
 from fp4forge.doctor.evidence import Evidence
 
 _SILENT_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
-class Seen:
+class DiagnosedHost:
     """One machine: the verdict on its log, its findings, and its last sign of life."""
 
     host: str
     verdict: str
     why: str
-    findings: tuple[Finding, ...]
+    findings: tuple[Diagnosis, ...]
     alive: str
     seconds: float  # of that line, within the day; -1 if it has no time
 
 
-def look(texts: dict[str, str]) -> list[Seen]:
+def look(texts: dict[str, str]) -> list[DiagnosedHost]:
     """The doctor on each machine's log."""
     out = []
     for host, text in texts.items():
@@ -31,10 +31,10 @@ def look(texts: dict[str, str]) -> list[Seen]:
         findings = examine.examine(found)
         judged = examine.judge(found, findings)
         number = logs.alive(found.parsed)
-        line = found.parsed.lines[number] if number >= 0 else logs.Line("")
+        line = found.parsed.lines[number] if number >= 0 else logs.LogLine("")
         why = judged.why + (f": {judged.quote}" if judged.quote else "")
         out.append(
-            Seen(
+            DiagnosedHost(
                 host,
                 judged.name,
                 why,
@@ -46,7 +46,7 @@ def look(texts: dict[str, str]) -> list[Seen]:
     return out
 
 
-def odd(seen: list[Seen]) -> list[str]:
+def odd(seen: list[DiagnosedHost]) -> list[str]:
     """Machines that differ from the others, and how: the first place to look."""
     out = [
         f"{one.host} is the only one that is {one.verdict}: {one.why}"

@@ -22,7 +22,7 @@ T = TypeVar("T")
 PROBE = Path(__file__).with_name("probe.py")
 
 
-class Route(Struct, frozen=True):
+class HostRoute(Struct, frozen=True):
     """The way from a machine to another one."""
 
     peer: str = ""
@@ -32,7 +32,7 @@ class Route(Struct, frozen=True):
     error: str = ""
 
 
-class Link(Struct, frozen=True):
+class HostInterface(Struct, frozen=True):
     """An interface: MTU in bytes, speed in Mbit/s (0: unknown)."""
 
     mtu: int = 0
@@ -40,7 +40,7 @@ class Link(Struct, frozen=True):
     state: str = ""
 
 
-class Found(Struct, frozen=True):
+class ProbedHost(Struct, frozen=True):
     """What ``probe.py`` says of a machine; memory in bytes: in all, and free."""
 
     name: str
@@ -48,10 +48,10 @@ class Found(Struct, frozen=True):
     docker: str
     compose: str
     gpus: str
-    routes: list[Route]
+    routes: list[HostRoute]
     interface: str
     address: str
-    link: Link
+    link: HostInterface
     rdma: dict[str, list[str]]
     image: list[str]
     model: dict[str, tuple[int, str]]
@@ -65,7 +65,7 @@ class _Reached(Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Host:
+class ClusterHost:
     """One machine."""
 
     address: str  # for ssh
@@ -160,14 +160,14 @@ class Host:
         return self.probe({"connect": [address, port]}, _Reached).error
 
 
-def each(hosts: list[Host], do: Callable[[Host], T]) -> list[T]:
+def each(hosts: list[ClusterHost], do: Callable[[ClusterHost], T]) -> list[T]:
     """Does something on every machine at the same time; results in their order.
 
     Raises:
         TransferError: it failed on some; the message names each.
     """
 
-    def attempt(host: Host) -> tuple[T | None, str, TransferError | None]:
+    def attempt(host: ClusterHost) -> tuple[T | None, str, TransferError | None]:
         try:
             return do(host), "", None
         except TransferError as error:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fp4forge.doctor import smi
-from fp4forge.launch.cluster.hosts import PROBE, Found, Host, each
+from fp4forge.launch.cluster.hosts import PROBE, ClusterHost, ProbedHost, each
 
 CLOCK_SECONDS = 17.0  # 2 of a clock, 15 for an ssh that connects slowly
 MEMLOCK = -1  # unlimited: RDMA registers what it sends
@@ -18,7 +18,7 @@ _LISTEN_SECONDS = 20
 
 
 @dataclass(frozen=True)
-class Item:
+class PreflightItem:
     """One thing that was looked at; ``fix`` is empty if it is right."""
 
     name: str
@@ -33,7 +33,7 @@ class Item:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class ClusterNeeds:
     """What the machines are to have."""
 
     model: str
@@ -45,7 +45,7 @@ class Wanted:
     gpus: bool = True  # False: a CPU engine, in tests
 
 
-def look(hosts: list[Host], wanted: Wanted) -> list[Found]:
+def look(hosts: list[ClusterHost], wanted: ClusterNeeds) -> list[ProbedHost]:
     """What every machine has.
 
     Raises:
@@ -53,7 +53,7 @@ def look(hosts: list[Host], wanted: Wanted) -> list[Found]:
     """
     names = [host.address.rpartition("@")[2] for host in hosts]
 
-    def one(host: Host) -> Found:
+    def one(host: ClusterHost) -> ProbedHost:
         own = host.address.rpartition("@")[2]
         request: dict[str, Any] = {
             "peers": [peer for peer in names if peer != own],
@@ -62,36 +62,38 @@ def look(hosts: list[Host], wanted: Wanted) -> list[Found]:
             "ports": list(wanted.ports),
             "interface": wanted.interface,
         }
-        return host.probe(request, Found)
+        return host.probe(request, ProbedHost)
 
     return each(hosts, one)
 
 
-def judge(hosts: list[Host], found: list[Found], wanted: Wanted) -> list[Item]:
+def judge(
+    hosts: list[ClusterHost], found: list[ProbedHost], wanted: ClusterNeeds
+) -> list[PreflightItem]:
     """Everything that was looked at, machine by machine, then what must be alike."""
     items = [
         item
         for host, one in zip(hosts, found, strict=True)
-        for item in _alone(host.address, one, wanted)
+        for item in _preflight_of_host(host.address, one, wanted)
     ]
     names = [host.address for host in hosts]
-    items += _alike(
-        names, "GPU and driver", [_gpu(one) for one in found], "install the same driver"
+    items += _alike_items(
+        names, "GPU and driver", [_gpu_seen(one) for one in found], "install the same driver"
     )
-    items += _alike(
+    items += _alike_items(
         names,
         "model's files",
-        [_model(one) for one in found],
+        [_model_seen(one) for one in found],
         f"copy the model again: rsync -a --checksum {wanted.model}/ HOST:{wanted.model}/",
     )
-    items += _alike(
+    items += _alike_items(
         names,
         "MTU of the link",
         [f"{one.interface} {one.link.mtu}".strip() for one in found],
         "ip link set dev INTERFACE mtu 9000 on each",
         key=lambda text: text.rpartition(" ")[2],
     )
-    items += _alike(
+    items += _alike_items(
         names,
         "RDMA devices",
         [f"{len(one.rdma)}: {', '.join(one.rdma)}" for one in found],
@@ -100,7 +102,7 @@ def judge(hosts: list[Host], found: list[Found], wanted: Wanted) -> list[Item]:
     )
     first = found[0].time
     items += [
-        Item(
+        PreflightItem(
             "clock",
             name,
             f"{one.time - first:+.1f} s against {names[0]}",
@@ -113,9 +115,11 @@ def judge(hosts: list[Host], found: list[Found], wanted: Wanted) -> list[Item]:
     return items
 
 
-def _alone(name: str, one: Found, wanted: Wanted) -> Iterator[Item]:
-    yield Item("engine", name, one.docker or "none", "" if one.docker else "install Docker")
-    yield Item(
+def _preflight_of_host(name: str, one: ProbedHost, wanted: ClusterNeeds) -> Iterator[PreflightItem]:
+    yield PreflightItem(
+        "engine", name, one.docker or "none", "" if one.docker else "install Docker"
+    )
+    yield PreflightItem(
         "Compose",
         name,
         one.compose or "none",
@@ -123,8 +127,8 @@ def _alone(name: str, one: Found, wanted: Wanted) -> Iterator[Item]:
     )
     if wanted.gpus:
         seen = ", ".join(gpu.name for gpu in smi.gpus(one.gpus))
-        yield Item("GPU", name, seen or "none", "" if seen else "install NVIDIA's driver")
-    yield Item(
+        yield PreflightItem("GPU", name, seen or "none", "" if seen else "install NVIDIA's driver")
+    yield PreflightItem(
         "image",
         name,
         wanted.digest[:19] if any(wanted.digest in entry for entry in one.image) else "not there",
@@ -132,14 +136,14 @@ def _alone(name: str, one: Found, wanted: Wanted) -> Iterator[Item]:
         if any(wanted.digest in entry for entry in one.image)
         else f"build.py distribute IMAGE --to {name}",
     )
-    yield Item(
+    yield PreflightItem(
         "model",
         name,
         f"{len(one.model)} files",
         "" if "config.json" in one.model else f"copy it to {wanted.model} (--copy does)",
     )
     broken = [] if wanted.interface else [route.error for route in one.routes if route.error]
-    yield Item(
+    yield PreflightItem(
         "route",
         name,
         "; ".join(broken) or f"{one.interface}, {one.address}",
@@ -147,7 +151,7 @@ def _alone(name: str, one: Found, wanted: Wanted) -> Iterator[Item]:
     )
     ways = {route.interface for route in one.routes if route.interface}
     several = set() if wanted.interface else ways
-    yield Item(
+    yield PreflightItem(
         "interface",
         name,
         f"{one.interface or 'none'} {one.address}".strip(),
@@ -156,9 +160,9 @@ def _alone(name: str, one: Found, wanted: Wanted) -> Iterator[Item]:
         else "--interface NAME: one interface that has an address and reaches all the others",
     )
     speed = f"{one.link.speed / 1000:g} Gbit/s" if one.link.speed else "unknown speed"
-    yield Item("link", name, f"{one.link.state or 'unknown'}, {speed}", "")
+    yield PreflightItem("link", name, f"{one.link.state or 'unknown'}, {speed}", "")
     free = one.memory[1]
-    yield Item(
+    yield PreflightItem(
         "free memory",
         name,
         f"{free / 1e9:.1f} GB",
@@ -166,8 +170,8 @@ def _alone(name: str, one: Found, wanted: Wanted) -> Iterator[Item]:
     )
     if one.rdma:
         limit = "unlimited" if one.memlock == MEMLOCK else f"{one.memlock} bytes"
-        yield Item("memlock", name, f"{limit}; the container sets its own")
-    yield Item(
+        yield PreflightItem("memlock", name, f"{limit}; the container sets its own")
+    yield PreflightItem(
         "ports",
         name,
         f"{', '.join(map(str, one.taken))} taken" if one.taken else "free",
@@ -175,30 +179,32 @@ def _alone(name: str, one: Found, wanted: Wanted) -> Iterator[Item]:
     )
 
 
-def _gpu(one: Found) -> str:
+def _gpu_seen(one: ProbedHost) -> str:
     return ", ".join(f"{gpu.name} {gpu.driver}" for gpu in smi.gpus(one.gpus)) or "none"
 
 
-def _model(one: Found) -> str:
+def _model_seen(one: ProbedHost) -> str:
     total = sum(size for size, _ in one.model.values())
     listed = json.dumps(sorted((name, *value) for name, value in one.model.items()))
     mark = hashlib.sha256(listed.encode()).hexdigest()[:8]
     return f"{len(one.model)} files, {total:,} bytes, {mark}"
 
 
-def _alike(
+def _alike_items(
     names: list[str], what: str, values: list[str], fix: str, key: Any = lambda text: text
-) -> Iterator[Item]:
+) -> Iterator[PreflightItem]:
     """An item for each machine; those that differ from most others have the fix."""
     keys = [key(value) for value in values]
     usual = max(keys, key=keys.count)
     alike = keys.count(usual) == len(keys)
     for name, value, one in zip(names, values, keys, strict=True):
         odd = not alike and (one != usual or keys.count(usual) * 2 <= len(keys))
-        yield Item(f"{what} alike", name, value, fix if odd else "")
+        yield PreflightItem(f"{what} alike", name, value, fix if odd else "")
 
 
-def connections(hosts: list[Host], found: list[Found], port: int) -> list[Item]:
+def connections(
+    hosts: list[ClusterHost], found: list[ProbedHost], port: int
+) -> list[PreflightItem]:
     """A real connection from each machine to each other one, on a port that is free."""
     items = []
     for target, there in zip(hosts, found, strict=True):
@@ -206,7 +212,7 @@ def connections(hosts: list[Host], found: list[Found], port: int) -> list[Item]:
             if source != target:
                 why = _connection(source, target, there.address, port)
                 items.append(
-                    Item(
+                    PreflightItem(
                         f"port {port} of {target.address}",
                         source.address,
                         why or "reached",
@@ -218,7 +224,7 @@ def connections(hosts: list[Host], found: list[Found], port: int) -> list[Item]:
     return items
 
 
-def _connection(source: Host, target: Host, address: str, port: int) -> str:
+def _connection(source: ClusterHost, target: ClusterHost, address: str, port: int) -> str:
     """Why one machine does not reach another; empty if it does."""
     request = json.dumps({"listen": port, "seconds": _LISTEN_SECONDS})
     line = target.line("python3", "-", request)

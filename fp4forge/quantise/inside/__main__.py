@@ -21,7 +21,7 @@ def main() -> None:
     request = json.loads(Path(sys.argv[1]).read_text())
     try:
         say.line(result=run(request))
-    except say.Refused as refused:
+    except say.QuantiseRefused as refused:
         say.line(**refused.answer)
     except batching.OutOfMemory as error:
         say.line(
@@ -97,14 +97,14 @@ def _alone(folder: Path) -> int:
     """Holds the folder of the statistics until the handle is closed, or this process ends.
 
     Raises:
-        Refused: a program whose command was killed still writes there.
+        QuantiseRefused: a program whose command was killed still writes there.
     """
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(handle)
-        raise say.Refused(
+        raise say.QuantiseRefused(
             "tool",
             f"another process still writes {folder.parent}",
             "one run writes a checkpoint",
@@ -117,21 +117,21 @@ def _versions(request: dict[str, Any]) -> dict[str, str]:
     """Versions of what is installed, without importing it.
 
     Raises:
-        Refused: something is missing, or ModelOpt is not the release's.
+        QuantiseRefused: something is missing, or ModelOpt is not the release's.
     """
     found = {"python": platform.python_version()}
     for name in ("nvidia-modelopt", "torch", "transformers", "safetensors"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            raise say.Refused(
+            raise say.QuantiseRefused(
                 "tool",
                 f"{sys.executable} has no {name}",
                 "quantising runs in a Python with ModelOpt, torch and transformers",
                 "make quantise-venv makes one; docs/quantise.md",
             ) from None
     if found["nvidia-modelopt"] != request["modelopt"]:
-        raise say.Refused(
+        raise say.QuantiseRefused(
             "tool",
             f"ModelOpt {found['nvidia-modelopt']} is installed, the release is"
             f" {request['modelopt']}",
@@ -158,14 +158,14 @@ def _samples(request: dict[str, Any], source: Path) -> tuple[list[list[int]], li
         if len(found) <= extra:
             raise texts.TooShort(f"{len(found)} samples, {extra} of them for the report")
     except texts.TooShort as error:
-        raise say.Refused(
+        raise say.QuantiseRefused(
             "text",
             str(error),
             "samples are full windows of text; nothing is padded",
             "use a longer text, fewer --samples, or a shorter --sequence-length",
         ) from None
     except ValueError as error:
-        raise say.Refused(
+        raise say.QuantiseRefused(
             "text",
             f"{Path(request['calibration']).name}: {error}",
             "a .jsonl has a text, or an object with text, article, content, prompt or messages,"
@@ -178,13 +178,13 @@ def _device(request: dict[str, Any], torch: Any) -> str:
     """The hardware, in words.
 
     Raises:
-        Refused: there is no GPU, the model is large, and nobody allowed it.
+        QuantiseRefused: there is no GPU, the model is large, and nobody allowed it.
     """
     if torch.cuda.is_available():
         number = torch.cuda.device_count()
         return f"{number} x {torch.cuda.get_device_name(0)}"
     if request["weights"] > request["cpu_weights"] and not request["allow_cpu"]:
-        raise say.Refused(
+        raise say.QuantiseRefused(
             "gpu",
             f"no GPU, and {request['weights'] / 1e9:.1f} GB of weights",
             f"without a GPU, models of at most {request['cpu_weights'] / 1e9:.1f} GB",

@@ -48,7 +48,7 @@ class Calibration:
         with torch.no_grad(), cover.counting():
             cover.begin()
             self.batch = self.batch or self.asked or self._probe(model)
-            progress = say.Progress("samples", len(self.samples), done)
+            progress = say.SampleProgress("samples", len(self.samples), done)
 
             def each(start: int, end: int) -> None:
                 cover.begin()

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 
-class Refused(Exception):
+class QuantiseRefused(Exception):
     """What was asked for cannot be done; the host raises its own error with these texts."""
 
     def __init__(self, kind: str, message: str, rule: str = "", remedy: str = "") -> None:
@@ -22,7 +22,7 @@ def line(**content: Any) -> None:
     sys.stdout.flush()
 
 
-class Progress:
+class SampleProgress:
     """Notes with the time that is left, from the samples done so far."""
 
     def __init__(self, what: str, count: int, done: int) -> None:

@@ -84,7 +84,7 @@ def repaired(model: Any) -> dict[str, Any]:
     """Makes every amax one that can be exported; returns what was changed.
 
     Raises:
-        Refused: a layer, and all that stand in for it, saw only zeros or nothing.
+        QuantiseRefused: a layer, and all that stand in for it, saw only zeros or nothing.
     """
     changed: dict[str, Any] = {"scalar": 0, "substituted": [], "zero_weights": []}
     inputs = {
@@ -97,7 +97,7 @@ def repaired(model: Any) -> dict[str, Any]:
             changed["scalar"] += 1
     found, lost = repair.substitutes({n: _value(q) for n, q in inputs.items()})
     if lost:
-        raise say.Refused(
+        raise say.QuantiseRefused(
             "checkpoint",
             f"no token reached {len(lost)} layers, nor any that could stand in: {lost[0]}",
             "an activation's scale comes from its own statistics, or its siblings'",

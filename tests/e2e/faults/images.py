@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fp4forge.oci.layout import Layout
+from fp4forge.oci.layout import OciLayout
 from fp4forge.oci.registry import INDEX
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -22,14 +22,14 @@ LAYER_BYTES = 48_000
 class Image:
     """An image index in a layout of its own, and a bundle of it."""
 
-    layout: Layout
+    layout: OciLayout
     digest: str
     bundle: Path
 
 
 def make(folder: Path, seed: int, **labels: str) -> Image:
     """An image of one layer, whose bytes the seed decides."""
-    layout = Layout(folder / "layout")
+    layout = OciLayout(folder / "layout")
     layer = _blob(layout, random.Random(seed).randbytes(LAYER_BYTES))
     config = {
         "os": "linux",
@@ -105,7 +105,7 @@ def _json(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
-def _blob(layout: Layout, content: bytes) -> dict[str, Any]:
+def _blob(layout: OciLayout, content: bytes) -> dict[str, Any]:
     digest = "sha256:" + hashlib.sha256(content).hexdigest()
     layout.path(digest).parent.mkdir(parents=True, exist_ok=True)
     layout.path(digest).write_bytes(content)

@@ -22,11 +22,11 @@ PUBLISH = """
 import json, sys
 from pathlib import Path
 from fp4forge.oci import registry
-from fp4forge.oci.layout import Layout
+from fp4forge.oci.layout import OciLayout
 from fp4forge.publish import tagging
 
 repository, digest, folder, moving = sys.argv[1:]
-index = Layout(Path(folder)).document(digest)
+index = OciLayout(Path(folder)).document(digest)
 sys.stdin.readline()
 with tagging.turn(repository):
     immutable, now = registry.immutable(repository, "plan", index, digest)

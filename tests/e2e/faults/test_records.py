@@ -27,7 +27,7 @@ def give(proxy: Proxy, repository: str, image: Image, *names: str) -> str:
     )
 
 
-def kept(proxy: Proxy, repository: str, image: Image, tag: str = "") -> list[records.Record]:
+def kept(proxy: Proxy, repository: str, image: Image, tag: str = "") -> list[records.PublishRecord]:
     return records.of(f"{proxy.address}/{repository}", image.digest, tag)
 
 
@@ -55,9 +55,9 @@ def test_a_move_can_be_seen_and_undone(
     newest, first = kept(proxy, both, image, MOVING)
     assert (newest.digest, newest.verdict) == (image.digest, "9 of 9 checks passed")
     assert list(newest.tags) == [FIXED, MOVING]
-    assert newest.tags[FIXED] == records.Move("", image.digest)
-    assert newest.tags[MOVING] == records.Move(other.digest, image.digest)
-    assert first.tags == {MOVING: records.Move("", other.digest)}
+    assert newest.tags[FIXED] == records.TagMove("", image.digest)
+    assert newest.tags[MOVING] == records.TagMove(other.digest, image.digest)
+    assert first.tags == {MOVING: records.TagMove("", other.digest)}
     # Undone: the tag goes back to what the record says, and that is recorded too.
     assert give(proxy, both, other, MOVING) == ""
     assert [r.tags[MOVING].after for r in kept(proxy, both, other, MOVING)] == [
@@ -88,8 +88,8 @@ def test_a_publish_that_fails_half_way_is_recorded(proxy: Proxy, both: str, imag
     (record,) = kept(proxy, both, image)
     assert record.verdict.endswith("then failed")
     assert record.tags == {
-        FIXED: records.Move("", image.digest),
-        MOVING: records.Move("", ""),
+        FIXED: records.TagMove("", image.digest),
+        MOVING: records.TagMove("", ""),
     }
 
 

@@ -18,7 +18,7 @@ import pytest
 from fp4forge.core.errors import SignatureError, UsageError
 from fp4forge.oci import cosign, referrers, registry
 from fp4forge.oci.cosign import Signer, Trust
-from fp4forge.oci.layout import Layout
+from fp4forge.oci.layout import OciLayout
 from fp4forge.publish import beside, provenance, records, signing, tagging
 from fp4forge.sbom import kept
 from tests.e2e.faults import images
@@ -235,8 +235,8 @@ def test_only_signed_records_count_with_a_key(
     assert move(place, image, theirs) == ""
     assert len(records.of(place, image.digest, MOVING)) == 4
     newest, first = records.of(place, image.digest, MOVING, trust)
-    assert newest.tags[MOVING] == records.Move(fresh.digest, image.digest)
-    assert first.tags[MOVING] == records.Move("", fresh.digest)
+    assert newest.tags[MOVING] == records.TagMove(fresh.digest, image.digest)
+    assert first.tags[MOVING] == records.TagMove("", fresh.digest)
     done = command("history", f"{place}:{MOVING}", "--key", public(theirs), "--json")
     assert done.code == 0, done.err
     assert [entry["digest"] for entry in json.loads(done.out)] == [image.digest]
@@ -304,7 +304,7 @@ def test_an_index_is_not_signed_before_what_it_names(
 def carried(place: str, image: Image, tmp_path: Path) -> Image:
     """A bundle of the signed image, with an SBOM and all signatures, as ``bundle`` makes one."""
     kept.attach(place, inner(image), {kept.CYCLONEDX: b"{}"}, 1)
-    layout = Layout(tmp_path / "layout")
+    layout = OciLayout(tmp_path / "layout")
     shutil.copytree(image.layout.folder, layout.folder)
     found = beside.save(place, image.digest, layout, quiet)
     beside.write(layout.folder, found)
@@ -325,7 +325,7 @@ def test_a_bundle_is_checked_without_a_registry(
     view.mkdir()
     found = beside.read(tmp_path / "to")
     own = found.signatures[carried.digest]
-    cosign.view(Layout(tmp_path / "to"), carried.digest, own, "", view)
+    cosign.view(OciLayout(tmp_path / "to"), carried.digest, own, "", view)
     line = [*offline, f"--key={public(ours)}", str(view)]
     assert subprocess.run(line, capture_output=True).returncode == 0
 

@@ -149,7 +149,7 @@ def test_two_rollbacks_go_back_two_steps(shelf: Shelf) -> None:
     assert "no verified image before" in shelf.run("rollback", MOVING, code=12)["message"]
     # Each move is recorded, and none of them counts as a check of the image.
     newest = records.of(shelf.repository, shelf.made[0].digest, MOVING)[0]
-    assert newest.tags[MOVING] == records.Move(shelf.made[1].digest, shelf.made[0].digest)
+    assert newest.tags[MOVING] == records.TagMove(shelf.made[1].digest, shelf.made[0].digest)
     assert newest.verdict.startswith(f"rolled back from {shelf.made[1].digest}")
     # Forward again, by digest; and from there back to what was before.
     shelf.run("rollback", MOVING, "--to", shelf.made[2].digest)
@@ -259,7 +259,7 @@ def lock(shelf: Shelf, tmp_path: Path) -> Callable[[int], Path]:
         model = tmp_path / "model"
         model.mkdir(exist_ok=True)
         (model / "config.json").write_text("{}")
-        server = settings.server(model, image, settings.Wishes(version="0.20.2"))
+        server = settings.server(model, image, settings.ServerWishes(version="0.20.2"))
         made = runlock.make(server, "run", "text", lambda _: None)
         folder = tmp_path / "locks"
         folder.mkdir(exist_ok=True)

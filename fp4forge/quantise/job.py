@@ -16,9 +16,9 @@ from fp4forge.core.paths import MODELS
 from fp4forge.core.text import as_json, shown
 from fp4forge.inputs import release as releases
 from fp4forge.models import family as families
-from fp4forge.quantise import card, checks, program
-from fp4forge.quantise.program import Place
-from fp4forge.quantise.release import Release
+from fp4forge.quantise import model_card, preconditions, program
+from fp4forge.quantise.modelopt import ModelOptRelease
+from fp4forge.quantise.program import PythonPlace
 
 BUILTIN = "builtin"
 _TEXT = MODELS / "calibration.txt"
@@ -29,7 +29,7 @@ _REPORT = 4  # held-out samples
 
 
 @dataclass(frozen=True)
-class Asked:
+class QuantiseRequest:
     """A request.
 
     Attributes:
@@ -65,12 +65,12 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Plan:
+class QuantisePlan:
     """What will be done: the request with everything filled in; sizes in bytes."""
 
-    asked: Asked
-    release: Release
-    source: checks.Source
+    asked: QuantiseRequest
+    release: ModelOptRelease
+    source: preconditions.SourceModel
     keep: tuple[str, ...]
     samples: int
     length: int
@@ -95,7 +95,7 @@ class Plan:
         }
 
 
-def plan(asked: Asked, release: Release, console: Console) -> Plan:
+def plan(asked: QuantiseRequest, release: ModelOptRelease, console: Console) -> QuantisePlan:
     """Checks everything that can be checked before anything is started.
 
     Raises:
@@ -126,20 +126,20 @@ def plan(asked: Asked, release: Release, console: Console) -> Plan:
     length = asked.length or (_SHORT_LENGTH if builtin else _LENGTH)
     with console.step("check") as step:
         keep = [kept.pattern for kept in release.keep]
-        source = checks.source(asked.model, [*keep, *asked.keep], step.report)
+        source = preconditions.source(asked.model, [*keep, *asked.keep], step.report)
         keep += [kept.pattern for kept in families.get(source.family).keep]
-        checks.fitting(quantised, asked.format, source)
+        preconditions.fitting(quantised, asked.format, source)
         if quantised.activations:
             extra = _REPORT if asked.report else 0
             number = source.checkpoint.config.text.experts
-            checks.text(asked.text, samples + extra, length, number)
-        checks.disk(source, asked.output)
+            preconditions.text(asked.text, samples + extra, length, number)
+        preconditions.disk(source, asked.output)
         step.detail = f"{source.family}, {source.weights / 1e9:.2f} GB"
     patterns = tuple(dict.fromkeys((*keep, *asked.keep)))
-    return Plan(asked, release, source, patterns, samples, length)
+    return QuantisePlan(asked, release, source, patterns, samples, length)
 
 
-def quantise(plan: Plan, place: Place, console: Console) -> dict[str, Any]:
+def quantise(plan: QuantisePlan, place: PythonPlace, console: Console) -> dict[str, Any]:
     """Does it; returns the figures.
 
     Until it is inspected and servable, the checkpoint's folder is called ``DIR.partial``.
@@ -151,17 +151,17 @@ def quantise(plan: Plan, place: Place, console: Console) -> dict[str, Any]:
     """
     asked = plan.asked
     partial = asked.output.with_name(asked.output.name + _PARTIAL)
-    lock = _alone(partial)
+    lock = _hold_partial(partial)
     try:
-        _same(partial, plan)
-        _clear(partial)
+        _check_same_job(partial, plan)
+        _clear_export(partial)
         with (
             console.step("quantise") as step,
             scratch.folder(Path(scratch.temporary()), "fp4forge-quantise.") as folder,
         ):
             folder.chmod(0o755)
             figures = program.run(
-                place, folder, asked.model, partial, asked.text, _request(plan), step.report
+                place, folder, asked.model, partial, asked.text, _inside_request(plan), step.report
             )
             step.detail = (
                 f"{figures['samples']} samples in batches of {figures['batch']}"
@@ -182,7 +182,7 @@ def quantise(plan: Plan, place: Place, console: Console) -> dict[str, Any]:
                 rule="a checkpoint gets its name if checkpoint inspect has no error for it",
                 remedy=f"build.py checkpoint inspect {partial}",
             )
-        card.write(partial, figures)
+        model_card.write(partial, figures)
         shutil.rmtree(partial / ".state")
         if asked.output.exists():
             asked.output.rmdir()  # empty
@@ -192,7 +192,7 @@ def quantise(plan: Plan, place: Place, console: Console) -> dict[str, Any]:
     return figures
 
 
-def _request(plan: Plan) -> dict[str, Any]:
+def _inside_request(plan: QuantisePlan) -> dict[str, Any]:
     """What ``inside`` reads."""
     asked, quantised = plan.asked, plan.release.formats[plan.asked.format]
     return {
@@ -214,7 +214,7 @@ def _request(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _alone(partial: Path) -> Any:
+def _hold_partial(partial: Path) -> Any:
     """Holds the folder.
 
     Raises:
@@ -234,19 +234,19 @@ def _alone(partial: Path) -> Any:
     return lock
 
 
-def _same(partial: Path, plan: Plan) -> None:
+def _check_same_job(partial: Path, plan: QuantisePlan) -> None:
     """Refuses to resume something else.
 
     Raises:
         UsageError: the statistics there belong to another request.
     """
-    request = _request(plan)
+    request = _inside_request(plan)
     for free in ("batch", "allow_cpu", "weights", "cpu_weights"):
         request.pop(free)  # they change no statistic
     if plan.release.formats[plan.asked.format].activations:
         with plan.asked.text.open("rb") as text:
             request["text"] = hashlib.file_digest(text, "sha256").hexdigest()
-    request["model"] = _identity(plan.source)
+    request["model"] = _model_fingerprint(plan.source)
     wanted, file = as_json(request), partial / ".state" / "request.json"
     if file.exists() and reading.text(file, UsageError) != wanted:
         raise UsageError(
@@ -257,7 +257,7 @@ def _same(partial: Path, plan: Plan) -> None:
     files.replace(file, wanted)
 
 
-def _identity(source: checks.Source) -> str:
+def _model_fingerprint(source: preconditions.SourceModel) -> str:
     """A model's files, by name, size and time."""
     stats = [
         (path.name, path.stat().st_size, path.stat().st_mtime_ns)
@@ -267,7 +267,7 @@ def _identity(source: checks.Source) -> str:
     return hashlib.sha256(repr(stats).encode()).hexdigest()
 
 
-def _clear(partial: Path) -> None:
+def _clear_export(partial: Path) -> None:
     """Removes what an earlier export left; the statistics stay."""
     for path in partial.iterdir():
         if path.name == ".state":

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 
-from fp4forge.core.console import Step
+from fp4forge.core.console import PipelineStep
 from fp4forge.core.errors import PlatformError
 from fp4forge.core.platform import host_platform
 from fp4forge.oci import engine, registry
-from fp4forge.oci.buildkit import Options
-from fp4forge.oci.reference import Reference
+from fp4forge.oci.buildkit import BuildOptions
+from fp4forge.oci.reference import ImageReference
 from fp4forge.plan.plan import Plan
 
 # GB that a build needs free: cold, it writes package cache, build cache, unpacked image, compressed
@@ -25,7 +25,7 @@ def lacking(plan: Plan) -> list[str]:
     return [platform for platform in needed if not engine.present(base.reference(platform))]
 
 
-def check(plan: Plan, repository: str, options: Options, warm: bool) -> Step:
+def check(plan: Plan, repository: str, options: BuildOptions, warm: bool) -> PipelineStep:
     """Whether engine, platform, disk and registry allow the build; the step for the table.
 
     Args:
@@ -47,8 +47,8 @@ def check(plan: Plan, repository: str, options: Options, warm: bool) -> Step:
     detail = f"engine {info['ServerVersion']}"
     if repository:
         registry.reach(repository)
-        detail += f", registry {Reference(repository).host or repository}"
-    return Step("check", time.monotonic() - start, detail)
+        detail += f", registry {ImageReference(repository).host or repository}"
+    return PipelineStep("check", time.monotonic() - start, detail)
 
 
 def _check_compilers(plan: Plan) -> None:

@@ -8,7 +8,7 @@ from msgspec import Meta, Struct
 
 from fp4forge.core.errors import ReleaseError, UsageError
 from fp4forge.core.paths import RELEASES
-from fp4forge.inputs.reader import Format, by_version
+from fp4forge.inputs.reader import InputFormat, by_version
 
 _Text = Annotated[str, Meta(min_length=5)]
 _Config = Annotated[str, Meta(pattern="^[A-Z][A-Z0-9_]*_CFG$", description="ModelOpt's name of it")]
@@ -18,7 +18,7 @@ Pattern = Annotated[
 _FOLDER = RELEASES / "quantise"
 
 
-class Quantised(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class QuantisedFormat(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A format: ModelOpt's configuration for it."""
 
     config: _Config
@@ -35,7 +35,7 @@ class Quantised(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     resumable: Annotated[bool, Meta(description="whether its statistics can be taken up")] = True
 
 
-class Kept(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class KeptModules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Modules that stay in BF16."""
 
     pattern: Pattern
@@ -43,7 +43,7 @@ class Kept(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     source: _Text
 
 
-class Fix(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ModelOptFix(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A defect of ModelOpt, and whether this version has it no more."""
 
     id: str
@@ -52,17 +52,17 @@ class Fix(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     source: _Text
 
 
-class Release(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ModelOptRelease(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A version of ModelOpt."""
 
     version: Annotated[str, Meta(pattern=r"^[0-9]+(\.[0-9]+)+$")]
     source: _Text
-    formats: Annotated[dict[str, Quantised], Meta(min_length=1)]
-    keep: tuple[Kept, ...] = ()
-    fixes: tuple[Fix, ...] = ()
+    formats: Annotated[dict[str, QuantisedFormat], Meta(min_length=1)]
+    keep: tuple[KeptModules, ...] = ()
+    fixes: tuple[ModelOptFix, ...] = ()
 
 
-FORMAT = Format(Release, "quantiser", ReleaseError)
+FORMAT = InputFormat(ModelOptRelease, "quantiser", ReleaseError)
 
 
 def names() -> tuple[str, ...]:
@@ -71,7 +71,7 @@ def names() -> tuple[str, ...]:
     return by_version(stems, "releases/quantise", ReleaseError)
 
 
-def load(version: str | None = None) -> Release:
+def load(version: str | None = None) -> ModelOptRelease:
     """A version's file; by default the newest.
 
     Raises:

@@ -14,7 +14,7 @@ from fp4forge.core.platform import AMD64, ARM64
 
 
 @dataclass(frozen=True)
-class Toolchain:
+class CrossToolchain:
     """One direction of a cross compile, as each of its parts names the target."""
 
     build: str  # platform that runs the compilers
@@ -25,10 +25,10 @@ class Toolchain:
 
 
 # nvcc crosses from x86-64 to Arm only (CUDA installation guide, cross-compilation).
-TOOLCHAINS = {ARM64: Toolchain(AMD64, "aarch64-linux-gnu", "aarch64", "arm64", "sbsa-linux")}
+TOOLCHAINS = {ARM64: CrossToolchain(AMD64, "aarch64-linux-gnu", "aarch64", "arm64", "sbsa-linux")}
 
 
-def choose(strategy: str, platform: str, suite: str, aot: str) -> Toolchain:
+def choose(strategy: str, platform: str, suite: str, aot: str) -> CrossToolchain:
     """The toolchain for ``--cross``.
 
     Args:

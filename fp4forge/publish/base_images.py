@@ -40,7 +40,7 @@ def ensure(base: Base, platform: str, report: Progress) -> str:
     if engine.present(reference):
         return reference
     if base.suite:
-        _bootstrap(base, platform, reference, report)
+        _bootstrap_base(base, platform, reference, report)
         return reference
     reason = copying.missing(reference)
     if not reason:
@@ -54,7 +54,7 @@ def ensure(base: Base, platform: str, report: Progress) -> str:
     )
 
 
-def _mirror() -> str:
+def _debian_mirror() -> str:
     """The Debian mirror to use: FP4FORGE_DEBIAN_MIRROR, or that of this machine's apt.
 
     One with a password in it is not taken: it would stay in the image.
@@ -83,7 +83,7 @@ def _mirror() -> str:
     return found[1]
 
 
-def _bootstrap(base: Base, platform: str, reference: str, report: Progress) -> None:
+def _bootstrap_base(base: Base, platform: str, reference: str, report: Progress) -> None:
     if shutil.which("mmdebstrap") is None:
         raise ToolError("mmdebstrap is not installed", remedy="run make setup")
     if os.geteuid() != 0:
@@ -108,7 +108,7 @@ def _bootstrap(base: Base, platform: str, reference: str, report: Progress) -> N
 
     with tempfile.TemporaryDirectory(prefix="fp4forge-base-") as name:
         layer = Path(name) / "layer.tar"
-        line = bootstrap_line(base, PLATFORMS[platform].debian, layer, _mirror())
+        line = bootstrap_line(base, PLATFORMS[platform].debian, layer, _debian_mirror())
         code = process.follow(line, each, COPY_SILENCE_SECONDS, BaseImageError)
         if code != 0:
             raise BaseImageError(

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from fp4forge.advisories.osv import PYPI, Component
+from fp4forge.advisories.osv import PYPI, OsvPackage
 from fp4forge.core import reading
 from fp4forge.core.errors import BinaryError, UsageError
 from fp4forge.core.platform import PLATFORMS
@@ -28,20 +28,20 @@ _DISTRIBUTIONS = {"debian": "Debian", "ubuntu": "Ubuntu"}
 
 
 @dataclass(frozen=True)
-class Contents:
+class AuditedPackages:
     """What an image, or every image of a release, consists of."""
 
     release: str  # empty for an image without a plan
-    components: tuple[Component, ...]
+    components: tuple[OsvPackage, ...]
 
 
-def of_packages(packages: Mapping[str, str], vllm: str) -> set[Component]:
+def of_packages(packages: Mapping[str, str], vllm: str) -> set[OsvPackage]:
     """Python packages by name and version; vLLM is in no lock of an image that compiles it."""
-    found = {Component(PYPI, name, version) for name, version in packages.items()}
-    return found | {Component(PYPI, VLLM, vllm)}
+    found = {OsvPackage(PYPI, name, version) for name, version in packages.items()}
+    return found | {OsvPackage(PYPI, VLLM, vllm)}
 
 
-def of_release(name: str) -> Contents:
+def of_release(name: str) -> AuditedPackages:
     """The Python packages of all images of a release: of every strategy, platform and Python.
 
     Raises:
@@ -50,14 +50,14 @@ def of_release(name: str) -> Contents:
     """
     what = release.load(name)
     pythons = sorted({bases.load(base).python for base in bases.names()})
-    found: set[Component] = set()
+    found: set[OsvPackage] = set()
     for strategy, platform, python in itertools.product(what.strategies, PLATFORMS, pythons):
         lock = locks.read(LockName(name, strategy, platform, python))
         found |= of_packages(dict(locks.pin(block) for block in lock.values()), what.vllm_version)
-    return Contents(name, tuple(sorted(found)))
+    return AuditedPackages(name, tuple(sorted(found)))
 
 
-def of_image(image: str, report: Progress) -> Contents:
+def of_image(image: str, report: Progress) -> AuditedPackages:
     """The Python packages that an image's plan has, and the packages of its dpkg.
 
     The image is not started, so it may be of any platform. It is pulled if the engine lacks it.
@@ -79,10 +79,10 @@ def of_image(image: str, report: Progress) -> Contents:
     files = acquire.files(client, image, (DPKG_STATUS, OS_RELEASE))
     found = of_packages(plan.packages, plan.vllm_version)
     found |= set(of_dpkg(files.get(DPKG_STATUS, b""), files.get(OS_RELEASE, b"")))
-    return Contents(plan.release, tuple(sorted(found)))
+    return AuditedPackages(plan.release, tuple(sorted(found)))
 
 
-def of_dpkg(status: bytes, os_release: bytes) -> Iterator[Component]:
+def of_dpkg(status: bytes, os_release: bytes) -> Iterator[OsvPackage]:
     """Source packages of what dpkg has installed (deb-status fields, Debian policy 5.3).
 
     Args:
@@ -97,7 +97,7 @@ def of_dpkg(status: bytes, os_release: bytes) -> Iterator[Component]:
     ecosystem = ecosystem_of(os_release)
     for paragraph in installed(status):
         source, _, version = paragraph.get("Source", "").partition(" ")
-        yield Component(
+        yield OsvPackage(
             ecosystem,
             source or paragraph["Package"],
             version.strip(" ()") or paragraph["Version"],

@@ -12,7 +12,7 @@ from fp4forge.oci.cosign import Signer
 from fp4forge.plan.plan import Plan
 from fp4forge.publish import signing
 from fp4forge.sbom import contents, documents, kept
-from fp4forge.sbom.components import Subject, assemble
+from fp4forge.sbom.components import SbomSubject, assemble
 
 
 def list_and_sign(
@@ -103,7 +103,7 @@ def make(
     tiers = ("python", "csrc") if plan.strategy == "source" else ("python",)
     series = plan.inputs.series
     patches = tuple(p for tier in tiers for p in series.for_variant(plan.variant, tier))
-    subject = Subject(
+    subject = SbomSubject(
         digest=digest,
         platform=plan.platform,
         title="fp4forge vLLM",

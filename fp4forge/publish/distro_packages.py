@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from fp4forge.advisories.components import DPKG_STATUS, installed
+from fp4forge.advisories.installed import DPKG_STATUS, installed
 from fp4forge.core import files, reading
 from fp4forge.core.errors import BinaryError, DriftError, UsageError
 from fp4forge.core.limits import CONFIG_BYTES
@@ -32,7 +32,7 @@ _LINE = re.compile(r"([a-z0-9][a-z0-9+.-]*:[a-z0-9-]+) ([0-9A-Za-z.+:~-]+) (sha2
 
 
 @dataclass(frozen=True)
-class Package:
+class DistroPackage:
     """One package's version, and the SHA-256 of dpkg's list of its files; "-" for no files."""
 
     version: str
@@ -44,7 +44,7 @@ def record_of(base: str, platform: str) -> Path:
     return FOLDER / f"{bases.load(base).slug}-{PLATFORMS[platform].architecture}.txt"
 
 
-def read(path: Path) -> dict[str, Package]:
+def read(path: Path) -> dict[str, DistroPackage]:
     """A record's packages, by name and architecture.
 
     Raises:
@@ -61,17 +61,17 @@ def read(path: Path) -> dict[str, Package]:
                 rule="PACKAGE:ARCHITECTURE VERSION sha256:DIGEST",
                 remedy="build.py lock --packages-of IMAGE writes it again",
             )
-        found[match[1]] = Package(match[2], match[3])
+        found[match[1]] = DistroPackage(match[2], match[3])
     return found
 
 
-def text(packages: dict[str, Package]) -> str:
+def text(packages: dict[str, DistroPackage]) -> str:
     """A record's text."""
     lines = [f"{name} {one.version} {one.files}\n" for name, one in sorted(packages.items())]
     return _HEADER + "".join(lines)
 
 
-def of_image(image: str) -> dict[str, Package]:
+def of_image(image: str) -> dict[str, DistroPackage]:
     """The packages of an image that the engine has; it is not started.
 
     Raises:
@@ -82,7 +82,7 @@ def of_image(image: str) -> dict[str, Package]:
     return of_files(found)
 
 
-def of_files(found: dict[str, bytes]) -> dict[str, Package]:
+def of_files(found: dict[str, bytes]) -> dict[str, DistroPackage]:
     """The packages of dpkg's status and lists of files, by their paths.
 
     Raises:
@@ -97,11 +97,11 @@ def of_files(found: dict[str, bytes]) -> dict[str, Package]:
         stems = (f"{name}:{architecture}", name)
         lists = [found[path] for s in stems if (path := f"{_INFO}/{s}.md5sums") in found]
         digest = f"sha256:{hashlib.sha256(lists[0]).hexdigest()}" if lists else "-"
-        packages[f"{name}:{architecture}"] = Package(entry["Version"], digest)
+        packages[f"{name}:{architecture}"] = DistroPackage(entry["Version"], digest)
     return packages
 
 
-def differences(old: dict[str, Package], new: dict[str, Package]) -> list[str]:
+def differences(old: dict[str, DistroPackage], new: dict[str, DistroPackage]) -> list[str]:
     """What differs between a record and an image, a line each."""
     lines = []
     for name in sorted(old.keys() | new.keys()):

@@ -10,13 +10,13 @@ from packaging.version import Version
 
 from fp4forge.core.errors import ReleaseError
 from fp4forge.core.paths import MODELS
-from fp4forge.inputs.reader import Format
+from fp4forge.inputs.reader import InputFormat
 
 _Version = Annotated[str, Meta(pattern=r"^[0-9]+\.[0-9]+(\.[0-9]+)?$")]
 _Text = Annotated[str, Meta(min_length=10)]
 
 
-class Switch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class VllmSwitch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An option or environment variable of vLLM."""
 
     name: Annotated[str, Meta(pattern="^(VLLM_[A-Z0-9_]+|--[a-z0-9-]+)$")]
@@ -31,33 +31,33 @@ class Switch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return there and (self.gone is None or Version(version) < Version(self.gone))
 
 
-class Switches(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SwitchHistory(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is known of vLLM's switches."""
 
-    switches: tuple[Switch, ...]
+    switches: tuple[VllmSwitch, ...]
     left_out: Annotated[
         dict[str, _Text], Meta(description="settings of the reference card that no manifest has")
     ]
 
 
-FORMAT = Format(Switches, "switches", ReleaseError)
+FORMAT = InputFormat(SwitchHistory, "switches", ReleaseError)
 
 
 @cache
-def _table() -> Switches:
+def _history_file() -> SwitchHistory:
     return FORMAT.read(MODELS / "switches.yaml", f"{MODELS.name}/switches.yaml")
 
 
 @cache
-def known() -> dict[str, Switch]:
+def known() -> dict[str, VllmSwitch]:
     """Every switch by its name.
 
     Raises:
         ReleaseError: ``models/switches.yaml`` cannot be read, or is malformed.
     """
-    return {switch.name: switch for switch in _table().switches}
+    return {switch.name: switch for switch in _history_file().switches}
 
 
 def left_out() -> dict[str, str]:
     """The reference card's settings that no manifest has, and why."""
-    return _table().left_out
+    return _history_file().left_out

@@ -21,13 +21,13 @@ def write(folder: Path, figures: dict[str, Any]) -> None:
 
     Args:
         folder: the checkpoint's.
-        figures: what ``command.quantise`` found.
+        figures: what ``job.quantise`` found.
     """
     own = folder / "README.md"
     if own.is_file():
         own.rename(folder / "README.original.md")
     if "quality" in figures:
-        _plot(folder / "quality.svg", figures["quality"])
+        _plot_errors(folder / "quality.svg", figures["quality"])
     files.replace(own, markdown(figures))
 
 
@@ -46,7 +46,7 @@ def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
             ("Calibration samples", f"{figures['samples']:,}"),
             ("Sequence length", f"{plan['sequence_length']:,} tokens, no padding"),
             ("Seed", str(plan["seed"])),
-            ("Batch size", _batch(figures)),
+            ("Batch size", _batch_text(figures)),
             ("Calibration wall-clock", f"{figures['calibration_seconds']:.1f} s"),
         ]
     if covered.get("experts"):
@@ -98,7 +98,7 @@ def markdown(figures: dict[str, Any]) -> str:
     """The whole text."""
     plan = figures["plan"]
     lines = [f"# {shown(Path(plan['output']).name, 200)}", "", "| Parameter | Value |", "|---|---|"]
-    lines += [f"| {name} | {_cell(value)} |" for name, value in rows(figures)]
+    lines += [f"| {name} | {_card_cell(value)} |" for name, value in rows(figures)]
     if errors := figures.get("errors"):
         mean = sum(errors.values()) / len(errors)
         lines += [
@@ -110,7 +110,7 @@ def markdown(figures: dict[str, Any]) -> str:
             "",
             "| Layer | Error |",
             "|---|---|",
-            *(f"| {_cell(name)} | {error:.4f} |" for name, error in worst(errors)),
+            *(f"| {_card_cell(name)} | {error:.4f} |" for name, error in worst(errors)),
         ]
     if quality := figures.get("quality"):
         lines += [
@@ -127,7 +127,7 @@ def markdown(figures: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _batch(figures: dict[str, Any]) -> str:
+def _batch_text(figures: dict[str, Any]) -> str:
     probes = figures["probes"]
     if not probes:
         return str(figures["batch"])
@@ -137,11 +137,11 @@ def _batch(figures: dict[str, Any]) -> str:
     )
 
 
-def _cell(value: str) -> str:
+def _card_cell(value: str) -> str:
     return shown(value).replace("|", "\\|").replace("\n", " ")
 
 
-def _plot(path: Path, quality: dict[str, Any]) -> None:
+def _plot_errors(path: Path, quality: dict[str, Any]) -> None:
     import matplotlib as mpl
 
     mpl.use("svg")

@@ -16,7 +16,7 @@ from fp4forge.oci import acquire, engine
 
 
 @dataclass(frozen=True)
-class Description:
+class ImageDescription:
     """What an image says of itself; an image of others has a ledger and layers only."""
 
     image: str
@@ -27,14 +27,14 @@ class Description:
     layers: list[tuple[str, int]]  # command that made it, unpacked bytes
 
 
-class _Step(Struct, frozen=True):
+class _HistoryStep(Struct, frozen=True):
     """One entry of the engine's GET /images/NAME/history."""
 
     CreatedBy: str | None = None
     Size: int = 0
 
 
-def describe(image: str, report: Progress) -> Description:
+def describe(image: str, report: Progress) -> ImageDescription:
     """Reads an image without starting it; pulls it when the engine does not have it.
 
     Raises:
@@ -51,7 +51,9 @@ def describe(image: str, report: Progress) -> Description:
             report(f"pulling {image}")
             engine.pull(client, image, None, report)
             found = client.images.get(image)
-        history = reading.shaped(found.history(), list[_Step], f"history of {image}", RegistryError)
+        history = reading.shaped(
+            found.history(), list[_HistoryStep], f"history of {image}", RegistryError
+        )
     except (APIError, RegistryError) as error:
         why = getattr(error, "message", error)
         raise UsageError(f"{shown(image)!r} is not an image here", rule=shown(why, 160)) from None
@@ -67,7 +69,7 @@ def describe(image: str, report: Progress) -> Description:
     else:
         read = ledgers.read(image, report)
         groups, gpus = read.targets(), read.gpus
-    return Description(
+    return ImageDescription(
         image,
         groups,
         gpus,
@@ -77,13 +79,13 @@ def describe(image: str, report: Progress) -> Description:
     )
 
 
-def differences(old: Description, new: Description) -> dict[str, list[dict[str, Any]]]:
+def differences(old: ImageDescription, new: ImageDescription) -> dict[str, list[dict[str, Any]]]:
     """Every change as ``{"what", "old", "new"}``, by section; an empty section is unchanged."""
-    kernels = _changes(
+    kernels = _kernel_changes(
         {k: " ".join(v) for k, v in old.targets.items()},
         {k: " ".join(v) for k, v in new.targets.items()},
     )
-    verdicts = _changes(_flat(old.gpus), _flat(new.gpus))
+    verdicts = _kernel_changes(_flat_kernels(old.gpus), _flat_kernels(new.gpus))
     layers: list[dict[str, Any]] = []
     for place in range(max(len(old.layers), len(new.layers))):
         before = old.layers[place] if place < len(old.layers) else ("", 0)
@@ -94,19 +96,19 @@ def differences(old: Description, new: Description) -> dict[str, list[dict[str, 
     return {
         "kernels": kernels,
         "verdicts": verdicts,
-        "packages": _changes(old.packages, new.packages),
-        "patched files": _changes(old.patched, new.patched),
+        "packages": _kernel_changes(old.packages, new.packages),
+        "patched files": _kernel_changes(old.patched, new.patched),
         "layers": layers,
     }
 
 
-def _flat(gpus: dict[str, dict[str, Any]]) -> dict[str, str]:
+def _flat_kernels(gpus: dict[str, dict[str, Any]]) -> dict[str, str]:
     return {
         f"{gpu} {group}": str(word) for gpu, all_ in gpus.items() for group, word in all_.items()
     }
 
 
-def _changes(old: dict[str, str], new: dict[str, str]) -> list[dict[str, Any]]:
+def _kernel_changes(old: dict[str, str], new: dict[str, str]) -> list[dict[str, Any]]:
     return [
         {"what": name, "old": old.get(name), "new": new.get(name)}
         for name in sorted(old.keys() | new.keys())

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 
 from fp4forge.core.errors import FitError
 from fp4forge.kernels.gpus import Product
-from fp4forge.launch.cluster.hosts import Found
+from fp4forge.launch.cluster.hosts import ProbedHost
 from fp4forge.serve import link, placing
-from fp4forge.serve.link import Link
-from fp4forge.serve.model import Model
-from fp4forge.serve.setting import Setting
-from fp4forge.serve.settings import Server
-from fp4forge.serve.split import Split, choices
+from fp4forge.serve.link import LinkSpeed
+from fp4forge.serve.model_sizes import ModelSizes
+from fp4forge.serve.setting import ServerSetting
+from fp4forge.serve.settings import ServerSettings
+from fp4forge.serve.split import GpuSplit, choices
 
 MASTER_PORT = 29501
 # RoCE v2 over IPv4 on ConnectX: the GID that NCCL must take (NVIDIA's DGX Spark playbooks).
@@ -20,10 +20,10 @@ _GID = "3"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Option:
+class ClusterOption:
     """A way to divide the model, whether each GPU holds its part, and how fast it can be."""
 
-    split: Split
+    split: GpuSplit
     fits: bool
     sequences: int  # of the wanted context
     rate: float  # tokens a second of one stream, at most
@@ -32,8 +32,12 @@ class Option:
 
 
 def options(
-    model: Model, product: Product, machines: int, wanted: placing.Wanted, found: Link
-) -> list[Option]:
+    model: ModelSizes,
+    product: Product,
+    machines: int,
+    wanted: placing.WantedCapacity,
+    found: LinkSpeed,
+) -> list[ClusterOption]:
     """Every way that uses one GPU of each machine, the best first: it fits, then by speed."""
     out = []
     for split in choices(model, machines):
@@ -41,7 +45,7 @@ def options(
             continue
         placed = placing.on(model, product, split, wanted)
         out.append(
-            Option(
+            ClusterOption(
                 split=split,
                 fits=placed.fit.fits and placed.sequences >= wanted.sequences,
                 sequences=placed.sequences,
@@ -53,7 +57,7 @@ def options(
     return sorted(out, key=lambda one: (not one.fits, -one.rate))
 
 
-def choose(found: list[Option], product: Product, machines: int) -> Option:
+def choose(found: list[ClusterOption], product: Product, machines: int) -> ClusterOption:
     """The best option that fits.
 
     Raises:
@@ -76,7 +80,7 @@ def choose(found: list[Option], product: Product, machines: int) -> Option:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rank:
+class ClusterRank:
     """A machine's place: its number, and how it reaches the others."""
 
     number: int
@@ -87,11 +91,11 @@ class Rank:
     rdma: tuple[str, ...] = ()
 
 
-def ranks(found: list[Found]) -> list[Rank]:
+def ranks(found: list[ProbedHost]) -> list[ClusterRank]:
     """The machines in their order; RDMA only if every one has it."""
     everywhere = all(one.rdma for one in found)
     return [
-        Rank(
+        ClusterRank(
             number=number,
             of=len(found),
             master=found[0].address,
@@ -103,7 +107,7 @@ def ranks(found: list[Found]) -> list[Rank]:
     ]
 
 
-def server(whole: Server, rank: Rank) -> Server:
+def server(whole: ServerSettings, rank: ClusterRank) -> ServerSettings:
     """What one machine is started with.
 
     Source: vllm/engine/arg_utils.py (--nnodes, --node-rank, --master-addr, --master-port) and
@@ -111,17 +115,17 @@ def server(whole: Server, rank: Rank) -> Server:
     """
     flags = [flag for flag in whole.flags if flag.name not in ("--host", "--port")]
     flags += [
-        Setting("--nnodes", str(rank.of), "machines that serve this model together"),
-        Setting("--node-rank", str(rank.number), "this machine's number"),
-        Setting("--master-addr", rank.master, "where the processes meet"),
-        Setting("--master-port", str(MASTER_PORT), "the same on all machines"),
+        ServerSetting("--nnodes", str(rank.of), "machines that serve this model together"),
+        ServerSetting("--node-rank", str(rank.number), "this machine's number"),
+        ServerSetting("--master-addr", rank.master, "where the processes meet"),
+        ServerSetting("--master-port", str(MASTER_PORT), "the same on all machines"),
     ]
     if rank.number:
-        flags.append(Setting("--headless", "", "only the first machine answers requests"))
+        flags.append(ServerSetting("--headless", "", "only the first machine answers requests"))
     else:
         flags += [
-            Setting("--host", whole.listen, "the network is the machine's own"),
-            Setting("--port", str(whole.port), "the network is the machine's own"),
+            ServerSetting("--host", whole.listen, "the network is the machine's own"),
+            ServerSetting("--port", str(whole.port), "the network is the machine's own"),
         ]
     return replace(
         whole,
@@ -134,16 +138,18 @@ def server(whole: Server, rank: Rank) -> Server:
     )
 
 
-def environment(rank: Rank) -> list[Setting]:
+def environment(rank: ClusterRank) -> list[ServerSetting]:
     """Variables by which a machine's processes find each other."""
-    found = [Setting("VLLM_HOST_IP", rank.address, "this machine's address on the link")]
+    found = [ServerSetting("VLLM_HOST_IP", rank.address, "this machine's address on the link")]
     for name in ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        found.append(Setting(name, rank.interface, "the interface of that address"))
+        found.append(ServerSetting(name, rank.interface, "the interface of that address"))
     if rank.rdma:
         devices = "=" + ",".join(rank.rdma)
         why = "every RDMA port that is up: a Spark's one cable has two"
-        found.append(Setting("NCCL_IB_HCA", devices, why))
-        found.append(Setting("NCCL_IB_GID_INDEX", _GID, "RoCE v2 over IPv4"))
+        found.append(ServerSetting("NCCL_IB_HCA", devices, why))
+        found.append(ServerSetting("NCCL_IB_GID_INDEX", _GID, "RoCE v2 over IPv4"))
     else:
-        found.append(Setting("NCCL_IB_DISABLE", "1", "no RDMA on all machines: NCCL uses sockets"))
+        found.append(
+            ServerSetting("NCCL_IB_DISABLE", "1", "no RDMA on all machines: NCCL uses sockets")
+        )
     return found

@@ -58,7 +58,7 @@ def product(given: str | None) -> tuple[Product, int]:
     return known[0], sum(1 for match in known if match == known[0])
 
 
-def match_product(gpu: smi.Gpu) -> Product | None:
+def match_product(gpu: smi.SmiGpu) -> Product | None:
     """The product of that compute capability whose memory is nearest; None if there is none."""
     alike = [p for p in PRODUCTS.values() if GPUS[p.gpu].label == gpu.capability]
     if not gpu.memory_mib:  # GB10: nvidia-smi says [N/A]

@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 
 from fp4forge.core.errors import ReleaseError
 from fp4forge.core.paths import MODELS
-from fp4forge.inputs.reader import Broken, Format, one_of
+from fp4forge.inputs.reader import BrokenField, InputFormat, one_of
 from fp4forge.models.family import State
 
 WITHIN = ("model", "layer", "dense", "experts")
@@ -26,7 +26,7 @@ _Size = Annotated[
 _Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.*|]+$")]
 
 
-class Layout(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TensorLayout(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Tensors that go together: a model has all of them, or is of another layout."""
 
     within: Annotated[str, one_of(WITHIN, "where they are")]
@@ -48,20 +48,20 @@ class Layout(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         """Checks that what layers may lack is there."""
         if lost := set(self.shared) - {name.partition("|")[0] for name in self.tensors}:
-            raise Broken("shared", f"names {sorted(lost)[0]}", "one of the layout's tensors")
+            raise BrokenField("shared", f"names {sorted(lost)[0]}", "one of the layout's tensors")
 
 
-class Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TensorTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All layouts by name."""
 
-    layouts: Annotated[dict[str, Layout], Meta(min_length=1, description="layouts by name")]
+    layouts: Annotated[dict[str, TensorLayout], Meta(min_length=1, description="layouts by name")]
 
 
-FORMAT = Format(Table, "tensors", ReleaseError)
+FORMAT = InputFormat(TensorTable, "tensors", ReleaseError)
 
 
 @cache
-def layouts() -> dict[str, Layout]:
+def layouts() -> dict[str, TensorLayout]:
     """The layouts of ``models/tensors.yaml``.
 
     Raises:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from fp4forge.bench.result import Request, Server, Trial
-from fp4forge.bench.suite import Load
+from fp4forge.bench.result import ServerCounters, TimedRequest, Trial
+from fp4forge.bench.suite import TrialLoad
 from fp4forge.core import reading
 from fp4forge.core.errors import BenchError
 from fp4forge.core.limits import BENCH_BYTES
@@ -24,7 +24,7 @@ LATE_SECONDS, LATE_SHARE = 0.01, 0.1
 SHOWN = 3  # requests that a problem names
 
 
-class Raw(Struct, frozen=True):
+class LoadResult(Struct, frozen=True):
     """The tool's result, as far as it is used; seconds and tokens, an entry for each request."""
 
     completed: int
@@ -40,17 +40,19 @@ class Raw(Struct, frozen=True):
     max_concurrency: int | None = None
 
 
-def read(path: Path) -> Raw:
+def read(path: Path) -> LoadResult:
     """The tool's result.
 
     Raises:
         BenchError: there is none, or it has another form.
     """
     data = reading.content(path, BenchError, BENCH_BYTES, "the load generator's result")
-    return reading.json(data, Raw, "the load generator's result", BenchError)
+    return reading.json(data, LoadResult, "the load generator's result", BenchError)
 
 
-def judge(raw: Raw, load: Load, server: Server, *, may_be_empty: bool = False) -> Trial:
+def judge(
+    raw: LoadResult, load: TrialLoad, server: ServerCounters, *, may_be_empty: bool = False
+) -> Trial:
     """A trial, with everything that is wrong with it.
 
     Args:
@@ -69,11 +71,15 @@ def judge(raw: Raw, load: Load, server: Server, *, may_be_empty: bool = False) -
             server=server,
             problems=(f"the load generator reports {counts} requests, {load.requests} were asked",),
         )
-    problems = [*_totals(raw, load), *_each(raw, load, may_be_empty), *_strangers(server, load)]
+    problems = [
+        *_wrong_totals(raw, load),
+        *_wrong_requests(raw, load, may_be_empty),
+        *_foreign_requests(server, load),
+    ]
     good = [number for number in range(load.requests) if not raw.errors[number]]
     return Trial(
         requests=tuple(
-            Request(
+            TimedRequest(
                 prompt=raw.input_lens[number],
                 output=raw.output_lens[number],
                 ttft=raw.ttfts[number],
@@ -87,50 +93,54 @@ def judge(raw: Raw, load: Load, server: Server, *, may_be_empty: bool = False) -
         failed=load.requests - len(good),
         server=server,
         problems=tuple(problems),
-        notes=tuple(_notes(raw, load, server)),
+        notes=tuple(_trial_notes(raw, load, server)),
     )
 
 
-def _totals(raw: Raw, load: Load) -> Iterator[str]:
+def _wrong_totals(raw: LoadResult, load: TrialLoad) -> Iterator[str]:
     if raw.completed != load.requests or raw.num_prompts != load.requests or raw.failed:
         yield (f"{raw.completed} of {load.requests} requests were completed, {raw.failed} failed")
     if raw.duration <= 0:
         yield f"it took {raw.duration:g} s"
 
 
-def _each(raw: Raw, load: Load, may_be_empty: bool) -> Iterator[str]:
+def _wrong_requests(raw: LoadResult, load: TrialLoad, may_be_empty: bool) -> Iterator[str]:
     """What is wrong with single requests, a line for each kind of fault."""
     everyone = range(load.requests)
     failed = [n for n in everyone if raw.errors[n]]
     if failed:
-        yield _named("failed", failed, shown(_last(raw.errors[failed[0]]), 200))
+        yield _requests_named("failed", failed, shown(_last_line(raw.errors[failed[0]]), 200))
     rest = [n for n in everyone if not raw.errors[n]]
     # The tool puts 1 for a prompt's tokens until the last event of the stream says how many.
     cut = [n for n in rest if raw.input_lens[n] <= 1]
     if cut:
-        yield _named("truncated", cut, "the stream ended before its last event, the usage")
+        yield _requests_named("truncated", cut, "the stream ended before its last event, the usage")
     rest = [n for n in rest if n not in set(cut)]
     silent = [n for n in rest if raw.ttfts[n] <= 0 or raw.output_lens[n] < 1]
     if silent:
-        yield _named("without a token", silent)
+        yield _requests_named("without a token", silent)
     if load.output >= EMPTY_FROM and not may_be_empty:
         empty = [n for n in rest if not raw.generated_texts[n] and n not in set(silent)]
         if empty:
-            yield _named("with an empty answer", empty)
+            yield _requests_named("with an empty answer", empty)
     if load.eos == "ignore":
         short = [n for n in rest if raw.output_lens[n] < load.output]
         if short:
-            yield _named("short", short, f"{raw.output_lens[short[0]]} of {load.output} tokens")
+            yield _requests_named(
+                "short", short, f"{raw.output_lens[short[0]]} of {load.output} tokens"
+            )
     if long := [n for n in rest if raw.output_lens[n] > load.output]:
-        yield _named("long", long, f"{raw.output_lens[long[0]]} tokens, {load.output} asked")
+        yield _requests_named(
+            "long", long, f"{raw.output_lens[long[0]]} tokens, {load.output} asked"
+        )
     if load.kind == "chat":
         other = [n for n in rest if raw.input_lens[n] != load.prompt]
         if other:
             found = f"{raw.input_lens[other[0]]} tokens in the prompt, not {load.prompt}"
-            yield _named("changed on the way", other, found)
+            yield _requests_named("changed on the way", other, found)
 
 
-def _strangers(server: Server, load: Load) -> Iterator[str]:
+def _foreign_requests(server: ServerCounters, load: TrialLoad) -> Iterator[str]:
     if server.requests is not None and server.requests > load.requests:
         yield (
             f"the server finished {server.requests} requests, {load.requests} were ours:"
@@ -138,7 +148,7 @@ def _strangers(server: Server, load: Load) -> Iterator[str]:
         )
 
 
-def _notes(raw: Raw, load: Load, server: Server) -> Iterator[str]:
+def _trial_notes(raw: LoadResult, load: TrialLoad, server: ServerCounters) -> Iterator[str]:
     if load.eos == "stop":
         early = [n for n in raw.output_lens if n < load.output]
         if early:
@@ -153,13 +163,13 @@ def _notes(raw: Raw, load: Load, server: Server) -> Iterator[str]:
         )
 
 
-def _named(what: str, which: list[int], why: str = "") -> str:
+def _requests_named(what: str, which: list[int], why: str = "") -> str:
     names = ", ".join(str(number + 1) for number in which[:SHOWN])
     more = "" if len(which) <= SHOWN else f" and {len(which) - SHOWN} more"
     plural = "s" if len(which) > 1 else ""
     return f"{len(which)} request{plural} {what} ({names}{more})" + (f": {why}" if why else "")
 
 
-def _last(text: str) -> str:
+def _last_line(text: str) -> str:
     lines = [line for line in text.strip().splitlines() if line.strip()]
     return lines[-1] if lines else "no reason given"

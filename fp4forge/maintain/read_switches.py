@@ -28,7 +28,7 @@ def extract(tree: Path) -> dict[str, list[str]]:
     Raises:
         ReleaseError: a file is missing, or does not have what it is read for.
     """
-    found = {"flags": sorted(set(_flags(tree)))}
+    found = {"flags": sorted(set(_engine_flags(tree)))}
     variables = _keys(tree, "vllm/envs.py", "environment_variables")
     found["environment"] = sorted(set(variables))
     for kind, (file, name) in _REGISTRIES.items():
@@ -37,14 +37,14 @@ def extract(tree: Path) -> dict[str, list[str]]:
     return found
 
 
-def _flags(tree: Path) -> Iterator[str]:
+def _engine_flags(tree: Path) -> Iterator[str]:
     """Flags of the engine, and of the server: its dataclass's fields are flags too."""
     frontends = sorted(tree.glob("vllm/entrypoints/*/cli_args.py"))
     if not frontends:
         raise ReleaseError(
             "vllm/entrypoints has no cli_args.py",
             rule="the server's flags are read from its dataclass",
-            remedy="see where the release has FrontendArgs, and correct maintain/switches.py",
+            remedy="see where the release has FrontendArgs, and correct maintain/read_switches.py",
         )
     for path in (tree / "vllm/engine/arg_utils.py", *frontends):
         for node in ast.walk(_parsed(path, tree)):
@@ -95,7 +95,7 @@ def _assigned(module: ast.Module, file: str, name: str, kind: type[_Node]) -> _N
     raise ReleaseError(
         f"{file} has no {kind.__name__.lower()} {name}",
         rule="the names that a release knows are read from it",
-        remedy="see where the release has it now, and correct maintain/switches.py",
+        remedy="see where the release has it now, and correct maintain/read_switches.py",
     )
 
 

@@ -17,13 +17,13 @@ from fp4forge.core.errors import ArtefactError, ReleaseError, UsageError
 from fp4forge.kernels.gpus import GPUS, serves
 
 if TYPE_CHECKING:
-    from fp4forge.inputs.release import External, Release, Wheel
+    from fp4forge.inputs.release import External, Release, SourceWheel
 
 PROVIDERS = ("git", "pypi")
 
 
 @dataclass(frozen=True)
-class Component:
+class VllmComponent:
     """A part of vLLM that can be compiled or left out."""
 
     targets: tuple[str, ...]  # of CMake
@@ -33,20 +33,22 @@ class Component:
 
 
 COMPONENTS = {
-    "core": Component(("_C", "_C_stable_libtorch", "_moe_C", "cumem_allocator"), "cutlass"),
-    "fa2": Component(
+    "core": VllmComponent(("_C", "_C_stable_libtorch", "_moe_C", "cumem_allocator"), "cutlass"),
+    "fa2": VllmComponent(
         ("_vllm_fa2_C", "_vllm_fa4_cutedsl_C"), "flash-attn", "vllm_flash_attn", ("flash_attn_2",)
     ),
-    "fa3": Component(("_vllm_fa3_C",), "flash-attn", "vllm_flash_attn", ("flash_attn_3",)),
-    "flashmla": Component(
+    "fa3": VllmComponent(("_vllm_fa3_C",), "flash-attn", "vllm_flash_attn", ("flash_attn_3",)),
+    "flashmla": VllmComponent(
         ("_flashmla_C", "_flashmla_extension_C"),
         "flashmla",
         "flashmla",
         ("flashmla", "flashmla_fp4"),
     ),
     # QuTLASS adds its sources to _C (qutlass.cmake).
-    "qutlass": Component((), "qutlass", "qutlass", ("qutlass", "qutlass_gemm", "qutlass_quantise")),
-    "triton_kernels": Component(("triton_kernels",), "triton_kernels", "triton_kernels"),
+    "qutlass": VllmComponent(
+        (), "qutlass", "qutlass", ("qutlass", "qutlass_gemm", "qutlass_quantise")
+    ),
+    "triton_kernels": VllmComponent(("triton_kernels",), "triton_kernels", "triton_kernels"),
 }
 # Cloned by vLLM's CMake, but not by this project: its extension is for one Python only.
 _NEVER = ("deepgemm",)
@@ -57,23 +59,23 @@ GATE_ENTRY = "nvfp4_scaled_mm_entry.cu"
 
 
 @dataclass(frozen=True)
-class Source:
+class ExternalSource:
     """Where an external source comes from; ``note`` states a deviation from vLLM's pin."""
 
     provider: str  # git, pypi or local
     where: str  # URL#commit, requirements, or SHA-256 of the local tree
     variable: str
     note: str = ""
-    wheels: tuple[Wheel, ...] = ()  # of the provider pypi
+    wheels: tuple[SourceWheel, ...] = ()  # of the provider pypi
 
 
 @dataclass(frozen=True)
-class Choice:
+class ComponentChoice:
     """The components of a plan."""
 
     names: tuple[str, ...] = ()
     left_out: dict[str, str] = field(default_factory=dict)  # component -> why
-    sources: dict[str, Source] = field(default_factory=dict)
+    sources: dict[str, ExternalSource] = field(default_factory=dict)
 
     def instructions(self, arch_list: str, predicted: dict[str, list[str]]) -> dict[str, Any]:
         """What ``image/stages/compile.py`` reads."""
@@ -111,7 +113,7 @@ def choose(
     release: Release,
     groups: dict[str, list[str]],
     gpus: tuple[str, ...],
-) -> Choice:
+) -> ComponentChoice:
     """The components to compile and their sources.
 
     Args:
@@ -137,7 +139,7 @@ def choose(
     left_out = {name: "not asked for" for name in COMPONENTS if name not in names}
     for name in names:
         targets = [t for group in COMPONENTS[name].groups for t in groups.get(group, ())]
-        if COMPONENTS[name].groups and not _served(targets, gpus):
+        if COMPONENTS[name].groups and not _gpus_served(targets, gpus):
             left_out[name] = f"no code for {', '.join(gpus)}" + (
                 f": only {' '.join(targets)}" if targets else ""
             )
@@ -149,9 +151,9 @@ def choose(
             rule="the components " + ", ".join(kept) + " need it",
             remedy="pin it under externals as vLLM's CMake does, or choose --components without it",
         )
-    choices = dict(_parse(text, release) for text in given)
-    sources = {name: choices.get(name) or _pinned(name, "git", release) for name in needed}
-    return Choice(kept, left_out, sources)
+    choices = dict(_parse_source(text, release) for text in given)
+    sources = {name: choices.get(name) or _pinned_source(name, "git", release) for name in needed}
+    return ComponentChoice(kept, left_out, sources)
 
 
 def local_trees(given: tuple[str, ...]) -> dict[str, Path]:
@@ -160,24 +162,24 @@ def local_trees(given: tuple[str, ...]) -> dict[str, Path]:
     return {name: Path(where).resolve() for name, where in pairs if where not in PROVIDERS}
 
 
-def _served(targets: list[str], gpus: tuple[str, ...]) -> bool:
+def _gpus_served(targets: list[str], gpus: tuple[str, ...]) -> bool:
     return any(serves(target, GPUS[gpu]) != "missing" for target in targets for gpu in gpus)
 
 
-def _pinned(name: str, provider: str, release: Release) -> Source:
+def _pinned_source(name: str, provider: str, release: Release) -> ExternalSource:
     pin = release.externals[name]
     if provider == "git":
-        return Source("git", f"{pin.git}#{pin.commit}", pin.variable)
+        return ExternalSource("git", f"{pin.git}#{pin.commit}", pin.variable)
     if not pin.pypi:
         raise UsageError(
             f"--source {name}=pypi: the package index has no {name}", rule="git or DIR"
         )
     note = f"vLLM {release.vllm_version} pins {pin.pinned}"
     where = " ".join(wheel.requirement for wheel in pin.pypi)
-    return Source("pypi", where, pin.variable, note, pin.pypi)
+    return ExternalSource("pypi", where, pin.variable, note, pin.pypi)
 
 
-def _parse(text: str, release: Release) -> tuple[str, Source]:
+def _parse_source(text: str, release: Release) -> tuple[str, ExternalSource]:
     name, equals, where = text.partition("=")
     if not equals or name not in release.externals:
         raise UsageError(
@@ -185,19 +187,19 @@ def _parse(text: str, release: Release) -> tuple[str, Source]:
             rule="NAME=git, NAME=pypi or NAME=DIR with NAME one of " + ", ".join(release.externals),
         )
     if where in PROVIDERS:
-        return name, _pinned(name, where, release)
+        return name, _pinned_source(name, where, release)
     folder = Path(where)
     if not folder.is_dir() or not any(folder.iterdir()):
         raise ArtefactError(
             f"--source {name}: {where!r} is not a folder with sources", rule="a checkout of " + name
         )
     pin = release.externals[name]
-    _check_version(name, folder, pin, release)
+    _check_tree_version(name, folder, pin, release)
     note = f"a local tree; vLLM {release.vllm_version} pins {pin.pinned}"
-    return name, Source("local", "sha256:" + _tree_hash(folder), pin.variable, note)
+    return name, ExternalSource("local", "sha256:" + _tree_hash(folder), pin.variable, note)
 
 
-def _check_version(name: str, folder: Path, pin: External, release: Release) -> None:
+def _check_tree_version(name: str, folder: Path, pin: External, release: Release) -> None:
     """Refuses a tree that says of itself that it is another version than vLLM pins."""
     if name not in _VERSIONS or not pin.tag:
         return

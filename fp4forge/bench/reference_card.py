@@ -10,12 +10,12 @@ from msgspec import Meta, Struct
 from fp4forge.bench.figures import FIGURES
 from fp4forge.core.errors import BenchError
 from fp4forge.core.paths import BENCHMARKS
-from fp4forge.inputs.reader import Format, one_of
+from fp4forge.inputs.reader import InputFormat, one_of
 
 _Figure = Annotated[str, one_of(FIGURES, "a figure")]
 
 
-class Row(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CardRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One row of a table of the card."""
 
     table: Annotated[str, Meta(description="a table's id in the suite card")]
@@ -24,7 +24,7 @@ class Row(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     figures: Annotated[dict[_Figure, float], Meta(description="its figures, in our units")]
 
 
-class Card(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ReferenceCard(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The card's tables."""
 
     source: Annotated[str, Meta(min_length=10)]
@@ -32,14 +32,14 @@ class Card(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     caveats: Annotated[
         tuple[str, ...], Meta(description="what keeps its figures from being repeated")
     ] = ()
-    rows: tuple[Row, ...]
+    rows: tuple[CardRow, ...]
 
 
-FORMAT = Format(Card, "card", BenchError)
+FORMAT = InputFormat(ReferenceCard, "card", BenchError)
 
 
 @cache
-def card() -> Card:
+def card() -> ReferenceCard:
     """The card's figures."""
     return FORMAT.read(BENCHMARKS / "card.yaml", "benchmarks/card.yaml")
 

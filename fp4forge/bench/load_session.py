@@ -11,7 +11,7 @@ from types import TracebackType
 
 from msgspec import Struct
 
-from fp4forge.bench.command import Client
+from fp4forge.bench.load_command import LoadGenerator
 from fp4forge.core import reading
 from fp4forge.core.errors import BenchError, EngineError, ToolError
 from fp4forge.core.limits import TRIAL_SECONDS
@@ -28,15 +28,15 @@ class _Answer(Struct, frozen=True):
     error: str
 
 
-class Session:
+class LoadSession:
     """A container of the load generator. It ends with its input: if this process is killed, too."""
 
-    def __init__(self, client: Client, folder: Path) -> None:
+    def __init__(self, client: LoadGenerator, folder: Path) -> None:
         self.client, self.folder = client, folder
         self.log = folder / "client.log"
         self._process: subprocess.Popen[str] | None = None
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> LoadSession:
         self._remove()  # an earlier run may have left one
         return self
 

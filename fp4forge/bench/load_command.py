@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fp4forge.bench.suite import Load
+from fp4forge.bench.suite import TrialLoad
 from fp4forge.core.errors import UsageError
 from fp4forge.core.text import shown
 from fp4forge.oci import dockercli, reference
@@ -31,7 +31,7 @@ _SETTINGS = {
 
 
 @dataclass(frozen=True)
-class Client:
+class LoadGenerator:
     """Where and with what the load generator runs.
 
     Raises:
@@ -71,7 +71,7 @@ class Client:
 
 
 def options(
-    url: str, model: str, load: Load, folder: str, seed: int, body: dict[str, Any]
+    url: str, model: str, load: TrialLoad, folder: str, seed: int, body: dict[str, Any]
 ) -> list[str]:
     """Options of ``vllm bench serve`` for a trial, whose files are in a folder of WORK.
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from packaging.version import Version as Ordered
 
 from fp4forge.checkpoint.declared import UNKNOWN
-from fp4forge.checkpoint.findings import Collected
-from fp4forge.checkpoint.schemes import Parts, Scheme
+from fp4forge.checkpoint.findings import CollectedFindings
+from fp4forge.checkpoint.schemes import Parts, QuantisationScheme
 from fp4forge.core.errors import ForgeError
 from fp4forge.core.text import shown
 from fp4forge.inputs import defaults, switches
@@ -34,11 +34,11 @@ class Loading:
 
 def loading(
     format_: str,
-    judged: Mapping[str, tuple[Parts, Scheme]],
-    promised: Iterable[Scheme],
+    judged: Mapping[str, tuple[Parts, QuantisationScheme]],
+    promised: Iterable[QuantisationScheme],
     architectures: tuple[str, ...],
     release: str | None,
-    seen: Collected,
+    seen: CollectedFindings,
 ) -> Loading:
     """Looks a format and a model's class up, and reports what a release does not load.
 
@@ -56,8 +56,8 @@ def loading(
     """
     release = release or defaults.image_release()
     version = inputs.load(release).vllm_version
-    versions = {name: found for name in inputs.names() if (found := _version(name))}
-    having = _having(architectures, versions)
+    versions = {name: found for name in inputs.names() if (found := _vllm_of_release(name))}
+    having = _releases_with_class(architectures, versions)
     named = ", ".join(shown(name, 100) for name in architectures)
     if not having:
         seen.add("unknown-architecture", f"{named}: not in vLLM {', '.join(versions.values())}")
@@ -89,7 +89,9 @@ def loading(
     return Loading(release, entry.flag, since, entry.patch, have)
 
 
-def _having(architectures: tuple[str, ...], versions: Mapping[str, str]) -> tuple[str, ...]:
+def _releases_with_class(
+    architectures: tuple[str, ...], versions: Mapping[str, str]
+) -> tuple[str, ...]:
     """The releases that have a class for a model; all if it does not name one."""
 
     def has(version: str) -> bool:
@@ -100,7 +102,7 @@ def _having(architectures: tuple[str, ...], versions: Mapping[str, str]) -> tupl
     return tuple(name for name in versions if not architectures or has(versions[name]))
 
 
-def _version(release: str) -> str:
+def _vllm_of_release(release: str) -> str:
     """A release's vLLM; empty if its file is broken, which is no matter for the others."""
     try:
         return inputs.load(release).vllm_version

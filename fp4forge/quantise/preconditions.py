@@ -20,7 +20,7 @@ from fp4forge.core.text import shown
 from fp4forge.kernels.base import Progress
 from fp4forge.models import family as families
 from fp4forge.quantise import weights
-from fp4forge.quantise.release import Quantised
+from fp4forge.quantise.modelopt import QuantisedFormat
 
 _FLOATS = ("BF16", "F16", "F32")
 _BITS = 4.5  # of an NVFP4 weight: 4, and 8 for each 16
@@ -28,7 +28,7 @@ _MARGIN = 1.1
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceModel:
     """A model that can be quantised; sizes in bytes."""
 
     checkpoint: Checkpoint
@@ -37,7 +37,7 @@ class Source:
     expected: int  # of the checkpoint that is made
 
 
-def source(folder: Path, kept: Iterable[str], report: Progress) -> Source:
+def source(folder: Path, kept: Iterable[str], report: Progress) -> SourceModel:
     """Reads the model's headers and weights.
 
     Args:
@@ -58,7 +58,7 @@ def source(folder: Path, kept: Iterable[str], report: Progress) -> Source:
             rule="a model is quantised whole",
             remedy="build.py checkpoint fetch resumes, and checks every hash",
         )
-    _plain(found)
+    _refuse_quantised(found)
     name = found.config.family
     if not name:
         raise CheckpointError(
@@ -77,11 +77,11 @@ def source(folder: Path, kept: Iterable[str], report: Progress) -> Source:
         )
     size = sum(tensor.size for tensor in found.tensors.values())
     patterns = tuple(kept)
-    expected = sum(_after(tensor, patterns) for tensor in found.tensors.values())
-    return Source(found, name, size, int(expected))
+    expected = sum(_bytes_after(tensor, patterns) for tensor in found.tensors.values())
+    return SourceModel(found, name, size, int(expected))
 
 
-def _plain(found: Checkpoint) -> None:
+def _refuse_quantised(found: Checkpoint) -> None:
     """Refuses a checkpoint that is quantised.
 
     Raises:
@@ -102,7 +102,7 @@ def _plain(found: Checkpoint) -> None:
         )
 
 
-def _after(tensor: Tensor, kept: tuple[str, ...]) -> float:
+def _bytes_after(tensor: Tensor, kept: tuple[str, ...]) -> float:
     """Bytes that a tensor of the model has in the checkpoint."""
     elements = tensor.size / (4 if tensor.dtype == "F32" else 2)
     inside = any(part in tensor.name for part in ("_proj", ".experts.", ".mlp."))
@@ -113,7 +113,7 @@ def _after(tensor: Tensor, kept: tuple[str, ...]) -> float:
     return elements * _BITS / 8
 
 
-def fitting(quantised: Quantised, name: str, found: Source) -> None:
+def fitting(quantised: QuantisedFormat, name: str, found: SourceModel) -> None:
     """Refuses a format that vLLM does not load for this model.
 
     Raises:
@@ -155,7 +155,7 @@ def text(path: Path, samples: int, length: int, number_experts: int) -> None:
         )
 
 
-def disk(found: Source, folder: Path) -> None:
+def disk(found: SourceModel, folder: Path) -> None:
     """Refuses a disk on which the checkpoint has no room.
 
     Raises:

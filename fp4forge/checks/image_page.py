@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fp4forge.checks.check import Check, summary
+from fp4forge.checks.check import ImageCheck, summary
 from fp4forge.image.render import html
 from fp4forge.kernels.gpus import GPUS
 from fp4forge.kernels.groups import GROUPS
@@ -14,7 +14,7 @@ from fp4forge.kernels.ledger import Ledger
 from fp4forge.oci import acquire, engine
 
 
-def page(image: str, plan: dict[str, Any], checks: tuple[Check, ...]) -> str:
+def page(image: str, plan: dict[str, Any], checks: tuple[ImageCheck, ...]) -> str:
     """The self-contained page; whatever comes from the image is escaped.
 
     Args:

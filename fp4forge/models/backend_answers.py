@@ -31,7 +31,7 @@ FLAGS = {
 }
 
 
-class Option(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class BackendOption(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A backend that a decision could fall on.
 
     reason: why vLLM refuses it, in vLLM's words; empty if it does not.
@@ -50,7 +50,7 @@ class Option(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return not self.reason
 
 
-class Decision(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class BackendDecision(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which backend vLLM selects for one kind of layer.
 
     layer: what the selection depends on, such as the activation or the head size.
@@ -69,19 +69,21 @@ class Decision(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     image: str = ""
     demanded: str = ""
     refused: str = ""
-    options: tuple[Option, ...] = ()
+    options: tuple[BackendOption, ...] = ()
 
-    def option(self, name: str) -> Option | None:
+    def option(self, name: str) -> BackendOption | None:
         """A backend by its name, or by the value of vLLM's flag for it."""
-        wanted = (_key(name), "VLLM" + _key(name))
-        return next((option for option in self.options if _key(option.name) in wanted), None)
+        wanted = (_backend_key(name), "VLLM" + _backend_key(name))
+        return next(
+            (option for option in self.options if _backend_key(option.name) in wanted), None
+        )
 
 
-def _key(name: str) -> str:
+def _backend_key(name: str) -> str:
     return re.sub("[-_]", "", name.upper()).removesuffix("NVFP4LINEARKERNEL")
 
 
-class Answer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class BackendAnswer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one release selects on one GPU for one model.
 
     environment: vLLM's variables that the image sets.
@@ -94,7 +96,7 @@ class Answer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     model: str
     family: str = ""  # empty: none covers it
     environment: dict[str, str] = {}
-    decisions: tuple[Decision, ...] = ()
+    decisions: tuple[BackendDecision, ...] = ()
     problems: tuple[str, ...] = ()
 
     def selections(self) -> dict[str, str]:
@@ -104,12 +106,12 @@ class Answer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             for one in self.decisions
         }
 
-    def of(self, kind: str) -> tuple[Decision, ...]:
+    def of(self, kind: str) -> tuple[BackendDecision, ...]:
         """The decisions of one of ``KINDS``."""
         return tuple(decision for decision in self.decisions if decision.kind == kind)
 
 
-class _Kept(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _KeptAnswer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An answer whose decisions are numbers of the file's own list."""
 
     gpu: str
@@ -120,13 +122,13 @@ class _Kept(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     problems: tuple[str, ...] = ()
 
 
-class _File(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _BackendsFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``releases/backends/VERSION.json``."""
 
     vllm: str
     environment: dict[str, str]
-    decisions: tuple[Decision, ...]
-    answers: tuple[_Kept, ...]
+    decisions: tuple[BackendDecision, ...]
+    answers: tuple[_KeptAnswer, ...]
 
     def __post_init__(self) -> None:
         """Checks that every number is that of a decision."""
@@ -135,7 +137,7 @@ class _File(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 @cache
-def load(vllm: str) -> tuple[Answer, ...]:
+def load(vllm: str) -> tuple[BackendAnswer, ...]:
     """The kept answers of a vLLM version; none if the release was never asked.
 
     Raises:
@@ -144,9 +146,9 @@ def load(vllm: str) -> tuple[Answer, ...]:
     kept_file = path(vllm)
     if not kept_file.is_file():
         return ()
-    found = reading.json_file(kept_file, _File, ReleaseError, CONFIG_BYTES)
+    found = reading.json_file(kept_file, _BackendsFile, ReleaseError, CONFIG_BYTES)
     return tuple(
-        Answer(
+        BackendAnswer(
             vllm=found.vllm,
             gpu=kept.gpu,
             capability=kept.capability,
@@ -160,7 +162,7 @@ def load(vllm: str) -> tuple[Answer, ...]:
     )
 
 
-def find(vllm: str, gpu: str, family: str) -> Answer | None:
+def find(vllm: str, gpu: str, family: str) -> BackendAnswer | None:
     """The kept answer for a GPU and a model family, if there is one.
 
     Raises:
@@ -183,7 +185,7 @@ def selections(vllm: str, gpus: tuple[str, ...]) -> dict[str, dict[str, dict[str
     return found
 
 
-def demands(name: str, vllm: str, gpu: str, kind: str) -> tuple[family.Setting, ...]:
+def demands(name: str, vllm: str, gpu: str, kind: str) -> tuple[family.FamilySetting, ...]:
     """Settings of a family that leave vLLM no choice for a kind of layer.
 
     Raises:
@@ -198,7 +200,7 @@ def demands(name: str, vllm: str, gpu: str, kind: str) -> tuple[family.Setting, 
     )
 
 
-def write(answers: tuple[Answer, ...]) -> Path:
+def write(answers: tuple[BackendAnswer, ...]) -> Path:
     """Keeps a release's answers in place of those there were; equal decisions are kept once.
 
     Raises:
@@ -211,17 +213,18 @@ def write(answers: tuple[Answer, ...]) -> Path:
             rule="a file has the answers of one image for model families",
             remedy="build.py backends --all --write --image IMAGE",
         )
-    numbers: dict[Decision, int] = {}
+    numbers: dict[BackendDecision, int] = {}
     kept = []
     for answer in answers:
         listed = [numbers.setdefault(one, len(numbers)) for one in answer.decisions]
         fields = {name: getattr(answer, name) for name in ("gpu", "capability", "family", "model")}
-        kept.append(_Kept(**fields, decisions=tuple(listed), problems=answer.problems))
+        kept.append(_KeptAnswer(**fields, decisions=tuple(listed), problems=answer.problems))
     target = path(answers[0].vllm)
     target.parent.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(f"  {_line(decision)}" for decision in numbers)
-    rows = ",\n".join(f"  {_line(answer)}" for answer in kept)
-    head = f' "vllm": {_line(answers[0].vllm)},\n "environment": {_line(answers[0].environment)}'
+    lines = ",\n".join(f"  {_json_line(decision)}" for decision in numbers)
+    rows = ",\n".join(f"  {_json_line(answer)}" for answer in kept)
+    vllm, environment = _json_line(answers[0].vllm), _json_line(answers[0].environment)
+    head = f' "vllm": {vllm},\n "environment": {environment}'
     text = f'{{\n{head},\n "decisions": [\n{lines}\n ],\n "answers": [\n{rows}\n ]\n}}\n'
     files.replace(target, text)
     load.cache_clear()
@@ -233,17 +236,17 @@ def path(vllm: str) -> Path:
     return FOLDER / f"{vllm}.json"
 
 
-def _line(value: object) -> str:
+def _json_line(value: object) -> str:
     """A value as JSON on one line; fields that have their default are left out."""
-    return json.dumps(_plain(value), ensure_ascii=True)
+    return json.dumps(_without_defaults(value), ensure_ascii=True)
 
 
-def _plain(value: object) -> object:
+def _without_defaults(value: object) -> object:
     if isinstance(value, Struct):
         fields = structs.fields(value)
         given = {field.name: getattr(value, field.name) for field in fields}
         defaults = {field.name: field.default for field in fields}
-        return {k: _plain(v) for k, v in given.items() if v != defaults[k] and v != ()}
+        return {k: _without_defaults(v) for k, v in given.items() if v != defaults[k] and v != ()}
     if isinstance(value, tuple):
-        return [_plain(entry) for entry in value]
+        return [_without_defaults(entry) for entry in value]
     return msgspec.to_builtins(value)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-from fp4forge.inputs.sbom import Table
-from fp4forge.sbom.components import GIT, PYPI, Component
+from fp4forge.inputs.sbom import SbomRules
+from fp4forge.sbom.components import GIT, PYPI, SbomComponent
 
 
-def licences(components: list[Component], table: Table, image: str) -> str:
+def licences(components: list[SbomComponent], table: SbomRules, image: str) -> str:
     """What is in an image and under which terms, as Markdown.
 
     Args:
@@ -33,13 +33,13 @@ def licences(components: list[Component], table: Table, image: str) -> str:
     for name, terms in sorted(table.terms.items()):
         under = [c for c in components if name in c.licence.split(" AND ")]
         lines += [f"## {terms.title}", "", f"{name}: <{terms.url}>", "", terms.text.strip(), ""]
-        lines += [_rows(under), ""] if under else []
+        lines += [_licence_rows(under), ""] if under else []
     for title, found in groups.items():
-        lines += [f"## {title}", "", _rows(found), ""]
+        lines += [f"## {title}", "", _licence_rows(found), ""]
     return "\n".join(lines)
 
 
-def _rows(components: list[Component]) -> str:
+def _licence_rows(components: list[SbomComponent]) -> str:
     rows = [
         f"| {c.name} | {c.version} | {c.licence.replace('|', '/') or 'see its licence file'} |"
         for c in sorted(components, key=lambda c: (c.name.lower(), c.version))
@@ -47,7 +47,7 @@ def _rows(components: list[Component]) -> str:
     return "\n".join(["| component | version | licence |", "|---|---|---|", *rows])
 
 
-def counts(components: list[Component]) -> str:
+def counts(components: list[SbomComponent]) -> str:
     """How many components of each ecosystem there are."""
     found = Counter(component.ecosystem for component in components)
     return ", ".join(f"{number} {name}" for name, number in sorted(found.items()))

@@ -89,7 +89,7 @@ def extract(tree: Path, version: str) -> dict[str, str]:
                     )
                 if isinstance(whole, dict):
                     results.setdefault(cuda, {})[entries] = whole
-    table = _table(results) | {"fp8_guards": _guards(tree)}
+    table = _arch_table(results) | {"fp8_guards": _guards(tree)}
     if not any("nvfp4" in s for unit in table["units"] for s in unit):
         raise ReleaseError(f"{tree}/CMakeLists.txt names no NVFP4 kernels")
     return {
@@ -168,7 +168,7 @@ def _check_reached(tree: Path) -> None:
             )
 
 
-def _table(results: dict[str, dict[str, cmake.Sources]]) -> dict[str, Any]:
+def _arch_table(results: dict[str, dict[str, cmake.Sources]]) -> dict[str, Any]:
     """The results without repetition: units of sources that are always compiled alike."""
     points = [sources for lists in results.values() for sources in lists.values()]
     alike: dict[tuple[str, ...], list[str]] = {}

@@ -16,7 +16,7 @@ from fp4forge.core.paths import STATE
 from fp4forge.core.text import shown
 from fp4forge.doctor import logs
 from fp4forge.kernels.base import Progress
-from fp4forge.launch.cluster.hosts import Host, each
+from fp4forge.launch.cluster.hosts import ClusterHost, each
 from fp4forge.oci import dockercli
 from fp4forge.publish.distribute import NODE
 from fp4forge.serve import client
@@ -52,10 +52,10 @@ class Cluster(Struct, frozen=True, kw_only=True):
     split: Line
 
     @property
-    def machines(self) -> list[Host]:
+    def machines(self) -> list[ClusterHost]:
         """The machines."""
         config = Path(self.ssh_config) if self.ssh_config else None
-        return [Host(address, config) for address in self.hosts]
+        return [ClusterHost(address, config) for address in self.hosts]
 
     @property
     def folder(self) -> Path:
@@ -89,19 +89,19 @@ def load(name: str | None) -> Cluster:
     return reading.record(FOLDER / str(chosen) / _FILE, Cluster, ServingError)
 
 
-def _place(cluster: Cluster, host: Host) -> str:
+def _cluster_folder(cluster: Cluster, host: ClusterHost) -> str:
     """A machine's folder, from the home folder, which the machines may share."""
     return f"{REMOTE}/{cluster.name}/{cluster.hosts.index(host.address)}"
 
 
-def _compose(cluster: Cluster, host: Host, *words: str) -> list[str]:
+def _compose_line(cluster: Cluster, host: ClusterHost, *words: str) -> list[str]:
     """A command line for a machine: Compose as a plugin or as a program of its own."""
     script = (
         'cd "$HOME/$1" || exit 1; shift; name=$1; shift\n'
         'if docker compose version >/dev/null 2>&1; then set -- docker compose -p "$name" "$@"\n'
         'else set -- docker-compose -p "$name" "$@"; fi\nexec "$@"'
     )
-    return ["sh", "-c", script, "sh", _place(cluster, host), cluster.name, *words]
+    return ["sh", "-c", script, "sh", _cluster_folder(cluster, host), cluster.name, *words]
 
 
 def write(cluster: Cluster, texts: list[str], override: str = "") -> None:
@@ -112,7 +112,7 @@ def write(cluster: Cluster, texts: list[str], override: str = "") -> None:
     """
     for host, text in zip(cluster.machines, texts, strict=True):
         home = host.ask("sh", "-c", 'printf %s "$HOME"').strip()
-        folder = f"{home}/{_place(cluster, host)}"
+        folder = f"{home}/{_cluster_folder(cluster, host)}"
         host.write(f"{folder}/compose.yaml", text)
         if override:
             host.write(f"{folder}/compose.override.yaml", override)
@@ -126,20 +126,20 @@ def start(cluster: Cluster, report: Progress) -> None:
     Raises:
         TransferError: one cannot be reached, or refuses; those that were started are stopped.
     """
-    started: list[Host] = []
+    started: list[ClusterHost] = []
     try:
         for host in reversed(cluster.machines):
             report(f"{host.address}: docker compose up")
             started.append(host)
-            words = _compose(cluster, host, "up", "--detach", "--force-recreate")
+            words = _compose_line(cluster, host, "up", "--detach", "--force-recreate")
             host.ask(*words, seconds=COPY_SILENCE_SECONDS, what="docker compose up")
     except TransferError:
-        _down(cluster, started)
+        _stop_machines(cluster, started)
         raise
 
 
-def _down(cluster: Cluster, machines: list[Host]) -> None:
-    each(machines, lambda host: host.run(*_compose(cluster, host, "down"), seconds=300))
+def _stop_machines(cluster: Cluster, machines: list[ClusterHost]) -> None:
+    each(machines, lambda host: host.run(*_compose_line(cluster, host, "down"), seconds=300))
 
 
 def stop(cluster: Cluster) -> None:
@@ -148,7 +148,7 @@ def stop(cluster: Cluster) -> None:
     Raises:
         TransferError: one cannot be reached.
     """
-    _down(cluster, cluster.machines)
+    _stop_machines(cluster, cluster.machines)
 
 
 def states(cluster: Cluster) -> list[str]:
@@ -159,7 +159,7 @@ def states(cluster: Cluster) -> list[str]:
     """
     form = "{{.State.Status}} {{.RestartCount}}"
 
-    def one(host: Host) -> str:
+    def one(host: ClusterHost) -> str:
         done = host.run(*dockercli.line("inspect", "--format", form, cluster.name))
         status, _, restarts = done.stdout.strip().partition(" ")
         if done.returncode != 0:
@@ -195,7 +195,7 @@ def tail(cluster: Cluster, lines: int) -> dict[str, list[str]]:
         TransferError: one cannot be reached.
     """
 
-    def one(host: Host) -> list[str]:
+    def one(host: ClusterHost) -> list[str]:
         done = host.run(*dockercli.line("logs", "--tail", str(lines), cluster.name))
         return [shown(line, 500) for line in (done.stdout + done.stderr).splitlines()]
 

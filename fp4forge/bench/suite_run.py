@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fp4forge.bench import command, extras, metrics, tool
+from fp4forge.bench import extras, load_command, load_result, metrics
 from fp4forge.bench import result as results
-from fp4forge.bench.client import Session
-from fp4forge.bench.command import Client
-from fp4forge.bench.prompts import Writer
-from fp4forge.bench.result import Result, Trial
-from fp4forge.bench.server import Server
-from fp4forge.bench.suite import Load, Named
+from fp4forge.bench.load_command import LoadGenerator
+from fp4forge.bench.load_session import LoadSession
+from fp4forge.bench.prompts import PromptWriter
+from fp4forge.bench.result import BenchResult, Trial
+from fp4forge.bench.server import MeasuredServer
+from fp4forge.bench.suite import NamedSuite, TrialLoad
 from fp4forge.core import files
 from fp4forge.core.errors import BenchError, ServingError
 from fp4forge.kernels.base import Progress
@@ -31,35 +31,35 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def slug(load: Load, number: int) -> str:
+def slug(load: TrialLoad, number: int) -> str:
     """The name of a trial's files."""
     label = "".join(letter if letter.isalnum() else "-" for letter in load.label)
     return f"{load.table}-{label}-{number}"
 
 
 @dataclass
-class Runner:
+class SuiteRun:
     """One run of a suite."""
 
-    server: Server
-    client: Client
-    suite: Named
-    result: Result
+    server: MeasuredServer
+    client: LoadGenerator
+    suite: NamedSuite
+    result: BenchResult
     folder: Path
     report: Progress
     until: float = float("inf")  # monotonic time, after which no trial begins
     between: Callable[[], list[str]] = list  # asked after each trial; what it says is a fault
-    writer: Writer = field(init=False)
-    _session: Session = field(init=False)
+    writer: PromptWriter = field(init=False)
+    _session: LoadSession = field(init=False)
     _done: float = 0.0  # weight of the trials that this run made
     _begin: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        self.writer = Writer(self.server.count, self.suite.suite.seed)
+        self.writer = PromptWriter(self.server.count, self.suite.suite.seed)
 
     def run(self) -> None:
         """Makes every trial that the result lacks; ``_run`` says what it raises."""
-        with Session(self.client, self._raw()) as self._session:
+        with LoadSession(self.client, self._raw()) as self._session:
             self._run()
 
     def _raw(self) -> Path:
@@ -95,7 +95,7 @@ class Runner:
             )
             made = self._trial(load, number)
             if found := self.between():
-                made = _with(made, problems=(*made.problems, *found))
+                made = _changed_trial(made, problems=(*made.problems, *found))
             self._keep(load, number, made)
             self._done += load.weight
             if not made.valid:
@@ -103,18 +103,18 @@ class Runner:
         self.result.complete = True
         results.save(self.result, self.folder)
 
-    def _loads(self) -> list[Load]:
+    def _loads(self) -> list[TrialLoad]:
         return [load for load in self.suite.loads() if not self._left_out(load)]
 
-    def _left_out(self, load: Load) -> bool:
+    def _left_out(self, load: TrialLoad) -> bool:
         return load.table in self.result.left_out or load.name in self.result.left_out
 
-    def _missing(self, load: Load) -> list[int]:
+    def _missing(self, load: TrialLoad) -> list[int]:
         """Numbers, from 1, of the trials that are not there or have faults."""
         have = self.result.trials(load.table, load.label)
         return [n for n in range(1, load.trials + 1) if n > len(have) or not have[n - 1].valid]
 
-    def _keep(self, load: Load, number: int, made: Trial) -> None:
+    def _keep(self, load: TrialLoad, number: int, made: Trial) -> None:
         trials = self.result.trials(load.table, load.label)
         trials[number - 1 : number] = [made]
         results.save(self.result, self.folder)
@@ -126,7 +126,7 @@ class Runner:
         seconds = min((now - self._begin) * rest / self._done, self.until - now)
         return f", about {seconds / 60:.0f} min left" if seconds > 90 else f", {seconds:.0f} s left"
 
-    def _stop(self, load: Load, made: Trial) -> None:
+    def _stop(self, load: TrialLoad, made: Trial) -> None:
         """Ends the run if the server is no more; otherwise the fault is only noted.
 
         Raises:
@@ -142,7 +142,7 @@ class Runner:
             f" with --out {self.folder}: it resumes",
         )
 
-    def _trial(self, load: Load, number: int) -> Trial:
+    def _trial(self, load: TrialLoad, number: int) -> Trial:
         """One trial. A server that does not count tokens, or dies, gives a trial with a problem."""
         if load.kind == "tools":
             return extras.tool_calls(self.server, load, now())
@@ -157,7 +157,7 @@ class Runner:
                     return Trial(failed=load.requests, problems=(error.message,), date=now())
             if load.prompts == "cached":
                 self._once(load, work, prompts, {"max_completion_tokens": 1})
-            watch = metrics.Watch(self.server.metrics)
+            watch = metrics.CounterWatch(self.server.metrics)
             watch.start()
             jumped = _Jump()
             try:
@@ -167,31 +167,33 @@ class Runner:
             notes = jumped.note()
             if problem:
                 return Trial(failed=load.requests, problems=(problem,), notes=notes, date=now())
-            raw = tool.read(work / command.RAW)
+            raw = load_result.read(work / load_command.RAW)
         who = self.result.identity
-        made = tool.judge(raw, load, counters, may_be_empty=who.thinking or who.allow_empty)
-        return _with(made, notes=made.notes + notes, date=now())
+        made = load_result.judge(raw, load, counters, may_be_empty=who.thinking or who.allow_empty)
+        return _changed_trial(made, notes=made.notes + notes, date=now())
 
     @contextlib.contextmanager
-    def _work(self, load: Load, number: int) -> Iterator[Path]:
+    def _work(self, load: TrialLoad, number: int) -> Iterator[Path]:
         """The trial's folder; what the tool wrote stays as evidence, the prompts do not."""
         work = self._raw() / slug(load, number)
         work.mkdir(exist_ok=True)
-        (work / command.RAW).unlink(missing_ok=True)
+        (work / load_command.RAW).unlink(missing_ok=True)
         try:
             yield work
         finally:
-            (work / command.PROMPTS).unlink(missing_ok=True)
+            (work / load_command.PROMPTS).unlink(missing_ok=True)
 
-    def _once(self, load: Load, work: Path, prompts: list[str], body: dict[str, object]) -> str:
+    def _once(
+        self, load: TrialLoad, work: Path, prompts: list[str], body: dict[str, object]
+    ) -> str:
         """Runs the tool; returns why it gave no result."""
         lines = [json.dumps({"prompt": prompt}) for prompt in prompts]
-        files.replace(work / command.PROMPTS, "\n".join(lines) + "\n")
+        files.replace(work / load_command.PROMPTS, "\n".join(lines) + "\n")
         seed = self.suite.suite.seed
         problem = self._session.run(
-            command.options(self.server.url, self.server.model, load, work.name, seed, body)
+            load_command.options(self.server.url, self.server.model, load, work.name, seed, body)
         )
-        if not problem and not (work / command.RAW).is_file():
+        if not problem and not (work / load_command.RAW).is_file():
             problem = "the load generator wrote no result"
         return problem
 
@@ -208,7 +210,7 @@ class _Jump:
         return (f"the clock was set by {off:+.0f} s",) if abs(off) > JUMP_SECONDS else ()
 
 
-def _with(trial: Trial, **changes: object) -> Trial:
+def _changed_trial(trial: Trial, **changes: object) -> Trial:
     import msgspec
 
     made: Trial = msgspec.structs.replace(trial, **changes)

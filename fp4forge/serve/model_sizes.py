@@ -12,7 +12,7 @@ from fp4forge.checkpoint.tensors import Checkpoint, Tensor
 from fp4forge.core.errors import CheckpointError
 from fp4forge.core.text import shown
 from fp4forge.models import family
-from fp4forge.serve.state import Layers, layers, need
+from fp4forge.serve.state import LayerGroup, layers, need
 
 # Marlin multiplies by multiples of 64 (csrc/moe/marlin_moe_wna16/ops.cu of 0.19.1, 0.20.2 and
 # 0.33.0); native FP4 GEMMs want 32 (nvfp4_scaled_mm_kernels.cu), which 64 contains.
@@ -30,7 +30,7 @@ _REPLICATED = re.compile(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
+class ModelSizes:
     """What memory and bandwidth depend on; sizes in bytes."""
 
     weights: int
@@ -51,7 +51,7 @@ class Model:
     vocabulary: int
     max_context: int
     num_layers: int
-    attention: tuple[Layers, ...]
+    attention: tuple[LayerGroup, ...]
     family: str = ""
     assumed: str = ""  # of a model of no known family
 
@@ -79,7 +79,7 @@ class Model:
         return dense + int(self.experts * share)
 
 
-def describe(found: Checkpoint, kv_dtype: str = "fp8_e4m3") -> Model:
+def describe(found: Checkpoint, kv_dtype: str = "fp8_e4m3") -> ModelSizes:
     """A model's figures from its tensors and configuration.
 
     Args:
@@ -90,7 +90,7 @@ def describe(found: Checkpoint, kv_dtype: str = "fp8_e4m3") -> Model:
         CheckpointError: the configuration lacks what vLLM needs of it.
     """
     config, folder = found.config.complete, found.folder
-    _whole(found)
+    _check_whole(found)
     for problem in plausible.problems(found.config):
         raise CheckpointError(
             f"{shown(folder, 300)}/config.json contradicts itself: {problem}",
@@ -99,8 +99,8 @@ def describe(found: Checkpoint, kv_dtype: str = "fp8_e4m3") -> Model:
         )
     number = need(folder, "num_hidden_layers", config.num_hidden_layers)
     name = found.config.family
-    sizes = _sizes(found.tensors, family.get(name).modules, number)
-    return Model(
+    sizes = _bytes_by_part(found.tensors, family.get(name).modules, number)
+    return ModelSizes(
         weights=sum(tensor.size for tensor in found.tensors.values()),
         experts=sizes["experts"],
         embeddings=sizes["embeddings"],
@@ -133,7 +133,7 @@ def _nvfp4(found: Checkpoint) -> bool:
     return bool(names.strip()) and "mxfp4" not in names
 
 
-def _whole(found: Checkpoint) -> None:
+def _check_whole(found: Checkpoint) -> None:
     """Refuses a checkpoint of which a part is not there: its size would be too small.
 
     Raises:
@@ -151,7 +151,7 @@ def _whole(found: Checkpoint) -> None:
         )
 
 
-def read(folder: Path, kv_dtype: str = "fp8_e4m3") -> Model:
+def read(folder: Path, kv_dtype: str = "fp8_e4m3") -> ModelSizes:
     """``describe`` of a folder.
 
     Raises:
@@ -174,16 +174,16 @@ _PARTS = (
 )
 
 
-def _sizes(tensors: dict[str, Tensor], modules: str, layers: int) -> dict[str, int]:
+def _bytes_by_part(tensors: dict[str, Tensor], modules: str, layers: int) -> dict[str, int]:
     """Bytes by the part of the model that a tensor is of."""
     multimodal = re.compile(modules or family.MODULES)
     sizes = dict.fromkeys(_PARTS, 0)
     for name, tensor in tensors.items():
-        sizes[_part(name, multimodal, layers)] += tensor.size
+        sizes[_part_of_model(name, multimodal, layers)] += tensor.size
     return sizes
 
 
-def _part(name: str, multimodal: re.Pattern[str], layers: int) -> str:
+def _part_of_model(name: str, multimodal: re.Pattern[str], layers: int) -> str:
     layer = _LAYER.search(name)
     if multimodal.search(name):
         return "multimodal"
