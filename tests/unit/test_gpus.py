@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 
@@ -57,11 +58,14 @@ everything = cache(supported)
 
 
 @pytest.fixture
-def unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+def unknown(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A GPU that no release's CUDA and vLLM know, in the table."""
     new = replace(GPUS["sm120"], name="sm130", capability=(13, 0), arch_list="13.0", nvcc="99.0")
     monkeypatch.setitem(GPUS, "sm130", new)
     monkeypatch.setitem(TARGETS, "sm130", Target("sm130", (new,), "linux/amd64", "13.0"))
+    predict.cache_clear()  # predictions have a verdict for each GPU of the table
+    yield
+    predict.cache_clear()
 
 
 @pytest.mark.usefixtures("unknown")
