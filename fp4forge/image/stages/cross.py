@@ -1,4 +1,4 @@
-"""The target's side of a cross compile; fp4forge/cross.py says what crosses.
+"""The target's side of a cross compile; plan/cross_toolchain.py says what crosses.
 
 The target's packages are mounted under /target, a folder for each layer of the image. CUDA's are
 laid out beside the build platform's own, as NVIDIA's cross packages do it: nvcc finds them by
