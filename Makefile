@@ -66,7 +66,7 @@ test: setup ## Lint, unit tests, and end-to-end tests against the real engine an
 
 checks: lint unit
 
-unit: venv ## Unit tests: seconds, no engine
+unit: venv ## Unit tests: minutes, no engine
 	@$(RUN) -m pytest tests/unit -q -n auto --dist loadfile
 
 E2E = REGISTRY=$(TARGET_REGISTRY) $(RUN) -m pytest tests/e2e -v --durations=25 --durations-min=5

@@ -20,7 +20,7 @@ from fp4forge.oci.layout import Descriptor
 
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _EMPTY = "application/vnd.oci.empty.v1+json"
-_MOST = 200  # documents of one image that are listed; the oldest go first
+_MOST = 200  # documents that are listed for one image; beyond it the oldest are dropped
 
 
 class _ReferrerEntry(Struct, frozen=True):

@@ -26,7 +26,7 @@ class ImageRequest:
     allow_vulnerable: tuple[str, ...] = ()  # identifiers of advisories that a person accepts
     components: str = "all"
     sources: tuple[str, ...] = ()  # NAME=git|pypi|DIR
-    aot: str | None = None  # FlashInfer's modules; None: gemma4 if the host can compile them
+    aot: str | None = None  # FlashInfer's modules; None: gemma4 if this machine can compile them
     cross: bool = False  # compile on another platform than the image's
 
 
