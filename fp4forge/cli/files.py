@@ -26,7 +26,7 @@ def lock(check: bool, image: str | None) -> None:
     if image:
         _record_packages(image, check)
         return
-    from fp4forge.inputs.failures import Failures
+    from fp4forge.inputs.broken_releases import Failures
     from fp4forge.maintain import locking
 
     console, failures = Console(), Failures()
@@ -75,7 +75,7 @@ def render(check: bool) -> None:
     """Render dockerfiles/ (every supported plan), schemas/ and docs/cli.md."""
     from fp4forge.cli import reference
     from fp4forge.image import render as rendering
-    from fp4forge.inputs.failures import Failures
+    from fp4forge.inputs.broken_releases import Failures
     from fp4forge.maintain import schemas
 
     if not check:
@@ -103,7 +103,7 @@ def generate() -> str:
     """
     from fp4forge.cli import reference
     from fp4forge.image import render as rendering
-    from fp4forge.inputs.failures import Failures
+    from fp4forge.inputs.broken_releases import Failures
     from fp4forge.maintain import schemas
 
     failures = Failures()
@@ -127,7 +127,7 @@ def matrix(releases: tuple[str, ...], runner: str | None, as_json: bool) -> None
     self-hosted machine with that GPU.
     """
     from fp4forge.inputs import release
-    from fp4forge.inputs.failures import Failures
+    from fp4forge.inputs.broken_releases import Failures
     from fp4forge.maintain import matrix as building
     from fp4forge.plan.support import supported
 

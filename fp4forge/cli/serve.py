@@ -81,8 +81,8 @@ def doctor(
     evidence shows neither.
     """
     from fp4forge.core.text import shown
+    from fp4forge.doctor import evidence_bundle, gather, report
     from fp4forge.doctor import examine as doctors
-    from fp4forge.doctor import gather, packing, report
 
     handed = gather.EvidenceSources(**given)
     if not bundle and not handed.anything:
@@ -91,13 +91,13 @@ def doctor(
             rule="--container, --inspect, --compose, --url, --logs or --bundle",
         )
     if bundle and not handed.anything and not handed.smi:
-        found = packing.read(bundle)
+        found = evidence_bundle.read(bundle)
     else:
         if soak and not (handed.url or handed.container):
             raise UsageError("--soak asks a live server", rule="--soak with --url or --container")
         found = _ask_live_server(handed, soak, quick)
         if bundle:
-            packing.write(bundle, handed, found)
+            evidence_bundle.write(bundle, handed, found)
             click.echo(f"bundle: {shown(bundle, 300)}", err=True)
     findings = doctors.examine(found)
     verdict = doctors.judge(found, findings)

@@ -19,7 +19,7 @@ from fp4forge.core.platform import host_platform
 from fp4forge.core.text import block
 from fp4forge.inputs import patches
 from fp4forge.inputs import release as releases
-from fp4forge.inputs.failures import Failures
+from fp4forge.inputs.broken_releases import Failures
 from fp4forge.inputs.locks import LAYERS
 from fp4forge.inputs.patches import PatchSeries, patched_files
 from fp4forge.inputs.release import Release

@@ -16,7 +16,7 @@ from fp4forge.core.errors import ReleaseError, ToolError
 from fp4forge.core.paths import LOCKS, RELEASES
 from fp4forge.core.platform import PLATFORMS
 from fp4forge.inputs import bases, release
-from fp4forge.inputs.failures import Failures
+from fp4forge.inputs.broken_releases import Failures
 from fp4forge.inputs.locks import TOOLS, LockName, build_file, entries
 from fp4forge.inputs.release import Release
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from fp4forge.core.errors import CoverageError, ForgeError, UsageError
 from fp4forge.core.platform import AMD64
 from fp4forge.inputs import bases, patches, release
-from fp4forge.inputs.failures import Failures
+from fp4forge.inputs.broken_releases import Failures
 from fp4forge.inputs.release import STRATEGIES
 from fp4forge.kernels.gpus import TARGETS
 from fp4forge.plan.cross_toolchain import TOOLCHAINS

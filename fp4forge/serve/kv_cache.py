@@ -13,7 +13,7 @@ from fp4forge.core.text import shown
 from fp4forge.inputs import release as releases
 from fp4forge.inputs import switches
 from fp4forge.models import backend_answers
-from fp4forge.serve.state import KV_BYTES
+from fp4forge.serve.layer_state import KV_BYTES
 
 DEFAULT = "fp8_e4m3"
 # What the answers are kept under: one name for each way to store a cache.

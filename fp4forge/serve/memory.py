@@ -13,8 +13,8 @@ from typing import Any
 
 from fp4forge.core.errors import UsageError
 from fp4forge.kernels.gpus import Product
+from fp4forge.serve.layer_state import LayerGroup
 from fp4forge.serve.model_sizes import ModelSizes
-from fp4forge.serve.state import LayerGroup
 
 GIB = 2**30
 SHARE_RULE = "a share of memory, 0.1 to 0.98"

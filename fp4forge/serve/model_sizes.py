@@ -12,7 +12,7 @@ from fp4forge.checkpoint.tensors import Checkpoint, Tensor
 from fp4forge.core.errors import CheckpointError
 from fp4forge.core.text import shown
 from fp4forge.models import family
-from fp4forge.serve.state import LayerGroup, layers, need
+from fp4forge.serve.layer_state import LayerGroup, layers, need
 
 # Marlin multiplies by multiples of 64 (csrc/moe/marlin_moe_wna16/ops.cu of 0.19.1, 0.20.2 and
 # 0.33.0); native FP4 GEMMs want 32 (nvfp4_scaled_mm_kernels.cu), which 64 contains.

@@ -22,10 +22,10 @@ from fp4forge.inputs import switches
 from fp4forge.inputs.reader import InputFormat
 from fp4forge.kernels.gpus import PRODUCTS
 from fp4forge.models import family
+from fp4forge.serve.layer_state import KV_BYTES
 from fp4forge.serve.memory import SHARE_RULE, is_share
 from fp4forge.serve.setting import ServerSetting
 from fp4forge.serve.settings import ServerSettings
-from fp4forge.serve.state import KV_BYTES
 
 _Line = Annotated[str, Meta(pattern=r"^[^\n]*\Z", description="text of one line")]
 _Words = tuple[_Line, ...]

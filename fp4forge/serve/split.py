@@ -2,8 +2,8 @@
 
 Tensor parallelism cuts heads and widths (vllm/model_executor/layers/linear.py), pipeline
 parallelism cuts the list of layers, expert parallelism gives each GPU whole experts
-(vllm/model_executor/layers/fused_moe/layer.py). With data parallelism each rank has its own KV cache
-and its own copy of everything but the experts, which are divided over all ranks
+(vllm/model_executor/layers/fused_moe/layer.py). With data parallelism each rank has its own KV
+cache and its own copy of everything but the experts, which are divided over all ranks
 (FusedMoEParallelConfig.make in vllm/model_executor/layers/fused_moe/config.py).
 """
 

@@ -11,7 +11,7 @@ import pytest
 
 from fp4forge.checkpoint.config import ModelConfig
 from fp4forge.models import family
-from fp4forge.serve import state
+from fp4forge.serve import layer_state
 from tests.e2e.conftest import ROOT, shell
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -36,7 +36,7 @@ def made(image: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_models_cache_is_vllms_to_the_byte(name: str, made: dict[str, Any]) -> None:
     assert "error" not in made[name], made[name]
-    ours = state.layers(msgspec.convert(CONFIGS[name], ModelConfig), Path(name), "fp8_e4m3")
+    ours = layer_state.layers(msgspec.convert(CONFIGS[name], ModelConfig), Path(name), "fp8_e4m3")
     token = sum(kind.count * kind.token_bytes for kind in ours)
     assert sum(kind.count * kind.state_bytes for kind in ours) == made[name]["fixed"]
     assert token > made[name]["token"] if name in ABOVE else token == made[name]["token"]

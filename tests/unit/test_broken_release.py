@@ -14,7 +14,7 @@ import pytest
 
 from fp4forge.core.errors import BrokenReleasesError, ReleaseError
 from fp4forge.core.paths import RELEASES, ROOT
-from fp4forge.inputs.failures import Failures
+from fp4forge.inputs.broken_releases import Failures
 from fp4forge.inputs.locks import LockName
 from fp4forge.maintain import locking
 

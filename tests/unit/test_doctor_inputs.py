@@ -15,13 +15,13 @@ from fp4forge.doctor import command_line as commands
 from fp4forge.doctor import (
     composed,
     described,
+    evidence_bundle,
     examine,
     facts,
     gather,
     inspected,
     kubernetes,
     logs,
-    packing,
     smi,
     variables,
 )
@@ -381,8 +381,8 @@ def test_a_bundle_of_a_container_has_its_images_plan_and_ledger(tmp_path: Path) 
         gpus=[SmiGpu("NVIDIA GB10", "12.1", "580.95.05")],
         records=records,
     )
-    packing.write(bundle, gather.EvidenceSources(), found)
-    again = packing.read(bundle)
+    evidence_bundle.write(bundle, gather.EvidenceSources(), found)
+    again = evidence_bundle.read(bundle)
     assert again.records == records
     (given,) = (entry for entry in again.inputs if "records" in entry.name)
     assert given.gave == ("release 0.20.2", "kernels for sm120", "1 patched files")
@@ -394,7 +394,7 @@ def test_what_is_no_bundle(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "x.tar.gz"
     file.write_bytes(content)
     with pytest.raises(UsageError):
-        packing.read(file)
+        evidence_bundle.read(file)
 
 
 def test_a_compose_file_fills_what_inspect_lacks(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from fp4forge.core import paths
 from fp4forge.core.errors import CheckpointError, FitError, ReleaseError, UsageError
 from fp4forge.kernels.gpus import PRODUCTS, product
 from fp4forge.models import family
-from fp4forge.serve import lora, manifest, memory, placing, settings, split, state
+from fp4forge.serve import layer_state, lora, manifest, memory, placing, settings, split
 from fp4forge.serve.model_sizes import ModelSizes, read
 from fp4forge.serve.setting import ServerSetting
 from fp4forge.serve.split import GpuSplit
@@ -26,10 +26,10 @@ CONFIGS: dict[str, Any] = {name: one.config for name, one in EXAMPLES.items()}
 IMAGE = "127.0.0.1:5000/fp4forge/vllm@sha256:" + "a" * 64
 
 
-def layers(name: str, **changes: Any) -> tuple[state.LayerGroup, ...]:
+def layers(name: str, **changes: Any) -> tuple[layer_state.LayerGroup, ...]:
     given = json.loads(json.dumps(CONFIGS[name]))
     given.get("text_config", given).update(changes)
-    return state.layers(msgspec.convert(given, ModelConfig), Path(name), "fp8_e4m3")
+    return layer_state.layers(msgspec.convert(given, ModelConfig), Path(name), "fp8_e4m3")
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -93,9 +93,9 @@ def test_a_model_that_no_file_covers_gets_nothing_of_a_family() -> None:
     }
     config = msgspec.convert(given, ModelConfig)
     assert config.family == ""
-    assert state.layers(config, Path("m"), "fp8")[0].token_bytes == 2 * 8 * 128
+    assert layer_state.layers(config, Path("m"), "fp8")[0].token_bytes == 2 * 8 * 128
     latent = msgspec.convert(CONFIGS["deepseek-v3"] | {"model_type": "novel"}, ModelConfig)
-    assert state.layers(latent, Path("m"), "fp8")[0].token_bytes == 576
+    assert layer_state.layers(latent, Path("m"), "fp8")[0].token_bytes == 576
     # Another vocabulary: not Llama 3, although its model_type is the same.
     other = msgspec.convert(CONFIGS["llama-3.3-70b"] | {"vocab_size": 32000}, ModelConfig)
     assert other.family == ""
@@ -143,7 +143,7 @@ def test_the_cache_is_what_vllm_logged_on_a_gpu(name: str) -> None:
     """Small models of four kinds, 4,096 tokens a sequence; the logs round GiB to two digits."""
     found, logged = LOGGED[name], LOGGED[name]["logged"]
     config = msgspec.convert(found["config"], ModelConfig)
-    kinds = state.layers(config, Path(name), "fp8_e4m3")
+    kinds = layer_state.layers(config, Path(name), "fp8_e4m3")
     number = config.text.num_hidden_layers or 0
     model = ModelSizes(
         weights=0,

@@ -21,7 +21,7 @@ from fp4forge.checkpoint import inspect, tensors
 from fp4forge.checks import credentials, ledgers
 from fp4forge.core import paths, reading
 from fp4forge.core.errors import UsageError
-from fp4forge.doctor import described, evidence, gather, kubernetes, packing, smi
+from fp4forge.doctor import described, evidence, evidence_bundle, gather, kubernetes, smi
 from fp4forge.doctor import examine as doctor
 from fp4forge.doctor.evidence import Evidence
 from fp4forge.kernels import cubins, elf, gpus
@@ -296,7 +296,7 @@ def test_spoilt_cases(new: Make, data: st.DataObject) -> None:
     survives(lambda: diagnose(Evidence(log=text, gpus=smi.gpus(text))))
     survives(lambda: diagnose(described.read_inspect(file)))
     survives(lambda: diagnose(described.from_compose(file)))
-    survives(lambda: packing.clean(text))
+    survives(lambda: evidence_bundle.clean(text))
 
 
 POD = {
@@ -329,7 +329,7 @@ def test_pods_and_doctors_bundles(new: Make, content: bytes, data: st.DataObject
     parts = {"log.txt": b"KeyError: 1", "inspect.json": content, "nvidia-smi.txt": SMI}
     packed = tar(parts)
     (folder / "x.tar").write_bytes(data.draw(st.just(packed) | spoilt_bytes(packed, 2000)))
-    survives(lambda: diagnose(packing.read(folder / "x.tar")))
+    survives(lambda: diagnose(evidence_bundle.read(folder / "x.tar")))
 
 
 @fuzz

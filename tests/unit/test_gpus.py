@@ -17,7 +17,7 @@ from fp4forge.core.errors import CoverageError
 from fp4forge.core.paths import ROOT
 from fp4forge.doctor import smi
 from fp4forge.inputs import release
-from fp4forge.inputs.failures import Failures
+from fp4forge.inputs.broken_releases import Failures
 from fp4forge.kernels import archs
 from fp4forge.kernels.gpus import GPUS, PRODUCTS, TARGETS, Target
 from fp4forge.maintain import matrix

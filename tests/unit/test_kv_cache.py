@@ -13,15 +13,15 @@ import pytest
 from fp4forge.checkpoint.config import ModelConfig
 from fp4forge.core.errors import UsageError
 from fp4forge.models import backend_answers, family
-from fp4forge.serve import kv_cache, recipes, settings, state
+from fp4forge.serve import kv_cache, layer_state, recipes, settings
 from fp4forge.serve.setting import ServerSetting
 
 CONFIGS: dict[str, Any] = {name: one.config for name, one in family.examples().items()}
 IMAGE = "127.0.0.1:5000/fp4forge/vllm@sha256:" + "a" * 64
 
 
-def layers(name: str, kind: str) -> tuple[state.LayerGroup, ...]:
-    return state.layers(msgspec.convert(CONFIGS[name], ModelConfig), Path(name), kind)
+def layers(name: str, kind: str) -> tuple[layer_state.LayerGroup, ...]:
+    return layer_state.layers(msgspec.convert(CONFIGS[name], ModelConfig), Path(name), kind)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from fp4forge.core.paths import DOCKERFILES
 from fp4forge.image import context as contexts
 from fp4forge.image import render
 from fp4forge.inputs import locks as lock
-from fp4forge.inputs.failures import Failures
+from fp4forge.inputs.broken_releases import Failures
 from fp4forge.inputs.release import VARIANTS
 from fp4forge.oci import reference
 from fp4forge.plan import packages

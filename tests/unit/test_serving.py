@@ -22,8 +22,8 @@ from fp4forge.core.errors import CheckpointError, UsageError
 from fp4forge.kernels.gpus import PRODUCTS, product
 from fp4forge.models import switch_history
 from fp4forge.serve import client, manifest, memory, quality, sandbox, settings
+from fp4forge.serve.layer_state import LayerGroup
 from fp4forge.serve.model_sizes import ModelSizes, read
-from fp4forge.serve.state import LayerGroup
 from tests.checkpoints import REFERENCE, TINY, gemma4, write
 
 IMAGE = "127.0.0.1:5000/fp4forge/vllm@sha256:" + "a" * 64

@@ -12,10 +12,10 @@ import pytest
 from fp4forge.core.errors import CheckpointError
 from fp4forge.kernels.gpus import product
 from fp4forge.serve import model_sizes, placing, split
+from fp4forge.serve.layer_state import LayerGroup
 from fp4forge.serve.model_sizes import ModelSizes
 from fp4forge.serve.placing import WantedCapacity
 from fp4forge.serve.split import ONE, GpuSplit
-from fp4forge.serve.state import LayerGroup
 from tests.checkpoints import TINY, gemma4, linear, plain, publish, write
 
 GB = 10**9
