@@ -242,8 +242,8 @@ def _follow_event(event: BuildEvent, vertices: dict[str, BuildVertex], report: P
 
 
 def instruction(name: str) -> str:
-    """BuildKit's name of a step without its mounts, which fill the line before the command."""
-    return re.sub(r"--mount=\S+\s+", "", name)
+    """BuildKit's name of a step without its flags, which fill the line before the command."""
+    return re.sub(r"--(?:mount|network)=\S+\s+", "", name)
 
 
 _OTHER_SOURCE = "--source NAME=DIR takes a local tree, NAME=pypi the index's if it has one"
