@@ -22,5 +22,6 @@ def test_what_is_not_known_is_shown_as_it_was_said() -> None:
 
 
 def test_a_step_is_told_by_its_command_without_its_mounts() -> None:
-    name = "[aot 3/3] RUN --network=none --mount=type=secret,id=ca     --mount=type=cache,id=aot     make it"
+    flags = "--network=none --mount=type=secret,id=ca     --mount=type=cache,id=aot"
+    name = f"[aot 3/3] RUN {flags}     make it"
     assert builder.instruction(name) == "[aot 3/3] RUN make it"
