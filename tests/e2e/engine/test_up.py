@@ -130,6 +130,6 @@ def test_an_interrupted_start_goes_on_and_can_be_stopped(here: Here, up: dict[st
         time.sleep(0.5)
     running.send_signal(signal.SIGINT)
     assert running.wait(30) == 130
-    assert running.stderr and f"{NAME} goes on starting" in running.stderr.read()
+    assert running.stderr and f"{NAME} is still starting" in running.stderr.read()
     assert here("stop", NAME).returncode == 0
     assert listed(here)[0] == "gone"
