@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fp4forge.kernels.gpus import TARGETS
-from fp4forge.oci import reference, registry
+from fp4forge.oci import engine, reference, registry
 from fp4forge.publish import verified
 
 
@@ -54,7 +54,7 @@ def local(client: Any, archs: list[str], repo: str, labels: dict[str, str]) -> t
     """
     wanted = [f"{name}={value}" for name, value in labels.items()]
     found: dict[str, str] = {}
-    for image in client.api.images(filters={"label": wanted}):  # the newest first
+    for image in engine.images(client, wanted):
         arch = (image.get("Labels") or {}).get("io.fp4forge.arch", "")
         for named in reference.listed(image.get("RepoDigests")):
             ours = f"/{named.repository}".endswith(f"/{repo}")

@@ -7,6 +7,7 @@ import io
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -294,6 +295,26 @@ def discard(made: Any) -> None:
         made.remove(force=True)
 
 
+def images(client: Any, labels: list[str]) -> list[dict[str, Any]]:
+    """The engine's images with all of these labels, as its API lists them, the newest first.
+
+    The list as the engine gives it: the SDK would inspect each image, of which another process
+    removes some. With the containerd store the list itself fails then ("content digest not
+    found"), and is asked for again.
+
+    Raises:
+        APIError: docker's; the list failed three times.
+    """
+    from docker.errors import APIError
+
+    for _ in range(2):
+        try:
+            return list(client.api.images(filters={"label": labels}))
+        except APIError:
+            time.sleep(0.5)
+    return list(client.api.images(filters={"label": labels}))
+
+
 def retire(client: Any, repository: str, keep: str, labels: dict[str, str]) -> None:
     """Removes local copies, pulled by digest for their checks, that a newer build replaced.
 
@@ -305,10 +326,8 @@ def retire(client: Any, repository: str, keep: str, labels: dict[str, str]) -> N
     """
     from docker.errors import APIError
 
-    # The containerd store calls nothing dangling that has a digest of a repository. The list as the
-    # engine gives it: the SDK would inspect each image, of which another process removes some.
-    filters = {"label": [f"{name}={value}" for name, value in labels.items()]}
-    for image in client.api.images(filters=filters):
+    # The containerd store calls nothing dangling that has a digest of a repository.
+    for image in images(client, [f"{name}={value}" for name, value in labels.items()]):
         if set(image.get("RepoTags") or ()) - {"<none>:<none>"}:
             continue
         for named in listed(image.get("RepoDigests")):

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -215,11 +215,12 @@ def published(tmp_path_factory: pytest.TempPathFactory, disk: None) -> dict[str,
 
 
 @pytest.fixture(scope="session")
-def image(request: pytest.FixtureRequest) -> str:
+def image(request: pytest.FixtureRequest) -> Iterator[str]:
     """The published image, or IMAGE of ``make test-image ENGINE=cpu``, for tests that only run it.
 
-    They run beside those that build (``make beside``). A test that asks for ``published`` too does
-    not.
+    They run beside those that build (``make beside``), one of which publishes an edited image: the
+    engine then drops copies of the older one that have no tag. A test that asks for ``published``
+    too does not run beside them.
     """
     from fp4forge.oci import engine
 
@@ -227,9 +228,13 @@ def image(request: pytest.FixtureRequest) -> str:
     if given:
         if not engine.present(given):
             shell("docker", "pull", "--quiet", given)
-        return given
+        yield given
+        return
     published: dict[str, Any] = request.getfixturevalue("published")
-    return str(published["image"])
+    tag = f"fp4forge.local/runs:{os.getpid()}"
+    shell("docker", "tag", published["image"], tag)
+    yield str(published["image"])
+    shell("docker", "rmi", tag, check=False)
 
 
 @pytest.fixture(scope="session")

@@ -272,3 +272,22 @@ def test_an_image_that_another_process_removes_is_no_failure() -> None:
     engine.discard(client)
     with pytest.raises(Exception, match="does not have a/b any more"):
         acquire.records(client, "a/b")
+
+
+def test_a_list_of_images_survives_another_process_that_removes_one() -> None:
+    """Docker 26.1 with the containerd store: the list fails while an image goes."""
+    from docker.errors import NotFound
+
+    answers: list[Any] = [NotFound("content digest sha256:1: not found")] * 2 + [[{"Id": "1"}]]
+
+    def listing(filters: dict[str, Any]) -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    client = SimpleNamespace(api=SimpleNamespace(images=listing))
+    assert engine.images(client, ["a=b"]) == [{"Id": "1"}]
+    answers += [NotFound("gone")] * 3
+    with pytest.raises(NotFound):
+        engine.images(client, ["a=b"])
