@@ -149,6 +149,16 @@ def verify_containers() -> set[str]:
     }
 
 
+def left_over(before: set[str]) -> set[str]:
+    """Containers that check an image and were not there before, once those of tests that run
+    beside this one have had the time to end."""
+    found, deadline = verify_containers() - before, time.monotonic() + 180
+    while found and time.monotonic() < deadline:
+        time.sleep(2)
+        found &= verify_containers()
+    return found
+
+
 @pytest.fixture(scope="session", autouse=True)
 def containers_before() -> set[str]:
     """Another build on this engine may be verifying its own image."""

@@ -21,7 +21,7 @@ from fp4forge.kernels.cubins import DeviceCode
 from fp4forge.kernels.groups import of_kernels
 from fp4forge.maintain import sources
 from fp4forge.plan.prediction import predict
-from tests.e2e.conftest import ROOT, Completed, shell, verify_containers
+from tests.e2e.conftest import ROOT, Completed, left_over, shell
 
 KERNELS = Path(__file__).parent / "kernels"
 
@@ -220,7 +220,7 @@ def test_an_image_is_read_without_starting_it(
     data = read(published["image"])
     assert all(data["gpus"][gpu]["ok"] for gpu in ("sm100", "sm103", "sm120", "sm121"))
     assert {file["path"] for file in data["files"]} >= {"vllm/_C.abi3.so", "vllm/_moe_C.abi3.so"}
-    assert verify_containers() <= containers_before
+    assert not left_over(containers_before)
 
 
 def test_the_image_carries_its_ledger(

@@ -17,10 +17,10 @@ from tests.e2e.conftest import (
     ROOT,
     WHEEL,
     build,
+    left_over,
     raw,
     shell,
     tag_digest,
-    verify_containers,
 )
 
 
@@ -96,7 +96,7 @@ def document(index: dict[str, Any]) -> ManifestOrIndex:
 
 
 def test_nothing_temporary_stays(published: dict[str, Any], containers_before: set[str]) -> None:
-    assert verify_containers() <= containers_before
+    assert not left_over(containers_before)
 
 
 def test_an_immutable_tag_that_another_image_has_is_left_alone(published: dict[str, Any]) -> None:
