@@ -115,7 +115,7 @@ def test_a_file_that_docker_reads_by_another_name_is_refused(
     content = image.bundle.read_bytes()[:end] + TWO_NAMES[form] + bytes(1024)
     image.bundle.write_bytes(content)
     with (
-        pytest.raises(ArtefactError, match="of another form|behind its last file"),
+        pytest.raises(ArtefactError, match=r"of another form|behind its last file"),
         bundle.unpacked(image.bundle, tmp_path / "to", lambda _: None),
     ):
         pass
