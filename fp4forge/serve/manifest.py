@@ -7,6 +7,7 @@ import io
 import json
 import shlex
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from fp4forge.core.errors import ServingError, UsageError
@@ -31,6 +32,9 @@ TMPFS = {
     "/run": "mode=755",
     "/home/vllm": f"exec,uid={UID},gid={UID},mode=700",
 }
+# Its pods have labels of at most 63 characters: the name, "-0" and "-" with a hash of 10 digits
+# (Kubernetes, StatefulSetRevisionLabel).
+_GROUP_NAME = 50
 
 
 def _yaml(value: object) -> str:
@@ -58,8 +62,11 @@ def _mount_option(kind: str, source: str, target: str, *flags: str) -> str:
 
 
 def _kubernetes_scalar(value: object) -> str:
-    """The same for arguments and variables of a container, in which $(NAME) is expanded."""
-    return _yaml(str(value).replace("$(", "$$("))
+    """The same for arguments and variables of a container.
+
+    Kubernetes expands $(NAME) in them, and makes $$ one dollar sign.
+    """
+    return _yaml(value).replace("$", "$$")
 
 
 def render(server: ServerSettings, kind: str, **more: object) -> str:
@@ -80,6 +87,8 @@ def render(server: ServerSettings, kind: str, **more: object) -> str:
         keep_trailing_newline=True,
         autoescape=False,  # noqa: S701 - not HTML; every value goes through a filter below
     )
+    if kind == "lws":
+        server = replace(server, name=server.name[:_GROUP_NAME].rstrip("-"))
     environment.filters |= {
         "yaml": _yaml,
         "compose": _compose_scalar,

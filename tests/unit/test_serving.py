@@ -159,6 +159,23 @@ def test_kubernetes_takes_the_names_of_every_model(served: str, tmp_path: Path) 
     assert re.fullmatch("[a-z](?:[-a-z0-9]{0,251}[a-z0-9])?", names["PersistentVolumeClaim"])
 
 
+def test_a_groups_name_leaves_room_for_what_its_pods_add(tmp_path: Path) -> None:
+    """A pod of a StatefulSet has a label of its name, a dash and a hash of ten digits."""
+    found = server(model(tmp_path), workload="balanced", served_name="x" * 44 + "-" + "y" * 80)
+    more = {"size": 2, "master_port": 29500, "rdma_resource": ""}
+    for entry in yaml.safe_load_all(manifest.render(found, "lws", **more)):
+        name = entry["metadata"]["name"]
+        assert len(f"{name}-0-0123456789") <= 63 and name == "vllm-" + "x" * 44
+
+
+@pytest.mark.parametrize("text", ["$HOME", "$(A)", "$$(A)", "$$", "$$$(A)", "a$"])
+def test_kubernetes_changes_no_dollar_sign(text: str) -> None:
+    """In a container's arguments $$ is one dollar sign, and $(NAME) a variable."""
+    written = yaml.safe_load(manifest._kubernetes_scalar(text))
+    expanded = re.sub(r"\$(\$|\(.*?\))", lambda m: "$" if m[1] == "$" else "EXPANDED", written)
+    assert expanded == text
+
+
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
