@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shlex
 import tempfile
 from dataclasses import replace
@@ -50,6 +51,7 @@ def _compose_scalar(value: object) -> str:
 def _systemd_word(value: object) -> str:
     """A word of a systemd command line (systemd.service(5), "Command lines")."""
     text = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    text = re.sub("[\x00-\x1f]", lambda match: f"\\x{ord(match[0]):02x}", text)
     return '"' + text.replace("%", "%%").replace("$", "$$") + '"'
 
 
@@ -95,6 +97,7 @@ def render(server: ServerSettings, kind: str, **more: object) -> str:
         "k8s": _kubernetes_scalar,
         "shell": lambda v: shlex.quote(str(v)),
         "unit": _systemd_word,
+        "comment": shown,  # a line break would end it, and what follows would be run
     }
     model_dir, cache = f"{MODEL_DIR}/{server.served_name}", f"{server.name}-cache"
     binds = [(server.model, model_dir)]

@@ -7,9 +7,11 @@ import http.server
 import json
 import re
 import shlex
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +148,25 @@ def test_a_path_with_quotes_and_commas_is_mounted_as_it_is(tmp_path: Path) -> No
     (fields,) = csv.reader([words[words.index("--mount") + 1]])
     assert fields == ["type=bind", f"source={folder}", "target=/models/m", "readonly"]
     assert service(manifest.render(found, "compose"))["volumes"][0]["source"] == found.model
+
+
+@pytest.mark.parametrize("kind", manifest.FORMATS)
+def test_no_foreign_text_begins_a_line_of_a_manifest(kind: str, tmp_path: Path) -> None:
+    """A recipe's texts stand in comments and arguments; a line of a script would be run."""
+    evil = "x\nEVIL=$(id)\n"
+    setting = settings.ServerSetting("--chat-template", evil, evil)
+    variable = settings.ServerSetting("VLLM_X", evil, evil)
+    found = server(model(tmp_path), workload="balanced")
+    found = replace(found, flags=(setting,), environment=(variable,), notes=(evil,))
+    more = {"size": 2, "master_port": 29500, "rdma_resource": ""} if kind == "lws" else {}
+    text = manifest.render(found, kind, **more)
+    if kind == "run":  # a quoted word may have several lines
+        code = f"docker() {{ printf '%s\\0' \"$@\"; }}; {text.replace('exec docker', 'docker')}"
+        done = subprocess.run(["bash", "-c", code], capture_output=True, text=True)
+        assert done.returncode == 0 and not done.stderr
+        assert evil in done.stdout.split("\0") and f"VLLM_X={evil}" in done.stdout.split("\0")
+    else:
+        assert not re.search(r"(?m)^\s*EVIL", text)
 
 
 @pytest.mark.parametrize("served", ["Gemma_4.26B", "a-", "9", "x" * 128, "a" * 57 + "._b"])
