@@ -26,6 +26,7 @@ from fp4forge.models import switch_history
 from fp4forge.serve import client, manifest, memory, quality, sandbox, settings
 from fp4forge.serve.layer_state import LayerGroup
 from fp4forge.serve.model_sizes import ModelSizes, read
+from fp4forge.serve.setting import ServerSetting
 from tests.checkpoints import REFERENCE, TINY, gemma4, write
 
 IMAGE = "127.0.0.1:5000/fp4forge/vllm@sha256:" + "a" * 64
@@ -154,8 +155,8 @@ def test_a_path_with_quotes_and_commas_is_mounted_as_it_is(tmp_path: Path) -> No
 def test_no_foreign_text_begins_a_line_of_a_manifest(kind: str, tmp_path: Path) -> None:
     """A recipe's texts stand in comments and arguments; a line of a script would be run."""
     evil = "x\nEVIL=$(id)\n"
-    setting = settings.ServerSetting("--chat-template", evil, evil)
-    variable = settings.ServerSetting("VLLM_X", evil, evil)
+    setting = ServerSetting("--chat-template", evil, evil)
+    variable = ServerSetting("VLLM_X", evil, evil)
     found = server(model(tmp_path), workload="balanced")
     found = replace(found, flags=(setting,), environment=(variable,), notes=(evil,))
     more = {"size": 2, "master_port": 29500, "rdma_resource": ""} if kind == "lws" else {}
