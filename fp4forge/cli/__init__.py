@@ -141,6 +141,8 @@ def main() -> None:
         wrapped = errors.UsageError(error.format_message(), remedy="build.py --help")
         fail(wrapped, as_json)
     except (KeyboardInterrupt, click.Abort) as error:
+        if isinstance(error.__cause__, EOFError):  # click makes an Abort of it, too
+            fail(defects.expected(error.__cause__), as_json)
         # click makes an Abort of an interrupt; the notes are the interrupt's.
         notes = getattr(error, "__notes__", ()) or getattr(error.__cause__, "__notes__", ())
         said = "\n".join(notes) or "no tag was moved"

@@ -27,11 +27,17 @@ from fp4forge.core.text import shown, without_secrets
 
 
 def expected(error: BaseException) -> ForgeError:
-    """The error for people: the operating system's and the engine's refusals, else a defect."""
+    """The error for people: what the system and the engine refuse, else a defect."""
     if isinstance(error, ForgeError):
         return error
     if isinstance(error, OSError) and (found := _os_refusal(error)):
         return found
+    if isinstance(error, MemoryError):
+        return HostError(
+            "there is not enough memory",
+            rule="what this machine has free, and what ulimit -v and the container allow",
+            remedy="free some memory, or raise the limit, and run again",
+        )
     docker = sys.modules.get("docker.errors")
     if docker and isinstance(error, docker.DockerException):
         return EngineError(

@@ -6,9 +6,7 @@ input. Build arguments carry what differs between GPUs, variants, bases and sour
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,15 +28,13 @@ UID = 2000
 
 @functools.cache
 def _jinja_environment(*, escape: bool) -> Any:
-    from jinja2 import Environment, FileSystemBytecodeCache, FileSystemLoader, StrictUndefined
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    compiled = STATE / "templates"
-    with contextlib.suppress(OSError):  # a read-only checkout renders without a cache
-        compiled.mkdir(parents=True, exist_ok=True)
-    cache = FileSystemBytecodeCache(str(compiled)) if os.access(compiled, os.W_OK) else None
+    from fp4forge.image.template_cache import CheckedTemplateCache
+
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
-        bytecode_cache=cache,
+        bytecode_cache=CheckedTemplateCache(STATE / "templates"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

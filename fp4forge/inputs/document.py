@@ -152,6 +152,10 @@ class _Composer:
                 rule="keys are text",
                 remedy="put it in quotes",
             )
+        if "\n" in key:
+            raise MalformedYaml(
+                f"has a key of several lines: {shortened(key)}", line, rule="keys are one line"
+            )
         if key in parent.value:
             raise MalformedYaml(f"has {key!r} twice", line, rule="a key stands once in a mapping")
         parent.key = key

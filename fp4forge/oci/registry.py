@@ -238,6 +238,26 @@ def blob(repository: str, digest: str, what: str) -> bytes:
     return answer.content
 
 
+def check_whole(repository: str, digest: str) -> None:
+    """Asks for every manifest and blob of an image; what is in the blobs is not read.
+
+    Raises:
+        RegistryError: the registry does not answer, or one is missing or of another size.
+    """
+    named = existing(repository, digest).data
+    parts = [existing(repository, entry.digest).data for entry in named.manifests or ()]
+    blobs = {blob.digest: blob for part in parts or [named] for blob in part.blobs}
+    for blob in blobs.values():
+        answer = api.ask("HEAD", repository, f"blobs/{blob.digest}", {})
+        size = answer.headers.get("content-length", "")
+        if answer.status != 200 or size != str(blob.size):
+            raise RegistryError(
+                f"{repository} does not keep blob {blob.digest[:19]} of {digest[:19]} whole",
+                rule=f"{blob.size} bytes",
+                remedy="check the registry's storage; publish that image again",
+            )
+
+
 class _Runtime(Struct, frozen=True):
     Labels: dict[str, str] | None = None
 

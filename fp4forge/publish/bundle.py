@@ -15,6 +15,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from msgspec import Struct
 
@@ -137,9 +138,12 @@ def unpacked(file: Path, folder: Path, report: Progress) -> Iterator[tuple[Bundl
                 reading.opened(file, ArtefactError) as content,
                 tarfile.open(fileobj=content, mode="r:") as archive,
             ):
+                end = 0
                 for count, entry in enumerate(archive):
                     report(f"unpacking {entry.name}")
+                    end = _check_header(content, entry, end)
                     _extract(archive, entry, root, count)
+                _check_end(content, end)
             bundle = _check_bundle(root, file)
         except (tarfile.TarError, EOFError, OSError, ValueError, RecursionError) as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -150,6 +154,42 @@ def unpacked(file: Path, folder: Path, report: Progress) -> Iterator[tuple[Bundl
             ) from None
         yield bundle, OciLayout(root)
         root.rename(folder)
+
+
+def _check_header(content: BinaryIO, entry: tarfile.TarInfo, begin: int) -> int:
+    """Demands a header that every reader of tar takes alike; returns where the next one begins.
+
+    docker reads the file itself, with Go's reader: of two names for one file (global, pax and GNU
+    headers, the prefix in an old header) it may take the other, and load what was not checked.
+
+    Raises:
+        ArtefactError: it is not, byte for byte, what Python's tarfile writes.
+    """
+    content.seek(begin)
+    header = content.read(max(entry.offset_data - begin, 0))
+    if entry.offset != begin or header != entry.tobuf(tarfile.PAX_FORMAT, "utf-8"):
+        raise ArtefactError(
+            f"a bundle has {shown(entry.name, 200)!r} under a header of another form",
+            rule="as build.py bundle writes it: docker may read another one as another file",
+            remedy="do not use it",
+        )
+    return entry.offset_data + -(-entry.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def _check_end(content: BinaryIO, end: int) -> None:
+    """Demands that nothing follows the last file: Python ends at a header that it cannot read.
+
+    Raises:
+        ArtefactError: something does, which docker may read.
+    """
+    content.seek(end)
+    rest = content.read(2 * tarfile.RECORDSIZE)
+    if rest.strip(b"\0") or len(rest) == 2 * tarfile.RECORDSIZE:
+        raise ArtefactError(
+            "a bundle has something behind its last file",
+            rule="nothing but the archive's end: docker may read it as more files",
+            remedy="do not use it",
+        )
 
 
 def _extract(archive: tarfile.TarFile, entry: tarfile.TarInfo, root: Path, count: int) -> None:

@@ -14,7 +14,7 @@ from fp4forge.checks import runner
 from fp4forge.checks.check import ImageCheck, summary
 from fp4forge.core import reading
 from fp4forge.core.console import Console, PipelineStep
-from fp4forge.core.errors import BuildError, CoverageError, RegistryError, UsageError
+from fp4forge.core.errors import BuildError, CoverageError, RegistryError, TagError, UsageError
 from fp4forge.core.paths import STATE
 from fp4forge.image import context as contexts
 from fp4forge.image.context import Context
@@ -260,21 +260,38 @@ def _publish_index(
     identity = hashlib.sha256(joined.encode()).hexdigest()[:12]
     name = tags.immutable(plan["release"], plan["arch"], plan["variant"], identity)
     manifests = set().union(*(registry.images_of(repository, d) for d in digests.values()))
-    digest = registry.combine(repository, list(digests.values()), manifests)
-    combined = registry.manifest(repository, digest)
-    assert combined is not None
+    own = registry.combine(repository, list(digests.values()), manifests)
+    _, digest = _index_tag(repository, name, own)
     if where.signer:
         signing.sign(repository, digest, where.signer, report, {})  # its parts are attested
     with tagging.turn(repository):
-        immutable, known = registry.immutable(repository, name, combined.data, digest)
-        digest = known or digest
+        immutable, digest = _index_tag(repository, name, own)
         _check_further(repository, digest, where.tags)
         names = (immutable, moving, *where.tags)
         verdict = f"an index of verified images: {', '.join(digests)}"
         tagging.give(
             repository, digest, names, report, fixed=immutable, verdict=verdict, by=where.signer
         )
+    verified.record(repository, digest)
     return PublishedIndex(f"{repository}@{digest}", digest, names, digests)
+
+
+def _index_tag(repository: str, name: str, own: str) -> tuple[str, str]:
+    """The immutable tag of an index of several platforms, and the digest that it is to name.
+
+    Raises:
+        TagError: it names an index of the same images that was not published here: what is beside
+            the images in it, such as their provenance, is somebody else's.
+    """
+    index = registry.existing(repository, own).data
+    immutable, known = registry.immutable(repository, name, index, own)
+    if known not in (None, own) and not verified.here(repository, known):
+        raise TagError(
+            f"{repository}:{immutable} names {known[:19]}, which was not published here",
+            rule=f"an immutable tag is never moved; this index would be {own[:19]}",
+            remedy="publish it in another repository (--repo)",
+        )
+    return immutable, known or own
 
 
 def _extension_ledger(job: _PublishJob) -> str:

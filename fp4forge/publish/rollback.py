@@ -97,8 +97,10 @@ def move(repository: str, chosen: Rollback, report: Progress) -> str:
 
     Raises:
         TagError: the target is of another platform, strategy or base.
-        RegistryError: the registry refuses, or somebody moved the tag meanwhile.
+        RegistryError: the registry refuses, lacks a part of the target, or somebody moved the tag
+            meanwhile.
     """
+    registry.check_whole(repository, chosen.after)
     with tagging.turn(repository):
         now = listing.find(repository, chosen.tag).digest
         if now != chosen.before:

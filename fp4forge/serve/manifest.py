@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shlex
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from fp4forge.core.errors import ServingError, UsageError
@@ -31,6 +33,9 @@ TMPFS = {
     "/run": "mode=755",
     "/home/vllm": f"exec,uid={UID},gid={UID},mode=700",
 }
+# Its pods have labels of at most 63 characters: the name, "-0" and "-" with a hash of 10 digits
+# (Kubernetes, StatefulSetRevisionLabel).
+_GROUP_NAME = 50
 
 
 def _yaml(value: object) -> str:
@@ -46,6 +51,7 @@ def _compose_scalar(value: object) -> str:
 def _systemd_word(value: object) -> str:
     """A word of a systemd command line (systemd.service(5), "Command lines")."""
     text = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    text = re.sub("[\x00-\x1f]", lambda match: f"\\x{ord(match[0]):02x}", text)
     return '"' + text.replace("%", "%%").replace("$", "$$") + '"'
 
 
@@ -58,8 +64,11 @@ def _mount_option(kind: str, source: str, target: str, *flags: str) -> str:
 
 
 def _kubernetes_scalar(value: object) -> str:
-    """The same for arguments and variables of a container, in which $(NAME) is expanded."""
-    return _yaml(str(value).replace("$(", "$$("))
+    """The same for arguments and variables of a container.
+
+    Kubernetes expands $(NAME) in them, and makes $$ one dollar sign.
+    """
+    return _yaml(value).replace("$", "$$")
 
 
 def render(server: ServerSettings, kind: str, **more: object) -> str:
@@ -80,12 +89,15 @@ def render(server: ServerSettings, kind: str, **more: object) -> str:
         keep_trailing_newline=True,
         autoescape=False,  # noqa: S701 - not HTML; every value goes through a filter below
     )
+    if kind == "lws":
+        server = replace(server, name=server.name[:_GROUP_NAME].rstrip("-"))
     environment.filters |= {
         "yaml": _yaml,
         "compose": _compose_scalar,
         "k8s": _kubernetes_scalar,
         "shell": lambda v: shlex.quote(str(v)),
         "unit": _systemd_word,
+        "comment": shown,  # a line break would end it, and what follows would be run
     }
     model_dir, cache = f"{MODEL_DIR}/{server.served_name}", f"{server.name}-cache"
     binds = [(server.model, model_dir)]

@@ -61,6 +61,66 @@ def test_a_file_that_is_there_twice_is_refused(image: Image, tmp_path: Path) -> 
         pass
 
 
+def _header(name: str, size: int = 0, kind: bytes = tarfile.REGTYPE) -> bytes:
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.type = size, kind
+    return entry.tobuf(tarfile.USTAR_FORMAT)
+
+
+def _extended(kind: bytes, text: str) -> bytes:
+    return _header("x", len(text), kind) + text.encode().ljust(512, b"\0")
+
+
+def _changed(header: bytes, **fields: tuple[int, bytes]) -> bytes:
+    """A header with other bytes at some places, and the checksum that goes with them."""
+    new = bytearray(header)
+    for at, value in fields.values():
+        new[at : at + len(value)] = value
+    new[148:156] = b" " * 8
+    new[148:156] = b"%06o\0 " % sum(new)
+    return bytes(new)
+
+
+FILE = _header("manifest.json", 2) + b"[]".ljust(512, b"\0")
+# docker's reader takes each of these for manifest.json.
+TWO_NAMES = {
+    "a pax name before GNU's": _extended(b"x", "24 path=evidence/x.json\n")
+    + _extended(b"L", "manifest.json\0")
+    + FILE,
+    "a global name": _extended(b"g", "24 path=evidence/x.json\n")
+    + _extended(b"x", "11 mtime=1\n")
+    + FILE,
+    "a record with a sign": _extended(b"x", "11 mtime=1\n+23 path=manifest.json\n")
+    + _header("evidence/x.json", 2)
+    + FILE[512:],
+    "the prefix of an old header": _changed(
+        FILE[:512], magic=(257, b"\0" * 8), prefix=(345, b"evidence")
+    )
+    + FILE[512:],
+    "behind a header that Python cannot read": _changed(
+        FILE[:512], magic=(257, b"\0" * 8), device=(329, b"garbage")
+    )
+    + FILE[512:],
+    "behind the end": bytes(1024) + FILE,
+}
+
+
+@pytest.mark.parametrize("form", TWO_NAMES)
+def test_a_file_that_docker_reads_by_another_name_is_refused(
+    image: Image, tmp_path: Path, form: str
+) -> None:
+    with tarfile.open(image.bundle) as archive:
+        last = archive.getmembers()[-1]
+        end = last.offset_data + -(-last.size // 512) * 512
+    content = image.bundle.read_bytes()[:end] + TWO_NAMES[form] + bytes(1024)
+    image.bundle.write_bytes(content)
+    with (
+        pytest.raises(ArtefactError, match=r"of another form|behind its last file"),
+        bundle.unpacked(image.bundle, tmp_path / "to", lambda _: None),
+    ):
+        pass
+
+
 @pytest.mark.parametrize("tag", ["sha256-" + "0" * 64, f"sha256-{'0' * 64}.sig"])
 def test_a_tag_of_what_lies_beside_an_image_is_refused(
     image: Image, tmp_path: Path, tag: str

@@ -88,3 +88,18 @@ def test_streams_that_are_closed_full_or_left(command: str, code: int) -> None:
     done = shell(command)
     assert done.returncode == code, done.stderr
     assert b"Traceback" not in done.stderr and b"Exception" not in done.stderr
+
+
+def test_too_little_memory_is_no_defect(tmp_path: Path) -> None:
+    broken = BROKEN.replace("TypeError(", "MemoryError(")
+    done = main(f"S = ''\n{broken}", "matrix", FP4FORGE_BUILD=str(tmp_path))
+    assert done.returncode == 17, done.stderr
+    assert done.stderr.startswith("error: there is not enough memory")
+    assert not (tmp_path / "defects").exists()
+
+
+def test_an_end_of_file_that_nobody_expected_is_no_interrupt(tmp_path: Path) -> None:
+    broken = BROKEN.replace("TypeError(", "EOFError(")
+    done = main(f"S = ''\n{broken}", "matrix", FP4FORGE_BUILD=str(tmp_path))
+    assert done.returncode == 70, done.stderr
+    assert "EOFError" in done.stderr and "interrupted" not in done.stderr

@@ -90,6 +90,12 @@ def test_a_bad_file_gives_one_clear_error(kind: str, bad: str, tmp_path: Path) -
     assert caught.value.rule or caught.value.remedy
 
 
+def test_a_key_is_one_line_where_values_may_have_more() -> None:
+    assert document.compose('a: "b\\nc"', blocks=True).value == {"a": "b\nc"}
+    with pytest.raises(document.MalformedYaml, match="key of several lines"):
+        document.compose('"a\\nb": 1', blocks=True)
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_what_is_not_a_file_is_refused(kind: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")

@@ -7,9 +7,11 @@ import http.server
 import json
 import re
 import shlex
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from fp4forge.models import switch_history
 from fp4forge.serve import client, manifest, memory, quality, sandbox, settings
 from fp4forge.serve.layer_state import LayerGroup
 from fp4forge.serve.model_sizes import ModelSizes, read
+from fp4forge.serve.setting import ServerSetting
 from tests.checkpoints import REFERENCE, TINY, gemma4, write
 
 IMAGE = "127.0.0.1:5000/fp4forge/vllm@sha256:" + "a" * 64
@@ -148,6 +151,25 @@ def test_a_path_with_quotes_and_commas_is_mounted_as_it_is(tmp_path: Path) -> No
     assert service(manifest.render(found, "compose"))["volumes"][0]["source"] == found.model
 
 
+@pytest.mark.parametrize("kind", manifest.FORMATS)
+def test_no_foreign_text_begins_a_line_of_a_manifest(kind: str, tmp_path: Path) -> None:
+    """A recipe's texts stand in comments and arguments; a line of a script would be run."""
+    evil = "x\nEVIL=$(id)\n"
+    setting = ServerSetting("--chat-template", evil, evil)
+    variable = ServerSetting("VLLM_X", evil, evil)
+    found = server(model(tmp_path), workload="balanced")
+    found = replace(found, flags=(setting,), environment=(variable,), notes=(evil,))
+    more = {"size": 2, "master_port": 29500, "rdma_resource": ""} if kind == "lws" else {}
+    text = manifest.render(found, kind, **more)
+    if kind == "run":  # a quoted word may have several lines
+        code = f"docker() {{ printf '%s\\0' \"$@\"; }}; {text.replace('exec docker', 'docker')}"
+        done = subprocess.run(["bash", "-c", code], capture_output=True, text=True)
+        assert done.returncode == 0 and not done.stderr
+        assert evil in done.stdout.split("\0") and f"VLLM_X={evil}" in done.stdout.split("\0")
+    else:
+        assert not re.search(r"(?m)^\s*EVIL", text)
+
+
 @pytest.mark.parametrize("served", ["Gemma_4.26B", "a-", "9", "x" * 128, "a" * 57 + "._b"])
 def test_kubernetes_takes_the_names_of_every_model(served: str, tmp_path: Path) -> None:
     """A Service's name is a label of RFC 1035."""
@@ -157,6 +179,23 @@ def test_kubernetes_takes_the_names_of_every_model(served: str, tmp_path: Path) 
     for name in (names["Service"], names["Deployment"]):
         assert re.fullmatch("[a-z](?:[-a-z0-9]{0,61}[a-z0-9])?", name), name
     assert re.fullmatch("[a-z](?:[-a-z0-9]{0,251}[a-z0-9])?", names["PersistentVolumeClaim"])
+
+
+def test_a_groups_name_leaves_room_for_what_its_pods_add(tmp_path: Path) -> None:
+    """A pod of a StatefulSet has a label of its name, a dash and a hash of ten digits."""
+    found = server(model(tmp_path), workload="balanced", served_name="x" * 44 + "-" + "y" * 80)
+    more = {"size": 2, "master_port": 29500, "rdma_resource": ""}
+    for entry in yaml.safe_load_all(manifest.render(found, "lws", **more)):
+        name = entry["metadata"]["name"]
+        assert len(f"{name}-0-0123456789") <= 63 and name == "vllm-" + "x" * 44
+
+
+@pytest.mark.parametrize("text", ["$HOME", "$(A)", "$$(A)", "$$", "$$$(A)", "a$"])
+def test_kubernetes_changes_no_dollar_sign(text: str) -> None:
+    """In a container's arguments $$ is one dollar sign, and $(NAME) a variable."""
+    written = yaml.safe_load(manifest._kubernetes_scalar(text))
+    expanded = re.sub(r"\$(\$|\(.*?\))", lambda m: "$" if m[1] == "$" else "EXPANDED", written)
+    assert expanded == text
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jinja2
 import pytest
 
 from fp4forge.core import files, scratch
 from fp4forge.core.errors import ServingError
+from fp4forge.image.template_cache import CheckedTemplateCache
 from fp4forge.kernels import cubins
 from fp4forge.kernels.cubins import Ptx
 from fp4forge.launch import deployment
@@ -291,3 +293,24 @@ def test_a_list_of_images_survives_another_process_that_removes_one() -> None:
     answers += [NotFound("gone")] * 3
     with pytest.raises(NotFound):
         engine.images(client, ["a=b"])
+
+
+@pytest.mark.parametrize("spoil", ["cut", "changed", "pipe"])
+def test_a_compiled_template_that_was_spoilt_is_compiled_anew(spoil: str, tmp_path: Path) -> None:
+    def rendered() -> str:
+        loader = jinja2.DictLoader({"t": "{{ a }} is right"})
+        cache = CheckedTemplateCache(tmp_path / "templates")
+        return jinja2.Environment(loader=loader, bytecode_cache=cache).get_template("t").render(a=1)
+
+    assert rendered() == "1 is right"
+    (kept,) = (tmp_path / "templates").iterdir()
+    whole = kept.read_bytes()
+    for length in range(0, len(whole), 16) if spoil == "cut" else (0,):
+        kept.unlink()
+        if spoil == "pipe":
+            os.mkfifo(kept)
+        else:
+            kept.write_bytes(whole[:length] or whole.replace(b"right", b"wrong"))
+        assert rendered() == "1 is right"
+        if spoil != "pipe":
+            assert kept.read_bytes() == whole

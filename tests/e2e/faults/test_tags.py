@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from fp4forge.core.errors import ForgeError, RegistryError, TagError
-from fp4forge.publish import tagging
+from fp4forge.oci import registry
+from fp4forge.publish import pipeline, tagging, verified
+from fp4forge.publish.pipeline import Destination, PublishOutcome
 from tests.e2e.faults import wire
 from tests.e2e.faults.commands import Command
 from tests.e2e.faults.images import Image, named, seed
@@ -167,3 +170,36 @@ def test_a_bundle_takes_no_tag_that_another_publisher_took_while_it_was_pushed(
     assert done.code == 14, done.err
     assert f":1 now names {other.digest}" in done.err
     assert named(proxy.upstream, repository, "1") == other.digest
+
+
+def test_an_index_of_several_platforms_is_not_taken_over_from_somebody_else(
+    proxy: Proxy, published: str, image: Image, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Another publisher's index of the same images can carry any provenance of them."""
+    monkeypatch.setattr(verified, "STATE", tmp_path)
+    repository = f"{proxy.address}/{published}"
+    plan = {"platform": "linux/amd64", "id": "0", "release": "0.20.2"}
+    plan |= {"arch": "sm121", "variant": "awq"}
+    outcome = PublishOutcome(plan, "", image.digest, (), False, 0, 0)
+
+    def publish() -> pipeline.PublishedIndex:
+        where = Destination(repository, True)
+        return pipeline._publish_index([outcome], NAMES[1], where, lambda _: None)
+
+    ours = publish()
+    assert publish() == ours
+    (part,) = image.layout.document(image.digest).images
+    forged = json.loads(image.layout.path(image.digest).read_bytes())
+    forged["manifests"].append(
+        {
+            "mediaType": part.mediaType,
+            "digest": part.digest,
+            "size": part.size,
+            "platform": {"os": "unknown", "architecture": "unknown"},
+            "annotations": {"vnd.docker.reference.digest": part.digest},
+        }
+    )
+    registry.put(repository, ours.tags[0], json.dumps(forged).encode(), registry.INDEX)
+    with pytest.raises(TagError, match="not published here"):
+        publish()
+    assert named(proxy.upstream, published, NAMES[1]) == ours.digest

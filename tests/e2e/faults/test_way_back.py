@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from fp4forge.oci import catalog, cosign, referrers, registry
+from fp4forge.oci import api, catalog, cosign, referrers, registry
 from fp4forge.publish import records, tagging
 from fp4forge.serve import runlock, settings
 from tests.e2e.faults import images
@@ -237,6 +237,17 @@ def test_another_platforms_image_is_not_taken(shelf: Shelf, tmp_path: Path) -> N
     tagging.give(shelf.repository, foreign.digest, (tag,), lambda _: None, tag, PASSED)
     assert "strategy" in shelf.run("rollback", MOVING, "--to", foreign.digest, code=14)["message"]
     assert shelf.named() == shelf.made[0].digest
+
+
+def test_a_tag_goes_to_no_image_that_lost_a_layer(shelf: Shelf) -> None:
+    shelf.publish(0)
+    shelf.publish(1)
+    layout = shelf.made[0].layout
+    (layer,) = layout.layers(shelf.made[0].digest)
+    gone = api.ask("DELETE", shelf.repository, f"blobs/{layer.digest}", {})
+    assert gone.status == 202
+    assert "does not keep blob" in shelf.run("rollback", MOVING, code=5)["message"]
+    assert shelf.named() == shelf.made[1].digest
 
 
 def test_a_tag_that_the_registry_does_not_move(shelf: Shelf) -> None:
