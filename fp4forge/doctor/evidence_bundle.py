@@ -185,7 +185,7 @@ def read(path: Path) -> Evidence:
     found.records = acquire.ImageRecords(
         {stem: parts[name] for name, stem in _RECORDS.items() if name in parts}
     )
-    found.inputs += [gather.recorded(found)] if found.records.contents else []
+    gather.note_records(found)
     return found
 
 

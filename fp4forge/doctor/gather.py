@@ -39,7 +39,7 @@ def evidence(handed: EvidenceSources) -> Evidence:
     Raises:
         ForgeError: a file cannot be read, or is something else.
     """
-    found = _describe_container(handed)
+    found = _describe_server(handed)
     if handed.logs:
         found.log = _evidence.read_log(handed.logs)
         found.inputs.append(GivenEvidence(f"log {handed.logs}", log_facts(found), LOG_FORM))
@@ -71,9 +71,8 @@ def _this_machine(handed: EvidenceSources, found: Evidence) -> None:
     elif not host.is_url(handed.url or ""):
         if not handed.compose_file:
             return
-        found.host = host.HostResources(
-            disks=_mounted_disks(found)
-        )  # a compose file is about to be started here
+        # A compose file is about to be started here.
+        found.host = host.HostResources(disks=_mounted_disks(found))
         return
     found.host = host.here()
     found.host.disks = _mounted_disks(found)
@@ -87,10 +86,10 @@ def _mounted_disks(found: Evidence) -> dict[str, int]:
     return {folder: size for folder, size in sizes.items() if size is not None}
 
 
-def _describe_container(handed: EvidenceSources) -> Evidence:
+def _describe_server(handed: EvidenceSources) -> Evidence:
     if handed.container:
         found = described.container(handed.container)
-        found.inputs += [recorded(found)] if found.records.contents else []
+        note_records(found)
         return found
     if handed.inspection:
         found = described.read_inspect(handed.inspection)
@@ -118,12 +117,14 @@ def _complete_from_compose(found: Evidence, other: Evidence, path: Path) -> None
     found.inputs.append(GivenEvidence(f"compose file {path}", inspected.summary(other), form))
 
 
-def recorded(found: Evidence) -> GivenEvidence:
-    """What the image's records contributed.
+def note_records(found: Evidence) -> None:
+    """Lists what the image's records contributed, if there are any.
 
     Raises:
         BinaryError: one of them is damaged.
     """
+    if not found.records.contents:
+        return
     plan, ledger = found.records.plan, found.records.ledger or acquire.RecordedLedger()
     served = [name for name, verdicts in ledger.gpus.items() if verdicts.get("ok")]
     said = [
@@ -132,7 +133,8 @@ def recorded(found: Evidence) -> GivenEvidence:
         f"{len(found.records.patches.files)} patched files" if found.records.patches.files else "",
     ]
     form = f"what {acquire.FOLDER} in the image holds"
-    return GivenEvidence("the image's records", tuple(shown(one, 200) for one in said if one), form)
+    gave = tuple(shown(one, 200) for one in said if one)
+    found.inputs.append(GivenEvidence("the image's records", gave, form))
 
 
 def log_facts(found: Evidence) -> tuple[str, ...]:

@@ -69,7 +69,7 @@ def content(file: str) -> str:
     """
     path, where = LOCKS / file, f"releases/locks/{file}"
     if not path.is_file():
-        raise DriftError(f"there is no lock {where}", remedy="run build.py lock")
+        raise DriftError(f"lock {where} is missing", remedy="run build.py lock")
     return reading.text(path, DriftError, where=where)
 
 

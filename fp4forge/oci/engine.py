@@ -307,12 +307,15 @@ def images(client: Any, labels: list[str]) -> list[dict[str, Any]]:
     """
     from docker.errors import APIError
 
-    for _ in range(2):
+    tries = 3
+    while True:
         try:
             return list(client.api.images(filters={"label": labels}))
         except APIError:
+            tries -= 1
+            if not tries:
+                raise
             time.sleep(0.5)
-    return list(client.api.images(filters={"label": labels}))
 
 
 def retire(client: Any, repository: str, keep: str, labels: dict[str, str]) -> None:

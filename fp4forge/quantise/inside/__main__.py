@@ -178,7 +178,7 @@ def _device(request: dict[str, Any], torch: Any) -> str:
     """The hardware, in words.
 
     Raises:
-        QuantiseRefused: there is no GPU, the model is large, and nobody allowed it.
+        QuantiseRefused: a large model without a GPU, which the options do not allow.
     """
     if torch.cuda.is_available():
         number = torch.cuda.device_count()
