@@ -7,7 +7,8 @@ cd "$(dirname "$0")"
 if type -P cosign >/dev/null; then
     exit 0
 fi
-if command -v apt-cache >/dev/null && apt-cache policy cosign 2>/dev/null | grep -q 'Candidate: [0-9]'; then
+# Not through a pipe: grep -q ends before apt-cache does, and with pipefail that counts as a failure.
+if command -v apt-cache >/dev/null && [[ $(apt-cache policy cosign) == *"Candidate: "[0-9]* ]]; then
     exec ./install.sh 'signing tools' <<<'cosign cosign'
 fi
 echo "NOT INSTALLED: cosign; this distribution has no package of it (Debian 13 has). Tests of" \
