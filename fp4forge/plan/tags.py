@@ -39,6 +39,20 @@ def immutable(release: str, arch: str, variant: str, identity: str) -> str:
     return f"{release}-{arch}-{variant}-{identity}"
 
 
+def warm(release: str, arch: str, variant: str, identity: str, digest: str) -> str:
+    """The tag of a plan's image with compile caches: immutable, and by the image's own digest.
+
+    Args:
+        release: and the following three: of the plan, as for ``immutable``.
+        arch: the GPU.
+        variant: the patches.
+        identity: the plan's id.
+        digest: of the manifest with the layer of caches, ``sha256:...``.
+    """
+    own = digest.removeprefix("sha256:")[:12]
+    return f"{immutable(release, arch, variant, identity)}-warm-{own}"
+
+
 def is_immutable(tag: str) -> bool:
     """Whether a tag has the form of one that names a plan's image for ever."""
     return bool(_IMMUTABLE.search(tag))
