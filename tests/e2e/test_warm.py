@@ -250,3 +250,33 @@ def test_a_dry_run_pushes_nothing(cold: str, collected: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["tag"].endswith("-warm-DIGEST")
     assert tags_of(cold) == ["cold"]
+
+
+def test_the_published_image_seeds_its_layer(image: str, tmp_path: Path) -> None:
+    """With a stand-in nvidia-smi: an equal key seeds before vLLM starts, another does not."""
+    repository = f"{REGISTRY}/fp4forge/warm-{uuid.uuid4().hex[:8]}"
+    copy = ("skopeo", "copy", "--all", "--src-tls-verify=false", "--dest-tls-verify=false")
+    shell(*copy, f"docker://{image}", f"docker://{repository}:cold")
+    (labels,) = registry.image_labels(repository, raw_digest(f"{repository}:cold"))
+    software = f"release {labels['io.fp4forge.release']}, plan {labels['io.fp4forge.plan']}"
+    made = published(f"{repository}:cold", pack(tmp_path / "collected", software))
+    model, smi = tmp_path / "tiny", tmp_path / "nvidia-smi"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+
+    def start(driver: str, *command: str) -> Completed:
+        smi.write_text(f"#!/bin/sh\necho 'NVIDIA GB10, 12.1, {driver}'\n")
+        smi.chmod(0o755)
+        line = ["docker", "run", "--rm", "--network=none", "-e", "FP4FORGE_ALLOW_ANY_GPU=1"]
+        line += ["-v", f"{smi}:/usr/bin/nvidia-smi:ro", "-v", f"{model}:/models/tiny:ro"]
+        return shell(*line, made["image"], *command, check=False)
+
+    try:
+        seed = ("python3", "-IS", "/opt/fp4forge/warm.py", "seed", CACHES, "/opt/fp4forge/warm")
+        assert start("580.95.05", *seed, "--model=/models/tiny").returncode == 0
+        other = start("590.1", *seed, "--model=/models/tiny")
+        assert other.returncode == warm.DIFFERS and "the driver of these results" in other.stderr
+        # vLLM itself ends: there is no GPU.
+        assert "1 files with 0 MB" in start("580.95.05", "serve", "/models/tiny").stderr
+    finally:
+        shell("docker", "rmi", made["image"], check=False)
