@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -325,3 +326,38 @@ def test_the_program_says_one_line(machine: Any) -> None:
     assert done.returncode in (warm.NO_ACCESS, warm.UNSOUND)
     assert done.stderr.startswith("fp4forge: caches not seeded: ")
     assert done.stderr.count("\n") == 1 and done.stderr.rstrip().isprintable()
+
+
+NINJA = """\
+rule cc
+  command = gcc -MMD -MF $out.d -c $in -o $out
+  depfile = $out.d
+  deps = gcc
+build m.o: cc {source}
+"""
+
+
+@pytest.mark.skipif(
+    not (shutil.which("ninja") and shutil.which("gcc")), reason="NOT RUN: needs ninja and gcc"
+)
+@pytest.mark.parametrize("kept", [True, False])
+def test_ninja_has_nothing_to_do(machine: Any, kept: bool) -> None:
+    """FlashInfer has ninja look at each module: with other times it would compile all of them."""
+    folder = machine.caches / "flashinfer/0.6/121a/cached_ops"
+    source = machine.caches / "flashinfer/0.6/121a/generated/m.c"
+    source.parent.mkdir()
+    source.write_text("int f(void) { return 1; }")
+    os.utime(source, (1_700_000_000, 1_700_000_000))
+    (folder / "build.ninja").write_text(NINJA.format(source=source))
+
+    def ninja() -> str:
+        done = subprocess.run(["ninja", "-C", folder], capture_output=True, text=True, check=True)
+        return done.stdout
+
+    assert "[1/1]" in ninja()
+    collect(machine)
+    cold(machine)
+    seed(machine)
+    if not kept:
+        os.utime(folder / "m.o", (2_000_000_000, 2_000_000_000))
+    assert ("no work to do" in ninja()) == kept
