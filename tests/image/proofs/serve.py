@@ -71,7 +71,7 @@ TOOL = {
 VLLM = [sys.executable, "-m", "vllm.entrypoints.cli.main"]
 GEMMA = [
     *("--quantization", "modelopt", "--kv-cache-dtype", "fp8_e4m3", "--moe-backend", "marlin"),
-    *("--max-model-len", "2048", "--gpu-memory-utilization", "0.4", "--enable-auto-tool-choice"),
+    *("--max-model-len", "2048", "--gpu-memory-utilization", "0.25", "--enable-auto-tool-choice"),
     *("--reasoning-parser", "gemma4", "--tool-call-parser", "gemma4"),
     *("--limit-mm-per-prompt", '{"video": 0, "audio": 0}'),
 ]
