@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(tempfile.mkdtemp()))
     parser.add_argument("--port", type=int, default=8424)
     parser.add_argument("--suite", default="quick")
+    parser.add_argument("--options", default="", help="More options for vllm serve.")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {"device": torch.cuda.get_device_name(), "suite": args.suite}
@@ -87,7 +88,8 @@ def main() -> None:
         write(model, shapes, CASES[0], float_weights(shapes, device="cuda"))
         write_tokenizer(model)
         torch.cuda.empty_cache()
-        server = Server(model, args.out / "bench.log", GEMMA, args.port)
+        flags = [*GEMMA, *args.options.split()]
+        server = Server(model, args.out / "bench.log", flags, args.port)
         try:
             if (ready := server.wait(400)) is None:
                 found["ended"] = tail(server.log)
@@ -95,7 +97,7 @@ def main() -> None:
                 found["ready_s"] = ready
                 url = f"http://127.0.0.1:{args.port}"
                 folders = [Path(root, side) for side in ("one", "two")]
-                both = [measure(url, args.suite, folder, GEMMA) for folder in folders]
+                both = [measure(url, args.suite, folder, flags) for folder in folders]
                 found["problems"] = [problem for result in both for problem in result.problems]
                 one, two = both
                 rows = compare.changes(one, two, one.measured.threshold, False)

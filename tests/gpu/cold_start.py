@@ -31,6 +31,8 @@ from serve import CASES, GEMMA, SHAPES, Server, tail  # noqa: E402
 
 from fp4forge.launch.phases import StartTracker  # noqa: E402
 
+# In this order: "filled" has the caches of the start before it, "baked" the layer of "first".
+STARTS = ("first", "filled", "cold", "baked")
 WARM = ROOT / "fp4forge/image/runtime/opt/fp4forge/warm.py"
 
 
@@ -66,9 +68,9 @@ def follow(server: Server, tracker: StartTracker, over: threading.Event) -> None
                 time.sleep(0.05)
 
 
-def start(model: Path, log: Path, caches: Path, port: int) -> dict[str, Any]:
+def start(model: Path, log: Path, caches: Path, port: int, options: list[str]) -> dict[str, Any]:
     """One start until its first token."""
-    server = Server(model, log, GEMMA, port, variables=variables(caches))
+    server = Server(model, log, [*GEMMA, *options], port, variables=variables(caches))
     tracker, over = StartTracker(), threading.Event()
     thread = threading.Thread(target=follow, args=(server, tracker, over))
     thread.start()
@@ -91,6 +93,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(tempfile.mkdtemp()))
     parser.add_argument("--port", type=int, default=8324)
     parser.add_argument("--shapes", choices=list(SHAPES), default="reference")
+    parser.add_argument("--starts", default=",".join(STARTS), help="Of these, with commas.")
+    parser.add_argument("--options", default="", help="More options for vllm serve.")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {"shapes": args.shapes, "device": torch.cuda.get_device_name()}
@@ -100,14 +104,15 @@ def main() -> None:
         write(model, shapes, CASES[0], float_weights(shapes, device="cuda"))
         write_tokenizer(model)
         torch.cuda.empty_cache()
-        for name in ("first", "filled", "cold", "baked"):
+        for name in args.starts.split(","):
             if name != "filled":
                 shutil.rmtree(caches, ignore_errors=True)
                 caches.mkdir(parents=True)
             found: dict[str, Any] = {}
             if name == "baked":
                 found["seed"] = warm("seed", caches, layer, model)
-            found |= start(model, args.out / f"start-{name}.log", caches, args.port)
+            log = args.out / f"start-{name}.log"
+            found |= start(model, log, caches, args.port, args.options.split())
             if name == "first":
                 found["collect"] = warm("collect", caches, layer, model)
                 found["layer_bytes"] = sum(p.stat().st_size for p in layer.glob("*"))

@@ -246,6 +246,8 @@ def save(model: Any, family: Family, folder: Path) -> None:
     save_file(whole, str(folder / "model.safetensors"), metadata={"format": "pt"})
     config = model.config.to_dict() | {"dtype": "bfloat16"}
     config["architectures"] = [type(model).__name__]
+    if "n_routed_experts" in config:  # the published configuration has it, transformers drops it
+        config["topk_method"] = "noaux_tc"
     config |= {"quantization_config": quantization_config(family)} if family.form else {}
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     write_tokenizer(folder)
