@@ -1,9 +1,10 @@
 """Packs vLLM, patched and plain, for a GPU machine without network: pieces under ``.gpu/``.
 
-    .venv/bin/python scripts/gpu_bundle.py [--have FILE] [--piece-mib 56]
+    .venv/bin/python scripts/gpu_bundle.py --release R [--have FILE] [--piece-mib 56] [--keep WORD]
 
 The machine has Python 3.12 and torch 2.11 on CUDA 13.0. --have names the packages that are there,
 one a line; the rest of the release's lock travels, without what a test on one GPU never loads.
+--keep takes along what is otherwise left behind, such as _vllm_fa3_C: MLA needs it on a Hopper.
 ``sh gpu-unpack.sh`` beside the pieces makes /tmp/fp4forge-gpu/{site,plain} of them.
 """
 
@@ -59,6 +60,7 @@ def main() -> None:
     parser.add_argument("--have", type=Path)
     parser.add_argument("--release", required=True)
     parser.add_argument("--piece-mib", type=int, default=56)
+    parser.add_argument("--keep", action="append", default=[])
     args = parser.parse_args()
     have = set(args.have.read_text().split()) if args.have else set()
     out = ROOT / ".gpu"
@@ -78,7 +80,7 @@ def main() -> None:
         uv += ["--only-binary", ":all:", "--link-mode", "copy", "--require-hashes"]
         subprocess.run([*uv, "-r", str(pins)], check=True)
         for path in sorted(site.rglob("*"), reverse=True):
-            if any(word in path.as_posix() for word in DEAD):
+            if any(word in path.as_posix() for word in DEAD if word not in args.keep):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         sequence = series.load("vllm", args.release)
         record = {"patches": [sequence.instructions(p) for p in sequence.for_variant("awq")]}

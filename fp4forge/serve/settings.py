@@ -31,6 +31,8 @@ from fp4forge.serve.split import ONE, GpuSplit
 PORT = 8000
 MODEL_DIR = "/models"
 CACHE_DIR = "/home/vllm/.cache"
+# Compilers that keep their results outside ~/.cache by default, which a restart empties.
+_COMPILERS = {"TRITON_CACHE_DIR": "triton", "HUMMING_CACHE_DIR": "humming"}
 KEY_FILE = "/run/secrets/api_key"
 KEY_VARIABLE = "VLLM_API_KEY_FILE"  # read by the image's entrypoint
 SHM_GB = 8
@@ -379,10 +381,13 @@ def _server_environment(wishes: ServerWishes) -> list[ServerSetting]:
             "expandable_segments:True",
             "less fragmentation when prompts differ in length",
         ),
-        ServerSetting(
-            "TRITON_CACHE_DIR",
-            f"{CACHE_DIR}/triton",
-            "kernels compiled once are found after a restart, in the cache volume",
+        *(
+            ServerSetting(
+                variable,
+                f"{CACHE_DIR}/{folder}",
+                "kernels compiled once are found after a restart, in the cache volume",
+            )
+            for variable, folder in _COMPILERS.items()
         ),
     ]
     if wishes.key_file:

@@ -261,7 +261,7 @@ def is_quantised(name: str) -> bool:
     return name.endswith("_proj.weight") and not any(part in name for part in outside)
 
 
-def _fused(name: str) -> str:
+def fused(name: str) -> str:
     """Layers that vLLM fuses share their scale: a name for the group."""
     for part in ("q_proj", "k_proj", "v_proj"):
         name = name.replace(f".{part}.", ".qkv.")
@@ -274,7 +274,7 @@ def quantised(weights: Tensors, case: Case) -> Tensors:
     amax: dict[str, float] = {}
     for name, tensor in split.items():
         if is_quantised(name):
-            key = _fused(name)
+            key = fused(name)
             amax[key] = max(amax.get(key, 0.0), float(tensor.abs().max()))
     out: Tensors = {}
     generator = torch.Generator().manual_seed(1)
@@ -283,7 +283,7 @@ def quantised(weights: Tensors, case: Case) -> Tensors:
         if not is_quantised(name):
             out[name] = tensor.to(torch.bfloat16)
             continue
-        base, key = name.removesuffix("weight"), _fused(name)
+        base, key = name.removesuffix("weight"), fused(name)
         expert = int(name.split(".experts.")[1].split(".")[0]) if ".experts." in name else None
         awq = case.awq_dense if expert is None else case.awq_experts
         if awq:

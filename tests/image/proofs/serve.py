@@ -68,6 +68,13 @@ TOOL = {
         },
     },
 }
+VLLM = [sys.executable, "-m", "vllm.entrypoints.cli.main"]
+GEMMA = [
+    *("--quantization", "modelopt", "--kv-cache-dtype", "fp8_e4m3", "--moe-backend", "marlin"),
+    *("--max-model-len", "2048", "--gpu-memory-utilization", "0.25", "--enable-auto-tool-choice"),
+    *("--reasoning-parser", "gemma4", "--tool-call-parser", "gemma4"),
+    *("--limit-mm-per-prompt", '{"video": 0, "audio": 0}'),
+]
 # The lines in which vLLM 0.19.1 and 0.20.2 say what they chose.
 BACKENDS = {
     "moe": r"Using '([A-Z_]+)' NvFp4 MoE backend",
@@ -79,23 +86,27 @@ class Server:
     """``vllm serve`` in a process group of its own, until closed."""
 
     def __init__(
-        self, folder: Path, log: Path, plain: Path | None, options: list[str], port: int
+        self,
+        folder: Path,
+        log: Path,
+        options: list[str],
+        port: int,
+        plain: Path | None = None,
+        variables: dict[str, str] | None = None,
     ) -> None:
         self.log, self.port = log, port
-        environment = dict(os.environ)
+        environment = os.environ | (variables or {})
         if plain:
             environment["PYTHONPATH"] = f"{plain}:{environment.get('PYTHONPATH', '')}"
-        line = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder)]
-        line += ["--quantization", "modelopt", "--kv-cache-dtype", "fp8_e4m3"]
-        line += ["--moe-backend", "marlin", "--max-model-len", "2048", "--port", str(port)]
-        line += ["--gpu-memory-utilization", "0.4", "--served-model-name", "m"]
-        line += ["--reasoning-parser", "gemma4", "--tool-call-parser", "gemma4"]
-        line += ["--enable-auto-tool-choice", "--limit-mm-per-prompt", '{"video": 0, "audio": 0}']
-        line += options
+        line = [*VLLM, "serve", str(folder), "--served-model-name", "m", "--port", str(port)]
         self.started = time.monotonic()
         with log.open("w") as file:
             self.process = subprocess.Popen(
-                line, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+                [*line, *options],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
             )
 
     def wait(self, seconds: float = 300) -> float | None:
@@ -318,7 +329,8 @@ def main() -> None:
                     continue
                 log = args.out / f"{case.name}-{side}.log"
                 eager = ["--enforce-eager"] if args.eager or case.name != "native" else []
-                server = Server(folder, log, plain, [*eager, *args.options.split()], args.port)
+                options = [*GEMMA, *eager, *args.options.split()]
+                server = Server(folder, log, options, args.port, plain)
                 try:
                     entry: dict[str, Any] = {"ready_s": server.wait()}
                     if entry["ready_s"] is None:

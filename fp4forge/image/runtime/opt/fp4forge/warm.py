@@ -55,7 +55,7 @@ FIELDS = {
 # autotune_cache.py) and Triton. Models, downloads and assets are in others.
 RESULTS = re.compile(
     r"(vllm/(torch_compile_cache|deep_gemm|flashinfer_autotune_cache|modelinfos)"
-    r"|triton|inductor"
+    r"|triton|inductor|humming"
     r"|flashinfer/(autotune|[^/]+/[^/]+/(cached_ops|generated|autotune)))/.+"
 )
 # vLLM writes its environment into cache_key_factors.json, some releases the API's key included.
@@ -88,6 +88,7 @@ def folders(caches: Path) -> dict[str, Path]:
         "triton": os.environ.get("TRITON_CACHE_DIR") or caches / "triton",
         "inductor": os.environ.get("TORCHINDUCTOR_CACHE_DIR") or caches / "torchinductor",
         "flashinfer": Path(base, ".cache/flashinfer") if base else caches / "flashinfer",
+        "humming": os.environ.get("HUMMING_CACHE_DIR") or caches / "humming",
     }
     return {name: Path(folder).absolute() for name, folder in chosen.items()}
 
