@@ -67,9 +67,10 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("PATH", f"{here.bin}:/usr/bin:/bin")
     monkeypatch.setattr(warm, "PLAN", here.plan)
     monkeypatch.setattr(warm, "SPARE_BYTES", 0)
-    for name in ("VLLM_CACHE_ROOT", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.delenv("FLASHINFER_WORKSPACE_BASE", raising=False)
+    for part in ("VLLM_CACHE_ROOT", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"):
+        monkeypatch.delenv(part, raising=False)
+    for part in ("FLASHINFER_WORKSPACE_BASE", "HUMMING_CACHE_DIR"):
+        monkeypatch.delenv(part, raising=False)
     return here
 
 
