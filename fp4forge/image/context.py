@@ -33,8 +33,8 @@ from fp4forge.core.paths import (
 from fp4forge.image import render
 from fp4forge.inputs import sbom
 from fp4forge.inputs.patches import PatchSeries
-from fp4forge.models import backend_answers
-from fp4forge.plan import packages, vllm_components
+from fp4forge.models import backend_answers, backend_kernels
+from fp4forge.plan import backend_origins, packages, vllm_components
 from fp4forge.plan.plan import Plan
 
 # Where the plan lies in the build context: the tree that the image gets as it is.
@@ -90,15 +90,18 @@ def assemble(plan: Plan) -> Context:
 
     Raises:
         DriftError: there is no lock for the plan.
+        CoverageError: vLLM would select a backend whose kernels the image cannot have.
+        ReleaseError: nothing says where a backend's kernels come from.
     """
     files, sources = _context_files(plan)
     tests = [path for path in sorted(IMAGE_TESTS.rglob("*")) if _is_source(path)]
     checks = {path.relative_to(IMAGE_TESTS).as_posix(): path for path in tests}
     checks |= {f"fp4forge/{name}": PACKAGE / name for name in JUDGES}
     sources = [*sources, *checks.values()]
+    locked = replace(plan, packages=packages.versions(plan))
     plain = replace(
-        plan,
-        packages=packages.versions(plan),
+        locked,
+        backend_kernels=backend_origins.predicted(locked),
         context={name: hashlib.sha256(files[name]).hexdigest() for name in sorted(files)},
         checks=_files_digest(checks),
         revision=revision(sources),
@@ -132,7 +135,7 @@ def _context_files(plan: Plan) -> tuple[dict[str, bytes], list[Path]]:
         *(RELEASES / "archs" / f"{plan.vllm_version}{end}" for end in (".json", ".cmake")),
         *(LOCKS / name for name in packages.files(plan)),
         *series.files(plan.variant),
-        *([backend_answers.path(plan.vllm_version)] if answers else []),
+        *([backend_answers.path(plan.vllm_version), backend_kernels.PATH] if answers else []),
     ]
     if plan.strategy == "source":
         choice = vllm_components.ComponentChoice(

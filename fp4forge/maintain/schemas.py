@@ -12,7 +12,14 @@ from fp4forge.bench import prompts, reference_card, suite
 from fp4forge.core.paths import SCHEMAS
 from fp4forge.inputs import bases, defaults, patches, policy, release, sbom
 from fp4forge.inputs.reader import InputFormat
-from fp4forge.models import family, faults, formats, switch_history, tensor_layouts
+from fp4forge.models import (
+    backend_kernels,
+    family,
+    faults,
+    formats,
+    switch_history,
+    tensor_layouts,
+)
 from fp4forge.quantise import modelopt as quantiser
 from fp4forge.serve import recipes
 
@@ -27,6 +34,7 @@ FORMATS: tuple[InputFormat[Any], ...] = (
     recipes.FORMAT,
     formats.FORMAT,
     tensor_layouts.FORMAT,
+    backend_kernels.FORMAT,
     switch_history.FORMAT,
     suite.FORMAT,
     prompts.FORMAT,

@@ -65,6 +65,8 @@ class Plan:
     sources: dict[str, ExternalSource] = field(default_factory=dict)  # external ones
     cross: cross_toolchain.CrossToolchain | None = None
     packages: dict[str, str] = field(default_factory=dict)  # locked version of each
+    # Where each backend's kernels come from, by GPU and kind; what each run-time compiler lacks.
+    backend_kernels: dict[str, Any] = field(default_factory=dict)
     packages_overridden: tuple[str, ...] = ()  # by the release, against other packages' wishes
     revision: str = ""  # commit of the inputs, for the image's label
     checks: str = ""  # SHA-256 over the image tests: other tests, another verification
