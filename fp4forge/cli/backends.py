@@ -7,14 +7,16 @@ from typing import Any
 
 import click
 
-from fp4forge.cli import checkout
+from fp4forge.cli import checkout, origins
 from fp4forge.cli.options import json_option, registry_option, resolve_registry
 from fp4forge.core.console import Console, fields, print_json, rich
 from fp4forge.core.errors import UsageError
 from fp4forge.kernels import gpus as chips
 from fp4forge.models import backend_answers as kept
-from fp4forge.models import family
+from fp4forge.models import backend_kernels, family
 from fp4forge.models.backend_answers import BackendAnswer, BackendDecision
+from fp4forge.oci.acquire import RecordedKernels, RecordedOrigin
+from fp4forge.plan.backend_origins import label
 
 _INDENT = 16
 
@@ -54,16 +56,51 @@ def backends(as_json: bool, verbose: bool, write: bool, everything: bool, **o: A
             rule="--gpu with --family or --model, or --all",
             remedy="build.py backends --gpu sm121 --family gemma4",
         )
-    found = _kept_answers(o) if o["offline"] else _ask_image(o)
+    if o["offline"]:
+        found, kernels = _kept_answers(o), _predicted_kernels(o)
+    else:
+        found, kernels = _ask_image(o)
     if write and not o["offline"]:
+        backend_kernels.check(found)
         click.echo(f"wrote {kept.write(found)}", err=True)
     if as_json:
-        import msgspec
-
-        print_json(msgspec.to_builtins(found))
+        print_json([_answer_json(answer, kernels) for answer in found])
     elif not write:
         for answer in found:
-            _show_backends(answer, verbose)
+            _show_backends(answer, kernels, verbose)
+
+
+def _answer_json(answer: BackendAnswer, kernels: RecordedKernels) -> dict[str, Any]:
+    """An answer, with where its GPU's kernels come from."""
+    import msgspec
+
+    own = kernels.gpus.get(answer.gpu, {})
+    extra = {"kernels": msgspec.to_builtins(own), "compilers": kernels.compilers}
+    found: dict[str, Any] = msgspec.to_builtins(answer)
+    return found | extra
+
+
+def _predicted_kernels(o: dict[str, Any]) -> RecordedKernels:
+    """Where the kernels come from in the usual image of each GPU."""
+    from fp4forge.image import context
+    from fp4forge.inputs import defaults
+    from fp4forge.plan.request import ImageRequest
+    from fp4forge.plan.resolve import resolve
+
+    usual = defaults.table().image
+    found = RecordedKernels()
+    for gpu in dict.fromkeys(o["gpus"]):
+        request = ImageRequest(
+            gpu,
+            o["release"] or defaults.image_release(),
+            o["variant"] or usual.variant,
+            "wheel",
+            usual.base,
+            o["platform"],
+        )
+        one = origins.of_plan(context.assemble(resolve(request)).plan)
+        found = RecordedKernels(one.compilers, found.gpus | one.gpus)
+    return found
 
 
 def _kept_answers(o: dict[str, Any]) -> tuple[BackendAnswer, ...]:
@@ -87,8 +124,9 @@ def _kept_answers(o: dict[str, Any]) -> tuple[BackendAnswer, ...]:
     return tuple(found)
 
 
-def _ask_image(o: dict[str, Any]) -> tuple[BackendAnswer, ...]:
+def _ask_image(o: dict[str, Any]) -> tuple[tuple[BackendAnswer, ...], RecordedKernels]:
     from fp4forge.backends import ask, model
+    from fp4forge.checks import recorded_kernels
 
     models = [model.of_family(name) for name in o["families"]]
     models += [model.of_folder(o["model"])] if o["model"] else []
@@ -100,7 +138,7 @@ def _ask_image(o: dict[str, Any]) -> tuple[BackendAnswer, ...]:
         step.detail = f"vLLM {found[0].vllm}: {sum(len(a.decisions) for a in found)} decisions"
     if o["release"] and o["image"]:
         _check_image_version(o["release"], found[0].vllm, image)
-    return found
+    return found, recorded_kernels.of(image)
 
 
 def _check_image_version(name: str, version: str, image: str) -> None:
@@ -138,7 +176,7 @@ def _image_to_ask(o: dict[str, Any]) -> tuple[str, str]:
     return f"{reference.repository(registry, o['repo'])}:{tag}", platform
 
 
-def _show_backends(answer: BackendAnswer, verbose: bool) -> None:
+def _show_backends(answer: BackendAnswer, kernels: RecordedKernels, verbose: bool) -> None:
     console = rich()
     major, minor = answer.capability
     console.print(
@@ -149,15 +187,18 @@ def _show_backends(answer: BackendAnswer, verbose: bool) -> None:
     for decision in answer.decisions:
         shared.setdefault((decision.kind, decision.layer), []).append(decision)
     for decisions in shared.values():
-        console.print(_backend_rows(decisions) if verbose else _backend_choices(decisions))
-        for line in _backend_notes(decisions, answer):
+        own = kernels.gpus.get(answer.gpu, {}).get(decisions[0].kind, {})
+        console.print(
+            _backend_rows(decisions, own) if verbose else _backend_choices(decisions, own)
+        )
+        for line in [*_backend_notes(decisions, answer), *_kernel_notes(decisions, own)]:
             console.print("\n".join(fields([("  note", line)], _INDENT)))
     for problem in answer.problems:
         console.print(f"  not asked: {problem}")
     console.print()
 
 
-def _backend_choices(decisions: list[BackendDecision]) -> str:
+def _backend_choices(decisions: list[BackendDecision], own: dict[str, RecordedOrigin]) -> str:
     """What vLLM selects, and what else it could; for attention by KV cache."""
     first = decisions[0]
     rows = [(first.kind, first.layer)]
@@ -167,22 +208,26 @@ def _backend_choices(decisions: list[BackendDecision]) -> str:
         named = f"  KV {one.cache}" if one.cache else "  selected"
         said = one.selected or "none"
         rows.append((named, f"{said}\nor {others}" if others else said))
+        if origin := own.get(label(one.selected, one.cache)) or own.get(one.selected):
+            rows.append(("  kernels", str(origin)))
     return "\n".join(fields(rows, _INDENT))
 
 
-def _backend_rows(decisions: list[BackendDecision]) -> Any:
+def _backend_rows(decisions: list[BackendDecision], own: dict[str, RecordedOrigin]) -> Any:
     """A row for each backend; for attention a column for each KV cache."""
     from rich import box
     from rich.table import Table
 
     first = decisions[0]
     columns = [f"KV cache {one.cache}" if one.cache else "verdict" for one in decisions]
+    columns += ["kernels"] if own else []
     table = Table(
         f"{first.kind}: {first.layer}", *columns, box=box.SIMPLE_HEAD, title_justify="left"
     )
     names = dict.fromkeys(option.name for one in decisions for option in one.options)
     for name in names:
-        table.add_row(name, *(_backend_verdict(one, name) for one in decisions))
+        verdicts = [_backend_verdict(one, name) for one in decisions]
+        table.add_row(name, *verdicts, *([origins.short(own.get(name))] if own else []))
     return table
 
 
@@ -195,6 +240,13 @@ def _backend_verdict(decision: BackendDecision, name: str) -> str:
     if option.usable:
         return "usable" if option.automatic else "usable, only when asked for"
     return option.reason
+
+
+def _kernel_notes(decisions: list[BackendDecision], own: dict[str, RecordedOrigin]) -> list[str]:
+    """Backends that vLLM would run, though their kernels are not there and nothing makes them."""
+    usable = [option.name for one in decisions for option in one.options if option.usable]
+    found = {name: own[name] for name in usable if name in own}
+    return [f"{name} is {one}" for name, one in found.items() if not one.runs]
 
 
 def _backend_notes(decisions: list[BackendDecision], answer: BackendAnswer) -> list[str]:

@@ -72,8 +72,8 @@ def _record_packages(image: str, check: bool) -> None:
 @click.option("--check", is_flag=True, help="Write nothing; fail if a file differs.")
 @checkout.required
 def render(check: bool) -> None:
-    """Render dockerfiles/ (every supported plan), schemas/ and docs/cli.md."""
-    from fp4forge.cli import reference
+    """Render dockerfiles/ (every supported plan), schemas/, docs/cli.md and backend-kernels.md."""
+    from fp4forge.cli import kernels_page, reference
     from fp4forge.image import render as rendering
     from fp4forge.inputs.broken_releases import Failures
     from fp4forge.maintain import schemas
@@ -85,6 +85,8 @@ def render(check: bool) -> None:
     lines = rendering.differences(failures) + schemas.differences()
     if reference.PATH.read_text() != reference.text():
         lines.append("differs: docs/cli.md")
+    if kernels_page.PATH.read_text() != kernels_page.text(failures) and not failures.found:
+        lines.append("differs: docs/backend-kernels.md")
     if lines:
         raise DriftError(
             "generated files are not what their sources give:\n  "
@@ -92,7 +94,7 @@ def render(check: bool) -> None:
             remedy="build.py render, then look at the difference",
         )
     failures.check()
-    click.echo("dockerfiles/, schemas/ and docs/cli.md are what their sources give")
+    click.echo("dockerfiles/, schemas/ and the generated pages are what their sources give")
 
 
 def generate() -> str:
@@ -101,7 +103,7 @@ def generate() -> str:
     Raises:
         BrokenReleasesError: some releases are broken; the others' files are written.
     """
-    from fp4forge.cli import reference
+    from fp4forge.cli import kernels_page, reference
     from fp4forge.image import render as rendering
     from fp4forge.inputs.broken_releases import Failures
     from fp4forge.maintain import schemas
@@ -109,7 +111,10 @@ def generate() -> str:
     failures = Failures()
     files.replace(reference.PATH, reference.text())
     count = rendering.write(failures)
-    said = f"{count} Dockerfiles, {schemas.write()} schemas and docs/cli.md rendered"
+    page = kernels_page.text(failures)
+    if not failures.found:  # a broken release has no table: the page stays as it is
+        files.replace(kernels_page.PATH, page)
+    said = f"{count} Dockerfiles, {schemas.write()} schemas and 2 pages rendered"
     failures.check()
     return said
 

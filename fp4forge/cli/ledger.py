@@ -8,12 +8,15 @@ from pathlib import Path
 import click
 
 from fp4forge.checks import ledgers as reading
+from fp4forge.checks import recorded_kernels
+from fp4forge.cli import origins
 from fp4forge.core import files
 from fp4forge.core.console import Console, print_json, rich
 from fp4forge.core.errors import CoverageError
 from fp4forge.kernels import groups
 from fp4forge.kernels import ledger as ledgers
 from fp4forge.kernels.gpus import GPUS
+from fp4forge.oci.acquire import RecordedKernels
 
 
 @click.command()
@@ -29,7 +32,9 @@ from fp4forge.kernels.gpus import GPUS
 def ledger(target: str, as_json: bool, require: tuple[str, ...], html: Path | None) -> None:
     """Show which GPUs TARGET's FP4 kernels run on, as read from the binaries.
 
-    TARGET is a shared object, a wheel, a folder, a container, or an image (not started).
+    TARGET is a shared object, a wheel, a folder, a container, or an image (not started). Of an
+    image of this project, also where each backend's kernels come from: ahead of time, or by
+    which compiler at run time.
     """
     console = Console()
     with console.step("ledger") as step:
@@ -39,10 +44,12 @@ def ledger(target: str, as_json: bool, require: tuple[str, ...], html: Path | No
         from fp4forge.checks.image_page import ledger_page
 
         files.replace(html, ledger_page(found))
+    kernels = recorded_kernels.of(target)
     if as_json:
-        print_json(found.as_json())
+        print_json(found.as_json() | {"backend_kernels": origins.as_json(kernels)})
     else:
         _show_ledger(found)
+        _show_origins(kernels)
     lacking = ledgers.lost(found, require)
     if lacking:
         raise CoverageError(
@@ -92,6 +99,19 @@ def _show_ledger(found: ledgers.Ledger) -> None:
         gpus.add_row(group, *(verdict[group] for verdict in found.gpus.values()))
     gpus.add_row("NVFP4 served", *("yes" if v["ok"] else "NO" for v in found.gpus.values()))
     rich().print(files, gpus)
+
+
+def _show_origins(kernels: RecordedKernels) -> None:
+    """Where each backend's kernels come from, if the image records it."""
+    from rich import box
+    from rich.table import Table
+
+    if not kernels.gpus:
+        return
+    table = Table("kind", "kernels of backend", *kernels.gpus, box=box.SIMPLE_HEAD)
+    for row in origins.rows(kernels):
+        table.add_row(*row)
+    rich().print(table, f"compilers: {origins.compilers(kernels)}")
 
 
 @click.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fp4forge.cli import origins
 from fp4forge.core.console import fields
 from fp4forge.plan.plan import Plan
 
@@ -23,6 +24,7 @@ def lines(p: Plan, verbose: bool = False) -> list[str]:
         "arch list": p.arch_list,
         "predicted": _predicted(p),
         "backends": _backends(p),
+        "at run time": _at_run_time(p),
         "may miss FP4": ", ".join(p.allow_missing),
         "may be vulnerable": ", ".join(p.allow_vulnerable),
         "variant": f"{p.variant}: patches {', '.join(p.patches)}"
@@ -68,6 +70,12 @@ def _backends(p: Plan) -> str:
         f"{len(families)} model families on {', '.join(p.backends)}; build.py backends --kept"
         f" --release {p.release} shows what vLLM selects"
     )
+
+
+def _at_run_time(p: Plan) -> str:
+    """Backends that vLLM selects and whose kernels are made, or fetched, while it serves."""
+    rows = origins.selected(p.backends, origins.of_plan(p))
+    return "\n".join(f"{how}: {', '.join(names)}" for how, names in rows.items())
 
 
 def _sources(p: Plan, verbose: bool) -> str:

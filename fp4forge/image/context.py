@@ -54,6 +54,7 @@ JUDGES = (
     "backends/inside/layers.py",
     "backends/inside/stand_in.py",
     "checks/__init__.py",
+    "checks/backend_content.py",
     "checks/credentials.py",
     "checks/ledgers.py",
     "sbom/__init__.py",

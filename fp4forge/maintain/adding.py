@@ -30,6 +30,7 @@ from fp4forge.maintain import (
     index,
     locking,
     porting,
+    read_backends,
     read_switches,
     sources,
     write_arch_rules,
@@ -82,7 +83,8 @@ def draft(version: str, report: Progress) -> ReleaseDraft:
     Raises:
         UsageError: the release is there already.
         ArtefactError: the index does not have it, or does not answer.
-        ReleaseError: its requirements, CMake files or wheels are not of a form that is known.
+        ReleaseError: its requirements, CMake files or wheels are not of a form that is known, or
+            its selection code names a backend that ``models/backend_kernels.yaml`` lacks.
         CoverageError: its wheels hold other kernels than its CMake rules predict.
     """
     version = release.check_version(version)
@@ -101,6 +103,7 @@ def draft(version: str, report: Progress) -> ReleaseDraft:
     size = _grown_budget(pins, before)
     report("the source distribution")
     tree = sources.tree_of(sdist)
+    read_backends.check(tree)
     report("the patches")
     ported = porting.port(version)
     report("CMake's rules, for some thousand arch lists")  # last: it takes a minute

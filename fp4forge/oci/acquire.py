@@ -22,10 +22,35 @@ RECORDS = ("plan", "ledger", "patches")
 T = TypeVar("T")
 
 
+class RecordedOrigin(Struct, frozen=True):
+    """Where a backend's kernels come from: ahead of time, by compilers, or from nowhere."""
+
+    origin: str = ""
+    by: tuple[str, ...] = ()
+    why: str = ""
+
+    @property
+    def runs(self) -> bool:
+        """Whether it needs no network: the kernels are there, or their compilers."""
+        return bool(self.by) or self.origin in ("", "ahead of time")
+
+    def __str__(self) -> str:
+        """One line for people."""
+        return f"{self.origin} by {', '.join(self.by)}" if self.by else f"{self.origin}: {self.why}"
+
+
+class RecordedKernels(Struct, frozen=True):
+    """What run-time compilers lack, and origins by GPU, kind of layer and backend."""
+
+    compilers: dict[str, str] = {}
+    gpus: dict[str, dict[str, dict[str, RecordedOrigin]]] = {}
+
+
 class RecordedPlan(Struct, frozen=True):
     """plan.json, as far as it is read back from an image."""
 
     packages: dict[str, str] = {}
+    backend_kernels: RecordedKernels = RecordedKernels()
     release: str = ""
     vllm_version: str = ""
     base: str = ""

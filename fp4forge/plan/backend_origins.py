@@ -148,3 +148,24 @@ def as_json(found: ImageContent, made: Origins) -> dict[str, Any]:
     if not made:
         return {}
     return {"compilers": backend_kernels.compilers(found), "gpus": msgspec.to_builtins(made)}
+
+
+def differences(predicted: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """What differs between a plan and its image (both as ``as_json``), a line each.
+
+    What decides is compared: which origin, by which compilers, and what these lack. The reason
+    may name other architectures: a file has more of them than the group that is asked for.
+    """
+    lines = []
+    for name, lacks in predicted["compilers"].items():
+        if (has := found["compilers"].get(name, name)) != lacks:
+            lines.append(f"{name} lacks {has or 'nothing'}, predicted {lacks or 'nothing'}")
+    for gpu, kinds in predicted["gpus"].items():
+        for kind, rows in kinds.items():
+            for name, row in rows.items():
+                planned = msgspec.convert(row, KernelOrigin)
+                own = found["gpus"].get(gpu, {}).get(kind, {}).get(name)
+                real = msgspec.convert(own, KernelOrigin) if own else None
+                if real is None or (real.origin, real.by) != (planned.origin, planned.by):
+                    lines.append(f"{gpu}, {kind} {name}: {real}, predicted {planned}")
+    return lines

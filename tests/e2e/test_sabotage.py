@@ -28,6 +28,7 @@ SLOW = (
     "requirements",
     "test_proofs",
     "test_backends",
+    "test_backend_kernels",
     "times",
     "runtime_compilers",
     "versions",
@@ -131,6 +132,18 @@ SABOTAGES = (
         "",
         ("backends",),
         (("backends", {"sm121": {"gemma4": {}, "qwen3": {}}}),),
+    ),
+    Sabotage("ninja removed", "RUN rm /usr/local/bin/ninja", ("backend_kernels",)),
+    Sabotage(
+        "CuTe DSL removed",
+        f"RUN rm -r {SITE}/nvidia_cutlass_dsl",
+        ("backend_kernels",),
+    ),
+    Sabotage(
+        "a plan that predicts a compiler less",
+        "",
+        ("backend_kernels",),
+        (("backend_kernels", {"compilers": {"nvcc": "ninja"}, "gpus": {}}),),
     ),
     Sabotage("FlashInfer's modules missing", "", ("aot",), (("aot", AHEAD),)),
     Sabotage(

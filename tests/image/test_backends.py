@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -62,3 +63,27 @@ def test_backends_file(host: Any, plan: dict[str, Any]) -> None:
     assert host.file(FILE).exists, f"{FILE} is missing"
     found = hashlib.sha256(host.file(FILE).content).hexdigest()
     assert found == wanted, f"{FILE} is not the plan's"
+
+
+def test_backend_kernels(
+    host: Any, plan: dict[str, Any], site: str, over_files: Callable[..., Any]
+) -> None:
+    """every backend's kernels are ahead of time or compiled at run time, as the plan predicts"""
+    from fp4forge.checks import backend_content
+    from fp4forge.plan import backend_origins
+
+    if not plan["backend_kernels"]:
+        pytest.skip(f"vLLM {plan['vllm_version']} has no recorded backends")
+    ledger = json.loads(host.file("/opt/fp4forge/ledger.json").content_string)
+    files, libraries = over_files("backend_files", site, backend_content.questions())
+    content = backend_content.content(ledger, files, libraries)
+    made = backend_origins.origins(plan["vllm_version"], tuple(plan["gpus"]), content)
+    wanted = {gpu: rows for gpu, rows in made.items() if gpu not in plan["allow_missing"]}
+    lost = backend_origins.impossible(
+        plan["vllm_version"], wanted, tuple(plan["components_left_out"])
+    )
+    assert not lost, "; ".join(lost[:5])
+    differ = backend_origins.differences(
+        plan["backend_kernels"], backend_origins.as_json(content, made)
+    )
+    assert not differ, "; ".join(differ[:5])

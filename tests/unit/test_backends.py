@@ -346,7 +346,9 @@ def test_kept_answers_are_shown_with_what_forces_them(
 def test_kept_answers_as_json(folder: Path) -> None:
     kept.write((ANSWER,))
     said = run("--gpu", "sm121", "--family", "gemma4", "--kept", "--release", "0.20.2", "--json")
-    assert msgspec.convert(json.loads(said), tuple[BackendAnswer, ...]) == (ANSWER,)
+    (told,) = json.loads(said)
+    assert told.pop("kernels")["experts"] and told.pop("compilers")["nvcc"] == ""
+    assert msgspec.convert(told, BackendAnswer) == ANSWER
 
 
 def test_an_answer_that_was_not_kept_is_asked_for(folder: Path) -> None:

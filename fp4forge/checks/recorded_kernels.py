@@ -1,0 +1,31 @@
+"""Where backends' kernels come from in an image, as its plan records it and its checks compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fp4forge.oci import acquire
+from fp4forge.oci.acquire import RecordedKernels
+
+
+def of(target: str) -> RecordedKernels:
+    """What an image or a container of this project records; empty for anything else.
+
+    Args:
+        target: as ``build.py ledger`` takes it; a file or folder has no plan.
+
+    Raises:
+        BinaryError: the image's plan.json is malformed.
+    """
+    if Path(target).exists():
+        return RecordedKernels()
+    from docker.errors import APIError, NotFound
+
+    from fp4forge.oci import engine
+
+    client = engine.connect()
+    try:
+        found = acquire.records_of(client.containers.get(target))
+    except (NotFound, APIError):
+        found = acquire.records(client, target)
+    return found.plan.backend_kernels
