@@ -138,7 +138,15 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> Changed:
     """
     copy = tmp_path_factory.mktemp("checkout")
     skip = shutil.ignore_patterns("__pycache__", ".build", ".venv", ".git")
-    for name in ("fp4forge", "releases", "patches", "templates", "dockerfiles", "tests/image"):
+    for name in (
+        "fp4forge",
+        "models",
+        "releases",
+        "patches",
+        "templates",
+        "dockerfiles",
+        "tests/image",
+    ):
         shutil.copytree(ROOT / name, copy / name, ignore=skip)
     git = ["git", "-C", str(copy), "-c", "user.name=test", "-c", "user.email=test@example.org"]
     for line in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "all"]):
