@@ -259,9 +259,14 @@ def workload(wishes: ServerWishes) -> Workload:
     return WORKLOADS[wishes.workload]
 
 
+def _absolute(path: Path) -> Path:
+    """The path from the root. Kubernetes refuses ``..`` in it; other links stay as they are."""
+    return path.resolve() if ".." in path.parts else path.absolute()
+
+
 def _mounted_path(path: Path, flag: str) -> str:
     """A path of the host as it is mounted."""
-    absolute = str(path.absolute())
+    absolute = str(_absolute(path))
     if steers(absolute):
         raise UsageError(
             f"{flag} {absolute!r} cannot be mounted",
@@ -272,7 +277,7 @@ def _mounted_path(path: Path, flag: str) -> str:
 
 
 def _served_name(model: Path, wishes: ServerWishes) -> str:
-    served = wishes.served_name or model.absolute().name
+    served = wishes.served_name or _absolute(model).name
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", served):
         raise UsageError(
             f"the served name {served!r} cannot be used",
