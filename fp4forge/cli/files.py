@@ -62,7 +62,7 @@ def _record_packages(image: str, check: bool) -> None:
         )
     console = Console()
     with console.step("packages") as step:
-        path, moved = distro_packages.record_image(image)
+        path, moved = distro_packages.record_image(image, step.report)
         step.detail = f"releases/packages/{path.name}, {len(moved)} moved"
     for line in moved:
         click.echo(line)

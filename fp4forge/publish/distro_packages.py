@@ -20,6 +20,7 @@ from fp4forge.core.paths import RELEASES
 from fp4forge.core.platform import PLATFORMS
 from fp4forge.core.text import shown
 from fp4forge.inputs import bases
+from fp4forge.kernels.base import Progress
 from fp4forge.oci import acquire, engine
 
 FOLDER = RELEASES / "packages"
@@ -128,13 +129,16 @@ def record(image: str, base: str, platform: str) -> tuple[Path, list[str]]:
     return path, moved
 
 
-def record_image(image: str) -> tuple[Path, list[str]]:
-    """The same for the base and platform that the image's own plan names.
+def record_image(image: str, report: Progress) -> tuple[Path, list[str]]:
+    """The same for the base and platform that the image's own plan names; pulls the image.
 
     Raises:
         UsageError: the image has no plan.
+        RegistryError: it is neither in the engine nor to be had.
     """
-    plan = acquire.records(engine.connect(), image).plan
+    client = engine.connect()
+    engine.have(client, image, None, report)
+    plan = acquire.records(client, image).plan
     if not plan.base or plan.platform not in PLATFORMS:
         raise UsageError(
             f"{shown(image, 200)} has no plan in {acquire.FOLDER}",
