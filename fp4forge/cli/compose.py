@@ -13,10 +13,12 @@ from fp4forge.cli.options import (
     server_options,
     split_of,
     trust_of,
+    with_option,
 )
 from fp4forge.core import files, reading
 from fp4forge.core.console import Console, print_json, print_rows
 from fp4forge.core.errors import CheckpointError, UsageError
+from fp4forge.core.text import shown
 from fp4forge.kernels import gpus as gpu
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ _NOT_LOADED = {"needs-newer-vllm", "unknown-architecture"}  # findings of checkp
 )
 @click.option("--utilization", type=float, default=0.85, show_default=True)
 @click.option("--gpu", "product", help="Product, if the arch has several: rtx5090, rtxpro6000, ...")
+@with_option
 @click.option("--explain", is_flag=True, help="Print every setting and its reason.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False))
 @click.option(
@@ -91,6 +94,7 @@ def compose(
     lock: Path | None,
     from_lock: Path | None,
     kind: str,
+    extras: tuple[str, ...],
     **o: Any,
 ) -> None:
     """Write a compose file (or another manifest) that serves MODEL.
@@ -107,9 +111,16 @@ def compose(
         raise UsageError("--lock goes with a manifest", rule="not with --json or --explain")
     if lock and output and lock.absolute() == output.absolute():
         raise UsageError(f"--lock and --output are both {lock}", rule="two files")
+    if extras and (kind != "compose" or not output or lock or as_json or explain):
+        raise UsageError(
+            f"--with {extras[0]} goes with a compose file that is written",
+            rule="with --output FILE, and not with another --format, --lock, --json or --explain",
+        )
+    from fp4forge.inputs import monitoring_images
     from fp4forge.models import switch_history
-    from fp4forge.serve import manifest
+    from fp4forge.serve import manifest, monitoring
 
+    watching = monitoring_images.images() if extras else None
     found = server(o, own_image=bool(o["image"]))
     if as_json:
         print_json(found.as_json())
@@ -124,11 +135,14 @@ def compose(
             [(f"not written: {name}", why) for name, why in switch_history.left_out().items()]
         )
         return
-    text = manifest.render(found, kind)
+    text = manifest.render(found, kind, monitoring=watching)
     if kind == "compose":
         checked = manifest.validate(text)
         note = f"checked by {checked} config" if checked else "no docker compose here to check it"
         click.echo(f"compose: {note}", err=True)
+    if output and watching:  # first: a manifest without them could not be started
+        written = monitoring.write(output.absolute().parent, found.name)
+        click.echo(f"monitoring: {shown(written, 300)}", err=True)
     if not lock:
         _write_manifest(text, kind, output)
         return

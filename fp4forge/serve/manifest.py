@@ -77,7 +77,8 @@ def render(server: ServerSettings, kind: str, **more: object) -> str:
     Args:
         server: from ``settings.server``.
         kind: one of FORMATS.
-        more: what the template of that kind needs beside the server.
+        more: what the template of that kind needs beside the server; of a compose file
+            ``monitoring``, the images that watch the server (their files: ``monitoring.write``).
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -118,7 +119,7 @@ def render(server: ServerSettings, kind: str, **more: object) -> str:
         tmpfs=TMPFS,
         published=published(server.listen, server.port),
         flags=list(zip_arguments(server)),
-        **more,
+        **({"monitoring": None} | more),
     )
 
 
