@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fp4forge.cli import together
 from fp4forge.cli.options import (
     json_option,
     resolve_registry,
@@ -58,7 +59,13 @@ _NOT_LOADED = {"needs-newer-vllm", "unknown-architecture"}  # findings of checkp
 
 
 @click.command()
-@click.option("--model", type=click.Path(path_type=Path), help="The checkpoint's folder.")
+@click.option(
+    "--model",
+    "models",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="The checkpoint's folder. Several share one GPU, behind one address.",
+)
 @click.option("--arch", default="sm121", show_default=True, help="GPU of the image.")
 @server_options
 @click.option(
@@ -95,9 +102,13 @@ def compose(
     from_lock: Path | None,
     kind: str,
     extras: tuple[str, ...],
+    models: tuple[Path, ...],
     **o: Any,
 ) -> None:
     """Write a compose file (or another manifest) that serves MODEL.
+
+    Several models get a server each, one after the other in a share of one GPU's memory, and
+    LiteLLM's proxy as their common address.
 
     --lock FILE hashes every file of the model, so that --from-lock FILE writes the same manifest
     for the same bytes, or says what differs (exit code 31).
@@ -105,7 +116,7 @@ def compose(
     if from_lock:
         _reproduce_lock(ctx, from_lock, output)
         return
-    if not o["model"]:
+    if not models:
         raise UsageError("--model is missing", rule="--model DIR, or --from-lock FILE")
     if lock and (as_json or explain):
         raise UsageError("--lock goes with a manifest", rule="not with --json or --explain")
@@ -116,11 +127,20 @@ def compose(
             f"--with {extras[0]} goes with a compose file that is written",
             rule="with --output FILE, and not with another --format, --lock, --json or --explain",
         )
-    from fp4forge.inputs import monitoring_images
+    if len(models) > 1:
+        if kind != "compose" or lock or as_json or explain:
+            raise UsageError(
+                "several models go into a compose file",
+                rule="not with another --format, --lock, --json or --explain",
+            )
+        together.write(models, o, output, extras)
+        return
+    o["model"] = models[0]
+    from fp4forge.inputs import service_images
     from fp4forge.models import switch_history
     from fp4forge.serve import manifest, monitoring
 
-    watching = monitoring_images.images() if extras else None
+    watching = service_images.images() if extras else None
     found = server(o, own_image=bool(o["image"]))
     if as_json:
         print_json(found.as_json())

@@ -52,7 +52,7 @@ def up(as_json: bool, dry_run: bool, no_smoke: bool, timeout: float, **o: Any) -
     """
     from fp4forge.checkpoint import tensors
     from fp4forge.cli import compose
-    from fp4forge.inputs import monitoring_images
+    from fp4forge.inputs import service_images
     from fp4forge.launch import deployment as deployments
     from fp4forge.launch import this_machine
     from fp4forge.serve import manifest, memory
@@ -89,7 +89,7 @@ def up(as_json: bool, dry_run: bool, no_smoke: bool, timeout: float, **o: Any) -
             f"the split needs {found.gpus} GPUs, and this machine has {number}",
             rule="a server runs on the GPUs of one machine",
         )
-    watching = monitoring_images.images() if o["extras"] else None
+    watching = service_images.images() if o["extras"] else None
     text = manifest.render(found, "compose", monitoring=watching)
     override = reading.text(o["override"], UsageError, where="--override") if o["override"] else ""
     if dry_run:

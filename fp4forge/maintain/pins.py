@@ -1,4 +1,4 @@
-"""Digests of the images that come from a hub: bases, and what watches a server."""
+"""Digests of the images that come from a hub: bases, and what runs beside servers."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import re
 import subprocess
 from collections.abc import Iterator
 
+from msgspec import structs
+
 from fp4forge.core import files
 from fp4forge.core.errors import ForgeError
 from fp4forge.core.paths import RELEASES
-from fp4forge.inputs import bases, monitoring_images
+from fp4forge.inputs import bases, service_images
 from fp4forge.oci import reference, registry
 
 
@@ -44,6 +46,5 @@ def _hub_images() -> Iterator[tuple[str, str, str]]:
     for name, entry in bases.table().items():
         if entry.image:
             yield "bases.yaml", name, entry.image
-    watching = monitoring_images.images()
-    yield "monitoring.yaml", "prometheus", watching.prometheus.image
-    yield "monitoring.yaml", "grafana", watching.grafana.image
+    beside = structs.asdict(service_images.images())
+    yield from (("services.yaml", name, pinned.image) for name, pinned in beside.items())

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from fp4forge.cli.serve import serve as command
 from fp4forge.core.errors import ReleaseError, UsageError
 from fp4forge.core.paths import PACKAGE, ROOT
-from fp4forge.inputs import monitoring_images, release, switches
+from fp4forge.inputs import release, service_images, switches
 from fp4forge.launch.deployment import Deployment
 from fp4forge.serve import manifest, monitoring
 from tests.unit.test_serving import IMAGE, model, server
@@ -107,7 +107,7 @@ def test_the_dashboard_hangs_together() -> None:
 
 def composed(folder: Path, **wishes: Any) -> dict[str, Any]:
     found = server(model(folder), workload="balanced", **wishes)
-    text = manifest.render(found, "compose", monitoring=monitoring_images.images())
+    text = manifest.render(found, "compose", monitoring=service_images.images())
     read: dict[str, Any] = yaml.safe_load(text)
     return read
 
@@ -219,19 +219,19 @@ def test_compose_is_called_with_the_profile() -> None:
 
 
 def test_an_image_is_named_by_digest_as_soon_as_it_is_known() -> None:
-    found = monitoring_images.images().prometheus
+    found = service_images.images().prometheus
     digest = "sha256:" + "a" * 64
     assert msgspec.structs.replace(found, digest="").reference == found.image
     assert msgspec.structs.replace(found, digest=digest).reference == f"{found.image}@{digest}"
     with pytest.raises(ReleaseError, match="image"):
-        monitoring_images.FORMAT.parse(
+        service_images.FORMAT.parse(
             "images:\n  prometheus: {image: no-tag}\n  grafana: {image: 'a:1'}\n", "x.yaml"
         )
 
 
 def test_a_long_name_keeps_its_folder(tmp_path: Path) -> None:
     found = replace(server(model(tmp_path), workload="balanced"), name="v" * 63)
-    text = manifest.render(found, "compose", monitoring=monitoring_images.images())
+    text = manifest.render(found, "compose", monitoring=service_images.images())
     source = yaml.safe_load(text)["services"]["grafana"]["volumes"][0]["source"]
     folder = monitoring.folder(Path(), found.name)
     assert Path(source).parent == folder

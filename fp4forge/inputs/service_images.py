@@ -1,4 +1,4 @@
-"""The images that watch a server: ``releases/monitoring.yaml``."""
+"""The images that run beside servers: ``releases/services.yaml``."""
 
 from __future__ import annotations
 
@@ -37,27 +37,28 @@ class PinnedImage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         return f"{self.image}@{self.digest}" if self.digest else self.image
 
 
-class MonitoringImages(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The programs that watch a server."""
+class ServiceImages(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What watches servers, and what puts several behind one address."""
 
     prometheus: Annotated[PinnedImage, Meta(description="stores metrics and evaluates alerts")]
     grafana: Annotated[PinnedImage, Meta(description="shows the dashboard")]
+    gateway: Annotated[PinnedImage, Meta(description="LiteLLM's proxy, before several servers")]
 
 
-class MonitoringTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What ``--with monitoring`` adds to a compose file."""
+class ServiceTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a compose file may have beside vLLM."""
 
-    images: Annotated[MonitoringImages, Meta(description="images by the name of their service")]
+    images: Annotated[ServiceImages, Meta(description="images by the name of their service")]
 
 
-FORMAT = InputFormat(MonitoringTable, "monitoring", ReleaseError)
+FORMAT = InputFormat(ServiceTable, "services", ReleaseError)
 
 
 @cache
-def images() -> MonitoringImages:
+def images() -> ServiceImages:
     """The images.
 
     Raises:
-        ReleaseError: ``releases/monitoring.yaml`` cannot be read, or is malformed.
+        ReleaseError: ``releases/services.yaml`` cannot be read, or is malformed.
     """
-    return FORMAT.read(RELEASES / "monitoring.yaml", f"{RELEASES.name}/monitoring.yaml").images
+    return FORMAT.read(RELEASES / "services.yaml", f"{RELEASES.name}/services.yaml").images
