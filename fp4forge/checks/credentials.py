@@ -200,6 +200,11 @@ class _Hashed(io.RawIOBase):
         return self.hash.hexdigest()
 
 
+def in_file(name: str, file: IO[bytes]) -> Iterator[LikelyCredential]:
+    """What looks like a credential in a file; of a larger one than they are, in its beginning."""
+    return _look_for_credentials(name, file.read(_LARGEST))
+
+
 def _look_for_credentials(name: str, content: bytes) -> Iterator[LikelyCredential]:
     path = PurePosixPath("/", name)
     if path.name in _NAMES or str(path).endswith(_PATHS):

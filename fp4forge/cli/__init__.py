@@ -39,6 +39,7 @@ COMMANDS = {
     "quantise": ("fp4forge.cli.quantise", "quantise", "Make a checked NVFP4 checkpoint."),
     "serve": ("fp4forge.cli.serve", "serve", "Run, configure, size and diagnose a server."),
     "bench": ("fp4forge.cli.bench", "bench", "Measure a server, and compare results."),
+    "warm": ("fp4forge.cli.warm", "warm", "Add this GPU's compile caches to an image."),
     "matrix": ("fp4forge.cli.files", "matrix", "List everything that can be built."),
     "completion": ("fp4forge.cli.files", "completion", "Print shell completion."),
 }

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from fp4forge.launch.cluster.hosts import ClusterHost
     from fp4forge.serve.settings import ServerSettings
 
+# Kubernetes, "Labels and Selectors": a DNS name, a slash, and a name of at most 63 characters.
+_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_RESOURCE = re.compile(
+    rf"(?=[^/]{{1,253}}/){_LABEL}(?:\.{_LABEL})*/[A-Za-z0-9](?:[A-Za-z0-9._-]{{0,61}}[A-Za-z0-9])?"
+)
+
 
 def fit(o: dict[str, Any], machines: int) -> tuple[list[ClusterOption], ClusterOption]:
     """Every way to divide the model over the machines, and the best one that fits.
@@ -81,7 +87,7 @@ def kubernetes(o: dict[str, Any]) -> None:
             rule="--format lws --model DIR --machines N",
         )
     name = o["rdma_resource"]
-    if name and not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,60}[a-z0-9])?/[A-Za-z0-9._-]{1,63}", name):
+    if name and not _RESOURCE.fullmatch(name):
         raise UsageError(f"--rdma-resource {name!r}", rule="a resource's name, such as rdma/hca")
     _, chosen = fit(o, o["machines"])
     whole, _, _ = server(o, chosen)

@@ -261,13 +261,7 @@ def split_of(o: dict[str, Any]) -> Any:
     )
 
 
-_SERVER = (
-    click.option(
-        "--workload",
-        default="interactive",
-        show_default=True,
-        help="interactive, balanced, throughput or long-context.",
-    ),
+_WHICH_IMAGE = (
     click.option("--release", help="Release of the image; by default the newest that has a wheel."),
     click.option("--variant", help="awq (all patches; the default) or plain."),
     click.option(
@@ -278,6 +272,15 @@ _SERVER = (
     click.option("--image", help="Image; by default the release's moving tag in --registry."),
     registry_option,
     click.option("--repo", default="fp4forge/vllm", show_default=True),
+)
+_SERVER = (
+    click.option(
+        "--workload",
+        default="interactive",
+        show_default=True,
+        help="interactive, balanced, throughput or long-context.",
+    ),
+    *_WHICH_IMAGE,
     trust_options,
     click.option("--name", help="The model's name in the API; by default the folder's."),
     click.option(
@@ -331,5 +334,12 @@ with_option = click.option(
 def server_options(function: Function) -> Function:
     """Options that say how a model is served: those of ``serve compose`` and ``serve up``."""
     for option in reversed(_SERVER):
+        function = option(function)
+    return function
+
+
+def server_options_of_image(function: Function) -> Function:
+    """The same for a command whose argument is the image: none of them names another one."""
+    for option in reversed([option for option in _SERVER if option not in _WHICH_IMAGE]):
         function = option(function)
     return function

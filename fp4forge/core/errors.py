@@ -167,6 +167,12 @@ class HostError(ForgeError):
     exit_code = 17
 
 
+class NoGpuError(ForgeError):
+    """This machine has no GPU that a step needs."""
+
+    exit_code = 32
+
+
 class DefectError(ForgeError):
     """A defect in fp4forge. The message names a file with the details; please report it."""
 

@@ -66,6 +66,7 @@ UNPACKED_BYTES = 64 << 30  # all of them together
 UNPACKED_RATIO = 100  # unpacked bytes for each packed one; device code has about 3
 
 # Programs that this one runs.
+COLLECT_SECONDS = 900  # packing compile caches, or copying them out of a container
 PROGRAM_SECONDS = 120  # docker and its plugins, asked for a fact
 LOAD_SECONDS = 3600  # docker load of a whole image
 BACKENDS_SILENCE_SECONDS = 300

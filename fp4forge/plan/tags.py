@@ -39,9 +39,28 @@ def immutable(release: str, arch: str, variant: str, identity: str) -> str:
     return f"{release}-{arch}-{variant}-{identity}"
 
 
+def warm(release: str, arch: str, variant: str, identity: str, digest: str) -> str:
+    """The tag of a plan's image with compile caches: immutable, and by the image's own digest.
+
+    Args:
+        release: and the following three: of the plan, as for ``immutable``.
+        arch: the GPU.
+        variant: the patches.
+        identity: the plan's id.
+        digest: of the manifest with the layer of caches, ``sha256:...``.
+    """
+    own = digest.removeprefix("sha256:")[:12]
+    return f"{immutable(release, arch, variant, identity)}-warm-{own}"
+
+
 def is_immutable(tag: str) -> bool:
     """Whether a tag has the form of one that names a plan's image for ever."""
     return bool(_IMMUTABLE.search(tag))
+
+
+def is_moving(tag: str) -> bool:
+    """Whether a tag has the form of one that follows verified images."""
+    return bool(_MOVING.match(tag))
 
 
 def check(tag: str) -> str:
@@ -61,7 +80,7 @@ def check(tag: str) -> str:
             rule="a tag that ends in a plan's id names that plan's image for ever",
             remedy="choose a name that does not end in - and 12 hex digits",
         )
-    if _MOVING.match(tag):
+    if is_moving(tag):
         raise UsageError(
             f"--tag {tag!r} has the form of a moving tag",
             rule="a tag that begins with release, GPU, variant and strategy follows these images",

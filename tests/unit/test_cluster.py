@@ -176,6 +176,15 @@ def test_each_machine_gets_its_file(folder: Path) -> None:
     assert first["image"] == second["image"] and first["pull_policy"] == "never"
 
 
+@pytest.mark.parametrize(
+    "name", ["rdma", "a..b/x", "-a/x", "a/x/y", "a/-x", "A/x", f"a/{'x' * 64}"]
+)
+def test_a_device_resource_has_a_name_that_kubernetes_takes(folder: Path, name: str) -> None:
+    line = ("serve", "cluster", "--format", "lws", "--machines", "2", "--model", str(folder))
+    done = run(*line, "--image", IMAGE, f"--rdma-resource={name}")
+    assert done.returncode == 2 and "a resource's name" in done.stderr
+
+
 def test_a_leader_worker_set(folder: Path) -> None:
     line = ("serve", "cluster", "--format", "lws", "--machines", "2", "--model", str(folder))
     done = run(*line, "--image", IMAGE, "--workload", "balanced", "--rdma-resource", "rdma/hca")

@@ -139,3 +139,57 @@ def test_a_key_file_that_is_none(
     told = capsys.readouterr().err
     assert ended.value.code == 78 and told.count("\n") == 1 and told.rstrip().isprintable()
     assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize(
+    ("args", "model"),
+    [
+        (["serve", "/models/a", "--port", "1"], "/models/a"),
+        (["serve", "--model", "/models/a"], "/models/a"),
+        (["serve", "--port", "1", "--model=/models/a"], "/models/a"),
+        (["serve", "--model"], ""),
+        (["serve"], ""),
+    ],
+)
+def test_the_model_that_is_served(entry: Any, args: list[str], model: str) -> None:
+    assert entry.model_of(args) == model
+
+
+SEED = 'import sys; print(*sys.argv[1:], file=open("{}", "w"))'
+
+
+@pytest.fixture
+def warm(entry: Any, tmp_path: Path) -> Any:
+    """The entrypoint of an image with a warm layer, and a program that notes its arguments."""
+    names = entry.seed_caches.__globals__
+    program = tmp_path / "warm.py"
+    program.write_text(SEED.format(tmp_path / "said"))
+    names |= {"WARM": tmp_path / "warm", "WARM_PROGRAM": str(program)}
+    (tmp_path / "warm").mkdir()
+    (tmp_path / "warm/key.json").write_text("{}")
+    return entry
+
+
+def test_caches_are_seeded_before_the_server(warm: Any, tmp_path: Path) -> None:
+    warm.seed_caches(["serve", "-model"])
+    assert not (tmp_path / "said").exists()
+    warm.seed_caches(["serve", "/models/a"])
+    layer = tmp_path / "warm"
+    wanted = f"seed {warm.CACHES} {layer} --model=/models/a\n"
+    assert (tmp_path / "said").read_text() == wanted
+
+
+def test_without_a_warm_layer_nothing_runs(warm: Any, tmp_path: Path) -> None:
+    (tmp_path / "warm/key.json").unlink()
+    start = time.monotonic()
+    warm.seed_caches(["serve", "/models/a"])
+    assert time.monotonic() - start < 0.01 and not (tmp_path / "said").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["syntax error", "import time; time.sleep(60)", "raise SystemExit(9)"]
+)
+def test_a_layer_that_fails_stops_no_start(warm: Any, tmp_path: Path, text: str) -> None:
+    (tmp_path / "warm.py").write_text(text)
+    warm.seed_caches.__globals__["WARM_SECONDS"] = 0.5
+    warm.seed_caches(["serve", "/models/a"])

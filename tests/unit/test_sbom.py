@@ -300,3 +300,12 @@ def test_an_images_page_of_licences(root: Path, plan: Plan) -> None:
     text = page.licences(components, table(), "an image")
     assert text.count("| nvidia-cublas | 13.1.0.3 |") == 2  # under NVIDIA's terms, and in its list
     assert all(f"| {component.name} | {component.version} |" in text for component in components)
+
+
+def test_a_warm_layer_is_two_files(root: Path) -> None:
+    warm = root / "opt/fp4forge/warm"
+    warm.mkdir()
+    for name in ("cache.tar", "key.json", "more"):
+        (warm / name).write_text("x")
+    found = read(root)
+    assert found.unowned == ["/opt/fp4forge/warm/more"] and found.rules["compile-caches"] == 2

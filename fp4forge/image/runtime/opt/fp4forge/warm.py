@@ -58,7 +58,7 @@ RESULTS = re.compile(
     r"|triton|inductor|humming"
     r"|flashinfer/(autotune|[^/]+/[^/]+/(cached_ops|generated|autotune)))/.+"
 )
-# vLLM 0.20 writes its environment into cache_key_factors.json, the API's key included.
+# vLLM writes its environment into cache_key_factors.json, some releases the API's key included.
 LEFT_OUT = re.compile(r"cache_key_factors\.json|.*\.(lock|log)|tmp\.pid_.*|\.fp4forge-.*")
 FILES = 200_000
 BYTES = 8 << 30
