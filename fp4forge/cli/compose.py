@@ -128,12 +128,13 @@ def compose(
             rule="with --output FILE, and not with another --format, --lock, --json or --explain",
         )
     if len(models) > 1:
-        if kind != "compose" or lock or as_json or explain:
+        if kind != "compose" or not output or lock or as_json or explain:
             raise UsageError(
-                "several models go into a compose file",
-                rule="not with another --format, --lock, --json or --explain",
+                "several models go into a compose file that is written",
+                rule="with --output FILE, and not with another --format, --lock, --json or"
+                " --explain",
             )
-        together.write(models, o, output, extras)
+        _write_together(models, o, output, extras)
         return
     o["model"] = models[0]
     from fp4forge.inputs import service_images
@@ -177,6 +178,26 @@ def compose(
         text, kind, output
     )  # first: a lock without its manifest would be half of the two
     files.replace(lock, runlock.text_of(made))
+
+
+def _write_together(
+    models: tuple[Path, ...], o: dict[str, Any], output: Path, extras: tuple[str, ...]
+) -> None:
+    """Writes a compose file of several models, each with its share of one GPU's memory."""
+    from fp4forge.serve import settings
+
+    together.check(models, o)
+    product = together.product(o)
+    workload = settings.workload(wishes(o, published(o)[2]))
+    servers = []
+    for model, share in zip(models, together.shares(models, o, product, workload), strict=True):
+        mine = o | {"model": model, "utilization": share, "product": product.name}
+        servers.append(server(mine, own_image=bool(o["image"])))
+        name = servers[-1].served_name
+        click.echo(f"{name}: {share:.1%} of the memory of one {product.title}", err=True)
+        for note in servers[-1].notes:
+            click.echo(f"note: {name}: {note}", err=True)
+    together.write(servers, output, extras)
 
 
 def _write_manifest(text: str, kind: str, output: Path | None) -> None:

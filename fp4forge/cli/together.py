@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,9 @@ from fp4forge.core import files, reading
 from fp4forge.core.errors import UsageError
 from fp4forge.core.text import shown
 from fp4forge.kernels import gpus as gpu
+
+if TYPE_CHECKING:
+    from fp4forge.serve.settings import ServerSettings, Workload
 
 # Options that mean one model.
 _OF_ONE = {
@@ -23,31 +26,18 @@ _OF_ONE = {
 }
 
 
-def write(
-    models: tuple[Path, ...], o: dict[str, Any], output: Path | None, extras: tuple[str, ...]
-) -> None:
-    """Writes a compose file that serves several models, and the gateway's configuration.
-
-    Args:
-        models: folders on this machine.
-        o: the options of ``serve compose``; --utilization is what the servers have together,
-            --listen and --port are the gateway's.
-        output: the compose file.
-        extras: the values of --with.
+def shares(
+    models: tuple[Path, ...], o: dict[str, Any], product: gpu.Product, workload: Workload
+) -> list[float]:
+    """--gpu-memory-utilization of each model's server, in their order.
 
     Raises:
-        UsageError: an option does not go with several models, or two have one name.
         FitError: the GPU does not hold them all.
     """
     from fp4forge.checkpoint import tensors
-    from fp4forge.cli import compose
-    from fp4forge.inputs import service_images
-    from fp4forge.serve import gateway, manifest, model_sizes, monitoring, settings, sharing
+    from fp4forge.serve import model_sizes, sharing
     from fp4forge.serve.placing import WantedCapacity
 
-    _check(models, o, output)
-    product = _product(o)
-    workload = settings.workload(compose.wishes(o, compose.published(o)[2]))
     described = {
         _name(model): model_sizes.describe(tensors.read(model), o["kv_cache_dtype"])
         for model in models
@@ -58,49 +48,58 @@ def write(
         utilization=o["utilization"],
         batched_tokens=workload.max_num_batched_tokens,
     )
-    shares = sharing.divide(described, product, wanted)
-    servers = []
-    for model in models:
-        mine = o | {"model": model, "utilization": shares[_name(model)]}
-        servers.append(compose.server(mine | {"product": product.name}, own_image=bool(o["image"])))
+    found = sharing.divide(described, product, wanted)
+    return [found[_name(model)] for model in models]
+
+
+def write(servers: list[ServerSettings], output: Path, extras: tuple[str, ...]) -> None:
+    """Writes the compose file last, after what lies beside it.
+
+    Args:
+        servers: in the order in which they start.
+        output: the compose file.
+        extras: the values of --with.
+
+    Raises:
+        UsageError: two servers have one name.
+    """
+    from fp4forge.inputs import service_images
+    from fp4forge.serve import gateway, manifest, monitoring
+    from fp4forge.serve.settings import PORT
+
     _check_names([server.name for server in servers])
-    for server in servers:
-        click.echo(
-            f"{server.served_name}: --gpu-memory-utilization {shares[_name(Path(server.model))]:g}"
-            f" of one {product.title}",
-            err=True,
-        )
-        for note in server.notes:
-            click.echo(f"note: {server.served_name}: {note}", err=True)
     images = service_images.images()
     text = manifest.render_together(servers, images.gateway.reference, images if extras else None)
     checked = manifest.validate(text)
     note = f"checked by {checked} config" if checked else "no docker compose here to check it"
     click.echo(f"compose: {note}", err=True)
-    assert output is not None
     folder = output.absolute().parent
     written = [gateway.write(folder, manifest.GROUP, servers)]
     if extras:
-        targets = [f"{server.name}:{settings.PORT}" for server in servers]
+        targets = [f"{server.name}:{PORT}" for server in servers]
         written.append(monitoring.write(folder, manifest.GROUP, targets))
     for path in written:
         click.echo(f"beside it: {shown(path, 300)}", err=True)
     files.replace(output, text, 0o644)
 
 
-def _check(models: tuple[Path, ...], o: dict[str, Any], output: Path | None) -> None:
-    """Refuses what does not go with several models."""
+def check(models: tuple[Path, ...], o: dict[str, Any]) -> None:
+    """Refuses what does not go with several models.
+
+    Args:
+        models: folders on this machine.
+        o: the options of ``serve compose``; --utilization is what the servers have together,
+            --listen and --port are the gateway's.
+
+    Raises:
+        UsageError: as described.
+    """
     given = [flag for name, flag in _OF_ONE.items() if o.get(name)]
     if given:
         raise UsageError(
             f"{given[0]} goes with one model, and {len(models)} are given",
             rule="several models are served by their families' flags, named for their folders",
             remedy="a compose file for each model",
-        )
-    if not output:
-        raise UsageError(
-            "several models need --output FILE",
-            rule="the gateway's configuration is written beside the compose file",
         )
     if split_of(o).gpus > 1:
         raise UsageError(
@@ -132,16 +131,20 @@ def _name(model: Path) -> str:
     return shown(model.absolute().name, 200)
 
 
-def _product(o: dict[str, Any]) -> gpu.Product:
-    """The GPU whose memory is divided."""
+def product(o: dict[str, Any]) -> gpu.Product:
+    """The GPU whose memory is divided.
+
+    Raises:
+        UsageError: --gpu is missing, and --arch has several products.
+    """
     if o["product"]:
         return gpu.product(o["product"])
     chips = {chip.name for chip in gpu.target(o["arch"]).gpus}
-    found = [product for product in gpu.PRODUCTS.values() if product.gpu in chips]
+    found = [known for known in gpu.PRODUCTS.values() if known.gpu in chips]
     if len(found) != 1:
         raise UsageError(
             f"which GPU? --arch {o['arch']} has several products",
             rule="one GPU's memory is divided: --gpu PRODUCT",
-            remedy="--gpu " + ", ".join(product.name for product in found),
+            remedy="--gpu " + ", ".join(known.name for known in found),
         )
     return found[0]

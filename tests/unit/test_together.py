@@ -208,7 +208,7 @@ def test_the_command_divides_the_memory(tmp_path: Path) -> None:
     [
         (["--name", "x", "-o", "FILE"], "--name goes with one model"),
         (["--speculative", "ngram", "-o", "FILE"], "--speculative goes with one model"),
-        ([], "need --output"),
+        ([], "that is written"),
         (["--format", "k8s", "-o", "FILE"], "go into a compose file"),
         (["--json", "-o", "FILE"], "go into a compose file"),
         (["--tensor-parallel", "2", "-o", "FILE"], "several GPUs"),
