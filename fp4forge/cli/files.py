@@ -42,7 +42,7 @@ def lock(check: bool, image: str | None) -> None:
         from fp4forge.maintain import pins
 
         for name, result in pins.pin().items():
-            console.say(f"base {name}: {result}")
+            console.say(f"image {name}: {result}")
     if check and drifted:
         raise DriftError(
             "locks differ from what their releases give:\n  "

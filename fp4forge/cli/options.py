@@ -322,6 +322,15 @@ _SERVER = (
 )
 
 
+with_option = click.option(
+    "--with",
+    "extras",
+    multiple=True,
+    type=click.Choice(["monitoring"]),
+    help="Prometheus, Grafana, a dashboard and alerts beside the server.",
+)
+
+
 def server_options(function: Function) -> Function:
     """Options that say how a model is served: those of ``serve compose`` and ``serve up``."""
     for option in reversed(_SERVER):
