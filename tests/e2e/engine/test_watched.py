@@ -15,6 +15,8 @@ from tests.e2e.engine.conftest import Start
 from tests.e2e.engine.server import Server
 from tests.e2e.prometheus import Prometheus, expressions
 
+pytestmark = pytest.mark.heavy  # CI scrapes a server of the test (test_monitoring.py)
+
 BODY: dict[str, Any] = {
     "model": "m",
     "messages": [{"role": "user", "content": "What is the capital of France? " * 8}],
