@@ -24,17 +24,17 @@ from fp4forge.kernels import gpus as gpu
 
 if TYPE_CHECKING:
     from fp4forge.checkpoint.tensors import Checkpoint
+    from fp4forge.plan.request import DecidedRequest
     from fp4forge.serve.settings import ServerSettings, ServerWishes
 
 
-def published(o: dict[str, Any]) -> tuple[str, str, str]:
-    """The moving tag of the image that the options name, its release, and its vLLM version."""
-    from fp4forge.inputs import bases, defaults, release
-    from fp4forge.plan import tags
+def decided(o: dict[str, Any]) -> DecidedRequest:
+    """The image that the options name, with every default."""
+    from fp4forge.inputs import defaults
     from fp4forge.plan.request import ImageRequest, decide
 
     usual = defaults.table().image
-    chosen = decide(
+    return decide(
         ImageRequest(
             arch=o["arch"],
             release=o["release"],
@@ -44,6 +44,14 @@ def published(o: dict[str, Any]) -> tuple[str, str, str]:
             platform=o["platform"],
         )
     )
+
+
+def published(o: dict[str, Any]) -> tuple[str, str, str]:
+    """The moving tag of the image that the options name, its release, and its vLLM version."""
+    from fp4forge.inputs import bases, release
+    from fp4forge.plan import tags
+
+    chosen = decided(o)
     tag = tags.moving(
         chosen.release,
         o["arch"],

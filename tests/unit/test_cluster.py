@@ -161,6 +161,15 @@ def files(folder: Path, *more: str) -> dict[str, Any]:
     return {host: yaml.safe_load(text) for host, text in json.loads(done.stdout)["files"].items()}
 
 
+def test_an_nccl_that_hangs_between_these_machines_is_refused(folder: Path) -> None:
+    line = ("serve", "cluster", "--hosts", "spark1,spark2", "--model", str(folder), "--dry-run")
+    done = run(*line, "--workload", "balanced", "--release", "0.20.2", "--from", "wheel")
+    assert done.returncode == 2, done.stderr
+    assert "release 0.20.2 has NCCL 2.28.9" in done.stderr and "--release" in done.stderr
+    newer = run(*line, "--workload", "balanced", "--release", "0.33.0", "--from", "wheel")
+    assert "NCCL" not in newer.stderr
+
+
 def test_each_machine_gets_its_file(folder: Path) -> None:
     made = files(folder)
     first, second = (made[name]["services"]["vllm"] for name in ("spark1", "spark2"))
