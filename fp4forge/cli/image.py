@@ -118,6 +118,7 @@ def _image_requests(o: dict[str, Any]) -> list[ImageRequest]:
             sources=o["sources"],
             aot=o["aot"],
             cross=o["cross"],
+            extras=o["extras"],
         )
         for platform in platforms
     ]

@@ -58,6 +58,13 @@ _PLAN = (
         " default: NVFP4 linear layers) or all.",
     ),
     click.option(
+        "--with",
+        "extras",
+        multiple=True,
+        metavar="NAME",
+        help="Add to the image: rdma (libraries for RoCE and InfiniBand).",
+    ),
+    click.option(
         "--base", help="Base image: ubuntu:24.04 (the default), or bootstrap, which needs no hub."
     ),
     click.option(

@@ -30,6 +30,7 @@ class RecordedPlan(Struct, frozen=True):
     vllm_version: str = ""
     base: str = ""
     platform: str = ""
+    extras: dict[str, tuple[str, ...]] = {}
 
 
 class RecordedLedger(Struct, frozen=True):

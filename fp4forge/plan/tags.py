@@ -24,7 +24,7 @@ _MOVING = re.compile(rf"[^-]+-({'|'.join(TARGETS)})-[^-]+-({'|'.join(STRATEGIES)
 
 
 def index(release: str, arch: str, variant: str, strategy: str, base: str) -> str:
-    """The moving tag of the index of several platforms; ``base`` is its slug."""
+    """The moving tag of the index of several platforms; ``base``: its slug, and extras' names."""
     return f"{release}-{arch}-{variant}-{strategy}-{base}"
 
 

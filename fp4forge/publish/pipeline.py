@@ -348,7 +348,7 @@ def _compare_packages(job: _PublishJob, image: str) -> None:
         return
     with job.console.step("packages") as step:
         engine.have(engine.connect(), image, plan.platform, step.report)
-        found = distro_packages.check(image, plan.base, plan.platform, choice)
+        found = distro_packages.check(image, plan.base, plan.platform, choice, plan.extras)
         step.detail, *moved = found.splitlines()
     for line in moved:
         job.console.say(f"  {line}")
