@@ -15,7 +15,7 @@ from fp4forge.core.errors import DriftError
 from fp4forge.core.paths import DOCKERFILES, RELEASES, ROOT, STATE, TEMPLATES
 from fp4forge.core.platform import host_platform
 from fp4forge.core.text import block
-from fp4forge.inputs import extras, patches
+from fp4forge.inputs import image_extras, patches
 from fp4forge.inputs import release as releases
 from fp4forge.inputs.broken_releases import Failures
 from fp4forge.inputs.locks import LAYERS
@@ -76,7 +76,7 @@ def arguments(plan: Plan) -> dict[str, str]:
         "MAX_JIT_JOBS": str(plan.max_jit_jobs),
         "EXTRAS": ",".join(plan.extras),
     }
-    found |= {_argument(n): "with" if n in plan.extras else "none" for n in extras.table()}
+    found |= {_argument(n): "with" if n in plan.extras else "none" for n in image_extras.table()}
     if plan.cross:
         found |= {
             "DEBIAN": plan.cross.debian,
@@ -135,7 +135,7 @@ def _render_dockerfile(release: Release, series: PatchSeries, strategy: str, *, 
         groups=LAYERS,
         uid=UID,
         argument=_argument,
-        extras=extras.table(),
+        extras=image_extras.table(),
         m=environment.get_template("macros.j2").module,
     )
     return text

@@ -6,9 +6,9 @@ import re
 
 from fp4forge.core.errors import CoverageError, UsageError
 from fp4forge.core.platform import host_platform
-from fp4forge.inputs import bases, extras, patches
+from fp4forge.inputs import bases, image_extras, patches
 from fp4forge.inputs import release as releases
-from fp4forge.inputs.extras import ImageExtra
+from fp4forge.inputs.image_extras import ImageExtra
 from fp4forge.inputs.patches import Patch
 from fp4forge.inputs.release import Release
 from fp4forge.kernels import archs, ledger
@@ -71,7 +71,7 @@ def resolve(request: ImageRequest) -> Plan:
             rule="a published wheel is compiled already",
         )
     ahead = _aot_modules(request, platform, gpus)
-    chosen_extras = extras.choose(request.extras)
+    chosen_extras = image_extras.choose(request.extras)
     toolchain = (
         cross_toolchain.choose(decided.strategy, platform, base.suite, ahead.name)
         if request.cross

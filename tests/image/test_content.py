@@ -63,7 +63,7 @@ def test_imports(host: Any, plan: dict[str, Any]) -> None:
     """vllm, torch, flashinfer and transformers import; what --with added loads"""
     done = host.run("python3 -c 'import vllm, torch, flashinfer, transformers'")
     assert done.rc == 0, done.stderr.strip().splitlines()[-1]
-    for library in sum(plan["extras"].values(), []):
+    for library in (name for names in plan["extras"].values() for name in names):
         done = host.run("python3 -c 'import ctypes, sys; ctypes.CDLL(sys.argv[1])' %s", library)
         assert done.rc == 0, done.stderr.strip().splitlines()[-1]
 
