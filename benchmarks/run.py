@@ -36,7 +36,7 @@ from fp4forge.core.platform import PLATFORMS  # noqa: E402
 from fp4forge.image import context as contexts  # noqa: E402
 from fp4forge.inputs import defaults  # noqa: E402
 from fp4forge.oci import buildkit as builder  # noqa: E402
-from fp4forge.oci import copying, engine  # noqa: E402
+from fp4forge.oci import copying, engine_checks  # noqa: E402
 from fp4forge.oci.layout import OciLayout  # noqa: E402
 from fp4forge.plan.plan import Plan  # noqa: E402
 from fp4forge.plan.request import ImageRequest  # noqa: E402
@@ -294,7 +294,7 @@ def _against_emulation(stage: str) -> dict[str, Any]:
     Needs `make setup PLATFORM=linux/arm64`.
     """
     request = replace(REQUEST, arch="sm121", platform="linux/arm64")
-    if not engine.emulated("linux/arm64"):
+    if not engine_checks.emulated("linux/arm64"):
         return {"not_run": "make setup PLATFORM=linux/arm64 first"}
     context = contexts.assemble(resolve(request))
     prepared = context.plan

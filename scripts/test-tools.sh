@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what only the end-to-end tests need: a browser to look at pages, an ssh server, network
-# namespaces, a Redis, and cosign.
+# namespaces, a Redis, Prometheus (no service starts), and cosign.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -11,5 +11,6 @@ sshd openssh-server
 ssh openssh-client
 ip iproute2
 redis-server redis-server
+prometheus prometheus
 EOF
 ./cosign.sh

@@ -5,11 +5,12 @@
 #
 # Stages on the build platform install and compile; nothing in them runs on the target's
 # processor. The last stage only copies their results, from the slowest layer to the fastest.
-# Arguments choose stages: VARIANT the patches; one for each external source, where it comes
+# Arguments choose stages: VARIANT the patches, RDMA what --with adds (with or none); one for each external source, where it comes
 # from (git, pypi or none).
 ARG BASE
 ARG BUILD_BASE=${BASE}
 ARG VARIANT=awq
+ARG RDMA=none
 ARG CUTLASS=git
 ARG FLASH_ATTN=git
 ARG FLASHMLA=git
@@ -308,8 +309,29 @@ RUN --network=none --mount=type=bind,from=cuda,source=/out,target=/mnt \
 # after every edit.
 WORKDIR /home/vllm
 
+# ---- rdma: on request (--with rdma) ----------------------------------------------------------
+FROM system AS rdma-none
+
+FROM system AS rdma-with
+ARG SOURCE_DATE_EPOCH
+RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
+    --mount=type=cache,target=/var/lib/apt/lists,sharing=locked \
+    rm -f /etc/apt/apt.conf.d/docker-clean \
+    && apt-get update -q \
+    && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
+         ibverbs-providers \
+         libibverbs1 \
+         librdmacm1 \
+    && rm -rf /var/log/apt /var/log/dpkg.log /var/log/alternatives.log /var/cache/ldconfig/aux-cache \
+         /var/cache/debconf/*-old /var/lib/dpkg/*-old \
+    && find / -xdev -newermt "@${SOURCE_DATE_EPOCH}" ! -path '/proc*' ! -path '/sys*' ! -path '/dev*' \
+         -writable -exec touch --no-dereference --date="@${SOURCE_DATE_EPOCH}" {} +
+
+# hadolint ignore=DL3006
+FROM rdma-${RDMA} AS system-rdma
+
 # ---- packages: what is installed, from the slowest layer to the fastest ------------------------
-FROM system AS packages-none
+FROM system-rdma AS packages-none
 COPY --link --from=cuda /out /
 COPY --link --from=torch /out /
 COPY --link --from=python /out /
@@ -359,6 +381,7 @@ CMD ["--help"]
 
 ARG ARCH
 ARG BASE
+ARG EXTRAS
 ARG LEDGER
 ARG PLAN_ID
 ARG REVISION
@@ -375,5 +398,6 @@ LABEL org.opencontainers.image.title="fp4forge vLLM" \
       io.fp4forge.platform="${TARGETPLATFORM}" \
       io.fp4forge.variant="${VARIANT}" \
       io.fp4forge.strategy="source" \
+      io.fp4forge.extras="${EXTRAS}" \
       io.fp4forge.ledger="${LEDGER}" \
       io.fp4forge.plan="${PLAN_ID}"

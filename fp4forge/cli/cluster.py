@@ -159,9 +159,26 @@ def _start(o: dict[str, Any]) -> None:
         if o["as_json"]:
             sys.exit(error.exit_code)
         raise error
+    if all(one.rdma for one in found) and not _has_rdma(image, digest):
+        console.say(
+            "  note  the machines have RDMA devices and the image has no libraries for them, so"
+            " NCCL uses sockets: build.py --with rdma makes one that has, for --image"
+        )
     if o["check"]:
         return
     _start_cluster(o, whole, hosts, found, (name, digest, chosen), console)
+
+
+def _has_rdma(image: str, digest: str) -> bool:
+    """Whether the image's label says so; False if the registry has no such image."""
+    from fp4forge.core.errors import ForgeError
+    from fp4forge.oci import reference, registry
+
+    try:
+        labels = registry.image_labels(reference.parse(image).repository, digest)
+    except ForgeError:
+        return False
+    return all("rdma" in each.get("io.fp4forge.extras", "").split(",") for each in labels)
 
 
 def hosts_of(items: list[PreflightItem]) -> list[str]:

@@ -14,9 +14,17 @@ from fp4forge.core.console import print_json
 from fp4forge.core.errors import FitError, UsageError
 
 if TYPE_CHECKING:
+    from fp4forge.kernels.gpus import Product
     from fp4forge.launch.cluster.division import ClusterOption
     from fp4forge.launch.cluster.hosts import ClusterHost
+    from fp4forge.plan.request import DecidedRequest
     from fp4forge.serve.settings import ServerSettings
+
+# Kubernetes, "Labels and Selectors": a DNS name, a slash, and a name of at most 63 characters.
+_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_RESOURCE = re.compile(
+    rf"(?=[^/]{{1,253}}/){_LABEL}(?:\.{_LABEL})*/[A-Za-z0-9](?:[A-Za-z0-9._-]{{0,61}}[A-Za-z0-9])?"
+)
 
 
 def fit(o: dict[str, Any], machines: int) -> tuple[list[ClusterOption], ClusterOption]:
@@ -57,10 +65,13 @@ def fit(o: dict[str, Any], machines: int) -> tuple[list[ClusterOption], ClusterO
 def server(o: dict[str, Any], chosen: ClusterOption) -> tuple[ServerSettings, str, str]:
     """The settings with the image by digest, the image as named, and its name on machines."""
     from fp4forge.cli import compose
+    from fp4forge.kernels import gpus
     from fp4forge.oci import reference
     from fp4forge.serve import settings
 
     tag, _, version = compose.published(o)
+    if not o["image"]:
+        _check_nccl(compose.decided(o), gpus.product(o["product"]))
     image = compose.named_image(o, tag)
     by_digest = compose.checked_image(image, o)
     digest = reference.parse(by_digest).digest
@@ -68,6 +79,31 @@ def server(o: dict[str, Any], chosen: ClusterOption) -> tuple[ServerSettings, st
     found = compose.with_recipe(settings.server(o["model"], by_digest, wishes), o, wishes)
     name = f"fp4forge.local/{found.name}:{digest.removeprefix('sha256:')[:12]}"
     return found, image, name
+
+
+def _check_nccl(decided: DecidedRequest, product: Product) -> None:
+    """Refuses a release whose NCCL has a known fault on this GPU: machines talk through it.
+
+    Raises:
+        UsageError: its lock has such an NCCL.
+    """
+    from fp4forge.inputs import bases, locks
+    from fp4forge.kernels import gpus
+    from fp4forge.models import faults
+
+    capability = ".".join(str(part) for part in gpus.GPUS[product.gpu].capability)
+    python = bases.load(decided.base).python
+    name = locks.LockName(decided.release, decided.strategy, decided.platform, python)
+    pins = dict(locks.pin(block) for block in locks.read(name).values())
+    version = next((pins[name] for name in pins if name.startswith("nvidia-nccl")), "")
+    for fault in faults.table().faults:
+        ranged = fault.component == "nccl" and (fault.first_bad or fault.fixed_in)
+        if ranged and fault.concerns(version) and fault.on(capability):
+            raise UsageError(
+                f"release {decided.release} has NCCL {version}: {fault.symptom}",
+                rule=f"an NCCL without a known fault on a {product.title} ({fault.source})",
+                remedy="--release with a newer one; build.py release list shows them",
+            )
 
 
 def kubernetes(o: dict[str, Any]) -> None:
@@ -81,7 +117,7 @@ def kubernetes(o: dict[str, Any]) -> None:
             rule="--format lws --model DIR --machines N",
         )
     name = o["rdma_resource"]
-    if name and not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,60}[a-z0-9])?/[A-Za-z0-9._-]{1,63}", name):
+    if name and not _RESOURCE.fullmatch(name):
         raise UsageError(f"--rdma-resource {name!r}", rule="a resource's name, such as rdma/hca")
     _, chosen = fit(o, o["machines"])
     whole, _, _ = server(o, chosen)

@@ -7,31 +7,34 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fp4forge.cli import together
 from fp4forge.cli.options import (
     json_option,
     resolve_registry,
     server_options,
     split_of,
     trust_of,
+    with_option,
 )
 from fp4forge.core import files, reading
 from fp4forge.core.console import Console, print_json, print_rows
 from fp4forge.core.errors import CheckpointError, UsageError
+from fp4forge.core.text import shown
 from fp4forge.kernels import gpus as gpu
 
 if TYPE_CHECKING:
     from fp4forge.checkpoint.tensors import Checkpoint
+    from fp4forge.plan.request import DecidedRequest
     from fp4forge.serve.settings import ServerSettings, ServerWishes
 
 
-def published(o: dict[str, Any]) -> tuple[str, str, str]:
-    """The moving tag of the image that the options name, its release, and its vLLM version."""
-    from fp4forge.inputs import bases, defaults, release
-    from fp4forge.plan import tags
+def decided(o: dict[str, Any]) -> DecidedRequest:
+    """The image that the options name, with every default."""
+    from fp4forge.inputs import defaults
     from fp4forge.plan.request import ImageRequest, decide
 
     usual = defaults.table().image
-    chosen = decide(
+    return decide(
         ImageRequest(
             arch=o["arch"],
             release=o["release"],
@@ -41,6 +44,14 @@ def published(o: dict[str, Any]) -> tuple[str, str, str]:
             platform=o["platform"],
         )
     )
+
+
+def published(o: dict[str, Any]) -> tuple[str, str, str]:
+    """The moving tag of the image that the options name, its release, and its vLLM version."""
+    from fp4forge.inputs import bases, release
+    from fp4forge.plan import tags
+
+    chosen = decided(o)
     tag = tags.moving(
         chosen.release,
         o["arch"],
@@ -56,7 +67,13 @@ _NOT_LOADED = {"needs-newer-vllm", "unknown-architecture"}  # findings of checkp
 
 
 @click.command()
-@click.option("--model", type=click.Path(path_type=Path), help="The checkpoint's folder.")
+@click.option(
+    "--model",
+    "models",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="The checkpoint's folder. Several share one GPU, behind one address.",
+)
 @click.option("--arch", default="sm121", show_default=True, help="GPU of the image.")
 @server_options
 @click.option(
@@ -68,6 +85,7 @@ _NOT_LOADED = {"needs-newer-vllm", "unknown-architecture"}  # findings of checkp
 )
 @click.option("--utilization", type=float, default=0.85, show_default=True)
 @click.option("--gpu", "product", help="Product, if the arch has several: rtx5090, rtxpro6000, ...")
+@with_option
 @click.option("--explain", is_flag=True, help="Print every setting and its reason.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False))
 @click.option(
@@ -91,9 +109,14 @@ def compose(
     lock: Path | None,
     from_lock: Path | None,
     kind: str,
+    extras: tuple[str, ...],
+    models: tuple[Path, ...],
     **o: Any,
 ) -> None:
     """Write a compose file (or another manifest) that serves MODEL.
+
+    Several models get a server each, one after the other in a share of one GPU's memory, and
+    LiteLLM's proxy as their common address.
 
     --lock FILE hashes every file of the model, so that --from-lock FILE writes the same manifest
     for the same bytes, or says what differs (exit code 31).
@@ -101,15 +124,32 @@ def compose(
     if from_lock:
         _reproduce_lock(ctx, from_lock, output)
         return
-    if not o["model"]:
+    if not models:
         raise UsageError("--model is missing", rule="--model DIR, or --from-lock FILE")
     if lock and (as_json or explain):
         raise UsageError("--lock goes with a manifest", rule="not with --json or --explain")
     if lock and output and lock.absolute() == output.absolute():
         raise UsageError(f"--lock and --output are both {lock}", rule="two files")
+    if extras and (kind != "compose" or not output or lock or as_json or explain):
+        raise UsageError(
+            f"--with {extras[0]} goes with a compose file that is written",
+            rule="with --output FILE, and not with another --format, --lock, --json or --explain",
+        )
+    if len(models) > 1:
+        if kind != "compose" or not output or lock or as_json or explain:
+            raise UsageError(
+                "several models go into a compose file that is written",
+                rule="with --output FILE, and not with another --format, --lock, --json or"
+                " --explain",
+            )
+        _write_together(models, o, output, extras)
+        return
+    o["model"] = models[0]
+    from fp4forge.inputs import service_images
     from fp4forge.models import switch_history
-    from fp4forge.serve import manifest
+    from fp4forge.serve import manifest, monitoring
 
+    watching = service_images.images() if extras else None
     found = server(o, own_image=bool(o["image"]))
     if as_json:
         print_json(found.as_json())
@@ -124,11 +164,14 @@ def compose(
             [(f"not written: {name}", why) for name, why in switch_history.left_out().items()]
         )
         return
-    text = manifest.render(found, kind)
+    text = manifest.render(found, kind, monitoring=watching)
     if kind == "compose":
         checked = manifest.validate(text)
         note = f"checked by {checked} config" if checked else "no docker compose here to check it"
         click.echo(f"compose: {note}", err=True)
+    if output and watching:  # first: a manifest without them could not be started
+        written = monitoring.write(output.absolute().parent, found.name)
+        click.echo(f"monitoring: {shown(written, 300)}", err=True)
     if not lock:
         _write_manifest(text, kind, output)
         return
@@ -143,6 +186,26 @@ def compose(
         text, kind, output
     )  # first: a lock without its manifest would be half of the two
     files.replace(lock, runlock.text_of(made))
+
+
+def _write_together(
+    models: tuple[Path, ...], o: dict[str, Any], output: Path, extras: tuple[str, ...]
+) -> None:
+    """Writes a compose file of several models, each with its share of one GPU's memory."""
+    from fp4forge.serve import settings
+
+    together.check(models, o)
+    product = together.product(o)
+    workload = settings.workload(wishes(o, published(o)[2]))
+    servers = []
+    for model, share in zip(models, together.shares(models, o, product, workload), strict=True):
+        mine = o | {"model": model, "utilization": share, "product": product.name}
+        servers.append(server(mine, own_image=bool(o["image"])))
+        name = servers[-1].served_name
+        click.echo(f"{name}: {share:.1%} of the memory of one {product.title}", err=True)
+        for note in servers[-1].notes:
+            click.echo(f"note: {name}: {note}", err=True)
+    together.write(servers, output, extras)
 
 
 def _write_manifest(text: str, kind: str, output: Path | None) -> None:

@@ -42,7 +42,7 @@ def lock(check: bool, image: str | None) -> None:
         from fp4forge.maintain import pins
 
         for name, result in pins.pin().items():
-            console.say(f"base {name}: {result}")
+            console.say(f"image {name}: {result}")
     if check and drifted:
         raise DriftError(
             "locks differ from what their releases give:\n  "
@@ -62,7 +62,7 @@ def _record_packages(image: str, check: bool) -> None:
         )
     console = Console()
     with console.step("packages") as step:
-        path, moved = distro_packages.record_image(image)
+        path, moved = distro_packages.record_image(image, step.report)
         step.detail = f"releases/packages/{path.name}, {len(moved)} moved"
     for line in moved:
         click.echo(line)

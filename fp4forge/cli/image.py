@@ -27,7 +27,7 @@ from fp4forge.oci import reference
 from fp4forge.oci.buildkit import BuildOptions
 from fp4forge.plan import vllm_components
 from fp4forge.plan.request import ImageRequest
-from fp4forge.publish import distro_packages, pipeline
+from fp4forge.publish import destination, distro_packages, pipeline
 
 
 def build(**o: Any) -> None:
@@ -50,7 +50,7 @@ def build(**o: Any) -> None:
         )
     repository = reference.repository(registry, o["repo"])
     signer = None if o["dry_run"] else signer_of(o)
-    where = pipeline.destination(
+    where = destination.checked(
         repository,
         o["push"],
         o["load"],
@@ -118,6 +118,7 @@ def _image_requests(o: dict[str, Any]) -> list[ImageRequest]:
             sources=o["sources"],
             aot=o["aot"],
             cross=o["cross"],
+            extras=o["extras"],
         )
         for platform in platforms
     ]

@@ -58,6 +58,13 @@ _PLAN = (
         " default: NVFP4 linear layers) or all.",
     ),
     click.option(
+        "--with",
+        "extras",
+        multiple=True,
+        metavar="NAME",
+        help="Add to the image: rdma (libraries for RoCE and InfiniBand).",
+    ),
+    click.option(
         "--base", help="Base image: ubuntu:24.04 (the default), or bootstrap, which needs no hub."
     ),
     click.option(
@@ -319,6 +326,15 @@ _SERVER = (
         help="Type of the KV cache: one that the release's attention takes on the GPU.",
     ),
     split_options,
+)
+
+
+with_option = click.option(
+    "--with",
+    "extras",
+    multiple=True,
+    type=click.Choice(["monitoring"]),
+    help="Prometheus, Grafana, a dashboard and alerts beside the server.",
 )
 
 

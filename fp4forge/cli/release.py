@@ -123,12 +123,12 @@ def _built_image(version: str, variant: str, o: dict[str, Any], console: Console
     from fp4forge.oci import reference
     from fp4forge.oci.buildkit import BuildOptions
     from fp4forge.plan.request import ImageRequest
-    from fp4forge.publish import pipeline
+    from fp4forge.publish import destination, pipeline
 
     usual = defaults.table().image
     registry = resolve_registry(o["registry"])
     repository = reference.repository(registry, o["repo"])
-    where = pipeline.destination(repository, bool(registry), not registry, ())
+    where = destination.checked(repository, bool(registry), not registry, ())
     request = ImageRequest(
         "blackwell", version, variant=variant, strategy="wheel", base=usual.base, aot="none"
     )

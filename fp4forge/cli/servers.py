@@ -134,10 +134,24 @@ def _show_deployment(made: Deployment, as_json: bool) -> None:
             if made.expected
             else "unknown",
         ),
+        *_watched(made),
         ("files", str(made.folder)),
         ("stop", f"build.py serve stop {made.name}"),
     ]
     print_rows(rows)
+
+
+def _watched(made: Deployment) -> list[tuple[str, str]]:
+    """How to see what Prometheus and Grafana know of a server."""
+    from fp4forge.serve import monitoring
+
+    if not made.monitoring:
+        return []
+    password = monitoring.password_file(made.folder, made.name)
+    return [
+        ("dashboard", f"{monitoring.GRAFANA}, user admin, password in {password}"),
+        ("alerts", f"{monitoring.PROMETHEUS}/alerts"),
+    ]
 
 
 def state(made: Deployment) -> str:

@@ -13,7 +13,8 @@ from fp4forge.core.console import WIDTH, fields
 from fp4forge.oci import reference
 
 if TYPE_CHECKING:
-    from fp4forge.publish.pipeline import PublishedIndex, PublishOutcome
+    from fp4forge.publish.pipeline import PublishOutcome
+    from fp4forge.publish.platform_index import PublishedIndex
 
 LINES = 20
 _INDENT = 9  # a digest fits beside it

@@ -102,8 +102,10 @@ def unbundle(
     With --key (or --identity and --issuer), its image must be signed, and its provenance and SBOM;
     that is checked without any network, before anything is pushed or loaded.
     """
+    from fp4forge.core.errors import UsageError
     from fp4forge.oci import copying, registry
     from fp4forge.oci import reference as references
+    from fp4forge.plan import tags
     from fp4forge.publish import beside, tagging
     from fp4forge.publish import bundle as bundling
 
@@ -124,6 +126,13 @@ def unbundle(
             with console.step("push") as step:
                 # A bundle never moves a tag: its image was not checked here.
                 tag = references.parse(found.image).tag
+                if tags.is_moving(tag) and not trust:
+                    raise UsageError(
+                        f"the bundle's image has the moving tag {tag}, and nobody vouches for it",
+                        rule="a moving tag only names an image whose checks passed: without its"
+                        " publisher's signature nothing here says that they did",
+                        remedy="give --key FILE; or bundle the image by its immutable tag",
+                    )
                 registry.check_free(repository, tag, found.digest)
                 copying.push(layout.folder, repository, found.digest, step.report)
                 beside.publish(repository, found.beside, layout, step.report)

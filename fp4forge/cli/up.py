@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fp4forge.cli import servers
-from fp4forge.cli.options import json_option, resolve_registry, server_options
+from fp4forge.cli.options import json_option, resolve_registry, server_options, with_option
 from fp4forge.core import reading
 from fp4forge.core.console import Console, print_json
 from fp4forge.core.errors import UsageError
@@ -39,6 +39,7 @@ _UTILIZATION = 0.85
     help="A compose file that is merged over the written one.",
 )
 @click.option("--build", is_flag=True, help="Build the image if none is there, without asking.")
+@with_option
 @servers.timeout_option
 @servers.smoke_option
 @click.option("--dry-run", is_flag=True, help="Print what would be started; start nothing.")
@@ -51,6 +52,7 @@ def up(as_json: bool, dry_run: bool, no_smoke: bool, timeout: float, **o: Any) -
     """
     from fp4forge.checkpoint import tensors
     from fp4forge.cli import compose
+    from fp4forge.inputs import service_images
     from fp4forge.launch import deployment as deployments
     from fp4forge.launch import this_machine
     from fp4forge.serve import manifest, memory
@@ -87,7 +89,8 @@ def up(as_json: bool, dry_run: bool, no_smoke: bool, timeout: float, **o: Any) -
             f"the split needs {found.gpus} GPUs, and this machine has {number}",
             rule="a server runs on the GPUs of one machine",
         )
-    text = manifest.render(found, "compose")
+    watching = service_images.images() if o["extras"] else None
+    text = manifest.render(found, "compose", monitoring=watching)
     override = reading.text(o["override"], UsageError, where="--override") if o["override"] else ""
     if dry_run:
         if as_json:
@@ -106,6 +109,7 @@ def up(as_json: bool, dry_run: bool, no_smoke: bool, timeout: float, **o: Any) -
         url=f"http://{_reached_address(found.listen)}:{found.port}",
         key_file=found.key_file,
         override=bool(o["override"]),
+        monitoring=bool(watching),
         weights=weights,
         expected=memory.decode_rate(models.describe(read, o["kv_cache_dtype"]), product, 1, 1024),
         started=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -52,6 +52,20 @@ def replace(path: Path, content: str | bytes, mode: int | None = None) -> None:
         raise
 
 
+def clear(path: Path) -> None:
+    """Removes what has a file's name and is not one: a folder, a pipe, a link to nothing.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    if path.is_file() or not os.path.lexists(path):
+        return
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
 def _partial(path: Path) -> tuple[int, str]:
     """A new file beside another, locked: who finds it unlocked knows that its writer is dead."""
     while True:

@@ -137,6 +137,7 @@ def _context_files(plan: Plan) -> tuple[dict[str, bytes], list[Path]]:
         *(LOCKS / name for name in packages.files(plan)),
         *series.files(plan.variant),
         *([backend_answers.path(plan.vllm_version), backend_kernels.PATH] if answers else []),
+        *([RELEASES / "extras.yaml"] if plan.extras else []),
     ]
     if plan.strategy == "source":
         choice = vllm_components.ComponentChoice(

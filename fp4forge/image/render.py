@@ -15,7 +15,7 @@ from fp4forge.core.errors import DriftError
 from fp4forge.core.paths import DOCKERFILES, RELEASES, ROOT, STATE, TEMPLATES
 from fp4forge.core.platform import host_platform
 from fp4forge.core.text import block
-from fp4forge.inputs import patches
+from fp4forge.inputs import image_extras, patches
 from fp4forge.inputs import release as releases
 from fp4forge.inputs.broken_releases import Failures
 from fp4forge.inputs.locks import LAYERS
@@ -74,7 +74,9 @@ def arguments(plan: Plan) -> dict[str, str]:
         "ARCH": plan.arch,
         "VARIANT": plan.variant,
         "MAX_JIT_JOBS": str(plan.max_jit_jobs),
+        "EXTRAS": ",".join(plan.extras),
     }
+    found |= {_argument(n): "with" if n in plan.extras else "none" for n in image_extras.table()}
     if plan.cross:
         found |= {
             "DEBIAN": plan.cross.debian,
@@ -88,13 +90,13 @@ def arguments(plan: Plan) -> dict[str, str]:
         for external in plan.inputs.release.externals:
             source = plan.sources.get(external)
             provider = source.provider if source and source.provider != "local" else "none"
-            found[_source_argument(external)] = provider
+            found[_argument(external)] = provider
     return found
 
 
-def _source_argument(external: str) -> str:
-    """The build argument that says where an external source comes from."""
-    return external.upper().replace("-", "_")
+def _argument(name: str) -> str:
+    """The build argument that chooses an external source's provider, or an extra."""
+    return name.upper().replace("-", "_")
 
 
 def dockerfile(plan: Plan) -> str:
@@ -132,7 +134,8 @@ def _render_dockerfile(release: Release, series: PatchSeries, strategy: str, *, 
         variants=[_variant(release, series, variant) for variant in series.variants],
         groups=LAYERS,
         uid=UID,
-        argument=_source_argument,
+        argument=_argument,
+        extras=image_extras.table(),
         m=environment.get_template("macros.j2").module,
     )
     return text

@@ -39,6 +39,7 @@ class KnownSwitches(Struct, frozen=True, forbid_unknown_fields=True):
     reasoning_parsers: list[str]
     architectures: list[str]
     kv_cache_types: list[str]
+    metrics: list[str]
 
     def flag(self, name: str) -> bool:
         """Whether ``vllm serve`` takes a flag, by any of its spellings.

@@ -14,6 +14,7 @@ from fp4forge.core.limits import PROGRAM_SECONDS
 from fp4forge.core.paths import STATE
 from fp4forge.core.text import shown
 from fp4forge.oci import dockercli, engine, process
+from fp4forge.serve import monitoring
 
 FOLDER = STATE / "serve"
 _FILE = "deployment.json"
@@ -31,6 +32,7 @@ class Deployment(Struct, frozen=True, kw_only=True):
         url: the server's root, as this machine reaches it.
         key_file: file with the API's key, or empty.
         override: whether a second compose file was given.
+        monitoring: whether Prometheus and Grafana run beside it.
         started: when, in ISO 8601.
         weights: bytes of the checkpoint's tensors; 0 if it was not read.
         expected: tokens a second of one stream, at most; 0 if it is not known.
@@ -45,6 +47,7 @@ class Deployment(Struct, frozen=True, kw_only=True):
     url: str
     key_file: str = ""
     override: bool = False
+    monitoring: bool = False
     started: str = ""
     weights: int = 0
     expected: float = 0
@@ -63,6 +66,8 @@ class Deployment(Struct, frozen=True, kw_only=True):
 
     def write(self, compose: str, override: str) -> None:
         """Writes its files and its record; an override that it had before goes."""
+        if self.monitoring:
+            monitoring.write(self.folder, self.name)
         files.replace(self.folder / "compose.yaml", compose)
         if override:
             files.replace(self.folder / "override.yaml", override)
@@ -88,7 +93,8 @@ class Deployment(Struct, frozen=True, kw_only=True):
                 remedy="run make setup, or install Docker's compose plugin",
             )
         named = [word for file in self.compose_files for word in ("-f", str(file))]
-        return [*line, "-p", self.name, *named, *words]
+        profile = ["--profile", monitoring.PROFILE] if self.monitoring else []
+        return [*line, "-p", self.name, *named, *profile, *words]
 
     def run(self, *words: str, seconds: float = PROGRAM_SECONDS) -> str:
         """Has Docker Compose do something; returns its output.

@@ -1,9 +1,10 @@
-"""Reads from vLLM's sources which flags, variables, parsers and models a release knows."""
+"""Reads from vLLM's sources which flags, variables, parsers, models and metrics a release has."""
 
 from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +21,11 @@ _REGISTRIES = {
     "architectures": ("vllm/model_executor/models/registry.py", "_VLLM_MODELS"),
 }
 _CACHE = ("vllm/config/cache.py", "CacheDType")
+# Every server registers the first file's metrics, one that speculates the second's too.
+_METRICS = ("vllm/v1/metrics/loggers.py", "vllm/v1/spec_decode/metrics.py")
+_METRIC = re.compile("vllm:[a-z0-9_]+")
+# What the Prometheus client exports for each of its classes; a counter's name ends in _total once.
+_SERIES = {"gauge": ("",), "counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
 
 
 def extract(tree: Path) -> dict[str, list[str]]:
@@ -34,6 +40,7 @@ def extract(tree: Path) -> dict[str, list[str]]:
     for kind, (file, name) in _REGISTRIES.items():
         found[kind] = sorted(set(_keys(tree, file, name)))
     found["kv_cache_types"] = sorted(set(_literal(tree, *_CACHE)))
+    found["metrics"] = sorted({name for file in _METRICS for name in _metrics(tree, file)})
     return found
 
 
@@ -74,6 +81,50 @@ def _keys_of(module: ast.Module, found: ast.Dict, file: str) -> Iterator[str]:
             yield str(key.value)
         elif key is None and isinstance(value, ast.Name):  # **NAME
             yield from _keys_of(module, _assigned(module, file, value.id, ast.Dict), file)
+
+
+def _metrics(tree: Path, file: str) -> Iterator[str]:
+    """Names of the time series that a module's metrics have in /metrics.
+
+    A metric is a call of a class whose name ends in gauge, counter or histogram, with ``name``.
+    If that is a variable, it takes every name that its function has beside the others.
+
+    Raises:
+        ReleaseError: the module makes no metric.
+    """
+    found: dict[str, str] = {}
+    module = _parsed(tree / file, tree)
+    for function in ast.walk(module):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        variable = ""
+        for node in ast.walk(function):
+            if isinstance(node, ast.Call) and (kind := _metric_kind(node.func)):
+                name = next((word.value for word in node.keywords if word.arg == "name"), None)
+                if isinstance(name, ast.Constant):
+                    found[str(name.value)] = kind
+                elif isinstance(name, ast.Name):
+                    variable = kind
+        if variable:
+            for node in ast.walk(function):
+                if isinstance(node, ast.Constant) and _METRIC.fullmatch(str(node.value)):
+                    found.setdefault(str(node.value), variable)
+    if not found:
+        raise ReleaseError(
+            f"{file} makes no metrics",
+            rule="the names that dashboards and alerts use are read from it",
+            remedy="see where the release has them now, and correct maintain/read_switches.py",
+        )
+    for metric, kind in found.items():
+        stem = metric.removesuffix("_total") if kind == "counter" else metric
+        yield from (stem + ending for ending in _SERIES[kind])
+
+
+def _metric_kind(function: ast.expr) -> str:
+    """The kind of metric that a call makes, by the name of what it calls; empty: none."""
+    called = str(getattr(function, "attr", getattr(function, "id", ""))).lower()
+    plain = called.strip("_").removesuffix("_cls")
+    return plain if plain in _SERIES else ""
 
 
 def _literal(tree: Path, file: str, name: str) -> list[str]:

@@ -10,7 +10,16 @@ import msgspec
 from fp4forge.advisories import vex
 from fp4forge.bench import prompts, reference_card, suite
 from fp4forge.core.paths import SCHEMAS
-from fp4forge.inputs import bases, defaults, patches, policy, release, sbom
+from fp4forge.inputs import (
+    bases,
+    defaults,
+    image_extras,
+    patches,
+    policy,
+    release,
+    sbom,
+    service_images,
+)
 from fp4forge.inputs.reader import InputFormat
 from fp4forge.models import (
     backend_kernels,
@@ -26,8 +35,10 @@ from fp4forge.serve import recipes
 FORMATS: tuple[InputFormat[Any], ...] = (
     release.FORMAT,
     bases.FORMAT,
+    image_extras.FORMAT,
     defaults.FORMAT,
     policy.FORMAT,
+    service_images.FORMAT,
     patches.FORMAT,
     family.FORMAT,
     faults.FORMAT,

@@ -55,6 +55,7 @@ class RecordedPlan(Struct, frozen=True):
     vllm_version: str = ""
     base: str = ""
     platform: str = ""
+    extras: dict[str, tuple[str, ...]] = {}
 
 
 class RecordedLedger(Struct, frozen=True):

@@ -246,14 +246,14 @@ def check_whole(repository: str, digest: str) -> None:
     """
     named = existing(repository, digest).data
     parts = [existing(repository, entry.digest).data for entry in named.manifests or ()]
-    blobs = {blob.digest: blob for part in parts or [named] for blob in part.blobs}
-    for blob in blobs.values():
-        answer = api.ask("HEAD", repository, f"blobs/{blob.digest}", {})
+    blobs = {each.digest: each for part in parts or [named] for each in part.blobs}
+    for one in blobs.values():
+        answer = api.ask("HEAD", repository, f"blobs/{one.digest}", {})
         size = answer.headers.get("content-length", "")
-        if answer.status != 200 or size != str(blob.size):
+        if answer.status != 200 or size != str(one.size):
             raise RegistryError(
-                f"{repository} does not keep blob {blob.digest[:19]} of {digest[:19]} whole",
-                rule=f"{blob.size} bytes",
+                f"{repository} does not keep blob {one.digest[:19]} of {digest[:19]} whole",
+                rule=f"{one.size} bytes",
                 remedy="check the registry's storage; publish that image again",
             )
 

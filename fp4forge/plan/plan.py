@@ -59,6 +59,7 @@ class Plan:
     leave_out: tuple[LeaveOut, ...]
     unpacked_gb: float
     epoch: int
+    extras: dict[str, tuple[str, ...]] = field(default_factory=dict)  # libraries, by --with's name
     aot: aot.AotModules = field(default_factory=aot.AotModules)  # FlashInfer's modules in the image
     components: tuple[str, ...] = ()  # compiled ones, of a source build
     components_left_out: dict[str, str] = field(default_factory=dict)  # with the reason
@@ -83,8 +84,13 @@ class Plan:
     def index_tag(self) -> str:
         """The moving tag of the index of several platforms."""
         return tags.index(
-            self.release, self.arch, self.variant, self.strategy, self.inputs.base.slug
+            self.release, self.arch, self.variant, self.strategy, self._base_and_extras
         )
+
+    @property
+    def _base_and_extras(self) -> str:
+        """What moving tags say of the distribution: the base, and what was added to it."""
+        return "-".join((self.inputs.base.slug, *self.extras))
 
     @property
     def moving_tag(self) -> str:
@@ -94,7 +100,7 @@ class Plan:
             self.arch,
             self.variant,
             self.strategy,
-            self.inputs.base.slug,
+            self._base_and_extras,
             self.platform,
         )
 

@@ -28,6 +28,7 @@ class ImageRequest:
     sources: tuple[str, ...] = ()  # NAME=git|pypi|DIR
     aot: str | None = None  # FlashInfer's modules; None: gemma4 if this machine can compile them
     cross: bool = False  # compile on another platform than the image's
+    extras: tuple[str, ...] = ()  # of releases/extras.yaml
 
 
 @dataclass(frozen=True)

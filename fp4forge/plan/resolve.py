@@ -6,8 +6,9 @@ import re
 
 from fp4forge.core.errors import CoverageError, UsageError
 from fp4forge.core.platform import host_platform
-from fp4forge.inputs import bases, patches
+from fp4forge.inputs import bases, image_extras, patches
 from fp4forge.inputs import release as releases
+from fp4forge.inputs.image_extras import ImageExtra
 from fp4forge.inputs.patches import Patch
 from fp4forge.inputs.release import Release
 from fp4forge.kernels import archs, ledger
@@ -70,6 +71,7 @@ def resolve(request: ImageRequest) -> Plan:
             rule="a published wheel is compiled already",
         )
     ahead = _aot_modules(request, platform, gpus)
+    chosen_extras = image_extras.choose(request.extras)
     toolchain = (
         cross_toolchain.choose(decided.strategy, platform, base.suite, ahead.name)
         if request.cross
@@ -109,7 +111,8 @@ def resolve(request: ImageRequest) -> Plan:
         patches=tuple(patch.id for patch in (*python, *csrc)),
         patched_files=patches.patched_files(python),
         leave_out=tuple(rule for rule in what.leave_out if rule.applies(gpus)),
-        unpacked_gb=_unpacked_budget(what, gpus, ahead),
+        unpacked_gb=_unpacked_budget(what, gpus, ahead, tuple(chosen_extras.values())),
+        extras={name: extra.libraries for name, extra in chosen_extras.items()},
         epoch=what.epoch,
         packages_overridden=tuple(
             re.split("[<=>!~]", text)[0] for text in what.strategy(decided.strategy).overrides
@@ -123,11 +126,13 @@ def resolve(request: ImageRequest) -> Plan:
     )
 
 
-def _unpacked_budget(what: Release, gpus: tuple[str, ...], ahead: aot.AotModules) -> float:
-    """GB that the image may take unpacked: the release's, and what these GPUs add to it."""
+def _unpacked_budget(
+    what: Release, gpus: tuple[str, ...], ahead: aot.AotModules, more: tuple[ImageExtra, ...]
+) -> float:
+    """GB that the image may take unpacked: the release's, and what GPUs and extras add to it."""
     kept = sum(rule.gb for rule in what.leave_out if not rule.applies(gpus))
     modules = what.aot_all_gb * len(gpus) if ahead.name == "all" else 0
-    return round(what.unpacked_gb + kept + modules, 6)
+    return round(what.unpacked_gb + kept + modules + sum(extra.gb for extra in more), 6)
 
 
 def _aot_modules(request: ImageRequest, platform: str, gpus: tuple[str, ...]) -> aot.AotModules:

@@ -24,7 +24,7 @@ _MOVING = re.compile(rf"[^-]+-({'|'.join(TARGETS)})-[^-]+-({'|'.join(STRATEGIES)
 
 
 def index(release: str, arch: str, variant: str, strategy: str, base: str) -> str:
-    """The moving tag of the index of several platforms; ``base`` is its slug."""
+    """The moving tag of the index of several platforms; ``base``: its slug, and extras' names."""
     return f"{release}-{arch}-{variant}-{strategy}-{base}"
 
 
@@ -58,6 +58,11 @@ def is_immutable(tag: str) -> bool:
     return bool(_IMMUTABLE.search(tag))
 
 
+def is_moving(tag: str) -> bool:
+    """Whether a tag has the form of one that follows verified images."""
+    return bool(_MOVING.match(tag))
+
+
 def check(tag: str) -> str:
     """A user's further tag (``--tag``) after validation.
 
@@ -75,7 +80,7 @@ def check(tag: str) -> str:
             rule="a tag that ends in a plan's id names that plan's image for ever",
             remedy="choose a name that does not end in - and 12 hex digits",
         )
-    if _MOVING.match(tag):
+    if is_moving(tag):
         raise UsageError(
             f"--tag {tag!r} has the form of a moving tag",
             rule="a tag that begins with release, GPU, variant and strategy follows these images",

@@ -7,7 +7,7 @@ import time
 from fp4forge.core.console import PipelineStep
 from fp4forge.core.errors import PlatformError
 from fp4forge.core.platform import host_platform
-from fp4forge.oci import engine, registry
+from fp4forge.oci import engine, engine_checks, registry
 from fp4forge.oci.buildkit import BuildOptions
 from fp4forge.oci.reference import ImageReference
 from fp4forge.plan.plan import Plan
@@ -39,11 +39,11 @@ def check(plan: Plan, repository: str, options: BuildOptions, warm: bool) -> Pip
     """
     start = time.monotonic()
     info = engine.connect().info()
-    engine.check_store(info, options.builder)
+    engine_checks.check_store(info, options.builder)
     if plan.compiles and options.builder is None:
         _check_compilers(plan)
-    engine.check_platform(info, plan.platform, options.builder)
-    engine.check_disk(info, WARM_GB if warm else COLD_GB)
+    engine_checks.check_platform(info, plan.platform, options.builder)
+    engine_checks.check_disk(info, WARM_GB if warm else COLD_GB)
     detail = f"engine {info['ServerVersion']}"
     if repository:
         registry.reach(repository)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from fp4forge.core.paths import RELEASES
 from fp4forge.core.platform import PLATFORMS
 from fp4forge.core.text import shown
 from fp4forge.inputs import bases
+from fp4forge.kernels.base import Progress
 from fp4forge.oci import acquire, engine
 
 FOLDER = RELEASES / "packages"
@@ -39,9 +41,10 @@ class DistroPackage:
     files: str
 
 
-def record_of(base: str, platform: str) -> Path:
-    """Where the record of a base's and a platform's packages is."""
-    return FOLDER / f"{bases.load(base).slug}-{PLATFORMS[platform].architecture}.txt"
+def record_of(base: str, platform: str, extras: Iterable[str] = ()) -> Path:
+    """Where the record of the packages of a base with extras on a platform is."""
+    named = (bases.load(base).slug, *sorted(extras), PLATFORMS[platform].architecture)
+    return FOLDER / f"{'-'.join(named)}.txt"
 
 
 def read(path: Path) -> dict[str, DistroPackage]:
@@ -119,31 +122,36 @@ def differences(old: dict[str, DistroPackage], new: dict[str, DistroPackage]) ->
     return lines
 
 
-def record(image: str, base: str, platform: str) -> tuple[Path, list[str]]:
+def record(
+    image: str, base: str, platform: str, extras: Iterable[str] = ()
+) -> tuple[Path, list[str]]:
     """Writes the record anew from an image; returns its path and what moved."""
-    path = record_of(base, platform)
+    path = record_of(base, platform, extras)
     new = of_image(image)
     moved = differences(read(path) if reading.is_file(path) else {}, new)
     files.replace(path, text(new))
     return path, moved
 
 
-def record_image(image: str) -> tuple[Path, list[str]]:
-    """The same for the base and platform that the image's own plan names.
+def record_image(image: str, report: Progress) -> tuple[Path, list[str]]:
+    """The same for the base and platform that the image's own plan names; pulls the image.
 
     Raises:
         UsageError: the image has no plan.
+        RegistryError: it is neither in the engine nor to be had.
     """
-    plan = acquire.records(engine.connect(), image).plan
+    client = engine.connect()
+    engine.have(client, image, None, report)
+    plan = acquire.records(client, image).plan
     if not plan.base or plan.platform not in PLATFORMS:
         raise UsageError(
             f"{shown(image, 200)} has no plan in {acquire.FOLDER}",
             rule="a record belongs to a base and a platform, which the image's plan names",
         )
-    return record(image, plan.base, plan.platform)
+    return record(image, plan.base, plan.platform, plan.extras)
 
 
-def check(image: str, base: str, platform: str, choice: str) -> str:
+def check(image: str, base: str, platform: str, choice: str, extras: Iterable[str] = ()) -> str:
     """Compares an image with the record, and does what was asked for.
 
     Args:
@@ -151,6 +159,7 @@ def check(image: str, base: str, platform: str, choice: str) -> str:
         base: of the plan.
         platform: of the plan.
         choice: one of CHOICES.
+        extras: of the plan.
 
     Returns:
         What came of it, for people; several lines if packages moved.
@@ -158,10 +167,10 @@ def check(image: str, base: str, platform: str, choice: str) -> str:
     Raises:
         DriftError: packages moved, and the choice is to refuse that; or there is no record then.
     """
-    path = record_of(base, platform)
+    path = record_of(base, platform, extras)
     where = f"{RELEASES.name}/packages/{path.name}"
     if choice == RECORD:
-        path, moved = record(image, base, platform)
+        path, moved = record(image, base, platform, extras)
         return "\n".join([f"{where} written, {len(moved)} packages moved", *moved])
     if not reading.is_file(path):
         if choice == REFUSE:

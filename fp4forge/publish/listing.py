@@ -120,7 +120,7 @@ def _with_labels(repository: str, image: ListedImage, every_tag: set[str]) -> Li
         kind="; ".join(sorted(_image_kind(entry) for entry in labels)),
         platforms=sorted(entry["platform"] for entry in labels),
         published=min((record.time for record in kept), default=""),
-        verified=records.passed(kept, image.digest) is not None,
+        verified=records.passed(kept, repository, image.digest) is not None,
         signed=signed(repository, image.digest, every_tag),
         verdicts=dict(Counter(verdict.status for verdict in vex.load(release))),
         bytes=sum(registry.layer_sizes(repository, image.digest).values()),

@@ -14,18 +14,15 @@ from fp4forge.checks import runner
 from fp4forge.checks.check import ImageCheck, summary
 from fp4forge.core import reading
 from fp4forge.core.console import Console, PipelineStep
-from fp4forge.core.errors import BuildError, CoverageError, RegistryError, TagError, UsageError
+from fp4forge.core.errors import BuildError, CoverageError, RegistryError, UsageError
 from fp4forge.core.paths import STATE
 from fp4forge.image import context as contexts
 from fp4forge.image.context import Context
 from fp4forge.inputs import policy
 from fp4forge.kernels import ledger as ledgers
-from fp4forge.kernels.base import Progress
-from fp4forge.oci import buildkit, catalog, copying, engine, registry
+from fp4forge.oci import buildkit, copying, engine, registry
 from fp4forge.oci.acquire import RecordedLedger
 from fp4forge.oci.buildkit import COMPRESSION, BuildOptions
-from fp4forge.oci.cosign import Signer
-from fp4forge.plan import tags
 from fp4forge.plan.plan import Plan
 from fp4forge.plan.request import ImageRequest
 from fp4forge.plan.resolve import resolve
@@ -36,24 +33,13 @@ from fp4forge.publish import (
     distro_packages,
     gate,
     image_sbom,
-    signing,
+    platform_index,
     tagging,
     verified,
 )
 from fp4forge.publish.build import LAYOUT
-
-
-@dataclass(frozen=True)
-class Destination:
-    """Where the image goes; a part of an image index gets no tag but its own immutable one."""
-
-    repository: str
-    push: bool
-    tags: tuple[str, ...] = ()
-    part: bool = False
-    advisories: str = ""  # OSV data; empty: not looked at
-    moved_packages: str = distro_packages.SAY
-    signer: Signer | None = None
+from fp4forge.publish.destination import Destination
+from fp4forge.publish.platform_index import PublishedIndex
 
 
 @dataclass(frozen=True)
@@ -85,16 +71,6 @@ class PublishOutcome:
 
 
 @dataclass(frozen=True)
-class PublishedIndex:
-    """The image index that names one verified image for each platform."""
-
-    image: str
-    digest: str
-    tags: tuple[str, ...]
-    platforms: dict[str, str]  # platform -> digest of that platform's own index
-
-
-@dataclass(frozen=True)
 class _PublishJob:
     """What every step of one build has at hand."""
 
@@ -113,40 +89,6 @@ class _PublishJob:
 def prepare(request: ImageRequest) -> Context:
     """The identified plan and its files; touches neither engine nor network."""
     return contexts.assemble(resolve(request))
-
-
-def destination(
-    repository: str,
-    push: bool,
-    load: bool,
-    names: tuple[str, ...],
-    advisories: str = "",
-    moved_packages: str = distro_packages.SAY,
-    signer: Signer | None = None,
-) -> Destination:
-    """Where to, after validation.
-
-    Raises:
-        UsageError: --push and --load together, or a name that cannot be a further tag.
-    """
-    if push and load:
-        raise UsageError("--push and --load exclude each other", remedy="give one of them")
-    checked = tuple(tags.check(name) for name in names)
-    for name in checked:
-        if not catalog.is_image(name):
-            raise UsageError(
-                f"--tag {name!r} has the form of a digest",
-                rule="such tags name what lies beside an image: its records and signatures",
-                remedy="choose another name",
-            )
-    return Destination(
-        repository,
-        push,
-        checked,
-        advisories=advisories,
-        moved_packages=moved_packages,
-        signer=signer,
-    )
 
 
 def run(
@@ -246,52 +188,12 @@ def run_all(
     part = replace(where, part=True)
     outcomes = [run(request, part, options, console) for request in requests]
     with console.step("index") as step:
-        index = _publish_index(outcomes, resolve(requests[0]).index_tag, where, step.report)
+        digests = {outcome.plan["platform"]: outcome.digest for outcome in outcomes}
+        moving = resolve(requests[0]).index_tag
+        plans = [outcome.plan for outcome in outcomes]
+        index = platform_index.publish(plans, digests, moving, where, step.report)
         step.detail = ", ".join(index.tags)
     return outcomes, index
-
-
-def _publish_index(
-    outcomes: list[PublishOutcome], moving: str, where: Destination, report: Progress
-) -> PublishedIndex:
-    repository, plan = where.repository, outcomes[0].plan
-    digests = {outcome.plan["platform"]: outcome.digest for outcome in outcomes}
-    joined = "".join(outcome.plan["id"] for outcome in outcomes)
-    identity = hashlib.sha256(joined.encode()).hexdigest()[:12]
-    name = tags.immutable(plan["release"], plan["arch"], plan["variant"], identity)
-    manifests = set().union(*(registry.images_of(repository, d) for d in digests.values()))
-    own = registry.combine(repository, list(digests.values()), manifests)
-    _, digest = _index_tag(repository, name, own)
-    if where.signer:
-        signing.sign(repository, digest, where.signer, report, {})  # its parts are attested
-    with tagging.turn(repository):
-        immutable, digest = _index_tag(repository, name, own)
-        _check_further(repository, digest, where.tags)
-        names = (immutable, moving, *where.tags)
-        verdict = f"an index of verified images: {', '.join(digests)}"
-        tagging.give(
-            repository, digest, names, report, fixed=immutable, verdict=verdict, by=where.signer
-        )
-    verified.record(repository, digest)
-    return PublishedIndex(f"{repository}@{digest}", digest, names, digests)
-
-
-def _index_tag(repository: str, name: str, own: str) -> tuple[str, str]:
-    """The immutable tag of an index of several platforms, and the digest that it is to name.
-
-    Raises:
-        TagError: it names an index of the same images that was not published here: what is beside
-            the images in it, such as their provenance, is somebody else's.
-    """
-    index = registry.existing(repository, own).data
-    immutable, known = registry.immutable(repository, name, index, own)
-    if known not in (None, own) and not verified.here(repository, known):
-        raise TagError(
-            f"{repository}:{immutable} names {known[:19]}, which was not published here",
-            rule=f"an immutable tag is never moved; this index would be {own[:19]}",
-            remedy="publish it in another repository (--repo)",
-        )
-    return immutable, known or own
 
 
 def _extension_ledger(job: _PublishJob) -> str:
@@ -373,7 +275,7 @@ def _push_image(job: _PublishJob, ledger: str) -> VerifiedImage:
     image_sbom.list_and_sign(console, repository, digest, plan, signer)
     with console.step("publish") as step:
         moving = () if job.destination.part else (plan.moving_tag, *job.destination.tags)
-        _check_further(repository, digest, job.destination.tags)
+        tagging.check_further(repository, digest, job.destination.tags)
         with tagging.turn(repository):
             # Looked up again, at the last moment: another publisher may have taken it meanwhile.
             immutable, now = registry.immutable(repository, plan.immutable_tag, index, own)
@@ -407,17 +309,6 @@ def _push_image(job: _PublishJob, ledger: str) -> VerifiedImage:
     return VerifiedImage(
         image, digest, names, trusted, sum(layer.size for layer in LAYOUT.layers(own)), checks
     )
-
-
-def _check_further(repository: str, digest: str, further: tuple[str, ...]) -> None:
-    """Whether the user's own tags may move to an image.
-
-    Raises:
-        TagError: one names an image of another platform, strategy or base.
-    """
-    labels = registry.image_labels(repository, digest) if further else []
-    for name in further:
-        registry.check_takes_nothing_away(repository, name, labels)
 
 
 def _load_image(job: _PublishJob, ledger: str) -> VerifiedImage:
@@ -457,7 +348,7 @@ def _compare_packages(job: _PublishJob, image: str) -> None:
         return
     with job.console.step("packages") as step:
         engine.have(engine.connect(), image, plan.platform, step.report)
-        found = distro_packages.check(image, plan.base, plan.platform, choice)
+        found = distro_packages.check(image, plan.base, plan.platform, choice, plan.extras)
         step.detail, *moved = found.splitlines()
     for line in moved:
         job.console.say(f"  {line}")

@@ -2,7 +2,8 @@
 
 A wrong move can be seen with ``build.py history`` and undone: the record has the digest before it.
 Whoever can write to the registry can add a record; a signed one (``cosign verify`` of its artifact)
-is known to be the publisher's.
+is known to be the publisher's. A record names its repository: copied to another one with its image,
+it says nothing there.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from fp4forge.core import reading
 from fp4forge.core.errors import RegistryError, SignatureError
 from fp4forge.oci import cosign, referrers
 from fp4forge.oci.cosign import Signer, Trust
+from fp4forge.oci.reference import parse
 from fp4forge.oci.referrers import AttachedDocument
 
 KIND = "application/vnd.fp4forge.publish.v1+json"
@@ -44,16 +46,27 @@ class PublishRecord(Struct, frozen=True):
     verdict: str
     tags: dict[str, TagMove]
     by: str
+    repository: str = ""  # without the registry's host, which has more than one name
 
 
-def passed(kept: list[PublishRecord], digest: str) -> PublishRecord | None:
+def passed(kept: list[PublishRecord], repository: str, digest: str) -> PublishRecord | None:
     """The newest record that says that an image's checks passed; None if none does.
 
     Args:
         kept: records, the newest first.
+        repository: of the image; a record that was copied from another one does not count.
         digest: of the image; another's record says nothing of it.
     """
-    return next((r for r in kept if r.digest == digest and _PASSED.match(r.verdict)), None)
+    path = parse(repository).path
+    return next(
+        (
+            record
+            for record in kept
+            if (record.digest, record.repository) == (digest, path)
+            and _PASSED.match(record.verdict)
+        ),
+        None,
+    )
 
 
 def write(
@@ -68,7 +81,8 @@ def write(
     if all(move.before == move.after for move in tags.values()):
         return
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    record = PublishRecord(now, digest, verdict, tags, f"fp4forge {fp4forge.__version__}")
+    by_us, path = f"fp4forge {fp4forge.__version__}", parse(repository).path
+    record = PublishRecord(now, digest, verdict, tags, by_us, path)
     own = referrers.attach(repository, digest, KIND, json.encode(record), now)
     if by:
         cosign.sign(repository, [own], by)

@@ -64,7 +64,7 @@ def choose(repository: str, tag: str, to: str | None, trust: Trust | None = None
         if named == current:
             raise UsageError(f"{tag} names {named[:19]} already", rule="--to another image")
         listing.find(repository, named)
-        record = records.passed(records.of(repository, named, trust=trust), named)
+        record = _passed(repository, named, trust)
         if record is None:
             raise VerifyError(
                 f"no record{by} in {repository} says that the checks of {named} passed",
@@ -77,7 +77,7 @@ def choose(repository: str, tag: str, to: str | None, trust: Trust | None = None
         if registry.manifest(repository, digest) is None:
             over[digest] = "not in the registry any more"
             continue
-        record = records.passed(records.of(repository, digest, trust=trust), digest)
+        record = _passed(repository, digest, trust)
         if record is not None:
             return Rollback(tag, current, digest, record.verdict, record.time, over)
         over[digest] = f"no record{by} says that its checks passed"
@@ -87,6 +87,10 @@ def choose(repository: str, tag: str, to: str | None, trust: Trust | None = None
         rule="records in the registry say what a tag named (build.py history)",
         remedy="--to DIGEST; build.py images lists what is there",
     )
+
+
+def _passed(repository: str, digest: str, trust: Trust | None) -> records.PublishRecord | None:
+    return records.passed(records.of(repository, digest, trust=trust), repository, digest)
 
 
 def move(repository: str, chosen: Rollback, report: Progress) -> str:

@@ -52,6 +52,17 @@ def turn(repository: str) -> Iterator[None]:
         yield
 
 
+def check_further(repository: str, digest: str, further: tuple[str, ...]) -> None:
+    """Whether the user's own tags may move to an image.
+
+    Raises:
+        TagError: one names an image of another platform, strategy or base.
+    """
+    labels = registry.image_labels(repository, digest) if further else []
+    for name in further:
+        registry.check_takes_nothing_away(repository, name, labels)
+
+
 def give(
     repository: str,
     digest: str,

@@ -15,10 +15,11 @@ def here(repository: str, digest: str) -> bool:
 
 
 def record(repository: str, digest: str) -> None:
-    """Notes that they did."""
+    """Notes that they did; something else of that name is removed."""
     if here(repository, digest):
         return
     file = STATE / "verified" / digest.removeprefix("sha256:")
+    files.clear(file)
     files.replace(
         file, "".join(f"{name}\n" for name in [*_verified_repositories(file), repository])
     )

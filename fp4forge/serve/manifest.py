@@ -9,7 +9,9 @@ import re
 import shlex
 import tempfile
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fp4forge.core.errors import ServingError, UsageError
 from fp4forge.core.paths import TEMPLATES
@@ -19,6 +21,11 @@ from fp4forge.oci import dockercli, process, reference
 from fp4forge.serve import lora
 from fp4forge.serve.settings import CACHE_DIR, KEY_FILE, MODEL_DIR, ServerSettings, published
 from fp4forge.serve.speculation import DRAFT_DIR
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+    from fp4forge.inputs.service_images import ServiceImages
 
 FORMATS = {
     "compose": "compose.yaml.j2",
@@ -33,6 +40,8 @@ TMPFS = {
     "/run": "mode=755",
     "/home/vllm": f"exec,uid={UID},gid={UID},mode=700",
 }
+# Of several servers in one compose file: its containers, volumes and folders begin with it.
+GROUP = "fp4forge"
 # Its pods have labels of at most 63 characters: the name, "-0" and "-" with a hash of 10 digits
 # (Kubernetes, StatefulSetRevisionLabel).
 _GROUP_NAME = 50
@@ -77,8 +86,66 @@ def render(server: ServerSettings, kind: str, **more: object) -> str:
     Args:
         server: from ``settings.server``.
         kind: one of FORMATS.
-        more: what the template of that kind needs beside the server.
+        more: what the template of that kind needs beside the server; of a compose file
+            ``monitoring``, the images that watch the server (their files: ``monitoring.write``).
     """
+    if kind == "lws":
+        server = replace(server, name=server.name[:_GROUP_NAME].rstrip("-"))
+    part = _compose_part(server, "vllm", "cache", published(server.listen, server.port))
+    binds = list(part["binds"])
+    binds += [(server.key_file, KEY_FILE)] if server.key_file and kind != "compose" else []
+    return _template(FORMATS[kind]).render(
+        s=server,
+        name=server.name,
+        part=part,
+        model_dir=part["model_dir"],
+        cache_dir=CACHE_DIR,
+        uid=UID,
+        cache=part["cache_name"],
+        binds=binds,
+        mounts=[
+            *(_mount_option("bind", source, target, "readonly") for source, target in binds),
+            _mount_option("volume", part["cache_name"], CACHE_DIR),
+        ],
+        tmpfs=TMPFS,
+        published=part["published"],
+        flags=part["flags"],
+        **({"monitoring": None} | more),
+    )
+
+
+def render_together(
+    servers: list[ServerSettings], gateway: str, monitoring: ServiceImages | None = None
+) -> str:
+    """A compose file of several servers on one GPU, behind a gateway at the first one's address.
+
+    They start one after the other: vLLM counts what others allocate while it measures its own
+    memory as its own (vllm/v1/worker/gpu_worker.py, ``determine_available_memory``).
+
+    Args:
+        servers: with names of their own; their key is one file.
+        gateway: the gateway's image; its file: ``gateway.write``.
+        monitoring: what watches the servers.
+    """
+    parts = [_compose_part(server, server.name, f"{server.name}-cache", "") for server in servers]
+    for before, part in pairwise(parts):
+        part["after"] = before["service"]
+    first = servers[0]
+    return _template("together.yaml.j2").render(
+        parts=parts,
+        name=GROUP,
+        published=published(first.listen, first.port),
+        key_file=first.key_file,
+        key_target=KEY_FILE,
+        gateway=gateway,
+        monitoring=monitoring,
+        cache_dir=CACHE_DIR,
+        tmpfs=TMPFS,
+    )
+
+
+def _template(name: str) -> Template:
+    """A template of ``templates/serve``; every value in it goes through one of these filters."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -89,8 +156,6 @@ def render(server: ServerSettings, kind: str, **more: object) -> str:
         keep_trailing_newline=True,
         autoescape=False,  # noqa: S701 - not HTML; every value goes through a filter below
     )
-    if kind == "lws":
-        server = replace(server, name=server.name[:_GROUP_NAME].rstrip("-"))
     environment.filters |= {
         "yaml": _yaml,
         "compose": _compose_scalar,
@@ -99,27 +164,28 @@ def render(server: ServerSettings, kind: str, **more: object) -> str:
         "unit": _systemd_word,
         "comment": shown,  # a line break would end it, and what follows would be run
     }
-    model_dir, cache = f"{MODEL_DIR}/{server.served_name}", f"{server.name}-cache"
+    return environment.get_template(name)
+
+
+def _compose_part(
+    server: ServerSettings, service: str, cache: str, published: str
+) -> dict[str, Any]:
+    """What ``service.yaml.j2`` needs: a server, and its names in the compose file."""
+    model_dir = f"{MODEL_DIR}/{server.served_name}"
     binds = [(server.model, model_dir)]
     binds += [(server.drafter, DRAFT_DIR)] if server.drafter else []
     binds += [(path, f"{lora.FOLDER}/{name}") for name, path in server.adapters.items()]
-    binds += [(server.key_file, KEY_FILE)] if server.key_file and kind != "compose" else []
-    return environment.get_template(FORMATS[kind]).render(
-        s=server,
-        model_dir=model_dir,
-        cache_dir=CACHE_DIR,
-        uid=UID,
-        cache=cache,
-        binds=binds,
-        mounts=[
-            *(_mount_option("bind", source, target, "readonly") for source, target in binds),
-            _mount_option("volume", cache, CACHE_DIR),
-        ],
-        tmpfs=TMPFS,
-        published=published(server.listen, server.port),
-        flags=list(zip_arguments(server)),
-        **more,
-    )
+    return {
+        "server": server,
+        "service": service,
+        "cache": cache,
+        "cache_name": f"{server.name}-cache",
+        "published": published,
+        "after": "",
+        "model_dir": model_dir,
+        "binds": binds,
+        "flags": list(zip_arguments(server)),
+    }
 
 
 def zip_arguments(server: ServerSettings) -> list[tuple[list[str], str]]:

@@ -19,11 +19,10 @@ from fp4forge.core import reading
 from fp4forge.core.errors import UsageError
 from fp4forge.core.limits import INPUT_BYTES
 from fp4forge.core.text import steers
-from fp4forge.inputs import switches
 from fp4forge.kernels.gpus import PRODUCTS
 from fp4forge.models import family
 from fp4forge.models.switch_history import left_out
-from fp4forge.serve import kv_cache, lora, speculation
+from fp4forge.serve import flags, kv_cache, lora, speculation
 from fp4forge.serve.memory import check_share
 from fp4forge.serve.setting import ServerSetting
 from fp4forge.serve.split import ONE, GpuSplit
@@ -178,26 +177,26 @@ def server(model: Path, image: str, wishes: ServerWishes) -> ServerSettings:
     known = family.get(name)
     limit = config.text.max_position_embeddings
     length = min(chosen.max_model_len, limit) if limit else chosen.max_model_len
-    flags = [ServerSetting("--served-model-name", served, "the model's name in the API")]
-    flags += _quantisation(model, config, wishes.quantisation)
-    flags += _family_settings(known, config, wishes, "flag")
-    flags += [
+    found = [ServerSetting("--served-model-name", served, "the model's name in the API")]
+    found += flags.quantisation(model, config, wishes.quantisation)
+    found += flags.of_family(known, config, wishes.version, wishes.gpus, "flag")
+    found += [
         ServerSetting(
             "--kv-cache-dtype", wishes.kv_cache, _CACHES.get(wishes.kv_cache, "as asked for")
         ),
-        *_parallel_flags(wishes.split, config),
+        *flags.of_split(wishes.split, config),
         ServerSetting("--max-model-len", str(length), f"workload {chosen.name}: {chosen.card}"),
         ServerSetting("--max-num-seqs", str(chosen.max_num_seqs), f"workload {chosen.name}"),
     ]
     if chosen.max_num_batched_tokens:
-        flags.append(
+        found.append(
             ServerSetting(
                 "--max-num-batched-tokens",
                 str(chosen.max_num_batched_tokens),
                 f"workload {chosen.name}: larger prefill chunks",
             )
         )
-    flags += [
+    found += [
         ServerSetting(
             "--gpu-memory-utilization",
             f"{wishes.utilization:g}",
@@ -209,7 +208,7 @@ def server(model: Path, image: str, wishes: ServerWishes) -> ServerSettings:
         ServerSetting(
             "--enable-prefix-caching", "", "a shared beginning of prompts is computed once"
         ),
-        *_parsers(known, wishes.version),
+        *flags.parsers(known, wishes.version),
         *speculation.flags(
             config, model, wishes.speculative, wishes.drafter, wishes.version, wishes.gpus
         ),
@@ -232,10 +231,10 @@ def server(model: Path, image: str, wishes: ServerWishes) -> ServerSettings:
         key_file=_mounted_path(wishes.key_file, "--api-key-file") if wishes.key_file else "",
         version=wishes.version,
         workload=chosen,
-        flags=tuple({flag.name: flag for flag in flags}.values()),  # the last of a name counts
+        flags=tuple({flag.name: flag for flag in found}.values()),  # the last of a name counts
         environment=(
             *_server_environment(wishes),
-            *_family_settings(known, config, wishes, "variable"),
+            *flags.of_family(known, config, wishes.version, wishes.gpus, "variable"),
         ),
         notes=(*_manifest_notes(known, name, wishes, read), *([cache] if cache else [])),
         start_minutes=START_MINUTES,
@@ -259,9 +258,14 @@ def workload(wishes: ServerWishes) -> Workload:
     return WORKLOADS[wishes.workload]
 
 
+def _absolute(path: Path) -> Path:
+    """The path from the root. Kubernetes refuses ``..`` in it; other links stay as they are."""
+    return path.resolve() if ".." in path.parts else path.absolute()
+
+
 def _mounted_path(path: Path, flag: str) -> str:
     """A path of the host as it is mounted."""
-    absolute = str(path.absolute())
+    absolute = str(_absolute(path))
     if steers(absolute):
         raise UsageError(
             f"{flag} {absolute!r} cannot be mounted",
@@ -272,7 +276,7 @@ def _mounted_path(path: Path, flag: str) -> str:
 
 
 def _served_name(model: Path, wishes: ServerWishes) -> str:
-    served = wishes.served_name or model.absolute().name
+    served = wishes.served_name or _absolute(model).name
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", served):
         raise UsageError(
             f"the served name {served!r} cannot be used",
@@ -301,77 +305,6 @@ def _listen_address(text: str) -> str:
             f"--listen {text!r} is not an address",
             rule="an address of this host: 127.0.0.1, 0.0.0.0 for all of them, or one of its own",
         ) from None
-
-
-def _quantisation(
-    model: Path, config: configs.ModelConfig, found: str | None
-) -> list[ServerSetting]:
-    """The flag of the checkpoint's format; uniform ModelOpt NVFP4 is seen without an inspection."""
-    if found is not None:
-        name, _, value = found.partition(" ")
-        return (
-            [ServerSetting(name, value, "the checkpoint's format, as it was inspected")]
-            if name
-            else []
-        )
-    declared = config.quantisation
-    if os.path.lexists(model / "hf_quant_config.json"):
-        declared = configs.read_modelopt(model)
-    elif declared.quant_method != "modelopt":
-        return []
-    if declared.quant_algo not in (None, "NVFP4", "NVFP4_AWQ"):
-        return []
-    why = "ModelOpt's NVFP4; compressed-tensors looks for other tensor names"
-    return [ServerSetting("--quantization", "modelopt", why)]
-
-
-def _family_settings(
-    known: family.Family, config: configs.ModelConfig, wishes: ServerWishes, kind: str
-) -> list[ServerSetting]:
-    """The flags or variables that a family needs in that release, on these GPUs."""
-    quantised = config.quantization_config is not None
-    return [
-        ServerSetting(getattr(setting, kind), setting.value, setting.why)
-        for setting in known.settings
-        if getattr(setting, kind)
-        and setting.holds(wishes.version)
-        and (config.text.experts or not setting.experts)
-        and (quantised or not setting.quantised)
-        and (not setting.gpus or not wishes.gpus or set(setting.gpus) & set(wishes.gpus))
-    ]
-
-
-def _parallel_flags(split: GpuSplit, config: configs.ModelConfig) -> list[ServerSetting]:
-    if split == ONE:
-        return [ServerSetting("--tensor-parallel-size", "1", "the model is on one GPU")]
-    ways = str(split.tensor)
-    out = [ServerSetting("--tensor-parallel-size", ways, f"heads and widths are cut {ways} ways")]
-    if split.pipeline > 1:
-        stages = str(split.pipeline)
-        out.append(ServerSetting("--pipeline-parallel-size", stages, f"layers in {stages} stages"))
-    if split.data > 1:
-        ranks = str(split.data)
-        why = f"{ranks} ranks answer requests, each with a cache of its own"
-        out.append(ServerSetting("--data-parallel-size", ranks, why))
-    if split.experts and config.text.experts:
-        why = f"each GPU gets whole experts of {config.text.experts}"
-        out.append(ServerSetting("--enable-expert-parallel", "", why))
-    return out
-
-
-def _parsers(known: family.Family, version: str) -> list[ServerSetting]:
-    out = []
-    tool, reasoning = known.tool_parser, known.reasoning_parser
-    known_to = switches.load(version)
-    if tool and tool.holds(version) and (not known_to or tool.name in known_to.tool_parsers):
-        out += [
-            ServerSetting("--enable-auto-tool-choice", "", "the model may call tools"),
-            ServerSetting("--tool-call-parser", tool.name, tool.why),
-        ]
-    names = known_to.reasoning_parsers if known_to else None
-    if reasoning and reasoning.holds(version) and (names is None or reasoning.name in names):
-        out.append(ServerSetting("--reasoning-parser", reasoning.name, reasoning.why))
-    return out
 
 
 def _server_environment(wishes: ServerWishes) -> list[ServerSetting]:

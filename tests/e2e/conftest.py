@@ -134,9 +134,9 @@ def tag_digest(tag: str, registry: str = REGISTRY) -> str | None:
 
 def can_emulate() -> bool:
     """Whether this machine runs linux/arm64, by nature or by qemu."""
-    from fp4forge.oci import engine
+    from fp4forge.oci import engine_checks
 
-    return host_platform() == "linux/arm64" or engine.emulated("linux/arm64")
+    return host_platform() == "linux/arm64" or engine_checks.emulated("linux/arm64")
 
 
 def verify_containers() -> set[str]:
@@ -198,11 +198,11 @@ def disk(may_drop: bool) -> None:
 
 def roomy() -> bool:
     """Whether the engine's disk has room for a whole run."""
-    from fp4forge.oci import engine
+    from fp4forge.oci import engine, engine_checks
     from fp4forge.publish import build_machine
 
     try:
-        engine.check_disk(engine.connect().info(), NEEDED_GB + build_machine.WARM_GB)
+        engine_checks.check_disk(engine.connect().info(), NEEDED_GB + build_machine.WARM_GB)
     except DiskError:
         return False
     return True

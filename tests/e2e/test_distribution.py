@@ -236,6 +236,20 @@ def test_a_bundle_moves_no_tag(bundled: Path, tmp_path: Path) -> None:
     assert registry.resolve(there, "1") == before
 
 
+def test_a_bundle_gives_no_moving_tag_to_an_image_that_nobody_vouches_for(
+    images: None, tmp_path: Path
+) -> None:
+    moving = "0.20.2-sm121-awq-wheel-bootstrap-amd64"
+    digest = (registry.resolve(f"{REGISTRY}/{REPO}", "1") or ("",))[0]
+    registry.tag(f"{REGISTRY}/{REPO}", digest, moving)
+    packed, there = tmp_path / "moving.tar", f"{REGISTRY}/fp4forge/unvouched"
+    done = cli("bundle", f"{REGISTRY}/{REPO}:{moving}", "-o", str(packed))
+    assert done.returncode == 0, done.stderr
+    done = cli("unbundle", str(packed), "-o", str(tmp_path / "b"), "--to", there)
+    assert done.returncode == 2 and "nobody vouches" in done.stderr, done.stderr
+    assert registry.resolve(there, moving) is None and not (tmp_path / "b").exists()
+
+
 def test_a_bundle_loads_into_an_engine(bundled: Path, nodes: tuple[Node, Node, Node]) -> None:
     node = nodes[0]
     node.docker("image", "rm", "--force", IMAGE, check=False)

@@ -114,7 +114,7 @@ def test_its_packages_are_recorded_and_compared(
     imported: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(distro_packages, "FOLDER", tmp_path)
-    path, moved = distro_packages.record_image(imported)
+    path, moved = distro_packages.record_image(imported, lambda _: None)
     assert path == tmp_path / "bootstrap-arm64.txt"
     assert moved == ["libssl3t64:arm64 3.5.1-1 is new"]
     same = distro_packages.check(imported, "bootstrap", "linux/arm64", distro_packages.REFUSE)

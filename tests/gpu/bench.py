@@ -33,13 +33,10 @@ from fp4forge.bench.server import MeasuredServer  # noqa: E402
 
 
 class HereGenerator(LoadGenerator):
-    """The load generator in this Python; the folder that a container would see is a link."""
+    """The load generator in this Python, which sees the folder under its own name."""
 
     def line(self, folder: Path) -> list[str]:
         """The process that asks for trials on its standard input."""
-        work = Path(load_command.WORK)
-        work.unlink(missing_ok=True)
-        work.symlink_to(folder.resolve())
         return [sys.executable, str(load_command.INSIDE)]
 
 
@@ -67,6 +64,7 @@ def measure(url: str, name: str, folder: Path, flags: list[str]) -> BenchResult:
         identity=who,
     )
     folder.mkdir(parents=True)
+    load_command.WORK = str((folder / suite_run.RAW_FOLDER).resolve())  # no container's mount
     client = HereGenerator("here")
     suite_run.SuiteRun(server, client, suite, result, folder, print).run()
     return result

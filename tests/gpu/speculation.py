@@ -63,10 +63,9 @@ def eagle3(folder: Path) -> None:
         "rms_norm_eps": 1e-6,
         "draft_vocab_size": VOCABULARY,
         "dtype": "bfloat16",
-        "eagle_config": {
-            "use_aux_hidden_state": True,
-            "eagle_aux_hidden_state_layer_ids": [1, 2, 3],
-        },
+        # Read here by the model, and below "eagle_config" by some speculators.
+        "eagle_aux_hidden_state_layer_ids": [1, 2, 3],
+        "num_aux_hidden_states": 3,
     }
     head = target.head_dim
     shapes = {

@@ -40,6 +40,7 @@ def test_labels(config: dict[str, Any], plan: dict[str, Any]) -> None:
         "io.fp4forge.arch": plan["arch"],
         "io.fp4forge.variant": plan["variant"],
         "io.fp4forge.plan": plan["id"],
+        "io.fp4forge.extras": ",".join(plan["extras"]),
         "org.opencontainers.image.version": plan["release"],
     }
     wrong = [f"{k}={labels.get(k)}, wanted {v}" for k, v in wanted.items() if labels.get(k) != v]

@@ -59,10 +59,13 @@ def test_versions(host: Any, plan: dict[str, Any]) -> None:
     assert f"release {plan['cuda']}," in nvcc, f"nvcc is not CUDA {plan['cuda']}: {nvcc[-80:]}"
 
 
-def test_imports(host: Any) -> None:
-    """vllm, torch, flashinfer and transformers import without a GPU"""
+def test_imports(host: Any, plan: dict[str, Any]) -> None:
+    """vllm, torch, flashinfer and transformers import; what --with added loads"""
     done = host.run("python3 -c 'import vllm, torch, flashinfer, transformers'")
-    assert done.rc == 0, f"import failed: {done.stderr.strip().splitlines()[-1:]}"
+    assert done.rc == 0, done.stderr.strip().splitlines()[-1]
+    for library in (name for names in plan["extras"].values() for name in names):
+        done = host.run("python3 -c 'import ctypes, sys; ctypes.CDLL(sys.argv[1])' %s", library)
+        assert done.rc == 0, done.stderr.strip().splitlines()[-1]
 
 
 def test_extensions(host: Any, proofs: str, site: str) -> None:

@@ -161,6 +161,15 @@ def files(folder: Path, *more: str) -> dict[str, Any]:
     return {host: yaml.safe_load(text) for host, text in json.loads(done.stdout)["files"].items()}
 
 
+def test_an_nccl_that_hangs_between_these_machines_is_refused(folder: Path) -> None:
+    line = ("serve", "cluster", "--hosts", "spark1,spark2", "--model", str(folder), "--dry-run")
+    done = run(*line, "--workload", "balanced", "--release", "0.20.2", "--from", "wheel")
+    assert done.returncode == 2, done.stderr
+    assert "release 0.20.2 has NCCL 2.28.9" in done.stderr and "--release" in done.stderr
+    newer = run(*line, "--workload", "balanced", "--release", "0.33.0", "--from", "wheel")
+    assert "NCCL" not in newer.stderr
+
+
 def test_each_machine_gets_its_file(folder: Path) -> None:
     made = files(folder)
     first, second = (made[name]["services"]["vllm"] for name in ("spark1", "spark2"))
@@ -174,6 +183,15 @@ def test_each_machine_gets_its_file(folder: Path) -> None:
         assert words[words.index("--master-addr") + 1] == "spark1"
     assert second["healthcheck"] == {"disable": True}
     assert first["image"] == second["image"] and first["pull_policy"] == "never"
+
+
+@pytest.mark.parametrize(
+    "name", ["rdma", "a..b/x", "-a/x", "a/x/y", "a/-x", "A/x", f"a/{'x' * 64}"]
+)
+def test_a_device_resource_has_a_name_that_kubernetes_takes(folder: Path, name: str) -> None:
+    line = ("serve", "cluster", "--format", "lws", "--machines", "2", "--model", str(folder))
+    done = run(*line, "--image", IMAGE, f"--rdma-resource={name}")
+    assert done.returncode == 2 and "a resource's name" in done.stderr
 
 
 def test_a_leader_worker_set(folder: Path) -> None:

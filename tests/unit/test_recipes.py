@@ -189,6 +189,15 @@ def tree(folder: Path, **changes: str) -> Path:
             "_VLLM_MODELS = {**_TEXT, **_DRAFTERS}\n"
         ),
         "vllm/config/cache.py": 'CacheDType = Literal["auto", "fp8"]\n',
+        "vllm/v1/metrics/loggers.py": (
+            "def make(self):\n    self._counter_cls(name='vllm:a')\n    Gauge(name='vllm:b')\n"
+            "    Histogram(name='vllm:d_seconds', documentation='See vllm:x.')\n"
+        ),
+        "vllm/v1/spec_decode/metrics.py": (
+            "def make(self):\n    specs = [('vllm:c', 'Text of vllm:y.')]\n"
+            "    for name, _ in specs:\n        self._counter_cls(name=name)\n"
+            "    self._counter_cls(name='vllm:e_total')\n"
+        ),
     }
     for name, text in (files | changes).items():
         path = folder / name
@@ -205,6 +214,15 @@ def test_switches_are_read_from_the_sources(tmp_path: Path) -> None:
         "reasoning_parsers": ["qwen3"],
         "architectures": ["AForCausalLM", "BModel"],
         "kv_cache_types": ["auto", "fp8"],
+        "metrics": [
+            "vllm:a_total",
+            "vllm:b",
+            "vllm:c_total",
+            "vllm:d_seconds_bucket",
+            "vllm:d_seconds_count",
+            "vllm:d_seconds_sum",
+            "vllm:e_total",
+        ],
     }
 
 
@@ -216,6 +234,7 @@ def test_switches_are_read_from_the_sources(tmp_path: Path) -> None:
         ("vllm/engine/arg_utils.py", "def (:\n"),
         ("vllm/model_executor/models/registry.py", "_VLLM_MODELS = {**_GONE}\n"),
         ("vllm/config/cache.py", "CacheDType = str\n"),
+        ("vllm/v1/metrics/loggers.py", "def make():\n    Timer(name='vllm:a')\n"),
     ],
 )
 def test_a_source_that_is_built_another_way_is_an_error(

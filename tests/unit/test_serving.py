@@ -41,6 +41,17 @@ def server(folder: Path, **wishes: Any) -> settings.ServerSettings:
     return settings.server(folder, IMAGE, settings.ServerWishes(**({"version": "0.20.2"} | wishes)))
 
 
+def test_a_model_by_a_path_with_dots_is_mounted_by_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kubernetes refuses a hostPath with two dots."""
+    whole = model(tmp_path)
+    (tmp_path / "beside").mkdir()
+    monkeypatch.chdir(tmp_path / "beside")
+    found = server(Path("..", whole.name))
+    assert found.model == str(whole) and found.served_name == whole.name
+
+
 def test_the_cards_rows_exactly(tmp_path: Path) -> None:
     rows = {
         "interactive": ("65536", "4"),

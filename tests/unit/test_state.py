@@ -247,6 +247,13 @@ def test_notes_of_verified_images_are_kept_and_survive_damage(
     assert not verified.here("a/b", "sha256:1")
     verified.record("a/b", "sha256:1")
     assert verified.here("a/b", "sha256:1")
+    note = tmp_path / "verified" / "2"
+    for folder in (True, False):
+        (note / "x").mkdir(parents=True) if folder else os.mkfifo(note)
+        assert not verified.here("a/b", "sha256:2")
+        verified.record("a/b", "sha256:2")
+        assert verified.here("a/b", "sha256:2")
+        note.unlink()
 
 
 class Vanishing:

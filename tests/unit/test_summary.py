@@ -12,7 +12,8 @@ from fp4forge.cli import cli, summary
 from fp4forge.core.console import fields
 from fp4forge.inputs import release
 from fp4forge.kernels.gpus import TARGETS
-from fp4forge.publish.pipeline import PublishedIndex, PublishOutcome
+from fp4forge.publish.pipeline import PublishOutcome
+from fp4forge.publish.platform_index import PublishedIndex
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 REPOSITORY = "127.0.0.1:5000/fp4forge/vllm"

@@ -19,7 +19,7 @@ from fp4forge.plan import tags
 from fp4forge.plan.plan import Plan
 from fp4forge.plan.request import ImageRequest, decide
 from fp4forge.plan.resolve import resolve
-from fp4forge.publish import pipeline
+from fp4forge.publish import destination
 
 WHEEL = ImageRequest(
     "blackwell", strategy="wheel", base="bootstrap", platform="linux/amd64", aot="none"
@@ -76,7 +76,7 @@ def test_a_users_tag_never_has_the_form_of_a_plans_moving_one(tag: str) -> None:
 @pytest.mark.parametrize("suffix", ["", ".sig", ".att"])
 def test_a_users_tag_never_names_what_lies_beside_an_image(suffix: str) -> None:
     with pytest.raises(UsageError, match="form of a digest"):
-        pipeline.destination("h/x", True, False, (f"sha256-{'0' * 64}{suffix}",))
+        destination.checked("h/x", True, False, (f"sha256-{'0' * 64}{suffix}",))
 
 
 def test_a_users_tag() -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from fp4forge.core.errors import ForgeError, RegistryError, TagError
 from fp4forge.oci import registry
-from fp4forge.publish import pipeline, tagging, verified
-from fp4forge.publish.pipeline import Destination, PublishOutcome
+from fp4forge.publish import platform_index, tagging, verified
+from fp4forge.publish.destination import Destination
 from tests.e2e.faults import wire
 from tests.e2e.faults.commands import Command
 from tests.e2e.faults.images import Image, named, seed
@@ -180,11 +180,11 @@ def test_an_index_of_several_platforms_is_not_taken_over_from_somebody_else(
     repository = f"{proxy.address}/{published}"
     plan = {"platform": "linux/amd64", "id": "0", "release": "0.20.2"}
     plan |= {"arch": "sm121", "variant": "awq"}
-    outcome = PublishOutcome(plan, "", image.digest, (), False, 0, 0)
+    digests = {"linux/amd64": image.digest}
 
-    def publish() -> pipeline.PublishedIndex:
+    def publish() -> platform_index.PublishedIndex:
         where = Destination(repository, True)
-        return pipeline._publish_index([outcome], NAMES[1], where, lambda _: None)
+        return platform_index.publish([plan], digests, NAMES[1], where, lambda _: None)
 
     ours = publish()
     assert publish() == ours

@@ -216,6 +216,18 @@ def test_what_is_never_moved_to(shelf: Shelf) -> None:
         copied.time,
     )
     shelf.run("rollback", MOVING, "--to", shelf.made[0].digest, code=12)
+    # Nor does one of this image that was made in another repository, and copied with it.
+    elsewhere = msgspec.structs.replace(
+        copied, digest=shelf.made[0].digest, repository="another/place"
+    )
+    referrers.attach(
+        shelf.repository,
+        shelf.made[0].digest,
+        records.KIND,
+        msgspec.json.encode(elsewhere),
+        copied.time,
+    )
+    shelf.run("rollback", MOVING, "--to", shelf.made[0].digest, code=12)
     assert (
         "has no sha256"
         in shelf.run("rollback", MOVING, "--to", "sha256:" + "0" * 64, code=5)["message"]

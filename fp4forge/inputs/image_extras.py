@@ -1,0 +1,62 @@
+"""What an image gets on request: ``releases/extras.yaml``."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from fp4forge.core.errors import ReleaseError, UsageError
+from fp4forge.core.paths import RELEASES
+from fp4forge.inputs.reader import InputFormat
+
+_Name = Annotated[str, Meta(pattern="^[a-z][a-z0-9]*$")]
+
+
+class ImageExtra(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Distribution packages under one name."""
+
+    title: Annotated[str, Meta(description="what they are for")]
+    packages: Annotated[
+        tuple[Annotated[str, Meta(pattern="^[a-z0-9][a-z0-9.+-]+$")], ...],
+        Meta(min_length=1, description="names that Debian and Ubuntu share"),
+    ]
+    libraries: Annotated[
+        tuple[Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.+-]+\.so(\.[0-9]+)*$")], ...],
+        Meta(description="what an image test loads"),
+    ]
+    gb: Annotated[float, Meta(ge=0, description="what they add to the unpacked image")]
+    source: str
+
+
+class ExtrasTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All of them."""
+
+    extras: dict[_Name, ImageExtra]
+
+
+FORMAT = InputFormat(ExtrasTable, "extras", ReleaseError)
+
+
+@cache
+def table() -> dict[str, ImageExtra]:
+    """Every extra by its name.
+
+    Raises:
+        ReleaseError: ``releases/extras.yaml`` cannot be read, or is malformed.
+    """
+    return FORMAT.read(RELEASES / "extras.yaml", f"{RELEASES.name}/extras.yaml").extras
+
+
+def choose(names: tuple[str, ...]) -> dict[str, ImageExtra]:
+    """The named ones, sorted.
+
+    Raises:
+        UsageError: there is none of a name.
+    """
+    known = table()
+    for name in names:
+        if name not in known:
+            raise UsageError(f"--with {name!r} does not exist", rule="one of " + ", ".join(known))
+    return {name: known[name] for name in sorted(set(names))}
