@@ -213,8 +213,8 @@ def _by_rank(folder: Path, files: list[str]) -> None:
     if ranks and len(ranks) == len(files):
         raise CheckpointError(
             f"{shown(folder, 300)}: {shown(ranks[0], 200)} has one GPU's part of the tensors",
-            rule="whole tensors are inspected and divided; a set by ranks fits one split alone",
-            remedy="give the checkpoint that it was made from",
+            rule="only whole tensors can be inspected; a set by ranks fits only its own split",
+            remedy="give the checkpoint that it was split from",
         )
 
 
@@ -260,7 +260,7 @@ def header(path: Path) -> list[Tensor]:
                 remedy="git lfs pull, or build.py checkpoint fetch REPO",
             )
         if size < 8:
-            raise CheckpointError(f"{name}: {size} bytes are not a safetensors file")
+            raise CheckpointError(f"{name} is not a safetensors file ({size} bytes)")
         length = int.from_bytes(first[:8], "little")
         if not 2 <= length <= min(HEADER_BYTES, size - 8):
             raise CheckpointError(
@@ -274,7 +274,7 @@ def header(path: Path) -> list[Tensor]:
     end = max((tensor.end for tensor in found), default=start)
     if end > size:
         raise CheckpointError(
-            f"{name}: truncated: {size} bytes of {end}",
+            f"{name} is truncated: it has {size} of {end} bytes",
             remedy="fetch the file again; build.py checkpoint fetch resumes",
         )
     _refuse_overlap(name, found)
@@ -315,7 +315,7 @@ def _tensor(file: str, name: str, entry: _HeaderEntry, start: int) -> Tensor:
     wanted = math.prod(entry.shape) * ELEMENT_BYTES.get(entry.dtype, 0)
     if begin > end or (entry.dtype in ELEMENT_BYTES and end - begin != wanted):
         raise CheckpointError(
-            f"{shown(file, 200)}: {shown(name, 200)} has {found.size} bytes,"
-            f" {shown(entry.dtype, 20)} {list(entry.shape)} are {wanted}"
+            f"{shown(file, 200)}: {shown(name, 200)} has {found.size} bytes;"
+            f" {shown(entry.dtype, 20)} of shape {list(entry.shape)} needs {wanted}"
         )
     return found

@@ -29,8 +29,9 @@ def audit(image: str | None, releases: tuple[str, ...], db: str | None, as_json:
     """List known vulnerabilities of IMAGE, or of the releases' locks, with the verdict on each.
 
     IMAGE is audited with its distribution's packages, a release by its Python packages. The
-    verdicts are OpenVEX documents, releases/vex/RELEASE.json. Exit code 30 if a critical or high
-    one, or one of unknown severity, is neither not_affected nor fixed, or its verdict has expired.
+    verdicts are OpenVEX documents, releases/vex/RELEASE.json. Exit code 30 if a
+    vulnerability of critical, high or unknown severity has no current verdict of not_affected or
+    fixed.
     """
     from fp4forge.advisories import audit as auditing
     from fp4forge.advisories import database, installed

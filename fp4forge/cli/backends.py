@@ -28,7 +28,10 @@ _INDENT = 16
 @click.option("--model", type=click.Path(path_type=Path), help="A checkpoint's folder.")
 @click.option("--all", "everything", is_flag=True, help="Every GPU and every family.")
 @click.option("--image", help="Image to ask; by default the release's moving tag in --registry.")
-@click.option("--arch", help="GPU or set of the image's tag; by default the smallest with --gpu.")
+@click.option(
+    "--arch",
+    help="GPU, or set of GPUs, in the image's tag; by default the smallest set with --gpu.",
+)
 @click.option("--variant", help="Variant of the image's tag: awq (the default) or plain.")
 @click.option("--platform", help="Platform of the image's tag; by default the GPU's.")
 @registry_option

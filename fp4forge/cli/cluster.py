@@ -38,7 +38,11 @@ if TYPE_CHECKING:
 )
 @server_options
 @click.option("--utilization", type=float, default=0.85, show_default=True)
-@click.option("--interface", default="", help="Their link, if the route does not show it.")
+@click.option(
+    "--interface",
+    default="",
+    help="Network interface between the machines, if the route does not show it.",
+)
 @click.option(
     "--ssh-config",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),

@@ -115,8 +115,8 @@ def compose(
 ) -> None:
     """Write a compose file (or another manifest) that serves MODEL.
 
-    Several models get a server each, one after the other in a share of one GPU's memory, and
-    LiteLLM's proxy as their common address.
+    Each of several models gets its own server and a share of one GPU's memory. The servers start
+    one after the other, behind LiteLLM's proxy.
 
     --lock FILE hashes every file of the model, so that --from-lock FILE writes the same manifest
     for the same bytes, or says what differs (exit code 31).
@@ -308,10 +308,10 @@ def checked_image(name: str, o: dict[str, Any]) -> str:
 
 def wishes(o: dict[str, Any], version: str) -> ServerWishes:
     """What the options ask of a server."""
-    from fp4forge.serve import kv_cache, lora
+    from fp4forge.serve import kv_cache_types, lora
     from fp4forge.serve.settings import ServerWishes
 
-    kv_cache.available(o["kv_cache_dtype"], version)
+    kv_cache_types.available(o["kv_cache_dtype"], version)
 
     target = tuple(chip.name for chip in gpu.target(o["arch"]).gpus)
     chips = (gpu.product(o["product"]).gpu,) if o["product"] else ()

@@ -54,7 +54,7 @@ from fp4forge.kernels import gpus as gpu
 @json_option
 def fit(model: Path, products: tuple[str, ...], as_json: bool, plot: Path | None, **o: Any) -> None:
     """Show which GPUs a model needs, how many, and what fits: context, sequences, decode rate."""
-    from fp4forge.serve import memory, placing
+    from fp4forge.serve import kv_cache, memory, placing
     from fp4forge.serve import model_sizes as models
     from fp4forge.serve import split as splitting
 
@@ -74,7 +74,7 @@ def fit(model: Path, products: tuple[str, ...], as_json: bool, plot: Path | None
             remedy=_splits_allowed(described),
         )
     rows = [_fit_row(described, product, wanted, asked) for product in chosen]
-    within, beyond = memory.kv_bytes_per_token(described)
+    within, beyond = kv_cache.kv_bytes_per_token(described)
     data: dict[str, Any] = {
         "model": str(model),
         "family": described.family,
@@ -83,7 +83,7 @@ def fit(model: Path, products: tuple[str, ...], as_json: bool, plot: Path | None
         "kv_cache_dtype": o["kv_cache_dtype"],
         "kv_bytes_per_token": within,
         "kv_bytes_per_token_beyond_window": beyond,
-        "state_bytes_per_sequence": memory.state_bytes_per_sequence(described),
+        "state_bytes_per_sequence": kv_cache.state_bytes_per_sequence(described),
         "layers": [asdict(kind) for kind in described.attention],
         "read_per_token": described.read_per_token(),
         "gpus": rows,

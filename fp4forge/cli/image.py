@@ -38,7 +38,7 @@ def build(**o: Any) -> None:
     if o["allow_vulnerable"] and not o["advisories"]:
         raise UsageError(
             "--allow-vulnerable without --advisories",
-            rule="an exception accepts a vulnerability that the advisories list",
+            rule="--allow-vulnerable accepts an advisory that --advisories finds",
             remedy="--advisories FOLDER or ADDRESS",
         )
     registry = resolve_registry(o["registry"]) if o["push"] else o["registry"] or None
@@ -158,9 +158,7 @@ def context(output: Path, as_json: bool, **o: Any) -> None:
     # it got before, and the times of all contexts of a release are alike.
     folder = output / prepared.plan.id
     if output.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise UsageError(
-            f"{folder} is not empty", rule="--output takes a new context for each plan"
-        )
+        raise UsageError(f"{folder} is not empty", rule="--output is a new or an empty folder")
     contexts.write(prepared, folder)
     image = f"fp4forge/vllm:unverified-{prepared.plan.id}"
     line = building.by_hand(prepared.plan, folder, vllm_components.local_trees(o["sources"]), image)
@@ -190,7 +188,7 @@ def verify(
 ) -> None:
     """Run the image tests against IMAGE, from the engine or a registry.
 
-    With --key (or --identity and --issuer), IMAGE must be in a registry, and signed: its index,
+    With --key (or --identity and --issuer), IMAGE must be in a registry and signed: its index,
     each platform's image, its provenance and its SBOM. With a key and without --arch, only that is
     checked. Without --gpu, checks that need a GPU are skipped, and the output says so.
     """

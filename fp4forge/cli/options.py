@@ -305,7 +305,7 @@ _SERVER = (
     click.option(
         "--recipe",
         type=click.Path(path_type=Path, dir_okay=False),
-        help="A recipe of vllm-project/recipes; its flags come over those of the family.",
+        help="A recipe of vllm-project/recipes; its flags override the family's.",
     ),
     click.option(
         "--recipe-variant", default="", help="The recipe's variant; by default its NVFP4."

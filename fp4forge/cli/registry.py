@@ -174,8 +174,8 @@ def prune(
 ) -> None:
     """Remove old images from a registry, with their immutable tags and records.
 
-    An image stays if a tag that moves names it, a lock of --locks does, it is one of the newest
-    --keep of its kind, it cannot be read, or no record says how old it is. The registry frees the
+    An image stays if a moving tag or a lock from --locks names it, if it is among the newest --keep
+    of its kind, if it cannot be read, or if no record gives its age. The registry frees the
     layers when it collects garbage.
     """
     from fp4forge.publish import listing, pruning

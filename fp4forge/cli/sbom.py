@@ -19,7 +19,7 @@ FORMATS = ("table", "json", "cyclonedx", "spdx", "licences")
 @click.command()
 @click.argument("image")
 @trust_options
-@click.option("--platform", help="Of an index of several: linux/amd64 or linux/arm64.")
+@click.option("--platform", help="Platform of an index of several: linux/amd64 or linux/arm64.")
 @click.option(
     "--format",
     "kind",

@@ -99,8 +99,8 @@ def unbundle(
 ) -> None:
     """Check every file of a bundle and unpack it; optionally push or load its image.
 
-    With --key (or --identity and --issuer), its image must be signed, and its provenance and SBOM;
-    that is checked without any network, before anything is pushed or loaded.
+    With --key (or --identity and --issuer), the image, its provenance and its SBOM must be
+    signed; this is checked offline, before anything is pushed or loaded.
     """
     from fp4forge.core.errors import UsageError
     from fp4forge.oci import copying, registry

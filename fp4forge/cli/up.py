@@ -24,7 +24,9 @@ _UTILIZATION = 0.85
 @click.command()
 @click.argument("model")
 @click.option("--gpu", "product", help="This machine's GPU; by default what nvidia-smi reports.")
-@click.option("--arch", help="GPU of the image; by default this machine's, then sets with it.")
+@click.option(
+    "--arch", help="GPU of the image; by default this machine's, otherwise a set that contains it."
+)
 @server_options
 @click.option("--utilization", type=float, help="Share of the GPU's memory; by default 0.85.")
 @click.option(
@@ -32,7 +34,9 @@ _UTILIZATION = 0.85
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for downloaded models; by default in fp4forge's state.",
 )
-@click.option("--revision", default="main", show_default=True, help="Of a model on the hub.")
+@click.option(
+    "--revision", default="main", show_default=True, help="Revision of a model on the hub."
+)
 @click.option(
     "--override",
     type=click.Path(path_type=Path, dir_okay=False),

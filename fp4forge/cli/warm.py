@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="New folder to keep the collected caches in.",
 )
-@click.option("--push", is_flag=True, help="Push the image with its layer; then its own tag.")
+@click.option(
+    "--push", is_flag=True, help="Push the image with the added layer, then set its own tag."
+)
 @sign_options
 @servers.timeout_option
 @click.option("--dry-run", is_flag=True, help="Print what would be done; start and push nothing.")

@@ -12,7 +12,7 @@ __all__ = ["BinaryError", "ForgeError", "ReleaseError", "ToolError", "UsageError
 
 
 class BrokenReleasesError(ForgeError):
-    """A release is broken; what was asked for was done for the others."""
+    """A release is broken; the command completed for the others."""
 
     exit_code = 22
 
@@ -150,13 +150,13 @@ class AdvisoryError(ForgeError):
 
 
 class VulnerableError(ForgeError):
-    """An image has a critical or high vulnerability, or one of unknown severity, unexplained."""
+    """An image has an unexplained vulnerability of critical, high or unknown severity."""
 
     exit_code = 30
 
 
 class RunLockError(ForgeError):
-    """Image, model or settings are not those that a run's lock has."""
+    """Image, model or settings differ from those in a run's lock."""
 
     exit_code = 31
 
@@ -168,7 +168,7 @@ class HostError(ForgeError):
 
 
 class NoGpuError(ForgeError):
-    """This machine has no GPU that a step needs."""
+    """A step needs a GPU that this machine does not have."""
 
     exit_code = 32
 

@@ -13,9 +13,9 @@ from msgspec import Meta, Struct
 
 from fp4forge.core import paths, reading
 from fp4forge.core.errors import PatchError
-from fp4forge.inputs.document import shortened
 from fp4forge.inputs.reader import BrokenField, InputFormat, by_version, one_of
 from fp4forge.inputs.release import UNPATCHED, VARIANTS, Sha256, Variant
+from fp4forge.inputs.yaml_document import shortened
 
 TIERS = ("python", "csrc")
 

@@ -13,8 +13,8 @@ import msgspec
 from fp4forge.core import reading
 from fp4forge.core.errors import ForgeError
 from fp4forge.core.limits import INPUT_BYTES
-from fp4forge.inputs import document
-from fp4forge.inputs.document import MalformedYaml, Place, YamlDocument
+from fp4forge.inputs import yaml_document
+from fp4forge.inputs.yaml_document import MalformedYaml, Place, YamlDocument
 
 T = TypeVar("T")
 
@@ -77,7 +77,7 @@ class InputFormat(Generic[T]):
             failure: of this format. The message names the file, the line and the field.
         """
         try:
-            read = document.compose(text, self.blocks)
+            read = yaml_document.compose(text, self.blocks)
         except MalformedYaml as error:
             raise self._failure(where, error.line, f" {error}", error.rule, error.remedy) from None
         try:
@@ -108,7 +108,9 @@ class InputFormat(Generic[T]):
             text = f"has no {found[1]!r}"
             rule = _description(_type(self.struct, (*place, found[1])))
         elif found := re.fullmatch(r"Expected `(\w+)`, got `\w+`", said):
-            text = f"is {document.kind(value)} where {_KINDS.get(found[1], found[1])} is expected"
+            text = (
+                f"is {yaml_document.kind(value)} where {_KINDS.get(found[1], found[1])} is expected"
+            )
             if found[1] == "str" and isinstance(value, (bool, int, float)):
                 remedy = "put it in quotes"
         elif isinstance(error.__cause__, BrokenField):
@@ -117,7 +119,7 @@ class InputFormat(Generic[T]):
         elif is_key:
             text = "is a key that is not allowed"
         else:
-            text, rule = f"is {document.shortened(value)}", rule or said
+            text, rule = f"is {yaml_document.shortened(value)}", rule or said
         return self._failure(
             where, read.line(place), f": {_place_label(place)} {text}", rule, remedy
         )

@@ -239,8 +239,9 @@ def _dump(path: Path, folder: Path) -> list[Path]:
     done = _run([*line, str(path.resolve())], folder, path)
     said = (done.stdout + done.stderr).strip()
     if done.returncode != 0 and "does not contain device code" not in said:
+        last = said.splitlines()[-1] if said else "it printed nothing"
         raise BinaryError(
-            f"{path}: cuobjdump cannot read its device code: {said.splitlines()[-1:]}",
+            f"{path}: cuobjdump cannot read its device code: {last}",
             rule="an intact fatbin",
         )
     return sorted(folder.iterdir())

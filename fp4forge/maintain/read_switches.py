@@ -144,7 +144,7 @@ def _assigned(module: ast.Module, file: str, name: str, kind: type[_Node]) -> _N
         if isinstance(target, ast.Name) and target.id == name and isinstance(value, kind):
             return value
     raise ReleaseError(
-        f"{file} has no {kind.__name__.lower()} {name}",
+        f"{file} has no {name} of the expected form",
         rule="the names that a release knows are read from it",
         remedy="see where the release has it now, and correct maintain/read_switches.py",
     )

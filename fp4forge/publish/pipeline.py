@@ -283,7 +283,7 @@ def _push_image(job: _PublishJob, ledger: str) -> VerifiedImage:
                 raise RegistryError(
                     f"another publisher pushed {repository}:{immutable} meanwhile",
                     rule="a tag only names what was checked here",
-                    remedy="run again: that image is checked then",
+                    remedy="run again; the command then checks that image",
                 )
             names = (immutable, *moving)
             verdict = (summary(checks) if checks else "verified before") + audited

@@ -1,105 +1,74 @@
-"""Which types of KV cache a vLLM release has, and which its attention takes on a GPU.
+"""The KV cache of a model as vLLM allocates it: groups of layers, blocks, bytes.
 
-The types are those of CacheDType in its sources (``releases/switches``); what attention takes is
-the answer of its own selection code (``releases/backends``, written by ``build.py backends``).
+vllm/v1/core/kv_cache_utils.py (groups of layers with one page size) and
+vllm/v1/kv_cache_interface.py (blocks of a request) of 0.19.1 and 0.20.2. With the figures of a
+real log (tests/unit/data/logs: 53.38 GiB of cache, two of the reference's layers) this gives the
+log's concurrency to the second digit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from fp4forge.serve.layer_state import LayerGroup
+from fp4forge.serve.model_sizes import ModelSizes
 
-from fp4forge.core.errors import UsageError
-from fp4forge.core.text import shown
-from fp4forge.inputs import release as releases
-from fp4forge.inputs import switches
-from fp4forge.models import backend_answers
-from fp4forge.serve.layer_state import KV_BYTES
-
-DEFAULT = "fp8_e4m3"
-# What the answers are kept under: one name for each way to store a cache.
-_ASKED = {"fp8": "fp8_e4m3", "bfloat16": "auto", "float16": "auto"}
+BLOCK_TOKENS = 16  # CacheConfig.block_size on CUDA
+# A state in use, and one kept for prefix caching (MambaSpec.max_memory_usage_bytes, "align").
+STATES_PER_SEQUENCE = 2
 
 
-def available(kind: str, version: str) -> None:
-    """Refuses a type that a release does not have, or whose size is not known here.
-
-    Raises:
-        UsageError: it cannot be used; the message says which can.
-    """
-    known = switches.load(version)
-    if known and kind not in known.kv_cache_types:
-        raise UsageError(
-            f"--kv-cache-dtype {shown(kind, 60)}: vLLM {version} does not have it",
-            rule="it has " + ", ".join(name for name in known.kv_cache_types if name in KV_BYTES),
-            remedy=_releases_with_cache(kind),
-        )
-    if kind not in KV_BYTES:
-        raise UsageError(
-            f"--kv-cache-dtype {shown(kind, 60)}: its size is not known here",
-            rule="one of " + ", ".join(KV_BYTES),
-        )
-
-
-def check(kind: str, version: str, gpus: Iterable[str], family: str) -> str:
-    """Refuses a type that a release's attention does not take on a GPU.
-
-    Args:
-        kind: --kv-cache-dtype.
-        version: vLLM's.
-        gpus: the chips that the server may run on.
-        family: the model's; empty if none covers it.
+def groups(model: ModelSizes) -> tuple[int, int, list[tuple[LayerGroup, int]]]:
+    """vLLM's KV cache groups.
 
     Returns:
-        A remark if nobody asked this release about this model and GPU; else nothing.
-
-    Raises:
-        UsageError: it cannot be used; the message says why, and what can.
+        Layers of a group, bytes of one layer's page, and each group's kind with the tokens of
+        its block (``_get_kv_cache_groups_uniform_page_size``, ``unify_kv_cache_spec_page_size``;
+        a block of a fixed state holds one state).
     """
-    available(kind, version)
-    unknown = []
-    for gpu in gpus:
-        answer = backend_answers.find(version, gpu, family)
-        asked = [d for d in answer.of("attention") if _same_cache(d.cache, kind)] if answer else []
-        refused = next((decision for decision in asked if not decision.selected), None)
-        if refused:
-            reasons = ", ".join(f"{o.name}: {o.reason}" for o in refused.options if o.reason)
-            raise UsageError(
-                f"--kv-cache-dtype {kind}: no attention of vLLM {version} takes it on {gpu}",
-                rule=f"{refused.layer}: {reasons or refused.refused}",
-                remedy=_cache_types_taken(answer) if answer else "",
-            )
-        if not asked:
-            unknown.append(gpu)
-    if unknown and kind != DEFAULT:
-        return (
-            f"which attention of vLLM {version} takes a KV cache of {kind} on"
-            f" {', '.join(unknown)} was not asked (build.py backends)"
-        )
-    return ""
+    page = _page_bytes(model.attention)
+    counts = [kind.count for kind in model.attention]
+    size = max(counts) if max(counts) < min(counts) * 1.5 else min(counts)
+    out = []
+    for kind in model.attention:
+        tokens = page // kind.token_bytes if kind.token_bytes else 0
+        out += [(kind, tokens)] * -(-kind.count // size)
+    return size, page, out
 
 
-def _same_cache(cache: str, kind: str) -> bool:
-    return cache == _ASKED.get(kind, kind)
+def _page_bytes(attention: tuple[LayerGroup, ...]) -> int:
+    """Bytes of a layer's page, which every kind of layer gets.
+
+    Blocks of attention grow until one holds a fixed state (``_align_hybrid_block_size`` in
+    vllm/platforms/interface.py of 0.20.2).
+    """
+    token = max(kind.token_bytes for kind in attention)
+    state = max(kind.state_bytes for kind in attention)
+    if not token:
+        return state
+    return token * BLOCK_TOKENS * max(-(-state // (token * BLOCK_TOKENS)), 1)
 
 
-def _cache_types_taken(answer: backend_answers.BackendAnswer) -> str:
-    """The types that attention takes."""
-    decisions = answer.of("attention")
-    caches = dict.fromkeys(decision.cache for decision in decisions)
-    taken = [
-        cache
-        for cache in caches
-        if all(decision.selected for decision in decisions if decision.cache == cache)
-    ]
-    return "--kv-cache-dtype " + " or ".join(taken) if taken else ""
+def blocks_per_sequence(model: ModelSizes, context: int, batched_tokens: int) -> int:
+    """Blocks that vLLM reserves for one sequence of a context length (its admission bound)."""
+    total = 0
+    for kind, tokens in groups(model)[2]:
+        if not tokens:
+            total += STATES_PER_SEQUENCE
+        elif kind.window is None:
+            total += -(-context // tokens)
+        elif kind.kind == "chunked":
+            total += -(-min(kind.window + batched_tokens, context) // tokens)
+        else:  # the window's tokens, and a chunk of the prompt on its way in
+            total += -(-min(kind.window - 1 + batched_tokens, context) // tokens) + 1
+    return total
 
 
-def _releases_with_cache(kind: str) -> str:
-    """The releases here that have a type."""
-    having = [
-        name
-        for name in releases.names()
-        if (known := switches.load(releases.load(name).vllm_version))
-        and kind in known.kv_cache_types
-    ]
-    return f"--release {having[-1]} has it" if having else "no release here has it"
+def kv_bytes_per_token(model: ModelSizes) -> tuple[int, int]:
+    """Bytes that one more token costs: within the sliding windows, and beyond them."""
+    beyond = sum(kind.count * kind.token_bytes for kind in model.attention if not kind.window)
+    within = sum(kind.count * kind.token_bytes for kind in model.attention)
+    return within, beyond
+
+
+def state_bytes_per_sequence(model: ModelSizes) -> int:
+    """Bytes of the fixed states of one sequence, whatever its length."""
+    return sum(kind.count * kind.state_bytes for kind in model.attention)

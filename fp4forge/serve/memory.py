@@ -1,10 +1,4 @@
-"""What fits on a GPU: weights from the checkpoint's headers, KV cache as vLLM allocates it.
-
-KV cache: vllm/v1/core/kv_cache_utils.py (groups of layers with one page size) and
-vllm/v1/kv_cache_interface.py (blocks of a request) of 0.19.1 and 0.20.2. With the figures of a
-real log (tests/unit/data/logs: 53.38 GiB of cache, two of the reference's layers) this gives the
-log's concurrency to the second digit.
-"""
+"""What fits on a GPU: weights from the checkpoint's headers, KV cache as vLLM allocates it."""
 
 from __future__ import annotations
 
@@ -13,15 +7,12 @@ from typing import Any
 
 from fp4forge.core.errors import UsageError
 from fp4forge.kernels.gpus import Product
-from fp4forge.serve.layer_state import LayerGroup
+from fp4forge.serve import kv_cache
 from fp4forge.serve.model_sizes import ModelSizes
 
 GIB = 2**30
 SHARE_RULE = "a share of memory, 0.1 to 0.98"
 UNLIMITED = 1 << 24  # tokens: more than any context, of a model whose configuration has no limit
-BLOCK_TOKENS = 16  # CacheConfig.block_size on CUDA
-# A state in use, and one kept for prefix caching (MambaSpec.max_memory_usage_bytes, "align").
-STATES_PER_SEQUENCE = 2
 # Estimates, from the H200 run of docs/gpu.md (1.65 GiB beside weights and cache; its log estimates
 # 0.22 GiB for the graphs of two layers at 51 sizes): CUDA context, cuBLAS and Triton workspaces;
 # the graphs of one layer at one size, a quarter above that log.
@@ -67,65 +58,7 @@ class MemoryFit:
     @property
     def tokens_reported(self) -> int:
         """``GPU KV cache size`` as vLLM 0.19.1 logs it; fixed states have no share in it."""
-        return self.blocks // self.groups * BLOCK_TOKENS
-
-
-def groups(model: ModelSizes) -> tuple[int, int, list[tuple[LayerGroup, int]]]:
-    """vLLM's KV cache groups.
-
-    Returns:
-        Layers of a group, bytes of one layer's page, and each group's kind with the tokens of
-        its block (``_get_kv_cache_groups_uniform_page_size``, ``unify_kv_cache_spec_page_size``;
-        a block of a fixed state holds one state).
-    """
-    page = _page_bytes(model.attention)
-    counts = [kind.count for kind in model.attention]
-    size = max(counts) if max(counts) < min(counts) * 1.5 else min(counts)
-    out = []
-    for kind in model.attention:
-        tokens = page // kind.token_bytes if kind.token_bytes else 0
-        out += [(kind, tokens)] * -(-kind.count // size)
-    return size, page, out
-
-
-def _page_bytes(attention: tuple[LayerGroup, ...]) -> int:
-    """Bytes of a layer's page, which every kind of layer gets.
-
-    Blocks of attention grow until one holds a fixed state (``_align_hybrid_block_size`` in
-    vllm/platforms/interface.py of 0.20.2).
-    """
-    token = max(kind.token_bytes for kind in attention)
-    state = max(kind.state_bytes for kind in attention)
-    if not token:
-        return state
-    return token * BLOCK_TOKENS * max(-(-state // (token * BLOCK_TOKENS)), 1)
-
-
-def blocks_per_sequence(model: ModelSizes, context: int, batched_tokens: int) -> int:
-    """Blocks that vLLM reserves for one sequence of a context length (its admission bound)."""
-    total = 0
-    for kind, tokens in groups(model)[2]:
-        if not tokens:
-            total += STATES_PER_SEQUENCE
-        elif kind.window is None:
-            total += -(-context // tokens)
-        elif kind.kind == "chunked":
-            total += -(-min(kind.window + batched_tokens, context) // tokens)
-        else:  # the window's tokens, and a chunk of the prompt on its way in
-            total += -(-min(kind.window - 1 + batched_tokens, context) // tokens) + 1
-    return total
-
-
-def kv_bytes_per_token(model: ModelSizes) -> tuple[int, int]:
-    """Bytes that one more token costs: within the sliding windows, and beyond them."""
-    beyond = sum(kind.count * kind.token_bytes for kind in model.attention if not kind.window)
-    within = sum(kind.count * kind.token_bytes for kind in model.attention)
-    return within, beyond
-
-
-def state_bytes_per_sequence(model: ModelSizes) -> int:
-    """Bytes of the fixed states of one sequence, whatever its length."""
-    return sum(kind.count * kind.state_bytes for kind in model.attention)
+        return self.blocks // self.groups * kv_cache.BLOCK_TOKENS
 
 
 def graph_sizes(sequences: int) -> int:
@@ -161,7 +94,7 @@ def fit(
     graphs = GRAPH_BYTES * model.num_layers * graph_sizes(sequences)
     usable = int(product.memory_bytes * utilization)
     cache = max(usable - model.weights - activations - graphs - CONTEXT_BYTES, 0)
-    size, page, all_groups = groups(model)
+    size, page, all_groups = kv_cache.groups(model)
     return MemoryFit(
         total=product.memory_bytes,
         usable=usable,
@@ -178,7 +111,7 @@ def fit(
 
 def sequences_for(model: ModelSizes, found: MemoryFit, context: int, batched_tokens: int) -> int:
     """The most sequences of a context length that the cache holds at once."""
-    return found.blocks // blocks_per_sequence(model, context, batched_tokens)
+    return found.blocks // kv_cache.blocks_per_sequence(model, context, batched_tokens)
 
 
 def context_for(model: ModelSizes, found: MemoryFit, sequences: int, batched_tokens: int) -> int:
@@ -186,7 +119,7 @@ def context_for(model: ModelSizes, found: MemoryFit, sequences: int, batched_tok
     low, high = 0, model.max_context or UNLIMITED
     while low < high:
         middle = (low + high + 1) // 2
-        if blocks_per_sequence(model, middle, batched_tokens) * sequences <= found.blocks:
+        if kv_cache.blocks_per_sequence(model, middle, batched_tokens) * sequences <= found.blocks:
             low = middle
         else:
             high = middle - 1

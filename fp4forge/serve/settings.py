@@ -22,7 +22,7 @@ from fp4forge.core.text import steers
 from fp4forge.kernels.gpus import PRODUCTS
 from fp4forge.models import family
 from fp4forge.models.switch_history import left_out
-from fp4forge.serve import flags, kv_cache, lora, speculation
+from fp4forge.serve import flags, kv_cache_types, lora, speculation
 from fp4forge.serve.memory import check_share
 from fp4forge.serve.setting import ServerSetting
 from fp4forge.serve.split import ONE, GpuSplit
@@ -38,7 +38,7 @@ SHM_GB = 8
 PIDS = 16384  # processes and threads: vLLM's, and those of compilers at the first start
 HOST_GB = 64  # beside a GPU of its own memory; on unified memory what the product has
 START_MINUTES = 10
-_CACHES = {kv_cache.DEFAULT: "twice the tokens of BF16; the format by name"}
+_CACHES = {kv_cache_types.DEFAULT: "twice the tokens of BF16; the format by name"}
 LOOPBACK = "127.0.0.1"
 LOOPBACKS = (LOOPBACK, "::1")
 
@@ -146,7 +146,7 @@ class ServerWishes:
     drafter: Path | None = None
     adapters: dict[str, Path] = field(default_factory=dict)
     offline: bool = False
-    kv_cache: str = kv_cache.DEFAULT
+    kv_cache: str = kv_cache_types.DEFAULT
     quantisation: str | None = None
     remarks: tuple[str, ...] = ()
 
@@ -173,7 +173,7 @@ def server(model: Path, image: str, wishes: ServerWishes) -> ServerSettings:
             f"--lora {served} has the model's own name in the API", rule="names differ"
         )
     name = config.family
-    cache = kv_cache.check(wishes.kv_cache, wishes.version, wishes.gpus, name)
+    cache = kv_cache_types.check(wishes.kv_cache, wishes.version, wishes.gpus, name)
     known = family.get(name)
     limit = config.text.max_position_embeddings
     length = min(chosen.max_model_len, limit) if limit else chosen.max_model_len

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from fp4forge.core.errors import FitError
 from fp4forge.kernels.gpus import PRODUCTS, Product
-from fp4forge.serve import memory, placing
+from fp4forge.serve import kv_cache, memory, placing
 from fp4forge.serve.model_sizes import ModelSizes
 from fp4forge.serve.placing import WantedCapacity
 from fp4forge.serve.split import ONE
@@ -86,8 +86,8 @@ def _fixed_bytes(model: ModelSizes, product: Product, wanted: WantedCapacity) ->
 def _cache_bytes(model: ModelSizes, product: Product, wanted: WantedCapacity) -> int:
     """Bytes of KV cache of one sequence."""
     context = min(wanted.context, model.max_context or wanted.context)
-    size, page, _ = memory.groups(model)
-    blocks = memory.blocks_per_sequence(model, context, wanted.batched(product))
+    size, page, _ = kv_cache.groups(model)
+    blocks = kv_cache.blocks_per_sequence(model, context, wanted.batched(product))
     return blocks * size * page
 
 

@@ -15,7 +15,7 @@ from fp4forge.core import paths
 from fp4forge.core.errors import CheckpointError, FitError, ReleaseError, UsageError
 from fp4forge.kernels.gpus import PRODUCTS, product
 from fp4forge.models import family
-from fp4forge.serve import layer_state, lora, manifest, memory, placing, settings, split
+from fp4forge.serve import kv_cache, layer_state, lora, manifest, memory, placing, settings, split
 from fp4forge.serve.model_sizes import ModelSizes, read
 from fp4forge.serve.setting import ServerSetting
 from fp4forge.serve.split import GpuSplit
@@ -125,10 +125,10 @@ def whole(name: str, weights: int, **sizes: Any) -> ModelSizes:
 def test_a_fixed_state_takes_blocks_of_its_own() -> None:
     """Qwen3.6-27B, FP8: attention blocks grow to 1,568 tokens, so that one holds a state."""
     model = whole("qwen3.6-27b", 22 * 10**9)
-    size, page, groups = memory.groups(model)
+    size, page, groups = kv_cache.groups(model)
     assert (size, page) == (16, 1568 * 2048)
     assert sorted(tokens for _, tokens in groups) == [0, 0, 0, 1568]
-    assert memory.blocks_per_sequence(model, 65536, 2048) == 42 + 3 * memory.STATES_PER_SEQUENCE
+    assert kv_cache.blocks_per_sequence(model, 65536, 2048) == 42 + 3 * kv_cache.STATES_PER_SEQUENCE
     # noonghunna/club-3090: 65,536 tokens served on an RTX 5090 at 0.85 with 3.93 GiB of cache.
     assert int(3.93 * 2**30) // (size * page) >= 42 + 6
 
@@ -156,8 +156,8 @@ def test_the_cache_is_what_vllm_logged_on_a_gpu(name: str) -> None:
         num_layers=number,
         attention=kinds,
     )
-    size, page, groups = memory.groups(model)
-    blocks = memory.blocks_per_sequence(model, 4096, 8192)
+    size, page, groups = kv_cache.groups(model)
+    blocks = kv_cache.blocks_per_sequence(model, 4096, 8192)
     if not found["prefix_caching"]:  # one state of each sequence instead of two
         blocks -= sum(not tokens for _, tokens in groups)
     available = logged.get("available_bytes") or int(logged["available_gib"] * 2**30)

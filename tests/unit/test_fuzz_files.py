@@ -27,7 +27,7 @@ from fp4forge.doctor.evidence import Evidence
 from fp4forge.kernels import cubins, elf, gpus
 from fp4forge.oci import acquire
 from fp4forge.publish import bundle
-from fp4forge.serve import memory
+from fp4forge.serve import kv_cache, memory
 from fp4forge.serve.model_sizes import describe
 from tests.fuzz import VALUES, documents, fuzz, spoilt_bytes, survives
 
@@ -54,7 +54,7 @@ def look(folder: Path) -> None:
     found = tensors.read(folder)
     survives(lambda: inspect.inspect(folder))
     model = describe(found)
-    memory.kv_bytes_per_token(model)
+    kv_cache.kv_bytes_per_token(model)
     fitted = memory.fit(model, gpus.product("gb10"), 0.85, 4, 8192)
     memory.sequences_for(model, fitted, 65536, 8192)
     memory.context_for(model, fitted, 4, 8192)

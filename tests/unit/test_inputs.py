@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from fp4forge.core import limits, paths
 from fp4forge.core.errors import ForgeError, PatchError, ReleaseError
 from fp4forge.core.paths import PATCHES, RELEASES
-from fp4forge.inputs import arch_rules, bases, defaults, document, patches, release
+from fp4forge.inputs import arch_rules, bases, defaults, patches, release, yaml_document
 from fp4forge.inputs.reader import InputFormat
 from fp4forge.maintain import schemas
 
@@ -91,9 +91,9 @@ def test_a_bad_file_gives_one_clear_error(kind: str, bad: str, tmp_path: Path) -
 
 
 def test_a_key_is_one_line_where_values_may_have_more() -> None:
-    assert document.compose('a: "b\\nc"', blocks=True).value == {"a": "b\nc"}
-    with pytest.raises(document.MalformedYaml, match="key of several lines"):
-        document.compose('"a\\nb": 1', blocks=True)
+    assert yaml_document.compose('a: "b\\nc"', blocks=True).value == {"a": "b\nc"}
+    with pytest.raises(yaml_document.MalformedYaml, match="key of several lines"):
+        yaml_document.compose('"a\\nb": 1', blocks=True)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -293,7 +293,7 @@ def _around(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 KEYS = st.text(max_size=5) | st.sampled_from(["patches", "bases", "image", "vllm", "release"])
 # Rather than st.recursive, which takes three times as long.
 JSON = SCALARS | _around(SCALARS) | _around(_around(SCALARS))
-VALUES = {kind: document.compose(text).value for kind, text in REAL.items()}
+VALUES = {kind: yaml_document.compose(text).value for kind, text in REAL.items()}
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 from fp4forge.checkpoint.config import ModelConfig
 from fp4forge.core.errors import UsageError
 from fp4forge.models import backend_answers, family
-from fp4forge.serve import kv_cache, layer_state, recipes, settings
+from fp4forge.serve import kv_cache_types, layer_state, recipes, settings
 from fp4forge.serve.setting import ServerSetting
 
 CONFIGS: dict[str, Any] = {name: one.config for name, one in family.examples().items()}
@@ -35,7 +35,7 @@ def layers(name: str, kind: str) -> tuple[layer_state.LayerGroup, ...]:
 )
 def test_a_type_that_a_release_lacks_is_refused(kind: str, version: str, says: str) -> None:
     with pytest.raises(UsageError) as caught:
-        kv_cache.available(kind, version)
+        kv_cache_types.available(kind, version)
     error = caught.value
     assert says in " ".join((error.message, str(error.rule), str(error.remedy)))
 
@@ -43,7 +43,7 @@ def test_a_type_that_a_release_lacks_is_refused(kind: str, version: str, says: s
 def test_a_type_that_no_attention_takes_on_the_gpu_is_refused() -> None:
     """The kept answers of 0.20.2's own selection code."""
     with pytest.raises(UsageError) as caught:
-        kv_cache.check("nvfp4", "0.20.2", ("sm120",), "llama3")
+        kv_cache_types.check("nvfp4", "0.20.2", ("sm120",), "llama3")
     assert "takes it on sm120" in caught.value.message
     assert "kv_cache_dtype not supported" in str(caught.value.rule)
     assert caught.value.remedy == "--kv-cache-dtype auto or fp8_e4m3"
@@ -52,13 +52,13 @@ def test_a_type_that_no_attention_takes_on_the_gpu_is_refused() -> None:
 def test_what_attention_takes_is_not_remarked_on() -> None:
     for answer in backend_answers.load("0.20.2"):
         for kind in ("fp8_e4m3", "fp8", "auto", "bfloat16"):
-            assert not kv_cache.check(kind, "0.20.2", (answer.gpu,), answer.family)
+            assert not kv_cache_types.check(kind, "0.20.2", (answer.gpu,), answer.family)
 
 
 def test_what_nobody_asked_is_said() -> None:
-    said = kv_cache.check("fp8_e5m2", "0.20.2", ("sm120", "sm121"), "qwen3")
+    said = kv_cache_types.check("fp8_e5m2", "0.20.2", ("sm120", "sm121"), "qwen3")
     assert "sm120, sm121 was not asked" in said
-    assert not kv_cache.check(kv_cache.DEFAULT, "0.20.2", ("sm120",), "")
+    assert not kv_cache_types.check(kv_cache_types.DEFAULT, "0.20.2", ("sm120",), "")
 
 
 def test_the_manifest_has_the_type_and_refuses_a_wrong_one(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from fp4forge.cli.serve import serve as command
 from fp4forge.core.errors import CheckpointError, UsageError
 from fp4forge.kernels.gpus import PRODUCTS, product
 from fp4forge.models import switch_history
-from fp4forge.serve import client, manifest, memory, quality, sandbox, settings
+from fp4forge.serve import client, kv_cache, manifest, memory, quality, sandbox, settings
 from fp4forge.serve.layer_state import LayerGroup
 from fp4forge.serve.model_sizes import ModelSizes, read
 from fp4forge.serve.setting import ServerSetting
@@ -253,9 +253,9 @@ def test_the_cache_is_what_a_real_server_made_of_it() -> None:
             LayerGroup(1, 2 * 8 * 256, 1024, kind="sliding"),
         ),
     )
-    size, page, groups = memory.groups(two)
+    size, page, groups = kv_cache.groups(two)
     assert [tokens for _, tokens in groups] == [32, 16]
-    concurrency = available // (size * page) / memory.blocks_per_sequence(two, 2048, 8192)
+    concurrency = available // (size * page) / kv_cache.blocks_per_sequence(two, 2048, 8192)
     said = logged(name, r"Maximum concurrency for 2,048 tokens per request: ([\d.]+)x")
     assert concurrency == pytest.approx(said, rel=2e-4)  # the log rounds GiB to two digits
 
@@ -273,7 +273,7 @@ def test_the_reference_on_the_spark(reference: ModelSizes) -> None:
     found = memory.fit(reference, product("gb10"), 0.85, 4, 8192)
     assert found.groups == 6
     assert found.tokens_reported == pytest.approx(700_000, rel=0.1)  # the card's figure
-    within, beyond = memory.kv_bytes_per_token(reference)
+    within, beyond = kv_cache.kv_bytes_per_token(reference)
     assert (within, beyond) == (25 * 4096 + 5 * 2048, 5 * 2048)
     rows = {row["figure"]: row["ours"] for row in memory.against_card(reference, found)}
     assert rows["dense_bf16"] == "54.0 GB a token, 2,700 GB/s"
