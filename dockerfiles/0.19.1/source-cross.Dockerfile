@@ -34,7 +34,7 @@ RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
          python3 \
          python3-pip \
     && rm -rf /var/log/apt /var/log/dpkg.log /var/log/alternatives.log /var/cache/ldconfig/aux-cache \
-         /var/cache/debconf/*-old /var/lib/dpkg/*-old /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- \
+         /var/cache/debconf/*-old /var/lib/dpkg/*-old /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- /run/adduser \
     && find / -xdev -newermt "@${SOURCE_DATE_EPOCH}" ! -path '/proc*' ! -path '/sys*' ! -path '/dev*' \
          -writable -exec touch --no-dereference --date="@${SOURCE_DATE_EPOCH}" {} +
 COPY locks/tools.txt /fp4forge/locks/
@@ -123,7 +123,7 @@ RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
          "libnuma-dev:${DEBIAN}" \
          "libpython3-dev:${DEBIAN}" \
     && rm -rf /var/log/apt /var/log/dpkg.log /var/log/alternatives.log /var/cache/ldconfig/aux-cache \
-         /var/cache/debconf/*-old /var/lib/dpkg/*-old /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- \
+         /var/cache/debconf/*-old /var/lib/dpkg/*-old /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- /run/adduser \
     && find / -xdev -newermt "@${SOURCE_DATE_EPOCH}" ! -path '/proc*' ! -path '/sys*' ! -path '/dev*' \
          -writable -exec touch --no-dereference --date="@${SOURCE_DATE_EPOCH}" {} +
 COPY --link --from=host-cuda /out /
@@ -286,7 +286,7 @@ RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
          python3 \
          libpython3-dev \
     && rm -rf /var/log/apt /var/log/dpkg.log /var/log/alternatives.log /var/cache/ldconfig/aux-cache \
-         /var/cache/debconf/*-old /var/lib/dpkg/*-old /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- \
+         /var/cache/debconf/*-old /var/lib/dpkg/*-old /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- /run/adduser \
     && find / -xdev -newermt "@${SOURCE_DATE_EPOCH}" ! -path '/proc*' ! -path '/sys*' ! -path '/dev*' \
          -writable -exec touch --no-dereference --date="@${SOURCE_DATE_EPOCH}" {} +
 # What stays of the archives is what a shared link needs; the rest is for static linking.
@@ -323,7 +323,7 @@ RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
          libibverbs1 \
          librdmacm1 \
     && rm -rf /var/log/apt /var/log/dpkg.log /var/log/alternatives.log /var/cache/ldconfig/aux-cache \
-         /var/cache/debconf/*-old /var/lib/dpkg/*-old /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- \
+         /var/cache/debconf/*-old /var/lib/dpkg/*-old /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- /run/adduser \
     && find / -xdev -newermt "@${SOURCE_DATE_EPOCH}" ! -path '/proc*' ! -path '/sys*' ! -path '/dev*' \
          -writable -exec touch --no-dereference --date="@${SOURCE_DATE_EPOCH}" {} +
 

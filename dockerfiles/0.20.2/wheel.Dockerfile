@@ -30,7 +30,7 @@ RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
          python3 \
          python3-pip \
     && rm -rf /var/log/apt /var/log/dpkg.log /var/log/alternatives.log /var/cache/ldconfig/aux-cache \
-         /var/cache/debconf/*-old /var/lib/dpkg/*-old /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- \
+         /var/cache/debconf/*-old /var/lib/dpkg/*-old /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- /run/adduser \
     && find / -xdev -newermt "@${SOURCE_DATE_EPOCH}" ! -path '/proc*' ! -path '/sys*' ! -path '/dev*' \
          -writable -exec touch --no-dereference --date="@${SOURCE_DATE_EPOCH}" {} +
 COPY locks/tools.txt /fp4forge/locks/
@@ -84,7 +84,7 @@ RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
          libnuma-dev \
          libpython3-dev \
     && rm -rf /var/log/apt /var/log/dpkg.log /var/log/alternatives.log /var/cache/ldconfig/aux-cache \
-         /var/cache/debconf/*-old /var/lib/dpkg/*-old /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- \
+         /var/cache/debconf/*-old /var/lib/dpkg/*-old /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- /run/adduser \
     && find / -xdev -newermt "@${SOURCE_DATE_EPOCH}" ! -path '/proc*' ! -path '/sys*' ! -path '/dev*' \
          -writable -exec touch --no-dereference --date="@${SOURCE_DATE_EPOCH}" {} +
 COPY --link --from=cuda /out /
@@ -159,7 +159,7 @@ RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
          python3 \
          libpython3-dev \
     && rm -rf /var/log/apt /var/log/dpkg.log /var/log/alternatives.log /var/cache/ldconfig/aux-cache \
-         /var/cache/debconf/*-old /var/lib/dpkg/*-old /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- \
+         /var/cache/debconf/*-old /var/lib/dpkg/*-old /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- /run/adduser \
     && find / -xdev -newermt "@${SOURCE_DATE_EPOCH}" ! -path '/proc*' ! -path '/sys*' ! -path '/dev*' \
          -writable -exec touch --no-dereference --date="@${SOURCE_DATE_EPOCH}" {} +
 # What stays of the archives is what a shared link needs; the rest is for static linking.
@@ -196,7 +196,7 @@ RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
          libibverbs1 \
          librdmacm1 \
     && rm -rf /var/log/apt /var/log/dpkg.log /var/log/alternatives.log /var/cache/ldconfig/aux-cache \
-         /var/cache/debconf/*-old /var/lib/dpkg/*-old /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- \
+         /var/cache/debconf/*-old /var/lib/dpkg/*-old /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- /run/adduser \
     && find / -xdev -newermt "@${SOURCE_DATE_EPOCH}" ! -path '/proc*' ! -path '/sys*' ! -path '/dev*' \
          -writable -exec touch --no-dereference --date="@${SOURCE_DATE_EPOCH}" {} +
 
