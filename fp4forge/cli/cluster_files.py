@@ -70,7 +70,7 @@ def server(o: dict[str, Any], chosen: ClusterOption) -> tuple[ServerSettings, st
     from fp4forge.serve import settings
 
     tag, _, version = compose.published(o)
-    if not o["image"]:
+    if o["release"] or not o["image"]:  # of another image nothing is known
         _check_nccl(compose.decided(o), gpus.product(o["product"]))
     image = compose.named_image(o, tag)
     by_digest = compose.checked_image(image, o)

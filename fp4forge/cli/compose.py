@@ -135,6 +135,10 @@ def compose(
             f"--with {extras[0]} goes with a compose file that is written",
             rule="with --output FILE, and not with another --format, --lock, --json or --explain",
         )
+    if extras:
+        from fp4forge.serve.monitoring import check_port
+
+        check_port(o["port"])
     if len(models) > 1:
         if kind != "compose" or not output or lock or as_json or explain:
             raise UsageError(

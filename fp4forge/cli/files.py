@@ -23,7 +23,7 @@ from fp4forge.core.errors import BrokenReleasesError, DriftError
 @checkout.required
 def lock(check: bool, image: str | None) -> None:
     """Resolve the hashed dependency locks, one per release, strategy, platform and Python."""
-    if image:
+    if image is not None:
         _record_packages(image, check)
         return
     from fp4forge.inputs.broken_releases import Failures
@@ -54,8 +54,10 @@ def lock(check: bool, image: str | None) -> None:
 
 def _record_packages(image: str, check: bool) -> None:
     from fp4forge.core.errors import UsageError
+    from fp4forge.oci import reference
     from fp4forge.publish import distro_packages
 
+    reference.parse(image, "--packages-of")
     if check:
         raise UsageError(
             "--check with --packages-of", rule="a build compares: --moved-packages refuse"

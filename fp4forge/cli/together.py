@@ -105,7 +105,7 @@ def check(models: tuple[Path, ...], o: dict[str, Any]) -> None:
         raise UsageError(
             "several models on several GPUs are not written",
             rule="the models share one GPU",
-            remedy="a compose file for each model, with CUDA_VISIBLE_DEVICES",
+            remedy="a compose file for each model; device_ids in it choose the GPU",
         )
     for model in models:
         if not (reading.is_folder(model) and any(model.glob("*.safetensors"))):

@@ -12,7 +12,7 @@ from fp4forge.checkpoint import config as configs
 from fp4forge.core.errors import CheckpointError
 from fp4forge.doctor import command_line as commands
 from fp4forge.doctor.evidence import Evidence
-from fp4forge.kernels.gpus import PRODUCTS
+from fp4forge.kernels.gpus import GPUS, PRODUCTS, Product
 from fp4forge.models import family
 
 _QUOTED = r"('[^']{0,300}'|\"[^\"]{0,300}\"|[\w./+-]{1,300})"
@@ -124,7 +124,7 @@ def versions(found: Evidence) -> dict[str, str]:
 def unified(found: Evidence) -> bool:
     """Whether GPU and host share one memory."""
     if found.gpus:
-        return any(re.search("GB10|Thor", g.name) for g in found.gpus)
+        return bool(_unified_products(found))
     arch = re.search(r"[-:](sm1\d\d)\b", found.image)
     name = found.labels.get("io.fp4forge.arch") or (arch[1] if arch else "")
     shared = {p.gpu for p in PRODUCTS.values() if p.unified}
@@ -135,8 +135,14 @@ def memory(found: Evidence) -> int:
     """Bytes of unified memory: of this host, or of the product."""
     if found.host.memory_total:
         return found.host.memory_total
-    spark = PRODUCTS["gb10"]
-    return spark.memory_mib * 2**20
+    products = _unified_products(found) or [p for p in PRODUCTS.values() if p.unified]
+    return min(product.memory_bytes for product in products)
+
+
+def _unified_products(found: Evidence) -> list[Product]:
+    """The products with unified memory that the evidence's GPUs can be."""
+    seen = capabilities(found)
+    return [p for p in PRODUCTS.values() if p.unified and GPUS[p.gpu].label in seen]
 
 
 def capabilities(found: Evidence) -> set[str]:

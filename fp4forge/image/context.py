@@ -44,7 +44,16 @@ BACKENDS_FILE = "image/runtime/opt/fp4forge/backends.json"
 TERMS_FILE = "image/runtime/opt/fp4forge/licences/README.md"
 # What the ledger's stage and the compile's gate import; they have Python's own library beside it.
 KERNELS_MODULES = ("__init__", "base", "gpus", "groups", "elf", "cubins", "ledger")
+DECIDING = (
+    "checks/check.py",
+    "checks/runner.py",
+    "inputs/sbom.py",
+    "models/backend_kernels.py",
+    "plan/aot.py",
+    "plan/backend_origins.py",
+)
 # What the image tests import of the rooms that judge an image; a test compares it with the imports.
+# Then what runs them, and what says what they compare with.
 JUDGES = (
     "backends/__init__.py",
     "backends/ask.py",
@@ -61,6 +70,7 @@ JUDGES = (
     "sbom/components.py",
     "sbom/contents.py",
     "sbom/inventory.py",
+    *DECIDING,
 )
 
 
@@ -140,6 +150,7 @@ def _context_files(plan: Plan) -> tuple[dict[str, bytes], list[Path]]:
         *([RELEASES / "extras.yaml"] if plan.extras else []),
     ]
     if plan.strategy == "source":
+        sources.append(PACKAGE / "plan" / "vllm_components.py")  # its reasons are in the plan
         choice = vllm_components.ComponentChoice(
             plan.components, plan.components_left_out, plan.sources
         )

@@ -45,8 +45,8 @@ _File = Annotated[
 ]
 _Name = Annotated[str, Meta(pattern="^[A-Za-z0-9_*-]*$", description="a name")]
 _Capabilities = Annotated[
-    tuple[Annotated[str, Meta(pattern=r"^[0-9]+\.[0-9]$")], ...],
-    Meta(description="compute capabilities, such as 12.1; none: every GPU"),
+    tuple[Annotated[str, Meta(pattern=r"^[0-9]+\.[0-9x]$")], ...],
+    Meta(description="compute capabilities, such as 12.1, or 12.x for all of 12; none: every GPU"),
 ]
 
 
@@ -196,6 +196,12 @@ class KernelOrigin(Struct, frozen=True, kw_only=True):
         return f"{self.origin}: {self.why}"
 
 
+def concerns(capabilities: tuple[str, ...], label: str) -> bool:
+    """Whether a table's capabilities have a GPU's; none has every GPU's."""
+    major = label.partition(".")[0] + ".x"
+    return not capabilities or label in capabilities or major in capabilities
+
+
 def find(kind: str, name: str) -> BackendKernels:
     """The entry of a backend.
 
@@ -259,7 +265,7 @@ def origin(kind: str, name: str, gpu: Gpu, content: ImageContent, cache: str = "
         ReleaseError: the table does not have the backend.
     """
     backend = find(kind, name)
-    if backend.only and gpu.label not in backend.only:
+    if not concerns(backend.only, gpu.label):
         return KernelOrigin(
             origin=IMPOSSIBLE,
             why=f"it has no kernels for {gpu.label}, only for {', '.join(backend.only)}",
@@ -267,7 +273,7 @@ def origin(kind: str, name: str, gpu: Gpu, content: ImageContent, cache: str = "
     parts = [
         _part(part, gpu, content)
         for part in backend.parts
-        if (not part.on or gpu.label in part.on) and part.cache in ("", cache)
+        if concerns(part.on, gpu.label) and part.cache in ("", cache)
     ]
     if not parts:
         return KernelOrigin(origin=IMPOSSIBLE, why=f"it has no kernels for {gpu.label}")

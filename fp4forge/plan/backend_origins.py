@@ -39,7 +39,11 @@ def content(plan: Plan) -> ImageContent:
         part.library
         for part in table.parts()
         if part.generator in plan.aot.generators
-        or (plan.aot.name == "all" and part.generator and _wanted(part.on, capabilities))
+        or (
+            plan.aot.name == "all"
+            and part.generator
+            and any(backend_kernels.concerns(part.on, label) for label in capabilities)
+        )
     }
     return ImageContent(
         files=frozenset(need.file for need in table.files() if _is_in(need, plan)),
@@ -49,8 +53,8 @@ def content(plan: Plan) -> ImageContent:
     )
 
 
-def _wanted(labels: tuple[str, ...], capabilities: set[str]) -> bool:
-    return not labels or bool(set(labels) & capabilities)
+def _wanted(on: tuple[str, ...], capabilities: set[str]) -> bool:
+    return any(backend_kernels.concerns(on, label) for label in capabilities)
 
 
 def _is_in(need: NeededFile, plan: Plan) -> bool:

@@ -62,7 +62,7 @@ def source(folder: Path, kept: Iterable[str], report: Progress) -> SourceModel:
     name = found.config.family
     if not name:
         raise CheckpointError(
-            f"{shown(folder, 300)} is of no family that fp4forge knows"
+            f"{shown(folder, 300)} belongs to none of the families that fp4forge knows"
             f" (model_type {shown(str(found.config.model_type), 60)!r})",
             rule="models/families says what of a model stays in BF16: "
             + ", ".join(families.table()),

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
 from fp4forge.core import reading
 from fp4forge.core.errors import VerifyError
-from fp4forge.inputs.patches import Patch
 from fp4forge.inputs.sbom import SbomRules
 
 if TYPE_CHECKING:
@@ -78,13 +77,6 @@ class SbomComponent(Struct, frozen=True, kw_only=True):
     record_sha256: str = ""  # of the installed RECORD, which has the hash of each file
     inside: str = ""  # purl of the component that this one is a part of
     patches: tuple[str, ...] = ()  # ids of those applied to it
-
-
-class PatchedPackage(NamedTuple):
-    """What was applied to a package."""
-
-    package: str
-    patches: tuple[Patch, ...]
 
 
 class SbomSubject(Struct, frozen=True, kw_only=True):

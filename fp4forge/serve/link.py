@@ -21,9 +21,8 @@ class LinkSpeed:
 
 
 # A DGX Spark's two RoCE ports share one ConnectX-7 at 200 Gbit/s; 20 us is what NCCL takes for a
-# small all-reduce over RoCE, 60 us over sockets (estimates; no Spark was measured here).
+# small all-reduce over RoCE (an estimate; no Spark was measured here).
 ROCE = LinkSpeed(25e9, 20e-6)
-SOCKETS = LinkSpeed(1.1e9, 60e-6)
 
 
 def bytes_per_token(model: ModelSizes, split: GpuSplit) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fp4forge.core import files
+from fp4forge.core.errors import UsageError
 from fp4forge.core.paths import TEMPLATES
 from fp4forge.serve.settings import LOOPBACK, PORT
 
@@ -26,6 +27,21 @@ def folder(parent: Path, server: str) -> Path:
 def password_file(parent: Path, server: str) -> Path:
     """The file with the password of Grafana's user admin."""
     return folder(parent, server) / "grafana-password"
+
+
+def check_port(port: int) -> None:
+    """Refuses a server's port that Prometheus or Grafana has by default.
+
+    Raises:
+        UsageError: it is one of them.
+    """
+    for title, address in (("Grafana", GRAFANA), ("Prometheus", PROMETHEUS)):
+        if address.endswith(f":{port}"):
+            raise UsageError(
+                f"--port {port} is {title}'s with --with monitoring",
+                rule="a port is published once",
+                remedy="give another --port",
+            )
 
 
 def write(parent: Path, server: str, targets: Sequence[str] = (TARGET,)) -> Path:

@@ -141,7 +141,7 @@ def test_nvfp4_awq_on_two_ranks(patched: Results, original: Results) -> None:
     """modelopt-nvfp4-awq: factors follow the input's shards and stay; wrong ones are refused"""
     result = patched["tensor_parallel"]
     assert result["outcome"] == "done", result.get("message")
-    assert result["second_half"], "rank 1 of 2 has not the second half"
+    assert result["second_half"], "rank 1 of 2 does not have the second half"
     assert "differ" in result["differing"]
     assert "1 of 2 fused layers" in result["half_filled"]
     assert result["kept"], "a kernel that replaces the layer's parameters loses the factors"

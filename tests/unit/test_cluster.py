@@ -166,6 +166,8 @@ def test_an_nccl_that_hangs_between_these_machines_is_refused(folder: Path) -> N
     done = run(*line, "--workload", "balanced", "--release", "0.20.2", "--from", "wheel")
     assert done.returncode == 2, done.stderr
     assert "release 0.20.2 has NCCL 2.28.9" in done.stderr and "--release" in done.stderr
+    other = run(*line, "--image", IMAGE, "--release", "0.20.2", "--from", "wheel")
+    assert other.returncode == 2 and "NCCL 2.28.9" in other.stderr
     newer = run(*line, "--workload", "balanced", "--release", "0.33.0", "--from", "wheel")
     assert "NCCL" not in newer.stderr
 

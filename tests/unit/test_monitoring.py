@@ -182,6 +182,12 @@ def compose(folder: Path, *words: str) -> Any:
     return CliRunner().invoke(command, [*line, *words])
 
 
+@pytest.mark.parametrize("port", ["3000", "9090"])
+def test_a_port_of_what_watches_is_refused(tmp_path: Path, port: str) -> None:
+    done = compose(tmp_path, "-o", str(tmp_path / "c.yaml"), "--port", port)
+    assert isinstance(done.exception, UsageError) and not (tmp_path / "c.yaml").exists()
+
+
 def test_the_command_writes_the_files_beside_the_compose_file(tmp_path: Path) -> None:
     file = tmp_path / "out/compose.yaml"
     done = compose(tmp_path, "-o", str(file))

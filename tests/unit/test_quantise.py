@@ -74,7 +74,7 @@ def test_bad_models_are_refused_before_anything_starts(tmp_path: Path, model: Pa
     assert "quantised already" in refused(run(undeclared), kind)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"model_type": "unheard"}))
-    assert "no family" in refused(run(model), kind)
+    assert "none of the families" in refused(run(model), kind)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -237,7 +237,7 @@ def test_a_hostile_member_leaves_everything_as_it_was(
     collect(machine)
     cold(machine)
     spoil(machine, ("triton/good", {}), (name, fields))
-    with pytest.raises(warm.CannotWarm, match="no compiled result"):
+    with pytest.raises(warm.CannotWarm, match="not a compiled result"):
         seed(machine)
     assert not machine.caches.exists()
 
@@ -281,6 +281,23 @@ def test_a_damaged_key(machine: Any, content: bytes) -> None:
     with pytest.raises(warm.CannotWarm, match="damaged") as refused:
         seed(machine)
     assert refused.value.code == warm.UNSOUND
+
+
+def test_a_pipe_is_not_waited_for(machine: Any) -> None:
+    collect(machine)
+    (machine.layer / "key.json").unlink()
+    os.mkfifo(machine.layer / "key.json")
+    with pytest.raises(warm.CannotWarm, match="damaged"):
+        seed(machine)
+
+
+@pytest.mark.parametrize("folders", [{}, {"triton": "/home/vllm/.cache/../../etc"}])
+def test_a_key_names_the_folders_of_its_caches(machine: Any, folders: dict[str, str]) -> None:
+    collect(machine)
+    key = json.loads((machine.layer / "key.json").read_text())
+    (machine.layer / "key.json").write_text(json.dumps(key | {"caches": folders}))
+    with pytest.raises(warm.CannotWarm, match="damaged"):
+        seed(machine)
 
 
 def test_a_damaged_archive(machine: Any) -> None:

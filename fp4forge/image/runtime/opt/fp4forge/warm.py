@@ -232,12 +232,18 @@ def read_key(layer: Path) -> dict[str, Any]:
         CannotWarm: it is damaged.
     """
     try:
-        with (layer / "key.json").open("rb") as file:
+        # Without blocking: a pipe without a writer would be waited for.
+        handle = os.open(layer / "key.json", os.O_RDONLY | os.O_NONBLOCK)
+        with os.fdopen(handle, "rb") as file:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise ValueError
             found = json.loads(file.read(KEY_BYTES + 1)[:KEY_BYTES])
         wanted = {name: found[name] for name in (*FIELDS, "model", "archive")}
         texts = [value for name, value in wanted.items() if name != "caches"]
         texts += [*wanted["caches"], *wanted["caches"].values()]
         if found["format"] != FORMAT or not all(isinstance(text, str) for text in texts):
+            raise ValueError
+        if not wanted["caches"] or any(".." in text.split("/") for text in texts):
             raise ValueError
         return wanted
     except (AttributeError, ValueError, KeyError, TypeError, RecursionError):
@@ -258,10 +264,11 @@ def members(tar: tarfile.TarFile) -> list[tarfile.TarInfo]:
         size += member.size
         parts = member.name.split("/")
         plain = member.type == tarfile.REGTYPE and "\0" not in member.name
+        plain = plain and member.size >= 0 and not member.issparse()
         named = RESULTS.fullmatch(member.name) and not {"", ".", ".."} & set(parts)
         if not plain or not named or any(LEFT_OUT.fullmatch(part) for part in parts):
             raise CannotWarm(
-                UNSOUND, f"the archive has {member.name[:200]!r}, which is no compiled result"
+                UNSOUND, f"the archive has {member.name[:200]!r}, which is not a compiled result"
             )
         if member.name in found or len(found) == FILES or size > BYTES:
             raise CannotWarm(UNSOUND, "the archive has a name twice, or too many files")
