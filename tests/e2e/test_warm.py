@@ -190,8 +190,8 @@ def refused(cold: str, collected: Path, code: int, said: str) -> None:
         ("release 1.0, plan ffffffffffff", None, "plan ffffffffffff"),
         ("vllm 1.0, torch 2.0", None, "vllm 1.0"),
         (None, {"triton/a": b"hf_" + b"a1B2" * 9}, "a Hugging Face token"),
-        (None, {"huggingface/token": b"x"}, "no compiled result"),
-        (None, {"triton/../../../etc/passwd": b"x"}, "no compiled result"),
+        (None, {"huggingface/token": b"x"}, "not a compiled result"),
+        (None, {"triton/../../../etc/passwd": b"x"}, "not a compiled result"),
     ],
 )
 def test_what_does_not_belong_is_refused(
