@@ -91,14 +91,13 @@ def _check_nccl(decided: DecidedRequest, product: Product) -> None:
     from fp4forge.kernels import gpus
     from fp4forge.models import faults
 
-    capability = ".".join(str(part) for part in gpus.GPUS[product.gpu].capability)
     python = bases.load(decided.base).python
     name = locks.LockName(decided.release, decided.strategy, decided.platform, python)
     pins = dict(locks.pin(block) for block in locks.read(name).values())
     version = next((pins[name] for name in pins if name.startswith("nvidia-nccl")), "")
     for fault in faults.table().faults:
         ranged = fault.component == "nccl" and (fault.first_bad or fault.fixed_in)
-        if ranged and fault.concerns(version) and fault.on(capability):
+        if ranged and fault.concerns(version) and fault.on(gpus.GPUS[product.gpu].label):
             raise UsageError(
                 f"release {decided.release} has NCCL {version}: {fault.symptom}",
                 rule=f"an NCCL without a known fault on a {product.title} ({fault.source})",

@@ -28,6 +28,11 @@ timeout_option = click.option(
 smoke_option = click.option("--no-smoke", is_flag=True, help="Ask the ready server no question.")
 
 
+def reached_address(listen: str) -> str:
+    """The address at which this machine reaches a server that listens there."""
+    return "127.0.0.1" if listen == "0.0.0.0" else f"[{listen}]" if ":" in listen else listen  # noqa: S104
+
+
 def bring_up(
     made: Deployment,
     console: Console,

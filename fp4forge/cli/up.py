@@ -110,7 +110,7 @@ def up(as_json: bool, dry_run: bool, no_smoke: bool, timeout: float, **o: Any) -
         served_name=found.served_name,
         image=found.image,
         release=release,
-        url=f"http://{_reached_address(found.listen)}:{found.port}",
+        url=f"http://{servers.reached_address(found.listen)}:{found.port}",
         key_file=found.key_file,
         override=bool(o["override"]),
         monitoring=bool(watching),
@@ -127,11 +127,6 @@ def up(as_json: bool, dry_run: bool, no_smoke: bool, timeout: float, **o: Any) -
         if new and servers.state(made) == "gone":  # it was not even started
             made.run("down", "--volumes")
             made.remove()
-
-
-def _reached_address(listen: str) -> str:
-    """The address at which this machine reaches a server that listens there."""
-    return "127.0.0.1" if listen == "0.0.0.0" else f"[{listen}]" if ":" in listen else listen  # noqa: S104
 
 
 def _model_folder(o: dict[str, Any], console: Console, dry_run: bool) -> Path:

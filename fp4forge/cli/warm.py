@@ -189,7 +189,7 @@ def _collect(
         served_name=found.served_name,
         image=found.image,
         release=release,
-        url=f"http://{found.listen}:{found.port}",
+        url=f"http://{servers.reached_address(found.listen)}:{found.port}",
         key_file=found.key_file,
         started=datetime.now(UTC).isoformat(timespec="seconds"),
     )

@@ -44,6 +44,7 @@ BACKENDS_FILE = "image/runtime/opt/fp4forge/backends.json"
 TERMS_FILE = "image/runtime/opt/fp4forge/licences/README.md"
 # What the ledger's stage and the compile's gate import; they have Python's own library beside it.
 KERNELS_MODULES = ("__init__", "base", "gpus", "groups", "elf", "cubins", "ledger")
+# What runs the image tests, and what says what they compare with.
 DECIDING = (
     "checks/check.py",
     "checks/runner.py",
@@ -53,7 +54,6 @@ DECIDING = (
     "plan/backend_origins.py",
 )
 # What the image tests import of the rooms that judge an image; a test compares it with the imports.
-# Then what runs them, and what says what they compare with.
 JUDGES = (
     "backends/__init__.py",
     "backends/ask.py",

@@ -216,6 +216,12 @@ VERDICTS = ("native", "family", "ptx", "missing")
 RUNS = VERDICTS[:2]  # verdicts of code that is compiled already
 
 
+def listed(label: str, capabilities: tuple[str, ...]) -> bool:
+    """Whether a table's capabilities, such as ``12.1`` or ``12.x``, have a GPU's; none has all."""
+    major = label.partition(".")[0] + ".x"
+    return not capabilities or label in capabilities or major in capabilities
+
+
 def serves(target: str, gpu: Gpu) -> str:
     """How code compiled for a target runs on a GPU: one of ``VERDICTS``.
 

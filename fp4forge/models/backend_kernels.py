@@ -17,7 +17,7 @@ from msgspec import Meta, Struct
 from fp4forge.core.errors import ReleaseError
 from fp4forge.core.paths import MODELS
 from fp4forge.inputs.reader import BrokenField, InputFormat, one_of
-from fp4forge.kernels.gpus import RUNS, VERDICTS, Gpu, serves
+from fp4forge.kernels.gpus import RUNS, VERDICTS, Gpu, listed, serves
 from fp4forge.models.backend_answers import KINDS, BackendAnswer
 
 PATH = MODELS / "backend_kernels.yaml"
@@ -196,12 +196,6 @@ class KernelOrigin(Struct, frozen=True, kw_only=True):
         return f"{self.origin}: {self.why}"
 
 
-def concerns(capabilities: tuple[str, ...], label: str) -> bool:
-    """Whether a table's capabilities have a GPU's; none has every GPU's."""
-    major = label.partition(".")[0] + ".x"
-    return not capabilities or label in capabilities or major in capabilities
-
-
 def find(kind: str, name: str) -> BackendKernels:
     """The entry of a backend.
 
@@ -265,7 +259,7 @@ def origin(kind: str, name: str, gpu: Gpu, content: ImageContent, cache: str = "
         ReleaseError: the table does not have the backend.
     """
     backend = find(kind, name)
-    if not concerns(backend.only, gpu.label):
+    if not listed(gpu.label, backend.only):
         return KernelOrigin(
             origin=IMPOSSIBLE,
             why=f"it has no kernels for {gpu.label}, only for {', '.join(backend.only)}",
@@ -273,7 +267,7 @@ def origin(kind: str, name: str, gpu: Gpu, content: ImageContent, cache: str = "
     parts = [
         _part(part, gpu, content)
         for part in backend.parts
-        if concerns(part.on, gpu.label) and part.cache in ("", cache)
+        if listed(gpu.label, part.on) and part.cache in ("", cache)
     ]
     if not parts:
         return KernelOrigin(origin=IMPOSSIBLE, why=f"it has no kernels for {gpu.label}")

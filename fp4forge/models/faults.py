@@ -16,6 +16,7 @@ from packaging.version import InvalidVersion, Version
 from fp4forge.core.errors import ReleaseError
 from fp4forge.core.paths import FAULTS
 from fp4forge.inputs.reader import BrokenField, InputFormat, one_of
+from fp4forge.kernels import gpus
 
 COMPONENTS = (
     "vllm",
@@ -96,8 +97,7 @@ class KnownFault(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def on(self, capability: str) -> bool:
         """Whether a GPU of that compute capability has it."""
-        major = capability.partition(".")[0] + ".x"
-        return not self.gpus or capability in self.gpus or major in self.gpus
+        return gpus.listed(capability, self.gpus)
 
 
 class FlagDefault(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

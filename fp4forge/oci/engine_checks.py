@@ -44,7 +44,7 @@ def check_platform(info: dict[str, Any], platform: str, builder: str | None) -> 
 
     Raises:
         PlatformError: with the choices that there are.
-        EngineError: there is no buildx, or the builder does not exist.
+        EngineError: the client has no buildx, or the builder does not exist.
     """
     if builder is None and PLATFORMS[platform].machine == info["Architecture"]:
         return  # its own platform: asking buildx would take a tenth of a rebuild's time

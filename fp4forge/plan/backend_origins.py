@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from fp4forge.core.errors import CoverageError
-from fp4forge.kernels.gpus import GPUS
+from fp4forge.kernels.gpus import GPUS, listed
 from fp4forge.models import backend_answers, backend_kernels
 from fp4forge.models.backend_kernels import IMPOSSIBLE, ImageContent, KernelOrigin, NeededFile
 from fp4forge.plan.plan import Plan
@@ -42,7 +42,7 @@ def content(plan: Plan) -> ImageContent:
         or (
             plan.aot.name == "all"
             and part.generator
-            and any(backend_kernels.concerns(part.on, label) for label in capabilities)
+            and any(listed(label, part.on) for label in capabilities)
         )
     }
     return ImageContent(
@@ -51,10 +51,6 @@ def content(plan: Plan) -> ImageContent:
         targets={name: tuple(found) for name, found in (targets | plan.predicted).items()},
         libraries=frozenset(libraries),
     )
-
-
-def _wanted(on: tuple[str, ...], capabilities: set[str]) -> bool:
-    return any(backend_kernels.concerns(on, label) for label in capabilities)
 
 
 def _is_in(need: NeededFile, plan: Plan) -> bool:

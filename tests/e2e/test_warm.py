@@ -276,7 +276,7 @@ def test_the_published_image_seeds_its_layer(image: str, tmp_path: Path) -> None
         assert start("580.95.05", *seed, "--model=/models/tiny").returncode == 0
         other = start("590.1", *seed, "--model=/models/tiny")
         assert other.returncode == warm.DIFFERS and "the driver of these results" in other.stderr
-        # vLLM itself ends: there is no GPU.
+        # vLLM itself ends, for want of a GPU.
         assert "1 files with 0 MB" in start("580.95.05", "serve", "/models/tiny").stderr
     finally:
         shell("docker", "rmi", made["image"], check=False)

@@ -22,7 +22,7 @@ from fp4forge.core.errors import BrokenReleasesError, CoverageError, ReleaseErro
 from fp4forge.core.paths import ROOT
 from fp4forge.image import context
 from fp4forge.inputs.broken_releases import Failures
-from fp4forge.kernels.gpus import GPUS
+from fp4forge.kernels.gpus import GPUS, listed
 from fp4forge.maintain import read_backends
 from fp4forge.models import backend_answers, backend_kernels
 from fp4forge.models.backend_kernels import (
@@ -277,7 +277,7 @@ LEDGER = {
 def test_an_images_content_is_read_from_its_files_and_its_ledger() -> None:
     found = backend_content.content(LEDGER, ["a"], ["moe_utils"])
     assert found.targets["nvfp4_gemm"] == ("12.0f",)
-    # Ledgers have no such group: its file counts, where it has kernels.
+    # Ledgers lack this group, so its file decides.
     assert found.targets["flash_attn_2"] == ("8.0", "8.0+PTX")
     assert found.targets["flashmla"] == ()
     assert (found.files, found.libraries) == (frozenset({"a"}), frozenset({"moe_utils"}))
@@ -345,7 +345,7 @@ def test_every_module_is_one_that_flashinfer_has_a_name_for() -> None:
         if part.generator.startswith("gemm."):
             # The build compiles it for the same GPUs (kernels/gpus.py).
             own = {g.label for g in GPUS.values() if part.generator == f"gemm.{g.flashinfer_gemm}"}
-            on = {g.label for g in GPUS.values() if backend_kernels.concerns(part.on, g.label)}
+            on = {g.label for g in GPUS.values() if listed(g.label, part.on)}
             assert own == on
 
 

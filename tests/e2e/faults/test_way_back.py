@@ -206,28 +206,15 @@ def test_what_is_never_moved_to(shelf: Shelf) -> None:
     before = shelf.named()
     unverified = shelf.run("rollback", MOVING, "--to", shelf.made[0].digest, code=12)
     assert "no record" in unverified["message"]
-    # Another image's record says nothing of this one.
+    # Another image's record says nothing of this one, nor does one of this image that was made in
+    # another repository and copied with it.
+    digest = shelf.made[0].digest
     copied = records.of(shelf.repository, shelf.made[1].digest)[0]
-    referrers.attach(
-        shelf.repository,
-        shelf.made[0].digest,
-        records.KIND,
-        msgspec.json.encode(copied),
-        copied.time,
-    )
-    shelf.run("rollback", MOVING, "--to", shelf.made[0].digest, code=12)
-    # Nor does one of this image that was made in another repository, and copied with it.
-    elsewhere = msgspec.structs.replace(
-        copied, digest=shelf.made[0].digest, repository="another/place"
-    )
-    referrers.attach(
-        shelf.repository,
-        shelf.made[0].digest,
-        records.KIND,
-        msgspec.json.encode(elsewhere),
-        copied.time,
-    )
-    shelf.run("rollback", MOVING, "--to", shelf.made[0].digest, code=12)
+    elsewhere = msgspec.structs.replace(copied, digest=digest, repository="another/place")
+    for record in (copied, elsewhere):
+        content = msgspec.json.encode(record)
+        referrers.attach(shelf.repository, digest, records.KIND, content, record.time)
+        shelf.run("rollback", MOVING, "--to", digest, code=12)
     assert (
         "has no sha256"
         in shelf.run("rollback", MOVING, "--to", "sha256:" + "0" * 64, code=5)["message"]
