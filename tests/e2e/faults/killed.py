@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 CHANGES = {
@@ -49,6 +50,7 @@ def main() -> None:
 
     sys.argv = ["build.py", *sys.argv[3:]]
     sys.dont_write_bytecode = True
+    tempfile.gettempdir()  # Python tries the folder with a file of its own, which nobody could mend
     sys.addaudithook(hook)
     try:
         cli.main()

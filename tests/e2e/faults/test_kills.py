@@ -98,9 +98,9 @@ def checkout(tmp_path: Path) -> Checkout:
 
 
 def points(moments: int, kills: int, name: str) -> list[int]:
-    """Random moments, the same for the same seed."""
+    """Random moments, each another one, the same for the same seed."""
     print(f"FAULT_SEED={SEED}")
-    return [random.Random(f"{SEED} {name}").randint(1, moments) for _ in range(kills)]
+    return random.Random(f"{SEED} {name}").sample(range(1, moments + 1), kills)
 
 
 REFRESH = ("patch", "refresh", "--vllm", VERSION)
