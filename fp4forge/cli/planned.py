@@ -5,6 +5,7 @@ from __future__ import annotations
 from fp4forge.cli import origins
 from fp4forge.core.console import fields
 from fp4forge.plan.plan import Plan
+from fp4forge.plan.vllm_components import NO_CODE, NOT_ASKED
 
 _INDENT = 15
 
@@ -32,7 +33,7 @@ def lines(p: Plan, verbose: bool = False) -> list[str]:
         else f"{p.variant}: no patches",
         "strategy": p.strategy,
         "components": ", ".join(p.components) or "as published",
-        "not compiled": "\n".join(f"{n}: {why}" for n, why in p.components_left_out.items()),
+        "not compiled": _not_compiled(p),
         "sources": _sources(p, verbose),
         "compiled on": f"{p.cross.build}, by {p.cross.triplet}-g++" if p.cross else "",
         "ahead of time": _ahead(p),
@@ -79,10 +80,17 @@ def _at_run_time(p: Plan) -> str:
     return "\n".join(f"{how}: {', '.join(names)}" for how, names in rows.items())
 
 
+def _not_compiled(p: Plan) -> str:
+    """vLLM's components that are left out, with the reason."""
+    said = {NOT_ASKED: "not asked for", NO_CODE: f"no code for {', '.join(p.gpus)}"}
+    return "\n".join(f"{name}: {said[why]}" for name, why in p.components_left_out.items())
+
+
 def _sources(p: Plan, verbose: bool) -> str:
     if verbose:
         return "\n".join(
-            f"{name}: {s.provider} {s.where}" + (f" ({s.note})" if s.note else "")
+            f"{name}: {s.provider} {s.where}"
+            + (f" (vLLM {p.vllm_version} pins {s.instead_of})" if s.instead_of else "")
             for name, s in p.sources.items()
         )
     providers: dict[str, list[str]] = {}

@@ -150,7 +150,6 @@ def _context_files(plan: Plan) -> tuple[dict[str, bytes], list[Path]]:
         *([RELEASES / "extras.yaml"] if plan.extras else []),
     ]
     if plan.strategy == "source":
-        sources.append(PACKAGE / "plan" / "vllm_components.py")  # its reasons are in the plan
         choice = vllm_components.ComponentChoice(
             plan.components, plan.components_left_out, plan.sources
         )

@@ -62,7 +62,7 @@ class Plan:
     extras: dict[str, tuple[str, ...]] = field(default_factory=dict)  # libraries, by --with's name
     aot: aot.AotModules = field(default_factory=aot.AotModules)  # FlashInfer's modules in the image
     components: tuple[str, ...] = ()  # compiled ones, of a source build
-    components_left_out: dict[str, str] = field(default_factory=dict)  # with the reason
+    components_left_out: dict[str, str] = field(default_factory=dict)  # with NOT_ASKED or NO_CODE
     sources: dict[str, ExternalSource] = field(default_factory=dict)  # external ones
     cross: cross_toolchain.CrossToolchain | None = None
     packages: dict[str, str] = field(default_factory=dict)  # locked version of each

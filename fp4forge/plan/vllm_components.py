@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from fp4forge.inputs.release import External, Release, SourceWheel
 
 PROVIDERS = ("git", "pypi")
+# Why a component is left out.
+NOT_ASKED, NO_CODE = "request", "gpus"
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,12 @@ GATE_ENTRY = "nvfp4_scaled_mm_entry.cu"
 
 @dataclass(frozen=True)
 class ExternalSource:
-    """Where an external source comes from; ``note`` states a deviation from vLLM's pin."""
+    """Where an external source comes from; ``instead_of`` is vLLM's pin, if this is another."""
 
     provider: str  # git, pypi or local
     where: str  # URL#commit, requirements, or SHA-256 of the local tree
     variable: str
-    note: str = ""
+    instead_of: str = ""
     wheels: tuple[SourceWheel, ...] = ()  # of the provider pypi
 
 
@@ -74,7 +76,7 @@ class ComponentChoice:
     """The components of a plan."""
 
     names: tuple[str, ...] = ()
-    left_out: dict[str, str] = field(default_factory=dict)  # component -> why
+    left_out: dict[str, str] = field(default_factory=dict)  # component -> NOT_ASKED or NO_CODE
     sources: dict[str, ExternalSource] = field(default_factory=dict)
 
     def instructions(self, arch_list: str, predicted: dict[str, list[str]]) -> dict[str, Any]:
@@ -136,13 +138,11 @@ def choose(
             )
     if "core" not in names:
         raise UsageError("--components needs core", rule="the image serves through it")
-    left_out = {name: "not asked for" for name in COMPONENTS if name not in names}
+    left_out = {name: NOT_ASKED for name in COMPONENTS if name not in names}
     for name in names:
         targets = [t for group in COMPONENTS[name].groups for t in groups.get(group, ())]
         if COMPONENTS[name].groups and not _gpus_served(targets, gpus):
-            left_out[name] = f"no code for {', '.join(gpus)}" + (
-                f": only {' '.join(targets)}" if targets else ""
-            )
+            left_out[name] = NO_CODE
     kept = tuple(name for name in names if name not in left_out)
     needed = dict.fromkeys(COMPONENTS[name].external for name in kept)
     if lacking := [name for name in needed if name not in release.externals]:
@@ -174,9 +174,8 @@ def _pinned_source(name: str, provider: str, release: Release) -> ExternalSource
         raise UsageError(
             f"--source {name}=pypi: the package index has no {name}", rule="git or DIR"
         )
-    note = f"vLLM {release.vllm_version} pins {pin.pinned}"
     where = " ".join(wheel.requirement for wheel in pin.pypi)
-    return ExternalSource("pypi", where, pin.variable, note, pin.pypi)
+    return ExternalSource("pypi", where, pin.variable, pin.pinned, pin.pypi)
 
 
 def _parse_source(text: str, release: Release) -> tuple[str, ExternalSource]:
@@ -195,8 +194,7 @@ def _parse_source(text: str, release: Release) -> tuple[str, ExternalSource]:
         )
     pin = release.externals[name]
     _check_tree_version(name, folder, pin, release)
-    note = f"a local tree; vLLM {release.vllm_version} pins {pin.pinned}"
-    return name, ExternalSource("local", "sha256:" + _tree_hash(folder), pin.variable, note)
+    return name, ExternalSource("local", "sha256:" + _tree_hash(folder), pin.variable, pin.pinned)
 
 
 def _check_tree_version(name: str, folder: Path, pin: External, release: Release) -> None:

@@ -124,8 +124,6 @@ def promised(name: str) -> set[str]:
         return STAGES.get(path.stem, set())
     if name.removeprefix("fp4forge/") in context.JUDGES:
         return ALL
-    if name == "fp4forge/plan/vllm_components.py":  # a source plan has its reasons
-        return {"source"}
     if path.parts[:3] == ("fp4forge", "image", "runtime") or path.parts[:2] == ("tests", "image"):
         return ALL
     return set()
