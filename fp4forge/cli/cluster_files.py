@@ -105,28 +105,68 @@ def _check_nccl(decided: DecidedRequest, product: Product) -> None:
             )
 
 
-def kubernetes(o: dict[str, Any]) -> None:
-    """Prints a LeaderWorkerSet."""
-    from fp4forge.launch.cluster import division
-    from fp4forge.serve import manifest
+def has_extra(image: str, digest: str, name: str) -> bool | None:
+    """Whether the image has what ``--with NAME`` adds, by its label; None if nothing says so."""
+    from fp4forge.core.errors import ForgeError
+    from fp4forge.oci import reference, registry
 
+    try:
+        labels = registry.image_labels(reference.parse(image).repository, digest)
+    except ForgeError:
+        return None
+    if not labels or not all("io.fp4forge.extras" in each for each in labels):
+        return None
+    return all(name in each["io.fp4forge.extras"].split(",") for each in labels)
+
+
+def check_ray(image: str, digest: str, version: str) -> None:
+    """Refuses an image that has no Ray; if nothing says whether it has, a note says so.
+
+    Raises:
+        UsageError: it has none, or its vLLM needs more than Ray.
+    """
+    from fp4forge.serve import ray
+
+    if version:
+        ray.check(version)
+    found = has_extra(image, digest, "ray")
+    if found is None:
+        click.echo("note: nothing says whether the image has Ray: its label is not known", err=True)
+    elif not found:
+        raise UsageError(
+            f"{image} has no Ray",
+            rule="Ray starts vLLM's workers from the image on every machine",
+            remedy="build.py --with ray makes an image that has it, for --image; or --backend mp",
+        )
+
+
+def kubernetes(o: dict[str, Any]) -> None:
+    """Prints a LeaderWorkerSet or a RayCluster."""
+    from fp4forge.launch.cluster import division
+    from fp4forge.oci import reference
+    from fp4forge.serve import manifest, ray
+
+    kind = o["kind"]
     if not o["model"] or not o["machines"]:
         raise UsageError(
-            "a LeaderWorkerSet of which model, over how many machines?",
-            rule="--format lws --model DIR --machines N",
+            f"--format {kind}: which model, over how many machines?",
+            rule=f"--format {kind} --model DIR --machines N",
         )
     name = o["rdma_resource"]
     if name and not _RESOURCE.fullmatch(name):
         raise UsageError(f"--rdma-resource {name!r}", rule="a resource's name, such as rdma/hca")
     _, chosen = fit(o, o["machines"])
-    whole, _, _ = server(o, chosen)
+    whole, image, _ = server(o, chosen)
+    if kind == "kuberay":
+        check_ray(image, reference.parse(whole.image).digest, whole.version)
+        whole = ray.settings(whole, ray.HEAD)
     more = {"size": o["machines"], "master_port": division.MASTER_PORT, "rdma_resource": name}
-    text = manifest.render(whole, "lws", **more)
+    text = manifest.render(whole, kind, **more)
     if o["as_json"]:
         print_json({"manifest": text})
         return
     if o["output"]:
-        files.replace(o["output"] / "lws.yaml", text)
+        files.replace(o["output"] / f"{kind}.yaml", text)
     else:
         click.echo(text, nl=False)
 
@@ -156,7 +196,8 @@ def dry_run(
             address=address,
             interface=o["interface"] or "INTERFACE",
         )
-        texts[address] = manifest.render(division.server(whole, rank), "compose")
+        made = division.server(whole, rank, o["backend"])
+        texts[address] = manifest.render(made, "compose")
     if o["output"]:
         for address, text in texts.items():
             files.replace(o["output"] / address / "compose.yaml", text)

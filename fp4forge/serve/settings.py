@@ -93,6 +93,7 @@ class ServerSettings:
     multi_node: bool = False  # one of several machines: the host's network, and locked memory
     rdma: bool = False
     headless: bool = False  # it answers no requests
+    ray: str = ""  # its part in a cluster on Ray: a role of serve.ray
 
     @property
     def arguments(self) -> list[str]:
