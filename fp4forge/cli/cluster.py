@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -250,7 +251,8 @@ def _start_cluster(
     image, digest, chosen = what
     ranks = division.ranks(found)
     listening = replace(whole, listen=ranks[0].address)
-    servers = [division.server(listening, rank, o["backend"]) for rank in ranks]
+    token = secrets.token_hex(32)
+    servers = [division.server(listening, rank, o["backend"], token) for rank in ranks]
     made = lifecycle.Cluster(
         name=whole.name,
         hosts=[host.address for host in hosts],
@@ -264,7 +266,7 @@ def _start_cluster(
     override = reading.text(o["override"], UsageError, where="--override") if o["override"] else ""
     texts = [manifest.render(server, "compose") for server in servers]
     for host, text in zip(hosts, texts, strict=True):
-        files.replace(made.folder / f"{host.address}.yaml", text)
+        files.replace(made.folder / f"{host.address}.yaml", text, 0o600)  # Ray's token is in it
     made.save()
     with console.step("files") as step:
         lifecycle.write(made, texts, override)

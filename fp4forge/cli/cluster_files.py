@@ -196,7 +196,7 @@ def dry_run(
             address=address,
             interface=o["interface"] or "INTERFACE",
         )
-        made = division.server(whole, rank, o["backend"])
+        made = division.server(whole, rank, o["backend"], "TOKEN")
         texts[address] = manifest.render(made, "compose")
     if o["output"]:
         for address, text in texts.items():

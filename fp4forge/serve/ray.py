@@ -52,7 +52,7 @@ def check(version: str) -> None:
         )
 
 
-def settings(whole: ServerSettings, role: str) -> ServerSettings:
+def settings(whole: ServerSettings, role: str, token: str = "") -> ServerSettings:
     """A server's settings as the head or as a worker.
 
     Source: vllm/v1/executor/ray_utils.py and ray_executor_v2.py of 0.20.2 and 0.33.0: the head
@@ -62,6 +62,7 @@ def settings(whole: ServerSettings, role: str) -> ServerSettings:
     Args:
         whole: what is served.
         role: HEAD or WORKER.
+        token: what Ray asks of everyone who reaches its ports (Ray 2.52 and later); empty: nothing.
     """
     flags = [*whole.flags] if role == HEAD else []
     if role == HEAD:
@@ -72,14 +73,14 @@ def settings(whole: ServerSettings, role: str) -> ServerSettings:
     return replace(
         whole,
         flags=tuple(flags),
-        environment=(*whole.environment, *_environment(whole.version)),
+        environment=(*whole.environment, *_environment(whole.version, token)),
         ray=role,
         headless=role == WORKER,
         gpus=1,
     )
 
 
-def _environment(version: str) -> list[ServerSetting]:
+def _environment(version: str, token: str) -> list[ServerSetting]:
     found = [
         ServerSetting("RAY_USAGE_STATS_ENABLED", "0", "Ray reports nothing to its makers"),
         ServerSetting(
@@ -88,6 +89,11 @@ def _environment(version: str) -> list[ServerSetting]:
             "at 95 % of the memory Ray would end vLLM, which takes that much on unified memory",
         ),
     ]
+    if token:
+        found += [
+            ServerSetting("RAY_AUTH_MODE", "token", "who reaches Ray's ports could run code here"),
+            ServerSetting("RAY_AUTH_TOKEN", token, "the same on all machines, new for each start"),
+        ]
     # An image whose version is not known ("0", of another maker) is left to its own default.
     if version and switch_history.known()[_EXECUTOR].known(version):
         found.append(ServerSetting(_EXECUTOR, "1", "the executor that needs no CuPy"))

@@ -325,6 +325,8 @@ def test_each_machine_gets_its_file_on_ray(folder: Path) -> None:
     for service, address in ((first, "spark1"), (second, "spark2")):
         assert service["environment"]["VLLM_HOST_IP"] == address
         assert service["environment"]["RAY_USAGE_STATS_ENABLED"] == "0"
+        assert service["environment"]["RAY_AUTH_MODE"] == "token"
+        assert service["environment"]["RAY_AUTH_TOKEN"] == "TOKEN"  # a new one for each start
         assert service["network_mode"] == "host"
     assert second["environment"]["RAY_HEAD"] == "spark1"
     assert second["healthcheck"] == {"disable": True} != first["healthcheck"]
@@ -394,6 +396,11 @@ def test_an_image_without_ray_is_refused(
     else:
         cluster_files.check_ray(IMAGE, DIGEST, "0.33.0")
         assert ("nothing says" in capsys.readouterr().err) is (has is None)
+
+
+def test_without_ray_no_machine_gets_a_token(folder: Path) -> None:
+    made = files(folder)
+    assert not [text for text in made.values() if "RAY_" in json.dumps(text)]
 
 
 def test_rays_ports_are_free_before_a_start() -> None:

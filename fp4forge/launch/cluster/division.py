@@ -113,7 +113,9 @@ def ports(backend: str, port: int) -> tuple[int, ...]:
     return (*((MASTER_PORT,) if backend == MP else ray.PORTS), port)
 
 
-def server(whole: ServerSettings, rank: ClusterRank, backend: str = MP) -> ServerSettings:
+def server(
+    whole: ServerSettings, rank: ClusterRank, backend: str = MP, token: str = ""
+) -> ServerSettings:
     """What one machine is started with.
 
     Source: vllm/engine/arg_utils.py (--nnodes, --node-rank, --master-addr, --master-port) and
@@ -123,6 +125,7 @@ def server(whole: ServerSettings, rank: ClusterRank, backend: str = MP) -> Serve
         whole: what is served.
         rank: the machine's place.
         backend: one of BACKENDS.
+        token: Ray's, as in ``ray.settings``.
     """
     flags = [flag for flag in whole.flags if flag.name not in ("--host", "--port")]
     if backend == MP:
@@ -152,7 +155,7 @@ def server(whole: ServerSettings, rank: ClusterRank, backend: str = MP) -> Serve
         headless=rank.number > 0,
     )
     if backend == RAY:
-        return ray.settings(made, ray.WORKER if rank.number else ray.HEAD)
+        return ray.settings(made, ray.WORKER if rank.number else ray.HEAD, token)
     return made
 
 
