@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fp4forge.launch.cluster.hosts import ClusterHost
     from fp4forge.plan.request import DecidedRequest
     from fp4forge.serve.settings import ServerSettings
+    from fp4forge.serve.split import GpuSplit
 
 # Kubernetes, "Labels and Selectors": a DNS name, a slash, and a name of at most 63 characters.
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
@@ -48,18 +49,41 @@ def fit(o: dict[str, Any], machines: int) -> tuple[list[ClusterOption], ClusterO
         utilization=o["utilization"],
         batched_tokens=chosen.max_num_batched_tokens,
     )
-    found = division.options(described, product, machines, wanted, link.ROCE)
     asked = split_of(o)
+    _check_ranks(asked, machines, o)
+    found = division.options(described, product, machines, wanted, link.ROCE, asked.data)
     if asked != ONE:
         found = [one for one in found if one.split == asked]
         if not found:
             raise FitError(
                 f"{asked.text} does not use one GPU of each of {machines} machines, or the"
                 " model's widths do not allow it",
-                rule="tensor times pipeline parallelism is the number of machines",
+                rule="tensor times pipeline times data parallelism is the number of machines",
                 remedy="leave the split out: the fastest that fits is taken",
             )
     return found, division.choose(found, product, machines)
+
+
+def _check_ranks(asked: GpuSplit, machines: int, o: dict[str, Any]) -> None:
+    """Refuses data parallelism that the machines are not started with.
+
+    Raises:
+        UsageError: a rank would need several machines, or Ray or Kubernetes is to start them.
+    """
+    if asked.data == 1:
+        return
+    if asked.data != machines:
+        raise UsageError(
+            f"--data-parallel {asked.data} over {machines} machines",
+            rule="each machine is one rank: it holds all but the other ranks' experts",
+            remedy=f"--data-parallel {machines}, or leave it out",
+        )
+    if o["backend"] != "mp" or o["kind"] != "compose":
+        raise UsageError(
+            "--data-parallel does not go with --backend ray or --format",
+            rule="vLLM's own ranks are started, by ssh",
+            remedy="--backend mp",
+        )
 
 
 def server(o: dict[str, Any], chosen: ClusterOption) -> tuple[ServerSettings, str, str]:

@@ -403,6 +403,29 @@ def test_without_ray_no_machine_gets_a_token(folder: Path) -> None:
     assert not [text for text in made.values() if "RAY_" in json.dumps(text)]
 
 
+def test_data_parallel_ranks_are_started_as_vllm_says(folder: Path) -> None:
+    made = files(folder, "--data-parallel", "2", "--expert-parallel")
+    first, second = (made[name]["services"]["vllm"] for name in ("spark1", "spark2"))
+    for service in (first, second):
+        words = service["command"]
+        assert words[words.index("--data-parallel-size") + 1] == "2"
+        assert words[words.index("--data-parallel-size-local") + 1] == "1"
+        assert words[words.index("--data-parallel-address") + 1] == "spark1"
+        assert words[words.index("--data-parallel-rpc-port") + 1] == str(division.MASTER_PORT)
+        assert "--enable-expert-parallel" in words and "--nnodes" not in words
+    # A machine that answers requests and names a rank would balance only its own ranks.
+    assert "--data-parallel-start-rank" not in first["command"]
+    words = second["command"]
+    assert words[words.index("--data-parallel-start-rank") + 1] == "1" and "--headless" in words
+
+
+def test_the_experts_of_data_parallel_ranks_are_on_the_link(folder: Path) -> None:
+    model = large(folder)
+    split = GpuSplit(experts=True, data=2)
+    assert link.bytes_per_token(model, split) == 2 * 60 * model.hidden * 2
+    assert link.exchanges(model, split) == 120
+
+
 def test_rays_ports_are_free_before_a_start() -> None:
     assert division.ports("mp", 8000) == (division.MASTER_PORT, 8000)
     assert set(division.ports("ray", 8000)) == {*ray.PORTS, 8000}
@@ -434,6 +457,17 @@ def test_what_only_a_recipe_has(folder: Path, command: tuple[str, ...], option: 
         (("--hosts", "a,b", "--model", "MODEL", "--tensor-parallel", "4"), 25, "TP 4 does not use"),
         (("--hosts", "a,b", "--model", "MODEL", "--gpu", "x"), 2, "'x'"),
         (("--format", "lws", "--model", "MODEL"), 2, "over how many machines"),
+        (("--hosts", "a,b", "--model", "MODEL", "--data-parallel", "4"), 2, "over 2 machines"),
+        (
+            ("--hosts", "a,b", "--model", "MODEL", "--data-parallel", "2", "--backend", "ray"),
+            2,
+            "does not go with --backend ray",
+        ),
+        (
+            ("--format", "lws", "--machines", "2", "--model", "MODEL", "--data-parallel", "2"),
+            2,
+            "does not go with",
+        ),
         (("status", "--json"), 0, ""),
         (("logs", "nothing"), 2, "no cluster 'nothing'"),
     ],

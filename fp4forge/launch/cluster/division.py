@@ -38,11 +38,17 @@ def options(
     machines: int,
     wanted: placing.WantedCapacity,
     found: LinkSpeed,
+    ranks: int = 1,
 ) -> list[ClusterOption]:
-    """Every way that uses one GPU of each machine, the best first: it fits, then by speed."""
+    """Every way that uses one GPU of each machine, the best first: it fits, then by speed.
+
+    Args:
+        ranks: of data parallelism. It is not chosen by itself: it serves more requests, and each
+            of them no faster.
+    """
     out = []
-    for split in choices(model, machines):
-        if split.gpus != machines:
+    for split in choices(model, machines, data=ranks > 1):
+        if split.gpus != machines or split.data != ranks:
             continue
         placed = placing.on(model, product, split, wanted)
         out.append(
@@ -128,7 +134,9 @@ def server(
         token: Ray's, as in ``ray.settings``.
     """
     flags = [flag for flag in whole.flags if flag.name not in ("--host", "--port")]
-    if backend == MP:
+    if whole.data_parallel > 1:
+        flags += _data_parallel(rank)
+    elif backend == MP:
         flags += [
             ServerSetting("--nnodes", str(rank.of), "machines that serve this model together"),
             ServerSetting("--node-rank", str(rank.number), "this machine's number"),
@@ -157,6 +165,23 @@ def server(
     if backend == RAY:
         return ray.settings(made, ray.WORKER if rank.number else ray.HEAD, token)
     return made
+
+
+def _data_parallel(rank: ClusterRank) -> list[ServerSetting]:
+    """Flags of a data-parallel rank on a machine of its own.
+
+    Source: "Internal Load Balancing" in docs/serving/data_parallel_deployment.md of 0.33.0;
+    vllm/engine/arg_utils.py: only a headless machine names its first rank.
+    """
+    out = [
+        ServerSetting("--data-parallel-size-local", "1", "one GPU in each machine"),
+        ServerSetting("--data-parallel-address", rank.master, "where the ranks meet"),
+        ServerSetting("--data-parallel-rpc-port", str(MASTER_PORT), "the same on all machines"),
+    ]
+    if rank.number:
+        first = ServerSetting("--data-parallel-start-rank", str(rank.number), "this machine's")
+        out.append(first)
+    return out
 
 
 def environment(rank: ClusterRank) -> list[ServerSetting]:
