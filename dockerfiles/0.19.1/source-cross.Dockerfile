@@ -5,12 +5,13 @@
 #
 # Stages on the build platform install and compile; nothing in them runs on the target's
 # processor. The last stage only copies their results, from the slowest layer to the fastest.
-# Arguments choose stages: VARIANT the patches, RDMA what --with adds (with or none); one for each external source, where it comes
+# Arguments choose stages: VARIANT the patches, RDMA and RAY what --with adds (with or none); one for each external source, where it comes
 # from (git, pypi or none).
 ARG BASE
 ARG BUILD_BASE=${BASE}
 ARG VARIANT=awq
 ARG RDMA=none
+ARG RAY=none
 ARG CUTLASS=git
 ARG FLASH_ATTN=git
 ARG FLASHMLA=git
@@ -330,8 +331,27 @@ RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
 # hadolint ignore=DL3006
 FROM rdma-${RDMA} AS system-rdma
 
+# ---- ray: on request (--with ray) ------------------------------------------------------------
+FROM tools AS ray-packages
+COPY leave-out.json /fp4forge/
+COPY locks/ray.txt /fp4forge/locks/
+ARG TARGETPLATFORM
+RUN --mount=type=cache,target=/root/.cache/uv \
+    --mount=type=secret,id=ca,target=/run/secrets/ca.pem \
+    --mount=type=secret,id=netrc,target=/root/.netrc \
+    if [ -s /run/secrets/ca.pem ]; then export SSL_CERT_FILE=/run/secrets/ca.pem PIP_CERT=/run/secrets/ca.pem; fi \
+    && python3 /fp4forge/install.py --lock /fp4forge/locks/ray.txt --platform "${TARGETPLATFORM}" --out /out
+
+FROM system-rdma AS ray-none
+
+FROM system-rdma AS ray-with
+COPY --link --from=ray-packages /out /
+
+# hadolint ignore=DL3006
+FROM ray-${RAY} AS system-ray
+
 # ---- packages: what is installed, from the slowest layer to the fastest ------------------------
-FROM system-rdma AS packages-none
+FROM system-ray AS packages-none
 COPY --link --from=cuda /out /
 COPY --link --from=torch /out /
 COPY --link --from=python /out /

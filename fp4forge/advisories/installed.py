@@ -15,7 +15,7 @@ from fp4forge.core import reading
 from fp4forge.core.errors import BinaryError, UsageError
 from fp4forge.core.platform import PLATFORMS
 from fp4forge.core.text import shown
-from fp4forge.inputs import bases, locks, release
+from fp4forge.inputs import bases, image_extras, locks, release
 from fp4forge.inputs.locks import LockName
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import acquire, engine
@@ -52,8 +52,10 @@ def of_release(name: str) -> AuditedPackages:
     pythons = sorted({bases.load(base).python for base in bases.names()})
     found: set[OsvPackage] = set()
     for strategy, platform, python in itertools.product(what.strategies, PLATFORMS, pythons):
-        lock = locks.read(LockName(name, strategy, platform, python))
-        found |= of_packages(dict(locks.pin(block) for block in lock.values()), what.vllm_version)
+        for extra in ("", *image_extras.locked()):
+            lock = locks.read(LockName(name, strategy, platform, python, extra))
+            pins = dict(locks.pin(block) for block in lock.values())
+            found |= of_packages(pins, what.vllm_version)
     return AuditedPackages(name, tuple(sorted(found)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -78,12 +79,12 @@ if TYPE_CHECKING:
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(["compose", "lws"]),
+    type=click.Choice(["compose", "lws", "kuberay"]),
     default="compose",
     show_default=True,
-    help="lws prints a LeaderWorkerSet for Kubernetes, of --machines pods.",
+    help="lws prints a LeaderWorkerSet for Kubernetes, kuberay a RayCluster, of --machines pods.",
 )
-@click.option("--machines", type=click.IntRange(2, 64), help="Pods of a LeaderWorkerSet.")
+@click.option("--machines", type=click.IntRange(2, 64), help="Pods that serve together.")
 @click.option("--rdma-resource", default="", help="Kubernetes' name of the RDMA device resource.")
 @json_option
 @click.pass_context
@@ -101,29 +102,26 @@ def _start(o: dict[str, Any]) -> None:
     from fp4forge.launch.cluster import division, preflight
     from fp4forge.oci import reference
     from fp4forge.publish import distribute
+    from fp4forge.serve import ray
 
-    if o["kind"] == "lws":
+    if o["kind"] != "compose":
         if o["hosts"] or o["check"] or o["dry_run"]:
             raise UsageError(
-                "--hosts, --check and --dry-run do not go with --format lws",
+                f"--hosts, --check and --dry-run do not go with --format {o['kind']}",
                 rule="Kubernetes chooses the machines; the manifest is printed, nothing starts",
-                remedy="--format lws --model DIR --machines N",
+                remedy=f"--format {o['kind']} --model DIR --machines N",
             )
         cluster_files.kubernetes(o)
         return
     hosts = _hosts(o)
-    if o["backend"] == "ray":
-        raise UsageError(
-            "--backend ray: this project's images have no Ray",
-            rule="vLLM's own multi-node start (mp) needs nothing beside vLLM",
-            remedy="--backend mp",
-        )
     console = Console()
     with console.step("fit") as step:
         options, chosen = cluster_files.fit(o, len(hosts))
         step.detail = f"{chosen.split.text}: at most {chosen.rate:.0f} tokens a second"
     whole, image, name = cluster_files.server(o, chosen)
     digest = reference.parse(whole.image).digest
+    if o["backend"] == division.RAY:
+        cluster_files.check_ray(image, digest, whole.version)
     whole = replace(whole, image=name)
     if o["dry_run"]:
         cluster_files.dry_run(o, whole, hosts, options)
@@ -132,7 +130,7 @@ def _start(o: dict[str, Any]) -> None:
         model=whole.model,
         image=name,
         digest=digest,
-        ports=(division.MASTER_PORT, whole.port),
+        ports=division.ports(o["backend"], whole.port),
         interface=o["interface"],
         weights=chosen.weights,
         gpus=not o["any_gpu"],
@@ -144,11 +142,13 @@ def _start(o: dict[str, Any]) -> None:
             step.detail = "; ".join(node.text() for node in sent)
         if o["copy"]:
             _rsync_model(whole.model, hosts, console)
+    # Ray's own meeting point; vLLM's processes choose theirs from its port upwards.
+    meeting = ray.GCS_PORT if o["backend"] == division.RAY else division.MASTER_PORT + 1
     with console.step("check") as step:
         found = preflight.look(hosts, wanted)
         items = preflight.judge(hosts, found, wanted)
         if all(one.address for one in found):
-            items += preflight.connections(hosts, found, division.MASTER_PORT + 1)
+            items += preflight.connections(hosts, found, meeting)
         wrong = [item for item in items if not item.ok]
         step.detail = f"{len(items) - len(wrong)} of {len(items)} are right"
         step.verdict = "failed" if wrong else "ok"
@@ -163,7 +163,7 @@ def _start(o: dict[str, Any]) -> None:
         if o["as_json"]:
             sys.exit(error.exit_code)
         raise error
-    if all(one.rdma for one in found) and not _has_rdma(image, digest):
+    if all(one.rdma for one in found) and not cluster_files.has_extra(image, digest, "rdma"):
         console.say(
             "  note  the machines have RDMA devices and the image has no libraries for them, so"
             " NCCL uses sockets: build.py --with rdma makes one that has, for --image"
@@ -171,18 +171,6 @@ def _start(o: dict[str, Any]) -> None:
     if o["check"]:
         return
     _start_cluster(o, whole, hosts, found, (name, digest, chosen), console)
-
-
-def _has_rdma(image: str, digest: str) -> bool:
-    """Whether the image's label says so; False if the registry has no such image."""
-    from fp4forge.core.errors import ForgeError
-    from fp4forge.oci import reference, registry
-
-    try:
-        labels = registry.image_labels(reference.parse(image).repository, digest)
-    except ForgeError:
-        return False
-    return all("rdma" in each.get("io.fp4forge.extras", "").split(",") for each in labels)
 
 
 def hosts_of(items: list[PreflightItem]) -> list[str]:
@@ -262,7 +250,9 @@ def _start_cluster(
 
     image, digest, chosen = what
     ranks = division.ranks(found)
-    servers = [division.server(replace(whole, listen=ranks[0].address), rank) for rank in ranks]
+    listening = replace(whole, listen=ranks[0].address)
+    token = secrets.token_hex(32)
+    servers = [division.server(listening, rank, o["backend"], token) for rank in ranks]
     made = lifecycle.Cluster(
         name=whole.name,
         hosts=[host.address for host in hosts],
@@ -276,7 +266,7 @@ def _start_cluster(
     override = reading.text(o["override"], UsageError, where="--override") if o["override"] else ""
     texts = [manifest.render(server, "compose") for server in servers]
     for host, text in zip(hosts, texts, strict=True):
-        files.replace(made.folder / f"{host.address}.yaml", text)
+        files.replace(made.folder / f"{host.address}.yaml", text, 0o600)  # Ray's token is in it
     made.save()
     with console.step("files") as step:
         lifecycle.write(made, texts, override)

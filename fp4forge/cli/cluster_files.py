@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fp4forge.launch.cluster.hosts import ClusterHost
     from fp4forge.plan.request import DecidedRequest
     from fp4forge.serve.settings import ServerSettings
+    from fp4forge.serve.split import GpuSplit
 
 # Kubernetes, "Labels and Selectors": a DNS name, a slash, and a name of at most 63 characters.
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
@@ -48,18 +49,41 @@ def fit(o: dict[str, Any], machines: int) -> tuple[list[ClusterOption], ClusterO
         utilization=o["utilization"],
         batched_tokens=chosen.max_num_batched_tokens,
     )
-    found = division.options(described, product, machines, wanted, link.ROCE)
     asked = split_of(o)
+    _check_ranks(asked, machines, o)
+    found = division.options(described, product, machines, wanted, link.ROCE, asked.data)
     if asked != ONE:
         found = [one for one in found if one.split == asked]
         if not found:
             raise FitError(
                 f"{asked.text} does not use one GPU of each of {machines} machines, or the"
                 " model's widths do not allow it",
-                rule="tensor times pipeline parallelism is the number of machines",
+                rule="tensor times pipeline times data parallelism is the number of machines",
                 remedy="leave the split out: the fastest that fits is taken",
             )
     return found, division.choose(found, product, machines)
+
+
+def _check_ranks(asked: GpuSplit, machines: int, o: dict[str, Any]) -> None:
+    """Refuses data parallelism that the machines are not started with.
+
+    Raises:
+        UsageError: a rank would need several machines, or Ray or Kubernetes is to start them.
+    """
+    if asked.data == 1:
+        return
+    if asked.data != machines:
+        raise UsageError(
+            f"--data-parallel {asked.data} over {machines} machines",
+            rule="each machine is one rank: it holds all but the other ranks' experts",
+            remedy=f"--data-parallel {machines}, or leave it out",
+        )
+    if o["backend"] != "mp" or o["kind"] != "compose":
+        raise UsageError(
+            "--data-parallel does not go with --backend ray or --format",
+            rule="vLLM's own ranks are started, by ssh",
+            remedy="--backend mp",
+        )
 
 
 def server(o: dict[str, Any], chosen: ClusterOption) -> tuple[ServerSettings, str, str]:
@@ -105,28 +129,68 @@ def _check_nccl(decided: DecidedRequest, product: Product) -> None:
             )
 
 
-def kubernetes(o: dict[str, Any]) -> None:
-    """Prints a LeaderWorkerSet."""
-    from fp4forge.launch.cluster import division
-    from fp4forge.serve import manifest
+def has_extra(image: str, digest: str, name: str) -> bool | None:
+    """Whether the image has what ``--with NAME`` adds, by its label; None if nothing says so."""
+    from fp4forge.core.errors import ForgeError
+    from fp4forge.oci import reference, registry
 
+    try:
+        labels = registry.image_labels(reference.parse(image).repository, digest)
+    except ForgeError:
+        return None
+    if not labels or not all("io.fp4forge.extras" in each for each in labels):
+        return None
+    return all(name in each["io.fp4forge.extras"].split(",") for each in labels)
+
+
+def check_ray(image: str, digest: str, version: str) -> None:
+    """Refuses an image that has no Ray; if nothing says whether it has, a note says so.
+
+    Raises:
+        UsageError: it has none, or its vLLM needs more than Ray.
+    """
+    from fp4forge.serve import ray
+
+    if version:
+        ray.check(version)
+    found = has_extra(image, digest, "ray")
+    if found is None:
+        click.echo("note: nothing says whether the image has Ray: its label is not known", err=True)
+    elif not found:
+        raise UsageError(
+            f"{image} has no Ray",
+            rule="Ray starts vLLM's workers from the image on every machine",
+            remedy="build.py --with ray makes an image that has it, for --image; or --backend mp",
+        )
+
+
+def kubernetes(o: dict[str, Any]) -> None:
+    """Prints a LeaderWorkerSet or a RayCluster."""
+    from fp4forge.launch.cluster import division
+    from fp4forge.oci import reference
+    from fp4forge.serve import manifest, ray
+
+    kind = o["kind"]
     if not o["model"] or not o["machines"]:
         raise UsageError(
-            "a LeaderWorkerSet of which model, over how many machines?",
-            rule="--format lws --model DIR --machines N",
+            f"--format {kind}: which model, over how many machines?",
+            rule=f"--format {kind} --model DIR --machines N",
         )
     name = o["rdma_resource"]
     if name and not _RESOURCE.fullmatch(name):
         raise UsageError(f"--rdma-resource {name!r}", rule="a resource's name, such as rdma/hca")
     _, chosen = fit(o, o["machines"])
-    whole, _, _ = server(o, chosen)
+    whole, image, _ = server(o, chosen)
+    if kind == "kuberay":
+        check_ray(image, reference.parse(whole.image).digest, whole.version)
+        whole = ray.settings(whole, ray.HEAD)
     more = {"size": o["machines"], "master_port": division.MASTER_PORT, "rdma_resource": name}
-    text = manifest.render(whole, "lws", **more)
+    text = manifest.render(whole, kind, **more)
     if o["as_json"]:
         print_json({"manifest": text})
         return
     if o["output"]:
-        files.replace(o["output"] / "lws.yaml", text)
+        files.replace(o["output"] / f"{kind}.yaml", text)
     else:
         click.echo(text, nl=False)
 
@@ -156,7 +220,8 @@ def dry_run(
             address=address,
             interface=o["interface"] or "INTERFACE",
         )
-        texts[address] = manifest.render(division.server(whole, rank), "compose")
+        made = division.server(whole, rank, o["backend"], "TOKEN")
+        texts[address] = manifest.render(made, "compose")
     if o["output"]:
         for address, text in texts.items():
             files.replace(o["output"] / address / "compose.yaml", text)

@@ -62,7 +62,7 @@ _PLAN = (
         "extras",
         multiple=True,
         metavar="NAME",
-        help="Add to the image: rdma (libraries for RoCE and InfiniBand).",
+        help="Add to the image: rdma (libraries for RoCE and InfiniBand), ray (vLLM on Ray).",
     ),
     click.option(
         "--base", help="Base image: ubuntu:24.04 (the default), or bootstrap, which needs no hub."

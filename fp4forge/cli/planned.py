@@ -38,7 +38,9 @@ def lines(p: Plan, verbose: bool = False) -> list[str]:
         "compiled on": f"{p.cross.build}, by {p.cross.triplet}-g++" if p.cross else "",
         "ahead of time": _ahead(p),
         "base": f"{p.base_image}, Python {p.python}",
-        "with": "; ".join(f"{name} ({', '.join(has)})" for name, has in p.extras.items()),
+        "with": "; ".join(
+            f"{name} ({', '.join(has)})" if has else name for name, has in p.extras.items()
+        ),
         "platform": p.platform,
         "left out": "\n".join(f"{rule.glob or rule.rule}: {rule.why}" for rule in p.leave_out)
         if verbose

@@ -15,19 +15,36 @@ _Name = Annotated[str, Meta(pattern="^[a-z][a-z0-9]*$")]
 
 
 class ImageExtra(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Distribution packages under one name."""
+    """Distribution and Python packages under one name.
+
+    Raises:
+        ValueError: it adds nothing.
+    """
 
     title: Annotated[str, Meta(description="what they are for")]
     packages: Annotated[
         tuple[Annotated[str, Meta(pattern="^[a-z0-9][a-z0-9.+-]+$")], ...],
         Meta(min_length=1, description="names that Debian and Ubuntu share"),
-    ]
+    ] = ()
+    requirements: Annotated[
+        tuple[Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9.-]*(>=[0-9][0-9.]*)?$")], ...],
+        Meta(min_length=1, description="of Python packages; they are locked for each release"),
+    ] = ()
     libraries: Annotated[
         tuple[Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.+-]+\.so(\.[0-9]+)*$")], ...],
         Meta(description="what an image test loads"),
-    ]
+    ] = ()
+    programs: Annotated[
+        tuple[Annotated[str, Meta(pattern="^[a-z][a-z0-9-]*$")], ...],
+        Meta(description="what an image test asks for --version"),
+    ] = ()
     gb: Annotated[float, Meta(ge=0, description="what they add to the unpacked image")]
     source: str
+
+    def __post_init__(self) -> None:
+        """Checks what a type cannot say."""
+        if not self.packages and not self.requirements:
+            raise ValueError("an extra has packages or requirements")
 
 
 class ExtrasTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -47,6 +64,11 @@ def table() -> dict[str, ImageExtra]:
         ReleaseError: ``releases/extras.yaml`` cannot be read, or is malformed.
     """
     return FORMAT.read(RELEASES / "extras.yaml", f"{RELEASES.name}/extras.yaml").extras
+
+
+def locked() -> tuple[str, ...]:
+    """Names of those that have Python packages, and so a lock for each lock of a release."""
+    return tuple(name for name, extra in table().items() if extra.requirements)
 
 
 def choose(names: tuple[str, ...]) -> dict[str, ImageExtra]:

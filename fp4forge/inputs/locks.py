@@ -17,18 +17,21 @@ TOOLS = "tools.txt"
 
 @dataclass(frozen=True)
 class LockName:
-    """What a lock is resolved for."""
+    """What a lock is resolved for; with an extra's name, what that adds to the lock without."""
 
     release: str
     strategy: str
     platform: str
     python: str
+    extra: str = ""
 
     @property
     def file(self) -> str:
         """File name under ``releases/locks/``."""
         platform = self.platform.replace("/", "-")
-        return f"{self.release}-{self.strategy}-{platform}-py{self.python.replace('.', '')}.txt"
+        python = f"py{self.python.replace('.', '')}"
+        parts = (self.release, self.strategy, platform, python, self.extra)
+        return "-".join(filter(None, parts)) + ".txt"
 
 
 def group_of(package: str) -> str:

@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from fp4forge.inputs import image_extras
 from fp4forge.inputs.locks import LAYERS, TOOLS, LockName, build_file, content, group_of, read
 
 if TYPE_CHECKING:
@@ -40,13 +41,26 @@ def layers(plan: Plan) -> dict[str, str]:
     if plan.cross:
         own = _lock_by_layer(replace(name, platform=plan.cross.build))
         texts |= {f"host/{group}": own[group] for group in LAYERS}
-    return texts | {"tools": content(TOOLS)}
+    return texts | _extras(plan) | {"tools": content(TOOLS)}
+
+
+def _extra_locks(plan: Plan) -> dict[str, LockName]:
+    """The locks of the plan's extras that have Python packages."""
+    return {
+        name: replace(_lock_name(plan), extra=name)
+        for name in plan.extras
+        if name in image_extras.locked()
+    }
+
+
+def _extras(plan: Plan) -> dict[str, str]:
+    return {name: "".join(read(lock).values()) for name, lock in _extra_locks(plan).items()}
 
 
 def files(plan: Plan) -> tuple[str, ...]:
     """File names of the locks that a plan reads."""
     name = _lock_name(plan)
-    found = [name.file, TOOLS]
+    found = [name.file, TOOLS, *(lock.file for lock in _extra_locks(plan).values())]
     if plan.strategy == "source":
         found.append(build_file(plan.release))
     if plan.cross:
@@ -63,9 +77,9 @@ def _lock_by_layer(name: LockName) -> dict[str, str]:
 
 def versions(plan: Plan) -> dict[str, str]:
     """Locked version of every package of the plan."""
-    name = _lock_name(plan)
     found = {}
-    for package, block in read(name).items():
+    names = (_lock_name(plan), *_extra_locks(plan).values())
+    for package, block in (entry for name in names for entry in read(name).items()):
         match = re.match(r"[^=]+==([^\s;]+)", block)
         assert match is not None, block[:80]
         found[package] = match[1]

@@ -60,6 +60,7 @@ class Plan:
     unpacked_gb: float
     epoch: int
     extras: dict[str, tuple[str, ...]] = field(default_factory=dict)  # libraries, by --with's name
+    programs: tuple[str, ...] = ()  # that --with adds
     aot: aot.AotModules = field(default_factory=aot.AotModules)  # FlashInfer's modules in the image
     components: tuple[str, ...] = ()  # compiled ones, of a source build
     components_left_out: dict[str, str] = field(default_factory=dict)  # with NOT_ASKED or NO_CODE

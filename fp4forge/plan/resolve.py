@@ -113,6 +113,7 @@ def resolve(request: ImageRequest) -> Plan:
         leave_out=tuple(rule for rule in what.leave_out if rule.applies(gpus)),
         unpacked_gb=_unpacked_budget(what, gpus, ahead, tuple(chosen_extras.values())),
         extras={name: extra.libraries for name, extra in chosen_extras.items()},
+        programs=tuple(p for extra in chosen_extras.values() for p in extra.programs),
         epoch=what.epoch,
         packages_overridden=tuple(
             re.split("[<=>!~]", text)[0] for text in what.strategy(decided.strategy).overrides

@@ -20,7 +20,7 @@ from fp4forge.core.limits import CONFIG_BYTES
 from fp4forge.core.paths import RELEASES
 from fp4forge.core.platform import PLATFORMS
 from fp4forge.core.text import shown
-from fp4forge.inputs import bases
+from fp4forge.inputs import bases, image_extras
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import acquire, engine
 
@@ -43,7 +43,9 @@ class DistroPackage:
 
 def record_of(base: str, platform: str, extras: Iterable[str] = ()) -> Path:
     """Where the record of the packages of a base with extras on a platform is."""
-    named = (bases.load(base).slug, *sorted(extras), PLATFORMS[platform].architecture)
+    table = image_extras.table()
+    distro = sorted(name for name in extras if name in table and table[name].packages)
+    named = (bases.load(base).slug, *distro, PLATFORMS[platform].architecture)
     return FOLDER / f"{'-'.join(named)}.txt"
 
 

@@ -30,17 +30,20 @@ def bytes_per_token(model: ModelSizes, split: GpuSplit) -> int:
 
     Tensor parallelism reduces the hidden state over its group twice in each layer (after attention
     and after the MLP or experts: RowParallelLinear, vllm/model_executor/layers/linear.py); a ring
-    sends 2 (n - 1) / n of it. Each pipeline stage hands the hidden state and the residual on.
+    sends 2 (n - 1) / n of it. Each pipeline stage hands the hidden state and the residual on. With
+    data parallelism every rank gets every token's hidden state before the experts, and each
+    token's rank their sum (AgRsAll2AllManager, vllm/distributed/device_communicators/all2all.py).
     """
     hidden = model.hidden * _BYTES
     stage = -(-model.num_layers // split.pipeline)
     reduced = 2 * stage * hidden * 2 * (split.tensor - 1) // split.tensor
-    return reduced + (2 * hidden if split.pipeline > 1 else 0)
+    gathered = 2 * stage * hidden * (split.data - 1)
+    return reduced + gathered + (2 * hidden if split.pipeline > 1 else 0)
 
 
 def exchanges(model: ModelSizes, split: GpuSplit) -> int:
     """Exchanges that one token waits for, one after the other."""
-    reductions = 2 * model.num_layers if split.tensor > 1 else 0
+    reductions = 2 * model.num_layers * ((split.tensor > 1) + (split.data > 1))
     return reductions + split.pipeline - 1
 
 

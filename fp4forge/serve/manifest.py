@@ -18,7 +18,7 @@ from fp4forge.core.paths import TEMPLATES
 from fp4forge.core.text import shown
 from fp4forge.image.render import UID
 from fp4forge.oci import dockercli, process, reference
-from fp4forge.serve import lora
+from fp4forge.serve import lora, ray
 from fp4forge.serve.settings import CACHE_DIR, KEY_FILE, MODEL_DIR, ServerSettings, published
 from fp4forge.serve.speculation import DRAFT_DIR
 
@@ -33,6 +33,7 @@ FORMATS = {
     "systemd": "vllm.service.j2",
     "k8s": "k8s.yaml.j2",
     "lws": "lws.yaml.j2",
+    "kuberay": "kuberay.yaml.j2",
 }
 # What a read-only root leaves to write to: PyTorch and Triton load what they compiled in /tmp.
 TMPFS = {
@@ -44,7 +45,9 @@ TMPFS = {
 GROUP = "fp4forge"
 # Its pods have labels of at most 63 characters: the name, "-0" and "-" with a hash of 10 digits
 # (Kubernetes, StatefulSetRevisionLabel).
-_GROUP_NAME = 50
+# KubeRay shortens names of more than 50 characters from the front: the name and "-head-svc"
+# (ray-project/kuberay, utils.CheckName).
+_NAME_LENGTHS = {"lws": 50, "kuberay": 41}
 
 
 def _yaml(value: object) -> str:
@@ -89,8 +92,8 @@ def render(server: ServerSettings, kind: str, **more: object) -> str:
         more: what the template of that kind needs beside the server; of a compose file
             ``monitoring``, the images that watch the server (their files: ``monitoring.write``).
     """
-    if kind == "lws":
-        server = replace(server, name=server.name[:_GROUP_NAME].rstrip("-"))
+    if length := _NAME_LENGTHS.get(kind):
+        server = replace(server, name=server.name[:length].rstrip("-"))
     part = _compose_part(server, "vllm", "cache", published(server.listen, server.port))
     binds = list(part["binds"])
     binds += [(server.key_file, KEY_FILE)] if server.key_file and kind != "compose" else []
@@ -110,6 +113,9 @@ def render(server: ServerSettings, kind: str, **more: object) -> str:
         tmpfs=TMPFS,
         published=part["published"],
         flags=part["flags"],
+        ray_scripts=ray.SCRIPTS,
+        ray_head=f"{server.name}-head-svc",
+        ray_node_port=ray.NODE_PORT,
         **({"monitoring": None} | more),
     )
 

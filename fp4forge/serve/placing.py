@@ -73,7 +73,7 @@ def smallest(
     """The placement on the fewest GPUs that holds so many sequences of the wanted context."""
     for split in choices(model, WAYS[-1], data=True):
         if split.data > 1 and machines(product, split) > 1:
-            continue  # serve cluster has no data parallelism
+            continue  # over machines only on request (serve cluster)
         found = on(model, product, split, wanted)
         if found.fit.fits and found.sequences >= sequences:
             return found

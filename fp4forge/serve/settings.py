@@ -90,9 +90,11 @@ class ServerSettings:
     shm_gb: int
     memory_gb: int
     pids: int
+    data_parallel: int = 1  # ranks, each with requests of its own
     multi_node: bool = False  # one of several machines: the host's network, and locked memory
     rdma: bool = False
     headless: bool = False  # it answers no requests
+    ray: str = ""  # its part in a cluster on Ray: a role of serve.ray
 
     @property
     def arguments(self) -> list[str]:
@@ -226,6 +228,7 @@ def server(model: Path, image: str, wishes: ServerWishes) -> ServerSettings:
         served_name=served,
         family=name,
         gpus=wishes.split.gpus,
+        data_parallel=wishes.split.data,
         listen=_listen_address(wishes.listen),
         port=wishes.port,
         key_file=_mounted_path(wishes.key_file, "--api-key-file") if wishes.key_file else "",

@@ -60,12 +60,16 @@ def test_versions(host: Any, plan: dict[str, Any]) -> None:
 
 
 def test_imports(host: Any, plan: dict[str, Any]) -> None:
-    """vllm, torch, flashinfer and transformers import; what --with added loads"""
+    """vllm, torch, flashinfer and transformers import; what --with added loads, and answers"""
     done = host.run("python3 -c 'import vllm, torch, flashinfer, transformers'")
     assert done.rc == 0, done.stderr.strip().splitlines()[-1]
     for library in (name for names in plan["extras"].values() for name in names):
         done = host.run("python3 -c 'import ctypes, sys; ctypes.CDLL(sys.argv[1])' %s", library)
         assert done.rc == 0, done.stderr.strip().splitlines()[-1]
+    for program in plan["programs"]:
+        done = host.run("%s --version", program)
+        version = plan["packages"][program]
+        assert version in done.stdout, f"{program} --version: {done.stdout} {done.stderr}"
 
 
 def test_extensions(host: Any, proofs: str, site: str) -> None:

@@ -8,17 +8,21 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import kubernetes_validate
+import msgspec
 import pytest
 import yaml
+from msgspec import Struct
 
-from fp4forge.core.errors import FitError
+from fp4forge.cli import cluster_files
+from fp4forge.core.errors import FitError, RegistryError, UsageError
 from fp4forge.kernels.gpus import PRODUCTS
 from fp4forge.launch.cluster import division, doctor, preflight
 from fp4forge.launch.cluster.hosts import PROBE, ClusterHost, HostInterface, HostRoute, ProbedHost
-from fp4forge.serve import link, manifest, placing, settings
+from fp4forge.oci import registry
+from fp4forge.serve import link, manifest, placing, ray, settings
 from fp4forge.serve import model_sizes as models
 from fp4forge.serve.split import GpuSplit
 from tests.checkpoints import TINY, gemma4, write
@@ -224,6 +228,209 @@ def test_a_leader_worker_set(folder: Path) -> None:
     assert service["spec"]["selector"]["role"] == "leader"
 
 
+# What KubeRay's types require and know of the fields that the manifest has
+# (ray-project/kuberay, ray-operator/apis/ray/v1/raycluster_types.go); pods have their own schema.
+class _HeadGroup(Struct, rename="camel", forbid_unknown_fields=True):
+    ray_start_params: dict[str, str]
+    template: dict[str, Any]
+    head_service: dict[str, Any]
+
+
+class _WorkerGroup(Struct, rename="camel", forbid_unknown_fields=True):
+    group_name: str
+    replicas: int
+    min_replicas: int
+    max_replicas: int
+    ray_start_params: dict[str, str]
+    template: dict[str, Any]
+
+
+class _RayClusterSpec(Struct, rename="camel", forbid_unknown_fields=True):
+    head_group_spec: _HeadGroup
+    worker_group_specs: list[_WorkerGroup]
+
+
+class _RayCluster(Struct, rename={"api_version": "apiVersion"}, forbid_unknown_fields=True):
+    api_version: Literal["ray.io/v1"]
+    kind: Literal["RayCluster"]
+    metadata: dict[str, Any]
+    spec: _RayClusterSpec
+
+
+def ray_cluster(folder: Path, *more: str) -> list[Any]:
+    line = ("serve", "cluster", "--format", "kuberay", "--machines", "2", "--model", str(folder))
+    done = run(*line, "--image", IMAGE, "--workload", "balanced", *more)
+    assert done.returncode == 0, done.stderr
+    assert "nothing says whether the image has Ray" in done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def test_a_ray_cluster(folder: Path) -> None:
+    found, budget, service = ray_cluster(folder, "--rdma-resource", "rdma/hca")
+    msgspec.convert(found, _RayCluster)
+    head, (workers,) = found["spec"]["headGroupSpec"], found["spec"]["workerGroupSpecs"]
+    meeting = {"apiVersion": "v1", "kind": "Service", **head["headService"]}
+    for version in VERSIONS:
+        for group in (head, workers):
+            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}}
+            pod["spec"] = group["template"]["spec"]
+            kubernetes_validate.validate(pod, version, strict=True)
+        for entry in (budget, service, meeting):
+            kubernetes_validate.validate(entry, version, strict=True)
+    assert workers["replicas"] == workers["minReplicas"] == workers["maxReplicas"] == 1
+    assert budget["spec"]["minAvailable"] == 2  # the server needs every pod
+    assert found["metadata"]["annotations"] == {"ray.io/overwrite-container-cmd": "true"}
+    first, other = (g["template"]["spec"]["containers"][0] for g in (head, workers))
+    words = first["args"]
+    assert words[:2] == ["serve", "/models/model"] and "args" not in other
+    assert words[words.index("--distributed-executor-backend") + 1] == "ray"
+    assert not {"--nnodes", "--headless", "--master-addr"} & set(words)
+    assert "ray start --head" in first["command"][2] and "ray start --block" in other["command"][2]
+    # The head's address is known before it is ready; it is ready only with its workers.
+    variables = {entry["name"]: entry.get("value") for entry in other["env"]}
+    assert variables["RAY_HEAD"] == head["headService"]["metadata"]["name"]
+    assert head["headService"]["spec"]["publishNotReadyAddresses"] is True
+    for container in (first, other):  # else KubeRay adds probes that call wget
+        assert {"startupProbe", "readinessProbe", "livenessProbe"} <= set(container)
+        assert container["resources"]["limits"]["rdma/hca"] == 1
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda spec: spec.pop("headGroupSpec"),
+        lambda spec: spec["headGroupSpec"].pop("rayStartParams"),
+        lambda spec: spec["headGroupSpec"].update(replicas=1),
+        lambda spec: spec["workerGroupSpecs"][0].pop("groupName"),
+        lambda spec: spec["workerGroupSpecs"][0].update(replicas="1"),
+    ],
+)
+def test_the_schema_of_a_ray_cluster_refuses(folder: Path, spoil: Any) -> None:
+    found = ray_cluster(folder)[0]
+    spoil(found["spec"])
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert(found, _RayCluster)
+
+
+def test_each_machine_gets_its_file_on_ray(folder: Path) -> None:
+    made = files(folder, "--backend", "ray")
+    first, second = (made[name]["services"]["vllm"] for name in ("spark1", "spark2"))
+    # Compose makes one dollar sign of two; the script is the same on every machine of a role.
+    assert first["entrypoint"][2].replace("$$", "$") == ray.SCRIPTS[ray.HEAD]
+    assert second["entrypoint"][2].replace("$$", "$") == ray.SCRIPTS[ray.WORKER]
+    words = first["command"]
+    assert words[words.index("--distributed-executor-backend") + 1] == "ray"
+    assert "--nnodes" not in words and second["command"] == []
+    assert words[words.index("--port") + 1] == "8000"
+    for service, address in ((first, "spark1"), (second, "spark2")):
+        assert service["environment"]["VLLM_HOST_IP"] == address
+        assert service["environment"]["RAY_USAGE_STATS_ENABLED"] == "0"
+        assert service["environment"]["RAY_AUTH_MODE"] == "token"
+        assert service["environment"]["RAY_AUTH_TOKEN"] == "TOKEN"  # a new one for each start
+        assert service["network_mode"] == "host"
+    assert second["environment"]["RAY_HEAD"] == "spark1"
+    assert second["healthcheck"] == {"disable": True} != first["healthcheck"]
+
+
+@pytest.mark.parametrize("role", [ray.HEAD, ray.WORKER])
+def test_the_scripts_pass_every_argument_as_it_is(role: str, tmp_path: Path) -> None:
+    """Stand-ins for ray and vllm write down their words."""
+    for name in ("ray", "vllm"):
+        tool = tmp_path / name
+        tool.write_text(f'#!/bin/sh\nprintf "%s\\0" {name} "$@" >> "$OUT"\n')
+        tool.chmod(0o755)
+    out = tmp_path / "out"
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "OUT": str(out), "VLLM_HOST_IP": "10.0.0.1"}
+    line = ["bash", "-c", ray.SCRIPTS[role], "vllm", "serve", "/m/a b", "$(id)"]
+    subprocess.run(line, check=True, env=env | {"RAY_HEAD": "10.0.0.2"}, timeout=30)
+    words = out.read_text().split("\0")
+    assert "--node-ip-address=10.0.0.1" in words
+    if role == ray.HEAD:
+        assert words[-5:] == ["vllm", "serve", "/m/a b", "$(id)", ""]
+    else:
+        assert words[:4] == ["ray", "health-check", "--address", "10.0.0.2:6379"]
+        assert "--address=10.0.0.2:6379" in words and "vllm" not in words
+
+
+def test_ray_needs_an_executor_without_cupy() -> None:
+    with pytest.raises(UsageError, match="need CuPy"):
+        ray.check("0.19.1")
+    ray.check("0.20.2")
+    ray.check("0.33.0")
+
+
+@pytest.mark.parametrize(("version", "named"), [("0.20.2", True), ("0.33.0", False)])
+def test_the_executor_is_named_to_a_vllm_that_has_two(
+    folder: Path, version: str, named: bool
+) -> None:
+    made = settings.server(folder, IMAGE, settings.ServerWishes(version=version))
+    names = {s.name for s in ray.settings(made, ray.HEAD).environment}
+    assert ("VLLM_USE_RAY_V2_EXECUTOR_BACKEND" in names) is named
+
+
+@pytest.mark.parametrize(
+    ("labels", "has"),
+    [
+        ([{"io.fp4forge.extras": "ray,rdma"}], True),
+        ([{"io.fp4forge.extras": "rdma"}], False),
+        ([{"io.fp4forge.extras": "rdma,raytracing"}], False),
+        ([{"io.fp4forge.extras": "ray"}, {"io.fp4forge.extras": ""}], False),
+        ([{}], None),  # of another maker
+        ([], None),
+        (RegistryError("silent"), None),
+    ],
+)
+def test_an_image_without_ray_is_refused(
+    labels: Any, has: bool | None, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def answer(*_: str) -> Any:
+        if isinstance(labels, Exception):
+            raise labels
+        return labels
+
+    monkeypatch.setattr(registry, "image_labels", answer)
+    assert cluster_files.has_extra(IMAGE, DIGEST, "ray") is has
+    if has is False:
+        with pytest.raises(UsageError, match="has no Ray"):
+            cluster_files.check_ray(IMAGE, DIGEST, "0.33.0")
+    else:
+        cluster_files.check_ray(IMAGE, DIGEST, "0.33.0")
+        assert ("nothing says" in capsys.readouterr().err) is (has is None)
+
+
+def test_without_ray_no_machine_gets_a_token(folder: Path) -> None:
+    made = files(folder)
+    assert not [text for text in made.values() if "RAY_" in json.dumps(text)]
+
+
+def test_data_parallel_ranks_are_started_as_vllm_says(folder: Path) -> None:
+    made = files(folder, "--data-parallel", "2", "--expert-parallel")
+    first, second = (made[name]["services"]["vllm"] for name in ("spark1", "spark2"))
+    for service in (first, second):
+        words = service["command"]
+        assert words[words.index("--data-parallel-size") + 1] == "2"
+        assert words[words.index("--data-parallel-size-local") + 1] == "1"
+        assert words[words.index("--data-parallel-address") + 1] == "spark1"
+        assert words[words.index("--data-parallel-rpc-port") + 1] == str(division.MASTER_PORT)
+        assert "--enable-expert-parallel" in words and "--nnodes" not in words
+    # A machine that answers requests and names a rank would balance only its own ranks.
+    assert "--data-parallel-start-rank" not in first["command"]
+    words = second["command"]
+    assert words[words.index("--data-parallel-start-rank") + 1] == "1" and "--headless" in words
+
+
+def test_the_experts_of_data_parallel_ranks_are_on_the_link(folder: Path) -> None:
+    model = large(folder)
+    split = GpuSplit(experts=True, data=2)
+    assert link.bytes_per_token(model, split) == 2 * 60 * model.hidden * 2
+    assert link.exchanges(model, split) == 120
+
+
+def test_rays_ports_are_free_before_a_start() -> None:
+    assert division.ports("mp", 8000) == (division.MASTER_PORT, 8000)
+    assert set(division.ports("ray", 8000)) == {*ray.PORTS, 8000}
+
+
 @pytest.mark.parametrize(
     "command", [("cluster", "--format", "lws", "--machines", "2"), ("compose",)]
 )
@@ -244,11 +451,23 @@ def test_what_only_a_recipe_has(folder: Path, command: tuple[str, ...], option: 
         (("--format", "lws", "--hosts", "a,b"), 2, "do not go with --format lws"),
         (("--hosts", "a;b,c", "--model", "MODEL"), 2, "is not [USER@]HOST"),
         (("--hosts", "a,b", "--model", "/nowhere"), 19, "/nowhere"),
-        (("--hosts", "a,b", "--model", "MODEL", "--backend", "ray"), 2, "have no Ray"),
+        (("--format", "kuberay", "--hosts", "a,b"), 2, "do not go with --format kuberay"),
+        (("--format", "kuberay", "--model", "MODEL"), 2, "over how many machines"),
         (("--hosts", "a,b,c", "--model", "MODEL"), 25, "cannot be divided over 3"),
         (("--hosts", "a,b", "--model", "MODEL", "--tensor-parallel", "4"), 25, "TP 4 does not use"),
         (("--hosts", "a,b", "--model", "MODEL", "--gpu", "x"), 2, "'x'"),
         (("--format", "lws", "--model", "MODEL"), 2, "over how many machines"),
+        (("--hosts", "a,b", "--model", "MODEL", "--data-parallel", "4"), 2, "over 2 machines"),
+        (
+            ("--hosts", "a,b", "--model", "MODEL", "--data-parallel", "2", "--backend", "ray"),
+            2,
+            "does not go with --backend ray",
+        ),
+        (
+            ("--format", "lws", "--machines", "2", "--model", "MODEL", "--data-parallel", "2"),
+            2,
+            "does not go with",
+        ),
         (("status", "--json"), 0, ""),
         (("logs", "nothing"), 2, "no cluster 'nothing'"),
     ],

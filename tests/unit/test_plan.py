@@ -156,7 +156,7 @@ def test_the_context_has_every_file_that_the_dockerfile_copies(strategy: str) ->
     crossing = compiled | {"platform": "linux/arm64", "aot": "none", "cross": True}
     change = {"wheel": {}, "source": compiled, "cross": crossing}[strategy]
     for release in ("0.20.2",) if strategy == "wheel" else ("0.19.1", "0.20.2"):
-        request = replace(WHEEL, release=release, **change)
+        request = replace(WHEEL, release=release, extras=("rdma", "ray"), **change)
         files = contexts.assemble(resolve(request)).files
         for line in re.findall(r"(?m)^COPY (?!.*--from)(.*) \S+$", files["Dockerfile"].decode()):
             for source in line.replace("--link ", "").split():

@@ -170,7 +170,7 @@ def test_no_foreign_text_begins_a_line_of_a_manifest(kind: str, tmp_path: Path) 
     variable = ServerSetting("VLLM_X", evil, evil)
     found = server(model(tmp_path), workload="balanced")
     found = replace(found, flags=(setting,), environment=(variable,), notes=(evil,))
-    more = {"size": 2, "master_port": 29500, "rdma_resource": ""} if kind == "lws" else {}
+    more = {"size": 2, "master_port": 29500, "rdma_resource": ""}
     text = manifest.render(found, kind, **more)
     if kind == "run":  # a quoted word may have several lines
         code = f"docker() {{ printf '%s\\0' \"$@\"; }}; {text.replace('exec docker', 'docker')}"
@@ -196,6 +196,8 @@ def test_a_groups_name_leaves_room_for_what_its_pods_add(tmp_path: Path) -> None
     """A pod of a StatefulSet has a label of its name, a dash and a hash of ten digits."""
     found = server(model(tmp_path), workload="balanced", served_name="x" * 44 + "-" + "y" * 80)
     more = {"size": 2, "master_port": 29500, "rdma_resource": ""}
+    _, _, service = yaml.safe_load_all(manifest.render(found, "kuberay", **more))
+    assert len(service["metadata"]["name"] + "-head-svc") <= 50  # KubeRay cuts longer ones
     for entry in yaml.safe_load_all(manifest.render(found, "lws", **more)):
         name = entry["metadata"]["name"]
         assert len(f"{name}-0-0123456789") <= 63 and name == "vllm-" + "x" * 44

@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from fp4forge.core.errors import FitError
 from fp4forge.kernels.gpus import Product
 from fp4forge.launch.cluster.hosts import ProbedHost
-from fp4forge.serve import link, placing
+from fp4forge.serve import link, placing, ray
 from fp4forge.serve.link import LinkSpeed
 from fp4forge.serve.model_sizes import ModelSizes
 from fp4forge.serve.setting import ServerSetting
 from fp4forge.serve.settings import ServerSettings
 from fp4forge.serve.split import GpuSplit, choices
 
+MP, RAY = BACKENDS = ("mp", "ray")
 MASTER_PORT = 29501
 # RoCE v2 over IPv4 on ConnectX: the GID that NCCL must take (NVIDIA's DGX Spark playbooks).
 _GID = "3"
@@ -37,11 +38,17 @@ def options(
     machines: int,
     wanted: placing.WantedCapacity,
     found: LinkSpeed,
+    ranks: int = 1,
 ) -> list[ClusterOption]:
-    """Every way that uses one GPU of each machine, the best first: it fits, then by speed."""
+    """Every way that uses one GPU of each machine, the best first: it fits, then by speed.
+
+    Args:
+        ranks: of data parallelism. It is not chosen by itself: it serves more requests, and each
+            of them no faster.
+    """
     out = []
-    for split in choices(model, machines):
-        if split.gpus != machines:
+    for split in choices(model, machines, data=ranks > 1):
+        if split.gpus != machines or split.data != ranks:
             continue
         placed = placing.on(model, product, split, wanted)
         out.append(
@@ -107,35 +114,74 @@ def ranks(found: list[ProbedHost]) -> list[ClusterRank]:
     ]
 
 
-def server(whole: ServerSettings, rank: ClusterRank) -> ServerSettings:
+def ports(backend: str, port: int) -> tuple[int, ...]:
+    """Ports that must be free on the machines: of the processes among themselves, the server's."""
+    return (*((MASTER_PORT,) if backend == MP else ray.PORTS), port)
+
+
+def server(
+    whole: ServerSettings, rank: ClusterRank, backend: str = MP, token: str = ""
+) -> ServerSettings:
     """What one machine is started with.
 
     Source: vllm/engine/arg_utils.py (--nnodes, --node-rank, --master-addr, --master-port) and
-    vllm/entrypoints/cli/serve.py (--headless) of 0.20.2 and 0.33.0.
+    vllm/entrypoints/cli/serve.py (--headless) of 0.20.2 and 0.33.0; with Ray: ``serve.ray``.
+
+    Args:
+        whole: what is served.
+        rank: the machine's place.
+        backend: one of BACKENDS.
+        token: Ray's, as in ``ray.settings``.
     """
     flags = [flag for flag in whole.flags if flag.name not in ("--host", "--port")]
-    flags += [
-        ServerSetting("--nnodes", str(rank.of), "machines that serve this model together"),
-        ServerSetting("--node-rank", str(rank.number), "this machine's number"),
-        ServerSetting("--master-addr", rank.master, "where the processes meet"),
-        ServerSetting("--master-port", str(MASTER_PORT), "the same on all machines"),
-    ]
-    if rank.number:
-        flags.append(ServerSetting("--headless", "", "only the first machine answers requests"))
-    else:
+    if whole.data_parallel > 1:
+        flags += _data_parallel(rank)
+    elif backend == MP:
+        flags += [
+            ServerSetting("--nnodes", str(rank.of), "machines that serve this model together"),
+            ServerSetting("--node-rank", str(rank.number), "this machine's number"),
+            ServerSetting("--master-addr", rank.master, "where the processes meet"),
+            ServerSetting("--master-port", str(MASTER_PORT), "the same on all machines"),
+        ]
+    if not rank.number:
         flags += [
             ServerSetting("--host", whole.listen, "the network is the machine's own"),
             ServerSetting("--port", str(whole.port), "the network is the machine's own"),
         ]
-    return replace(
+    elif backend == MP:
+        flags.append(ServerSetting("--headless", "", "only the first machine answers requests"))
+    variables = environment(rank)
+    if backend == RAY and rank.number:
+        variables.append(ServerSetting("RAY_HEAD", rank.master, "where Ray's machines meet"))
+    made = replace(
         whole,
         flags=tuple(flags),
-        environment=(*whole.environment, *environment(rank)),
+        environment=(*whole.environment, *variables),
         gpus=1,
         multi_node=True,
         rdma=bool(rank.rdma),
         headless=rank.number > 0,
     )
+    if backend == RAY:
+        return ray.settings(made, ray.WORKER if rank.number else ray.HEAD, token)
+    return made
+
+
+def _data_parallel(rank: ClusterRank) -> list[ServerSetting]:
+    """Flags of a data-parallel rank on a machine of its own.
+
+    Source: "Internal Load Balancing" in docs/serving/data_parallel_deployment.md of 0.33.0;
+    vllm/engine/arg_utils.py: only a headless machine names its first rank.
+    """
+    out = [
+        ServerSetting("--data-parallel-size-local", "1", "one GPU in each machine"),
+        ServerSetting("--data-parallel-address", rank.master, "where the ranks meet"),
+        ServerSetting("--data-parallel-rpc-port", str(MASTER_PORT), "the same on all machines"),
+    ]
+    if rank.number:
+        first = ServerSetting("--data-parallel-start-rank", str(rank.number), "this machine's")
+        out.append(first)
+    return out
 
 
 def environment(rank: ClusterRank) -> list[ServerSetting]:

@@ -113,7 +113,7 @@ def write(cluster: Cluster, texts: list[str], override: str = "") -> None:
     for host, text in zip(cluster.machines, texts, strict=True):
         home = host.ask("sh", "-c", 'printf %s "$HOME"').strip()
         folder = f"{home}/{_cluster_folder(cluster, host)}"
-        host.write(f"{folder}/compose.yaml", text)
+        host.write(f"{folder}/compose.yaml", text, "600")  # Ray's token is in it
         if override:
             host.write(f"{folder}/compose.override.yaml", override)
         else:
