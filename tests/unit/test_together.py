@@ -164,7 +164,7 @@ def test_the_gateway_knows_each_server_by_its_service(tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_text("secret-of-this-test")
     found = servers(tmp_path, key_file=key)
-    folder = gateway.write(tmp_path, manifest.GROUP, found)
+    folder = gateway.write(tmp_path, manifest.group_name(found), found)
     text = (folder / "config.yaml").read_text()
     assert "secret-of-this-test" not in text
     services = yaml.safe_load(manifest.render_together(found, "g:1"))["services"]
