@@ -45,6 +45,17 @@ def check_port(port: int) -> None:
             )
 
 
+def _password_of(path: Path) -> str:
+    """A password that is there; empty if there is none."""
+    if not os.path.lexists(path):
+        return ""
+    try:
+        return reading.text(path, UsageError).strip()
+    except UsageError as error:
+        error.remedy = f"remove {path}, and a new password is written"
+        raise
+
+
 def write(parent: Path, server: str, targets: Sequence[str] = (TARGET,)) -> Path:
     """Writes the files; a password that is there already stays, because Grafana keeps its first.
     An empty one is replaced.
@@ -65,7 +76,7 @@ def write(parent: Path, server: str, targets: Sequence[str] = (TARGET,)) -> Path
         UsageError: what has the password's name is not a file.
     """
     target, password = folder(parent, server), password_file(parent, server)
-    known = os.path.lexists(password) and reading.text(password, UsageError).strip()
+    known = _password_of(password)
     target.mkdir(parents=True, exist_ok=True)
     target.chmod(0o700)
     for source in sorted(SOURCE.rglob("*")):
