@@ -150,7 +150,7 @@ def compose(
                 " --explain",
             )
         together.check([*models], o)
-        servers = together.settings_of([*models], o, own_image=bool(o["image"]))
+        servers = several([*models], o, own_image=bool(o["image"]))
         together.write(servers, output, extras)
         return
     o["model"] = models[0]
@@ -254,6 +254,34 @@ def server(o: dict[str, Any], *, own_image: bool) -> ServerSettings:
         chosen = _wishes_inspected(read, chosen, release, own_image)
     image = checked_image(named_image(o, found_tag), o)
     return with_recipe(settings.server(o["model"], image, chosen), o, chosen)
+
+
+def several(models: list[Path], o: dict[str, Any], *, own_image: bool) -> list[ServerSettings]:
+    """The settings of each model's server with its share of one GPU, in the order of their start.
+
+    Args:
+        models: as ``together.check`` accepted them.
+        o: the options of ``compose`` or ``up``.
+        own_image: as in ``server``.
+
+    Raises:
+        FitError: the GPU does not hold them all.
+        UsageError: two servers have one name, or it is not clear which GPU is meant.
+    """
+    from fp4forge.serve import settings
+
+    product = together.product(o)
+    workload = settings.workload(wishes(o, published(o)[2]))
+    servers = []
+    for model, share in zip(models, together.shares(models, o, product, workload), strict=True):
+        mine = o | {"model": model, "utilization": share, "product": product.name}
+        servers.append(server(mine, own_image=own_image))
+        name = servers[-1].served_name
+        click.echo(f"{name}: {share:.1%} of the memory of one {product.title}", err=True)
+        for note in servers[-1].notes:
+            click.echo(f"note: {name}: {note}", err=True)
+    together.check_names([server.name for server in servers])
+    return servers
 
 
 def named_image(o: dict[str, Any], tag: str) -> str:

@@ -54,35 +54,6 @@ def shares(
     return [found[_name(model)] for model in models]
 
 
-def settings_of(models: list[Path], o: dict[str, Any], *, own_image: bool) -> list[ServerSettings]:
-    """The settings of each model's server with its share of one GPU, in the order of their start.
-
-    Args:
-        models: as ``check`` accepted them.
-        o: the options of ``serve compose`` or ``serve up``.
-        own_image: whether the user named the image.
-
-    Raises:
-        FitError: the GPU does not hold them all.
-        UsageError: two servers have one name, or it is not clear which GPU is meant.
-    """
-    from fp4forge.cli import compose
-    from fp4forge.serve import settings
-
-    found = product(o)
-    workload = settings.workload(compose.wishes(o, compose.published(o)[2]))
-    servers = []
-    for model, share in zip(models, shares(models, o, found, workload), strict=True):
-        mine = o | {"model": model, "utilization": share, "product": found.name}
-        servers.append(compose.server(mine, own_image=own_image))
-        name = servers[-1].served_name
-        click.echo(f"{name}: {share:.1%} of the memory of one {found.title}", err=True)
-        for note in servers[-1].notes:
-            click.echo(f"note: {name}: {note}", err=True)
-    _check_names([server.name for server in servers])
-    return servers
-
-
 def text_of(servers: list[ServerSettings], extras: tuple[str, ...]) -> str:
     """The compose file, checked by Docker Compose if it is here."""
     from fp4forge.inputs import service_images
@@ -187,10 +158,10 @@ def check(models: list[Path], o: dict[str, Any]) -> None:
                 rule="the GPU's memory is divided by the sizes of the checkpoints",
             )
 
-    _check_names([_name(model) for model in models])
+    check_names([_name(model) for model in models])
 
 
-def _check_names(names: list[str]) -> None:
+def check_names(names: list[str]) -> None:
     """Refuses models of one name, or of names that differ in what no container's name can have."""
     if len(set(names)) < len(names):
         raise UsageError(

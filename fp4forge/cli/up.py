@@ -168,7 +168,7 @@ def _settings(
     from fp4forge.cli import compose
 
     if len(folders) > 1:
-        return together.settings_of(folders, o, own_image=own)
+        return compose.several(folders, o, own_image=own)
     found = compose.server(o | {"model": folders[0]}, own_image=own)
     for note in found.notes:
         console.say(f"  note  {note}")
