@@ -46,7 +46,6 @@ def bring_up(
     show: bool = True,
 ) -> None:
     """Starts it, waits, asks; prints how to use it (if ``show``), or the doctor's report."""
-
     from fp4forge.core.platform import host_platform
     from fp4forge.launch import starting
     from fp4forge.oci import engine
@@ -205,7 +204,7 @@ def _show_deployment(made: Deployment, as_json: bool) -> None:
             f" -d '{body}'",
         ),
         ("key", made.key_file or "none is asked for"),
-        ("models", ", ".join(made.models)),
+        *([("models", ", ".join(made.models))] if made.servers else []),
         *(
             ("expect" + f" {model}" * bool(made.servers), _rate(expected))
             for model, expected in zip(made.models, made.rates, strict=True)
