@@ -9,6 +9,7 @@ import click
 
 from fp4forge.cli import together
 from fp4forge.cli.options import (
+    NamedPath,
     json_option,
     resolve_registry,
     server_options,
@@ -70,7 +71,7 @@ _NOT_LOADED = {"needs-newer-vllm", "unknown-architecture"}  # findings of checkp
 @click.option(
     "--model",
     "models",
-    type=click.Path(path_type=Path),
+    type=NamedPath(path_type=Path),
     multiple=True,
     help="The checkpoint's folder. Several share one GPU, behind one address.",
 )
@@ -135,6 +136,8 @@ def compose(
             f"--with {extras[0]} goes with a compose file that is written",
             rule="with --output FILE, and not with another --format, --lock, --json or --explain",
         )
+    if output and (extras or len(models) > 1):
+        together.check_output(output)
     if extras:
         from fp4forge.serve.monitoring import check_port
 
@@ -146,7 +149,9 @@ def compose(
                 rule="with --output FILE, and not with another --format, --lock, --json or"
                 " --explain",
             )
-        _write_together(models, o, output, extras)
+        together.check([*models], o)
+        servers = several([*models], o, own_image=bool(o["image"]))
+        together.write(servers, output, extras)
         return
     o["model"] = models[0]
     from fp4forge.inputs import service_images
@@ -190,26 +195,6 @@ def compose(
         text, kind, output
     )  # first: a lock without its manifest would be half of the two
     files.replace(lock, runlock.text_of(made))
-
-
-def _write_together(
-    models: tuple[Path, ...], o: dict[str, Any], output: Path, extras: tuple[str, ...]
-) -> None:
-    """Writes a compose file of several models, each with its share of one GPU's memory."""
-    from fp4forge.serve import settings
-
-    together.check(models, o)
-    product = together.product(o)
-    workload = settings.workload(wishes(o, published(o)[2]))
-    servers = []
-    for model, share in zip(models, together.shares(models, o, product, workload), strict=True):
-        mine = o | {"model": model, "utilization": share, "product": product.name}
-        servers.append(server(mine, own_image=bool(o["image"])))
-        name = servers[-1].served_name
-        click.echo(f"{name}: {share:.1%} of the memory of one {product.title}", err=True)
-        for note in servers[-1].notes:
-            click.echo(f"note: {name}: {note}", err=True)
-    together.write(servers, output, extras)
 
 
 def _write_manifest(text: str, kind: str, output: Path | None) -> None:
@@ -269,6 +254,34 @@ def server(o: dict[str, Any], *, own_image: bool) -> ServerSettings:
         chosen = _wishes_inspected(read, chosen, release, own_image)
     image = checked_image(named_image(o, found_tag), o)
     return with_recipe(settings.server(o["model"], image, chosen), o, chosen)
+
+
+def several(models: list[Path], o: dict[str, Any], *, own_image: bool) -> list[ServerSettings]:
+    """The settings of each model's server with its share of one GPU, in the order of their start.
+
+    Args:
+        models: as ``together.check`` accepted them.
+        o: the options of ``compose`` or ``up``.
+        own_image: as in ``server``.
+
+    Raises:
+        FitError: the GPU does not hold them all.
+        UsageError: two servers have one name, or it is not clear which GPU is meant.
+    """
+    from fp4forge.serve import settings
+
+    product = together.product(o)
+    workload = settings.workload(wishes(o, published(o)[2]))
+    servers = []
+    for model, share in zip(models, together.shares(models, o, product, workload), strict=True):
+        mine = o | {"model": model, "utilization": share, "product": product.name}
+        servers.append(server(mine, own_image=own_image))
+        name = servers[-1].served_name
+        click.echo(f"{name}: {share:.1%} of the memory of one {product.title}", err=True)
+        for note in servers[-1].notes:
+            click.echo(f"note: {name}: {note}", err=True)
+    together.check_names([server.name for server in servers])
+    return servers
 
 
 def named_image(o: dict[str, Any], tag: str) -> str:

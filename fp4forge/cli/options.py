@@ -223,8 +223,18 @@ def trust_of(key: str | None, identity: str | None, issuer: str | None) -> Trust
     return cosign.Trust(cosign.key(key or "", "--key"))
 
 
+class NamedPath(click.Path):
+    """A path that is not empty: pathlib would take an empty one for the working folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path, as click's own; an empty one is refused."""
+        if value == "":
+            self.fail("it is empty; '.' names this folder", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 model_option = click.option(
-    "--model", type=click.Path(path_type=Path), required=True, help="The checkpoint's folder."
+    "--model", type=NamedPath(path_type=Path), required=True, help="The checkpoint's folder."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ from fp4forge.core.errors import ServingError, UsageError
 
 if TYPE_CHECKING:
     from fp4forge.launch.deployment import Deployment
+    from fp4forge.launch.phases import StartTracker
 
 _NAME = click.argument("name", required=False)
 timeout_option = click.option(
@@ -42,43 +45,105 @@ def bring_up(
     as_json: bool,
     show: bool = True,
 ) -> None:
-    """Starts a server, waits, asks; prints how to use it (if ``show``), or the doctor's report."""
-    import msgspec
-
+    """Starts it, waits, asks; prints how to use it (if ``show``), or the doctor's report."""
     from fp4forge.core.platform import host_platform
     from fp4forge.launch import starting
-    from fp4forge.launch.phases import StartTracker
     from fp4forge.oci import engine
 
     client = engine.connect()
     with console.step("pull") as step:
         step.detail = engine.have(client, made.image, host_platform(), step.report)
-    tracker = StartTracker(made.weights, made.seconds)
+    start = _start_several if made.servers else _start_one
     try:
-        with console.step("start") as step:
-            starting.start(made, step.report)
-            step.detail = made.name
-        with console.step("ready") as step:
-            why = starting.wait(made, tracker, seconds, step.report)
-            step.detail = why or tracker.summary()
-            step.verdict = "failed" if why else "ok"
-        if not why and smoke:
-            why = _smoke(made, console)
+        done, why, container = start(made, console, seconds)
+        for index, model in enumerate(made.models):
+            if smoke and not why and (why := _smoke(made, model, console)):
+                container = made.containers[index]
     except KeyboardInterrupt as error:
         error.add_note(_interrupted(made))
         raise
     if why:
         with console.step("doctor"):
-            failed = starting.failed(made, why)
+            failed = starting.failed(made, why, container)
         if as_json:
             print_json({"failed": why} | failed.data)
             sys.exit(failed.error.exit_code)
         print_rows(failed.rows)
         raise failed.error
-    done = msgspec.structs.replace(made, seconds=tracker.seconds)
     done.save()
     if show:
         _show_deployment(done, as_json)
+
+
+def _start_one(made: Deployment, console: Console, seconds: float) -> tuple[Deployment, str, str]:
+    """The deployment with the times of its start, why it does not answer, and which container."""
+    import msgspec
+
+    from fp4forge.launch import starting
+    from fp4forge.launch.phases import StartTracker
+
+    tracker = StartTracker(made.weights, made.seconds)
+    with console.step("start") as step:
+        starting.start(made, step.report)
+        step.detail = made.name
+    why = _follow("ready", made.name, partial(_answers, made), tracker, seconds, console)
+    return msgspec.structs.replace(made, seconds=tracker.seconds), why, made.name
+
+
+def _start_several(
+    made: Deployment, console: Console, seconds: float
+) -> tuple[Deployment, str, str]:
+    """The same for several servers: each starts when the one before it answers, the gateway last.
+
+    Raises:
+        ServingError: the gateway does not answer.
+    """
+    import msgspec
+
+    from fp4forge.launch import starting
+    from fp4forge.launch.phases import StartTracker
+
+    with console.step("create") as step:
+        starting.create(made, step.report)
+        step.detail = made.name
+    done = []
+    for server in made.servers:
+        tracker = StartTracker(server.weights, server.seconds)
+        starting.start(made, lambda line: None, server.service)
+        ready = partial(starting.healthy, server.container)
+        why = _follow(server.served_name, server.container, ready, tracker, seconds, console)
+        if why:
+            return made, why, server.container
+        done.append(msgspec.structs.replace(server, seconds=tracker.seconds))
+    starting.start(made, lambda line: None, *made.last_services)
+    ready = partial(_answers, made)
+    if why := _follow("gateway", made.gateway, ready, StartTracker(), seconds, console):
+        raise starting.gateway_failed(made, why)
+    return msgspec.structs.replace(made, servers=done), "", ""
+
+
+def _answers(made: Deployment) -> bool:
+    from fp4forge.serve import client
+
+    return not client.unreachable(made.url, 2, made.health)
+
+
+def _follow(
+    title: str,
+    container: str,
+    ready: Callable[[], bool],
+    tracker: StartTracker,
+    seconds: float,
+    console: Console,
+) -> str:
+    """Shows a start until the container answers; why it does not, or nothing."""
+    from fp4forge.launch import starting
+
+    with console.step(title) as step:
+        why = starting.wait(container, ready, tracker, seconds, step.report)
+        step.detail = why or tracker.summary()
+        step.verdict = "failed" if why else "ok"
+    return why
 
 
 def _interrupted(made: Deployment) -> str:
@@ -90,21 +155,27 @@ def _interrupted(made: Deployment) -> str:
     if stop:
         made.run("down", seconds=120)
         return f"{made.name} was stopped"
+    if made.servers:
+        return (
+            f"{made.name} was not started as a whole: build.py serve restart {made.name} starts it"
+            f" anew, serve stop {made.name} stops it"
+        )
     return f"{made.name} is still starting: build.py serve logs {made.name} shows it"
 
 
-def _smoke(made: Deployment, console: Console) -> str:
-    """What is wrong with the server's answer; empty if it is right."""
+def _smoke(made: Deployment, model: str, console: Console) -> str:
+    """What is wrong with a model's answer; empty if it is right."""
     from fp4forge.core.text import shown
     from fp4forge.serve import client
 
     _log_in(made)
-    with console.step("smoke") as step:
-        answer = client.paris(made.url)
+    with console.step(f"smoke {model}" if made.servers else "smoke") as step:
+        answer = client.paris(made.url, model=model if made.servers else "")
         step.detail = shown(answer.text or answer.reasoning or answer.problem, 120)
         if not answer.ok:
             step.verdict = "failed"
-            return answer.problem or f"it does not know France's capital: {step.detail!r}"
+            said = answer.problem or f"it does not know France's capital: {step.detail!r}"
+            return f"{model}: {said}" if made.servers else said
     return ""
 
 
@@ -133,17 +204,22 @@ def _show_deployment(made: Deployment, as_json: bool) -> None:
             f" -d '{body}'",
         ),
         ("key", made.key_file or "none is asked for"),
-        (
-            "expect",
-            f"at most {made.expected:.0f} tokens a second for one stream, by the memory's bandwidth"
-            if made.expected
-            else "unknown",
+        *([("models", ", ".join(made.models))] if made.servers else []),
+        *(
+            ("expect" + f" {model}" * bool(made.servers), _rate(expected))
+            for model, expected in zip(made.models, made.rates, strict=True)
         ),
         *_watched(made),
         ("files", str(made.folder)),
         ("stop", f"build.py serve stop {made.name}"),
     ]
     print_rows(rows)
+
+
+def _rate(expected: float) -> str:
+    if not expected:
+        return "unknown"
+    return f"at most {expected:.0f} tokens a second for one stream, by the memory's bandwidth"
 
 
 def _watched(made: Deployment) -> list[tuple[str, str]]:
@@ -160,15 +236,18 @@ def _watched(made: Deployment) -> list[tuple[str, str]]:
 
 
 def state(made: Deployment) -> str:
-    """The container's state; ``gone`` if there is none."""
+    """The container's state; ``gone`` if there is none, ``partial`` if several differ."""
     from docker.errors import NotFound
 
     from fp4forge.oci import engine
 
-    try:
-        return str(engine.connect().containers.get(made.name).status)
-    except NotFound:
-        return "gone"
+    found = set()
+    for name in made.containers:
+        try:
+            found.add(str(engine.connect().containers.get(name).status))
+        except NotFound:
+            found.add("gone")
+    return found.pop() if len(found) == 1 else "partial"
 
 
 @click.command()
@@ -186,13 +265,13 @@ def status(as_json: bool) -> None:
             click.echo(f"{name}: {error.message}; {error.remedy}", err=True)
             continue
         now = state(made)
-        health = "" if now != "running" else client.unreachable(made.url, 2) or "ready"
+        health = "" if now != "running" else client.unreachable(made.url, 2, made.health) or "ready"
         rows.append(
             {
                 "name": name,
                 "state": now,
                 "health": health,
-                "model": made.served_name,
+                "model": ", ".join(made.models),
                 "image": made.image,
                 "release": made.release,
                 "url": made.url,
@@ -230,11 +309,11 @@ def logs(name: str | None, follow: bool, tail: int) -> None:
         raise ServingError(
             f"{made.name} has no container any more", remedy=f"build.py serve restart {made.name}"
         )
-    words = ["logs", "--tail", str(tail), *(["--follow"] if follow else []), made.name]
+    words = ["logs", "--tail", str(tail), *(["--follow"] if follow else [])]
+    # Of several servers, each line begins with its container's name.
+    line = made.compose(*words) if made.servers else dockercli.line(*words, made.name)
     silence = 10**9 if follow else 60
-    process.follow(
-        dockercli.line(*words), lambda text: click.echo(shown(text.rstrip("\n"))), silence
-    )
+    process.follow(line, lambda text: click.echo(shown(text.rstrip("\n"))), silence)
 
 
 @click.command()
@@ -298,6 +377,12 @@ def upgrade(
     from fp4forge.oci import engine
 
     made = deployment.load(name)
+    if made.servers:
+        raise UsageError(
+            f"{made.name} has {len(made.servers)} servers",
+            rule="upgrade replaces the image of one server",
+            remedy=f"build.py serve stop {made.name}; then serve up with the new --image",
+        )
     console = Console()
     new = msgspec.structs.replace(made, image=checked_image(image, demanded), seconds={})
     if new.image == made.image:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +29,7 @@ _OF_ONE = {
 
 
 def shares(
-    models: tuple[Path, ...], o: dict[str, Any], product: gpu.Product, workload: Workload
+    models: list[Path], o: dict[str, Any], product: gpu.Product, workload: Workload
 ) -> list[float]:
     """--gpu-memory-utilization of each model's server, in their order.
 
@@ -52,8 +54,21 @@ def shares(
     return [found[_name(model)] for model in models]
 
 
+def text_of(servers: list[ServerSettings], extras: tuple[str, ...]) -> str:
+    """The compose file, checked by Docker Compose if it is here."""
+    from fp4forge.inputs import service_images
+    from fp4forge.serve import manifest
+
+    images = service_images.images()
+    text = manifest.render_together(servers, images.gateway.reference, images if extras else None)
+    checked = manifest.validate(text)
+    note = f"checked by {checked} config" if checked else "no docker compose here to check it"
+    click.echo(f"compose: {note}", err=True)
+    return text
+
+
 def write(servers: list[ServerSettings], output: Path, extras: tuple[str, ...]) -> None:
-    """Writes the compose file last, after what lies beside it.
+    """Writes the compose file last, after what lies beside it; if one fails, nothing new stays.
 
     Args:
         servers: in the order in which they start.
@@ -61,35 +76,51 @@ def write(servers: list[ServerSettings], output: Path, extras: tuple[str, ...]) 
         extras: the values of --with.
 
     Raises:
-        UsageError: two servers have one name.
+        OSError: a file cannot be written.
+        UsageError: what has the name of Grafana's password is not a file.
     """
-    from fp4forge.inputs import service_images
     from fp4forge.serve import gateway, manifest, monitoring
     from fp4forge.serve.settings import PORT
 
-    _check_names([server.name for server in servers])
-    images = service_images.images()
-    text = manifest.render_together(servers, images.gateway.reference, images if extras else None)
-    checked = manifest.validate(text)
-    note = f"checked by {checked} config" if checked else "no docker compose here to check it"
-    click.echo(f"compose: {note}", err=True)
-    folder = output.absolute().parent
-    written = [gateway.write(folder, manifest.GROUP, servers)]
-    if extras:
-        targets = [f"{server.name}:{PORT}" for server in servers]
-        written.append(monitoring.write(folder, manifest.GROUP, targets))
-    for path in written:
+    text = text_of(servers, extras)
+    parent, name = output.absolute().parent, manifest.group_name(servers)
+    beside = [gateway.folder(parent, name)]
+    beside += [monitoring.folder(parent, name)] if extras else []
+    new = [path for path in (*reversed(parent.parents), parent, *beside) if not path.exists()]
+    try:
+        if extras:
+            monitoring.write(parent, name, [f"{server.name}:{PORT}" for server in servers])
+        gateway.write(parent, name, servers)
+        files.replace(output, text, 0o644)
+    except BaseException:
+        for path in new:
+            shutil.rmtree(path, ignore_errors=True)
+        raise
+    for path in beside:
         click.echo(f"beside it: {shown(path, 300)}", err=True)
-    files.replace(output, text, 0o644)
 
 
-def check(models: tuple[Path, ...], o: dict[str, Any]) -> None:
-    """Refuses what does not go with several models.
+def check_output(output: Path) -> None:
+    """Refuses a compose file that nothing can lie beside.
+
+    Raises:
+        UsageError: it is standard output, a device or a pipe.
+    """
+    if str(output) == "-" or (os.path.lexists(output) and not reading.is_file(output)):
+        raise UsageError(
+            f"--output {shown(output, 200)} is not a plain file",
+            rule="folders that the compose file mounts are written beside it",
+            remedy="--output DIR/compose.yaml",
+        )
+
+
+def check_options(number: int, o: dict[str, Any]) -> None:
+    """Refuses options that do not go with several models.
 
     Args:
-        models: folders on this machine.
-        o: the options of ``serve compose``; --utilization is what the servers have together,
-            --listen and --port are the gateway's.
+        number: how many models there are.
+        o: the options of ``serve compose`` or ``serve up``; --utilization is what the servers have
+            together, --listen and --port are the gateway's.
 
     Raises:
         UsageError: as described.
@@ -97,7 +128,7 @@ def check(models: tuple[Path, ...], o: dict[str, Any]) -> None:
     given = [flag for name, flag in _OF_ONE.items() if o.get(name)]
     if given:
         raise UsageError(
-            f"{given[0]} goes with one model, and {len(models)} are given",
+            f"{given[0]} goes with one model, and {number} are given",
             rule="several models are served by their families' flags, named for their folders",
             remedy="a compose file for each model",
         )
@@ -107,17 +138,30 @@ def check(models: tuple[Path, ...], o: dict[str, Any]) -> None:
             rule="the models share one GPU",
             remedy="a compose file for each model; device_ids in it choose the GPU",
         )
+
+
+def check(models: list[Path], o: dict[str, Any]) -> None:
+    """Refuses models and options that do not go together.
+
+    Args:
+        models: folders on this machine.
+        o: as in ``check_options``.
+
+    Raises:
+        UsageError: as described.
+    """
+    check_options(len(models), o)
     for model in models:
         if not (reading.is_folder(model) and any(model.glob("*.safetensors"))):
             raise UsageError(
-                f"--model {shown(model, 200)} has no weights on this machine",
+                f"{shown(model, 200)} has no weights on this machine",
                 rule="the GPU's memory is divided by the sizes of the checkpoints",
             )
 
-    _check_names([_name(model) for model in models])
+    check_names([_name(model) for model in models])
 
 
-def _check_names(names: list[str]) -> None:
+def check_names(names: list[str]) -> None:
     """Refuses models of one name, or of names that differ in what no container's name can have."""
     if len(set(names)) < len(names):
         raise UsageError(

@@ -9,20 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fp4forge.cli import servers
+from fp4forge.cli import servers, together
 from fp4forge.cli.options import json_option, resolve_registry, server_options, with_option
 from fp4forge.core import reading
 from fp4forge.core.console import Console, print_json
 from fp4forge.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from fp4forge.checkpoint.tensors import Checkpoint
+    from fp4forge.kernels.gpus import Product
     from fp4forge.serve.settings import ServerSettings
 
 _UTILIZATION = 0.85
 
 
 @click.command()
-@click.argument("model")
+@click.argument("given", metavar="MODEL...", nargs=-1, required=True)
 @click.option("--gpu", "product", help="This machine's GPU; by default what nvidia-smi reports.")
 @click.option(
     "--arch", help="GPU of the image; by default this machine's, otherwise a set that contains it."
@@ -48,79 +50,104 @@ _UTILIZATION = 0.85
 @servers.smoke_option
 @click.option("--dry-run", is_flag=True, help="Print what would be started; start nothing.")
 @json_option
-def up(as_json: bool, dry_run: bool, no_smoke: bool, timeout: float, **o: Any) -> None:
+def up(
+    given: tuple[str, ...],
+    as_json: bool,
+    dry_run: bool,
+    no_smoke: bool,
+    timeout: float,
+    **o: Any,
+) -> None:
     """Serve MODEL (a folder, or OWNER/NAME on the hub) on this machine, and wait for its answer.
 
     Finds the GPU and an image, downloads the model, inspects and sizes it, writes the compose
     file, starts it, and asks it a question.
+
+    Several models share one GPU: each gets its own server and a share of the memory, behind
+    LiteLLM's proxy as their one address.
     """
     from fp4forge.checkpoint import tensors
-    from fp4forge.cli import compose
     from fp4forge.inputs import service_images
     from fp4forge.launch import deployment as deployments
     from fp4forge.launch import this_machine
-    from fp4forge.serve import manifest, memory
-    from fp4forge.serve import model_sizes as models
+    from fp4forge.serve import manifest
 
     if o["api_key_file"] and not reading.is_file(o["api_key_file"]):
         raise UsageError(
             f"--api-key-file {o['api_key_file']} does not exist",
             rule="a file on this machine with the key and nothing else",
         )
+    if len(given) > 1:
+        together.check_options(len(given), o)
     console = Console()
     with console.step("gpu") as step:
         product, number = this_machine.product(o["product"])
         step.detail = f"{number} x {product.title}"
-    o["product"], own = product.name, o["image"]
-    o["model"] = _model_folder(o, console, dry_run)
+    o["product"], own = product.name, bool(o["image"])
+    folders = [_model_folder(name, o, console, dry_run) for name in given]
+    if len(folders) > 1:
+        together.check(folders, o)
     with console.step("image") as step:
         o["arch"], o["image"], release = _image_to_serve(o, product.gpu, console, dry_run)
         step.detail = o["image"]
-    read = tensors.read(o["model"])
-    weights = sum(tensor.size for tensor in read.tensors.values())
+    read = [tensors.read(folder) for folder in folders]
+    weights = [sum(tensor.size for tensor in one.tensors.values()) for one in read]
     o["utilization"], said = (
         (o["utilization"], "")
         if o["utilization"] is not None
-        else this_machine.share(product, _UTILIZATION, weights)
+        else this_machine.share(product, _UTILIZATION, sum(weights))
     )
     if said:
         console.say(f"  note  {said}")
-    found = compose.server(o, own_image=bool(own))
-    for note in found.notes:
-        console.say(f"  note  {note}")
-    if number < found.gpus:
-        raise UsageError(
-            f"the split needs {found.gpus} GPUs, and this machine has {number}",
-            rule="a server runs on the GPUs of one machine",
-        )
+    found = _settings(folders, o, own, number, console)
+    first, several = found[0], len(found) > 1
     watching = service_images.images() if o["extras"] else None
-    text = manifest.render(found, "compose", monitoring=watching)
+    text = (
+        together.text_of(found, o["extras"])
+        if several
+        else manifest.render(first, "compose", monitoring=watching)
+    )
     override = reading.text(o["override"], UsageError, where="--override") if o["override"] else ""
     if dry_run:
         if as_json:
-            print_json(found.as_json())
+            print_json([one.as_json() for one in found] if several else first.as_json())
         else:
             click.echo(text, nl=False)
         return
-    _check_running(found)
-    this_machine.check_port(found.listen, found.port)
+    name = manifest.group_name(found) if several else first.name
+    _check_running(name)
+    this_machine.check_port(first.listen, first.port)
+    rates = [_rate(one, o, product) for one in read]
+    before = _last_start(name, first.image)
     made = deployments.Deployment(
-        name=found.name,
-        model=str(o["model"]),
-        served_name=found.served_name,
-        image=found.image,
+        name=name,
+        model=first.model,
+        served_name=first.served_name,
+        image=first.image,
         release=release,
-        url=f"http://{servers.reached_address(found.listen)}:{found.port}",
-        key_file=found.key_file,
+        url=f"http://{servers.reached_address(first.listen)}:{first.port}",
+        key_file=first.key_file,
         override=bool(o["override"]),
         monitoring=bool(watching),
-        weights=weights,
-        expected=memory.decode_rate(models.describe(read, o["kv_cache_dtype"]), product, 1, 1024),
+        weights=sum(weights),
+        expected=0 if several else rates[0],
         started=datetime.now(UTC).isoformat(timespec="seconds"),
-        seconds=_seconds_before(found.name, found.image),
+        seconds=before.get("", {}),
+        servers=[
+            deployments.DeployedServer(
+                service=one.name,
+                container=manifest.container_of(name, one.name),
+                served_name=one.served_name,
+                weights=size,
+                expected=rate,
+                seconds=before.get(one.name, {}),
+            )
+            for one, size, rate in zip(found, weights, rates, strict=True)
+            if several
+        ],
     )
     new = made.name not in deployments.names()
-    made.write(text, override)
+    made.write(text, override, found if several else ())
     try:
         servers.bring_up(made, console, timeout * 60, smoke=not no_smoke, as_json=as_json)
     finally:
@@ -129,31 +156,62 @@ def up(as_json: bool, dry_run: bool, no_smoke: bool, timeout: float, **o: Any) -
             made.remove()
 
 
-def _model_folder(o: dict[str, Any], console: Console, dry_run: bool) -> Path:
+def _settings(
+    folders: list[Path], o: dict[str, Any], own: bool, number: int, console: Console
+) -> list[ServerSettings]:
+    """The server of each model, after they were inspected and sized.
+
+    Raises:
+        FitError: they do not fit.
+        UsageError: this machine has too few GPUs.
+    """
+    from fp4forge.cli import compose
+
+    if len(folders) > 1:
+        return compose.several(folders, o, own_image=own)
+    found = compose.server(o | {"model": folders[0]}, own_image=own)
+    for note in found.notes:
+        console.say(f"  note  {note}")
+    if number < found.gpus:
+        raise UsageError(
+            f"the split needs {found.gpus} GPUs, and this machine has {number}",
+            rule="a server runs on the GPUs of one machine",
+        )
+    return [found]
+
+
+def _rate(read: Checkpoint, o: dict[str, Any], product: Product) -> float:
+    """Tokens a second of one stream, at most."""
+    from fp4forge.serve import memory, model_sizes
+
+    return memory.decode_rate(model_sizes.describe(read, o["kv_cache_dtype"]), product, 1, 1024)
+
+
+def _model_folder(name: str, o: dict[str, Any], console: Console, dry_run: bool) -> Path:
     """The model's folder; a hub's model is downloaded to it."""
     from fp4forge.checkpoint import fetch
     from fp4forge.core.paths import STATE
 
-    folder = Path(o["model"])
-    if o["model"] and reading.is_folder(folder):
+    folder = Path(name)
+    if name and reading.is_folder(folder):
         return folder.absolute()
-    if not fetch.is_name(o["model"]):
+    if not fetch.is_name(name):
         raise UsageError(
-            f"{o['model']!r} is neither a folder nor a model on the hub",
+            f"{name!r} is neither a folder nor a model on the hub",
             rule="a folder with config.json, or OWNER/NAME",
         )
-    target = (o["models"] or STATE / "models") / o["model"]
+    target = (o["models"] or STATE / "models") / name
     if dry_run:
         if reading.is_file(target / "config.json"):
             return Path(target).absolute()
         raise UsageError(
-            f"{o['model']} is not downloaded yet",
+            f"{name} is not downloaded yet",
             rule="--dry-run downloads nothing, and flags follow the model's own files",
-            remedy=f"build.py checkpoint fetch {o['model']} -o {target}",
+            remedy=f"build.py checkpoint fetch {name} -o {target}",
         )
     with console.step("fetch") as step:
-        commit = fetch.fetch(o["model"], target, o["revision"], step.report)
-        step.detail = f"{o['model']} at {commit[:12]}"
+        commit = fetch.fetch(name, target, o["revision"], step.report)
+        step.detail = f"{name} at {commit[:12]}"
     return Path(target).absolute()
 
 
@@ -232,24 +290,29 @@ def _build_image(line: list[str]) -> None:
     cli.main(line, standalone_mode=False)
 
 
-def _seconds_before(name: str, image: str) -> dict[str, float]:
-    """Seconds by phase of the last start with the same image."""
+def _last_start(name: str, image: str) -> dict[str, dict[str, float]]:
+    """Seconds by phase of the last start with the same image: by service, or "" of one server."""
     from fp4forge.launch import deployment
 
     if name not in deployment.names():
         return {}
     last = deployment.load(name)
-    return last.seconds if last.image == image else {}
+    if last.image != image:
+        return {}
+    return {"": last.seconds} | {server.service: server.seconds for server in last.servers}
 
 
-def _check_running(found: ServerSettings) -> None:
+def _check_running(name: str) -> None:
     """Refuses to replace a server that runs."""
     from fp4forge.launch import deployment
 
-    if found.name in deployment.names() and servers.state(deployment.load(found.name)) == "running":
+    if name not in deployment.names():
+        return
+    made = deployment.load(name)
+    if servers.state(made) == "running":
+        upgrade = "" if made.servers else f" serve upgrade {name} --image NEW;"
         raise UsageError(
-            f"{found.name} is running",
+            f"{name} is running",
             rule="up starts a new server",
-            remedy=f"build.py serve restart {found.name}; serve upgrade {found.name} --image NEW;"
-            f" serve stop {found.name}",
+            remedy=f"build.py serve restart {name};{upgrade} serve stop {name}",
         )

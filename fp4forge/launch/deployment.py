@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -14,18 +15,38 @@ from fp4forge.core.limits import PROGRAM_SECONDS
 from fp4forge.core.paths import STATE
 from fp4forge.core.text import shown
 from fp4forge.oci import dockercli, engine, process
-from fp4forge.serve import monitoring
+from fp4forge.serve import gateway, manifest, monitoring, settings
 
 FOLDER = STATE / "serve"
 _FILE = "deployment.json"
 
 
+class DeployedServer(Struct, frozen=True, kw_only=True):
+    """One of several servers on one GPU.
+
+    Attributes:
+        service: its name in the compose file.
+        container: its container's name.
+        served_name: the model's name in the API.
+        weights: bytes of the checkpoint's tensors.
+        expected: tokens a second of one stream, at most; 0 if it is not known.
+        seconds: of each phase of its last start.
+    """
+
+    service: str
+    container: str
+    served_name: str
+    weights: int = 0
+    expected: float = 0
+    seconds: dict[str, float] = {}
+
+
 class Deployment(Struct, frozen=True, kw_only=True):
-    """A server.
+    """A server, or several behind a gateway.
 
     Attributes:
         name: of its container, its Compose project and its folder.
-        model: the checkpoint's folder.
+        model: the checkpoint's folder; of several models, the first's, as in served_name.
         served_name: the model's name in the API.
         image: by digest.
         release: of the image.
@@ -37,6 +58,7 @@ class Deployment(Struct, frozen=True, kw_only=True):
         weights: bytes of the checkpoint's tensors; 0 if it was not read.
         expected: tokens a second of one stream, at most; 0 if it is not known.
         seconds: of each phase of its last start.
+        servers: if there are several, each of them, in the order in which they start.
     """
 
     name: str
@@ -52,6 +74,37 @@ class Deployment(Struct, frozen=True, kw_only=True):
     weights: int = 0
     expected: float = 0
     seconds: dict[str, float] = {}
+    servers: list[DeployedServer] = []
+
+    @property
+    def models(self) -> list[str]:
+        """The models' names in the API."""
+        return [server.served_name for server in self.servers] or [self.served_name]
+
+    @property
+    def gateway(self) -> str:
+        """The container at the address: the gateway before several servers, else the server."""
+        return manifest.container_of(self.name, "gateway") if self.servers else self.name
+
+    @property
+    def containers(self) -> list[str]:
+        """Containers that must run for it to answer."""
+        return [*(server.container for server in self.servers), self.gateway]
+
+    @property
+    def last_services(self) -> list[str]:
+        """What starts after several servers, as the compose file names it."""
+        return ["gateway", *(["prometheus", "grafana"] if self.monitoring else [])]
+
+    @property
+    def rates(self) -> list[float]:
+        """Tokens a second of one stream of each model, at most; 0 if it is not known."""
+        return [server.expected for server in self.servers] or [self.expected]
+
+    @property
+    def health(self) -> str:
+        """The path that answers when it is up."""
+        return gateway.HEALTH if self.servers else "/health"
 
     @property
     def folder(self) -> Path:
@@ -64,10 +117,21 @@ class Deployment(Struct, frozen=True, kw_only=True):
         more = [self.folder / "override.yaml"] if self.override else []
         return [self.folder / "compose.yaml", *more]
 
-    def write(self, compose: str, override: str) -> None:
-        """Writes its files and its record; an override that it had before goes."""
+    def write(
+        self, compose: str, override: str, servers: Sequence[settings.ServerSettings] = ()
+    ) -> None:
+        """Writes its files and its record; an override that it had before goes.
+
+        Args:
+            compose: the compose file.
+            override: a second one that is merged over it, or empty.
+            servers: the settings of several servers, for their gateway.
+        """
         if self.monitoring:
-            monitoring.write(self.folder, self.name)
+            targets = [f"{server.name}:{settings.PORT}" for server in servers]
+            monitoring.write(self.folder, self.name, targets or (monitoring.TARGET,))
+        if servers:
+            gateway.write(self.folder, self.name, servers)
         files.replace(self.folder / "compose.yaml", compose)
         if override:
             files.replace(self.folder / "override.yaml", override)
@@ -143,5 +207,5 @@ def load(name: str | None) -> Deployment:
     try:
         return reading.record(FOLDER / name / _FILE, Deployment, ServingError)
     except ServingError as error:
-        error.remedy = f"docker rm --force {name}, then remove {FOLDER / name}"
+        error.remedy = f"docker compose -p {name} down, then remove {FOLDER / name}"
         raise

@@ -6,6 +6,7 @@ import queue
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from fp4forge.kernels.base import Progress
 from fp4forge.launch.deployment import Deployment
 from fp4forge.launch.phases import StartTracker
 from fp4forge.oci import dockercli, engine, process
-from fp4forge.serve import client
+from fp4forge.serve.manifest import HEALTHCHECK
 
 _PAUSE = 0.5  # seconds between two looks at the log
 _LOOK = 2.0  # seconds between two questions to the engine and the server
@@ -34,19 +35,34 @@ class StartFailed:
     error: ForgeError
 
 
-def start(deployment: Deployment, report: Progress) -> None:
-    """Creates the container and starts it.
+def create(deployment: Deployment, report: Progress) -> None:
+    """Creates the containers of several servers and starts none; old ones go, with their memory.
 
     Raises:
         ServingError: Docker Compose refuses it.
     """
+    deployment.run("down", seconds=COPY_SILENCE_SECONDS)
+    _compose_up(deployment, report, "--no-start")
+
+
+def start(deployment: Deployment, report: Progress, *services: str) -> None:
+    """Creates the container and starts it; of several servers, starts these services alone.
+
+    Raises:
+        ServingError: Docker Compose refuses it.
+    """
+    more = ("--no-deps", "--no-recreate", *services) if services else ("--force-recreate",)
+    _compose_up(deployment, report, "--detach", *more)
+
+
+def _compose_up(deployment: Deployment, report: Progress, *words: str) -> None:
     said: list[str] = []
 
     def each(line: str) -> None:
         said.append(line.strip())
         report(line.strip())
 
-    line = deployment.compose("up", "--detach", "--force-recreate")
+    line = deployment.compose("up", *words)
     code = process.follow(line, each, COPY_SILENCE_SECONDS, ServingError)
     if code == 0:
         return
@@ -61,11 +77,23 @@ def start(deployment: Deployment, report: Progress) -> None:
     raise ServingError(f"the server cannot be started: {shown(last, 400)}")
 
 
-def wait(deployment: Deployment, tracker: StartTracker, seconds: float, report: Progress) -> str:
+def healthy(container: str) -> bool:
+    """Whether a server that publishes no port answers, by the image's own health check."""
+    return dockercli.run("exec", container, HEALTHCHECK).returncode == 0
+
+
+def wait(
+    name: str,
+    ready: Callable[[], bool],
+    tracker: StartTracker,
+    seconds: float,
+    report: Progress,
+) -> str:
     """Follows a start until the server answers.
 
     Args:
-        deployment: a server whose container was started.
+        name: of a container that was started.
+        ready: whether it answers.
         tracker: takes the log's lines.
         seconds: how long it may take.
         report: called with the phase.
@@ -73,8 +101,8 @@ def wait(deployment: Deployment, tracker: StartTracker, seconds: float, report: 
     Returns:
         Why it does not answer; empty if it does.
     """
-    container = engine.connect().containers.get(deployment.name)
-    lines = _Lines(deployment.name)
+    container = engine.connect().containers.get(name)
+    lines = _Lines(name)
     begin, looked = time.monotonic(), 0.0
     try:
         while (now := time.monotonic() - begin) < seconds:
@@ -87,7 +115,7 @@ def wait(deployment: Deployment, tracker: StartTracker, seconds: float, report: 
                 state = container.attrs["State"]
                 if container.attrs["RestartCount"] or not state["Running"]:
                     return f"it ended with exit code {state['ExitCode']}"
-                if not client.unreachable(deployment.url, timeout=2):
+                if ready():
                     tracker.ready(now)
                     return ""
             time.sleep(_PAUSE)
@@ -96,21 +124,33 @@ def wait(deployment: Deployment, tracker: StartTracker, seconds: float, report: 
     return f"it is not ready after {seconds:.0f} s"
 
 
-def failed(deployment: Deployment, why: str) -> StartFailed:
-    """What the doctor says of a server that did not come up; it is stopped, its log stays."""
-    found = gather.evidence(gather.EvidenceSources(container=deployment.name))
+def failed(deployment: Deployment, why: str, container: str) -> StartFailed:
+    """What the doctor says of a server that did not come up; all are stopped, the log stays."""
+    found = gather.evidence(gather.EvidenceSources(container=container))
     deployment.run("stop", seconds=COPY_SILENCE_SECONDS)
     findings = examine.examine(found)
     verdict = examine.judge(found, findings)
     error = reports.failure(findings, verdict) or ServingError(
         why, remedy=f"build.py serve logs {deployment.name}"
     )
-    error.message = f"{deployment.name} did not come up: {why}\n{error.message}"
+    error.message = f"{container} did not come up: {why}\n{error.message}"
     return StartFailed(
         why,
         reports.rows(found, findings, verdict),
         reports.data(found, findings, verdict),
         error,
+    )
+
+
+def gateway_failed(deployment: Deployment, why: str) -> ServingError:
+    """Why the gateway of several servers did not come up; all are stopped, the log stays."""
+    said = dockercli.run("logs", "--tail", "20", deployment.gateway)
+    lines = [line for line in (said.stdout + said.stderr).splitlines() if line.strip()]
+    deployment.run("stop", seconds=COPY_SILENCE_SECONDS)
+    return ServingError(
+        f"{deployment.gateway} did not come up: {why}; it said last:"
+        f" {shown(lines[-1] if lines else 'nothing', 300)}",
+        remedy=f"build.py serve logs {deployment.name}",
     )
 
 

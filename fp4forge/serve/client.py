@@ -103,10 +103,10 @@ def key() -> str:
     return os.environ.get("OPENAI_API_KEY") or os.environ.get("VLLM_API_KEY") or ""
 
 
-def unreachable(url: str, timeout: float = 5.0) -> str:
-    """Why /health does not answer; empty if it does."""
+def unreachable(url: str, timeout: float = 5.0, path: str = "/health") -> str:
+    """Why the path, vLLM's own by default, does not answer; empty if it does."""
     try:
-        done = _ask_server("GET", url, "/health", timeout)
+        done = _ask_server("GET", url, path, timeout)
     except http.NoHttpAnswer as error:
         return str(error)
     if done.cut:
@@ -257,7 +257,7 @@ def _utf8(content: bytes) -> str:
     return content.decode(errors="replace")
 
 
-def paris(url: str, off: dict[str, Any] | None = None) -> ChatAnswer:
+def paris(url: str, off: dict[str, Any] | None = None, model: str = "") -> ChatAnswer:
     """The reference card's probe: France's capital by raw chat.
 
     A thinking model may end inside its reasoning: it is asked again with more tokens, then with
@@ -266,15 +266,16 @@ def paris(url: str, off: dict[str, Any] | None = None) -> ChatAnswer:
     Args:
         url: the server's root, without /v1.
         off: chat_template_kwargs that switch the model's thinking off, if its family is known.
+        model: by default the first that the server names.
     """
     question = [{"role": "user", "content": PARIS}]
     known: dict[str, Any] = {"chat_template_kwargs": off} if off else {}
-    answer = chat(url, question, max_tokens=64, timeout=60, **known)
+    answer = chat(url, question, model=model, max_tokens=64, timeout=60, **known)
     for more in (
         {"max_tokens": 1024},
         {"max_tokens": 256, "chat_template_kwargs": {"enable_thinking": False}},
     ):
         if answer.problem or answer.finish != "length" or "paris" in answer.text.lower():
             break
-        answer = chat(url, question, timeout=TIMEOUT, **more)
+        answer = chat(url, question, model=model, timeout=TIMEOUT, **more)
     return replace(answer, ok=answer.ok and "paris" in answer.text.lower())

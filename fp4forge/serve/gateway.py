@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ from fp4forge.core import files
 from fp4forge.core.text import as_json
 from fp4forge.serve.settings import PORT, ServerSettings
 
+HEALTH = "/health/liveliness"  # asks for no key, and no model
 _KEY = "os.environ/LITELLM_MASTER_KEY"  # LiteLLM's way to name a variable
 
 
-def configuration(servers: list[ServerSettings]) -> str:
+def configuration(servers: Sequence[ServerSettings]) -> str:
     """The proxy's config.yaml: each model's name leads to its server.
 
     Requests and answers, streamed ones too, keep what OpenAI's protocol does not know
@@ -39,14 +41,19 @@ def configuration(servers: list[ServerSettings]) -> str:
     return "# Written by fp4forge.\n" + as_json(config) + "\n"  # JSON is YAML
 
 
-def write(parent: Path, group: str, servers: list[ServerSettings]) -> Path:
+def folder(parent: Path, group: str) -> Path:
+    """The folder beside a compose file that the gateway of several servers mounts."""
+    return parent / f"{group}-gateway"
+
+
+def write(parent: Path, group: str, servers: Sequence[ServerSettings]) -> Path:
     """Writes the configuration beside a compose file; any user can read it, it has no key.
 
     Raises:
         OSError: it cannot be written.
     """
-    folder = parent / f"{group}-gateway"
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o755)
-    files.replace(folder / "config.yaml", configuration(servers), 0o644)
-    return folder
+    target = folder(parent, group)
+    target.mkdir(parents=True, exist_ok=True)
+    target.chmod(0o755)
+    files.replace(target / "config.yaml", configuration(servers), 0o644)
+    return target

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import re
@@ -19,7 +20,14 @@ from fp4forge.core.text import shown
 from fp4forge.image.render import UID
 from fp4forge.oci import dockercli, process, reference
 from fp4forge.serve import lora, ray
-from fp4forge.serve.settings import CACHE_DIR, KEY_FILE, MODEL_DIR, ServerSettings, published
+from fp4forge.serve.settings import (
+    CACHE_DIR,
+    KEY_FILE,
+    MODEL_DIR,
+    PORT,
+    ServerSettings,
+    published,
+)
 from fp4forge.serve.speculation import DRAFT_DIR
 
 if TYPE_CHECKING:
@@ -41,8 +49,27 @@ TMPFS = {
     "/run": "mode=755",
     "/home/vllm": f"exec,uid={UID},gid={UID},mode=700",
 }
-# Of several servers in one compose file: its containers, volumes and folders begin with it.
-GROUP = "fp4forge"
+# Reports whether a server answers, in the image.
+HEALTHCHECK = "/opt/fp4forge/bin/healthcheck"
+_GROUP = "fp4forge"  # the name of several servers together begins with it
+_TOGETHER_NAME = 60  # characters that the name has at most
+# After a reboot Docker starts all containers at once, whatever depends_on says. It ends on SIGTERM,
+# which a container's first process ignores otherwise.
+_AFTER = f"""\
+import os, signal, sys, time
+from http.client import HTTPConnection, HTTPException
+def ready(host):
+    try:
+        asked = HTTPConnection(host, {PORT}, timeout=4)
+        asked.request("GET", "/health")
+        return asked.getresponse().status == 200
+    except (OSError, HTTPException):
+        return False
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+while not ready(sys.argv[1]):
+    time.sleep(2)
+os.execvp("vllm", ["vllm", *sys.argv[2:]])
+"""
 # Its pods have labels of at most 63 characters: the name, "-0" and "-" with a hash of 10 digits
 # (Kubernetes, StatefulSetRevisionLabel).
 # KubeRay shortens names of more than 50 characters from the front: the name and "-head-svc"
@@ -103,6 +130,7 @@ def render(server: ServerSettings, kind: str, **more: object) -> str:
         part=part,
         model_dir=part["model_dir"],
         cache_dir=CACHE_DIR,
+        healthcheck=HEALTHCHECK,
         uid=UID,
         cache=part["cache_name"],
         binds=binds,
@@ -120,32 +148,56 @@ def render(server: ServerSettings, kind: str, **more: object) -> str:
     )
 
 
+def group_name(servers: list[ServerSettings]) -> str:
+    """The name of several servers together: their containers, volumes and folders begin with it.
+
+    Other models make another name, so two such compose files can share a folder and a machine.
+    """
+    models = [server.name.removeprefix("vllm-") for server in servers]  # none has a "_"
+    name = "_".join([_GROUP, *models])
+    if len(name) <= _TOGETHER_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{name[: _TOGETHER_NAME - 9]}-{digest}"
+
+
+def container_of(group: str, service: str) -> str:
+    """The container's name of one service of several servers' compose file."""
+    return f"{group}-{service}"
+
+
 def render_together(
     servers: list[ServerSettings], gateway: str, monitoring: ServiceImages | None = None
 ) -> str:
     """A compose file of several servers on one GPU, behind a gateway at the first one's address.
 
     They start one after the other: vLLM counts what others allocate while it measures its own
-    memory as its own (vllm/v1/worker/gpu_worker.py, ``determine_available_memory``).
+    memory as its own (vllm/v1/worker/gpu_worker.py, ``determine_available_memory``). Compose keeps
+    that order when it starts them; in the containers, a server waits for the one before it.
 
     Args:
         servers: with names of their own; their key is one file.
         gateway: the gateway's image; its file: ``gateway.write``.
         monitoring: what watches the servers.
     """
+    name, first = group_name(servers), servers[0]
     parts = [_compose_part(server, server.name, f"{server.name}-cache", "") for server in servers]
+    for part in parts:
+        part["container"] = container_of(name, part["service"])
+        part["cache_name"] = f"{part['container']}-cache"
     for before, part in pairwise(parts):
         part["after"] = before["service"]
-    first = servers[0]
+        part["entrypoint"] = ["python3", "-ISc", _AFTER, before["service"]]
     return _template("together.yaml.j2").render(
         parts=parts,
-        name=GROUP,
+        name=name,
         published=published(first.listen, first.port),
         key_file=first.key_file,
         key_target=KEY_FILE,
         gateway=gateway,
         monitoring=monitoring,
         cache_dir=CACHE_DIR,
+        healthcheck=HEALTHCHECK,
         tmpfs=TMPFS,
     )
 
@@ -184,6 +236,8 @@ def _compose_part(
     return {
         "server": server,
         "service": service,
+        "container": server.name,
+        "entrypoint": [],
         "cache": cache,
         "cache_name": f"{server.name}-cache",
         "published": published,

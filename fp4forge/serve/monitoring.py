@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
-from fp4forge.core import files
+from fp4forge.core import files, reading
 from fp4forge.core.errors import UsageError
 from fp4forge.core.paths import TEMPLATES
 from fp4forge.serve.settings import LOOPBACK, PORT
@@ -44,8 +45,20 @@ def check_port(port: int) -> None:
             )
 
 
+def _password_of(path: Path) -> str:
+    """A password that is there; empty if there is none."""
+    if not os.path.lexists(path):
+        return ""
+    try:
+        return reading.text(path, UsageError).strip()
+    except UsageError as error:
+        error.remedy = f"remove {path}, and a new password is written"
+        raise
+
+
 def write(parent: Path, server: str, targets: Sequence[str] = (TARGET,)) -> Path:
     """Writes the files; a password that is there already stays, because Grafana keeps its first.
+    An empty one is replaced.
 
     Other users of this machine cannot enter the folder. What is in it can be read by any user,
     because the containers do not run as root.
@@ -60,8 +73,10 @@ def write(parent: Path, server: str, targets: Sequence[str] = (TARGET,)) -> Path
 
     Raises:
         OSError: it cannot be written.
+        UsageError: what has the password's name is not a file.
     """
-    target = folder(parent, server)
+    target, password = folder(parent, server), password_file(parent, server)
+    known = _password_of(password)
     target.mkdir(parents=True, exist_ok=True)
     target.chmod(0o700)
     for source in sorted(SOURCE.rglob("*")):
@@ -73,7 +88,6 @@ def write(parent: Path, server: str, targets: Sequence[str] = (TARGET,)) -> Path
             text = source.read_text(encoding="utf-8")
             text = text.replace(json.dumps([TARGET]), json.dumps(list(targets)))
             files.replace(path, text, 0o644)
-    password = password_file(parent, server)
-    if not password.exists():
+    if not known:
         files.replace(password, secrets.token_urlsafe(24), 0o644)
     return target

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from fp4forge.core import reading
 from fp4forge.core.errors import UsageError
 from fp4forge.core.limits import INPUT_BYTES
 from fp4forge.core.text import steers
+from fp4forge.image.render import UID
 from fp4forge.kernels.gpus import PRODUCTS
 from fp4forge.models import family
 from fp4forge.models.switch_history import left_out
@@ -290,7 +292,7 @@ def _served_name(model: Path, wishes: ServerWishes) -> str:
 
 
 def _check_key_file(file: Path | None) -> None:
-    """Refuses a key's file that holds none; one that is on another host cannot be seen here."""
+    """Refuses a key's file without a usable key; one on another host cannot be seen here."""
     if file and os.path.lexists(file):
         words = reading.text(file, UsageError, INPUT_BYTES, "--api-key-file").split()
         if len(words) != 1:
@@ -298,11 +300,30 @@ def _check_key_file(file: Path | None) -> None:
                 f"--api-key-file {str(file)!r} holds {len(words)} words",
                 rule="the file holds the key and nothing else",
             )
+        if steers(words[0]):
+            raise UsageError(
+                f"--api-key-file {str(file)!r} holds a control character",
+                rule="a key is sent in a header, which takes none",
+                remedy="write the key again, as plain text",
+            )
+
+
+def _reads(file: Path, user: int) -> bool:
+    """Whether a user of a container, who is in no group of the file's, reads it by its mode."""
+    found = file.stat()
+    return bool(found.st_mode & (stat.S_IRUSR if found.st_uid == user else stat.S_IROTH))
 
 
 def _listen_address(text: str) -> str:
     try:
-        return str(ipaddress.ip_address(text))
+        found = ipaddress.ip_address(text)
+        if "%" not in text:
+            return str(found)
+        raise UsageError(
+            f"--listen {text!r} has a zone",
+            rule="Docker publishes a port on an address alone",
+            remedy="another address of this host, or :: for all of them",
+        )
     except ValueError:
         raise UsageError(
             f"--listen {text!r} is not an address",
@@ -369,6 +390,11 @@ def _manifest_notes(
             yield f"vLLM {wishes.version}: {quirk.text}" + (f"; {quirk.fix}" if quirk.fix else "")
     if wishes.key_file and not os.path.lexists(wishes.key_file):
         yield "the key's file is not on this machine: it was not checked"
+    elif wishes.key_file and not _reads(wishes.key_file, UID):
+        yield (
+            f"the container's user {UID} cannot read the key's file, so the server will not start:"
+            " chmod 644 it, in a folder that others cannot enter"
+        )
     if wishes.listen not in LOOPBACKS and not wishes.key_file:
         yield (
             f"anyone who reaches {published(wishes.listen, wishes.port)} can use the model; with"

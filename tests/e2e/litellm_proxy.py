@@ -43,7 +43,7 @@ class Proxy:
         servers = [
             server(model(folder, name), workload="balanced", key_file=key) for name in addresses
         ]
-        config = gateway.write(folder, manifest.GROUP, servers) / "config.yaml"
+        config = gateway.write(folder, manifest.group_name(servers), servers) / "config.yaml"
         text = config.read_text()
         for each in servers:
             found = f"{each.name}:{settings.PORT}"

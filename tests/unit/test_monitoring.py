@@ -217,6 +217,23 @@ def test_monitoring_without_a_written_compose_file_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("content", ["", "\n"])
+def test_an_empty_password_is_replaced(content: str, tmp_path: Path) -> None:
+    monitoring.write(tmp_path, "m")
+    password = monitoring.password_file(tmp_path, "m")
+    password.write_text(content)
+    monitoring.write(tmp_path, "m")
+    assert len(password.read_text()) >= 24
+
+
+def test_a_folder_in_the_passwords_place_is_refused(tmp_path: Path) -> None:
+    """Docker makes one where a file is missing that it mounts."""
+    monitoring.password_file(tmp_path, "m").mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"grafana-password is a folder"):
+        monitoring.write(tmp_path, "m")
+    assert len(list(monitoring.folder(tmp_path, "m").iterdir())) == 1
+
+
 def test_compose_is_called_with_the_profile() -> None:
     made = Deployment(name="m", model="", served_name="m", image=IMAGE, release="", url="")
     assert "--profile" not in made.compose("up")

@@ -226,6 +226,30 @@ def test_what_cannot_be_used_is_refused(changes: dict[str, Any], error: type[Exc
         server(given.pop("model"), **given)
 
 
+@pytest.mark.parametrize("listen", ["fe80::1%eth0", "fe80::1%25eth0"])
+def test_an_address_with_a_zone_is_refused(listen: str) -> None:
+    with pytest.raises(UsageError, match="has a zone"):
+        server(Path("/models/m"), workload="balanced", listen=listen)
+
+
+@pytest.mark.parametrize("content", [b"", b"two words", b"bell\x07", b"escape\x1b[2J", b"nul\0"])
+def test_a_key_that_no_request_can_carry_is_refused(content: bytes, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_bytes(content)
+    with pytest.raises(UsageError, match="--api-key-file") as raised:
+        server(Path("/models/m"), workload="balanced", key_file=key)
+    assert raised.value.message.isprintable()
+
+
+@pytest.mark.parametrize(("mode", "said"), [(0o600, True), (0o640, True), (0o644, False)])
+def test_a_key_that_the_containers_user_cannot_read(mode: int, said: bool, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("the-key")
+    key.chmod(mode)
+    notes = server(Path("/models/m"), workload="balanced", key_file=key).notes
+    assert any("cannot read the key's file" in note for note in notes) == said
+
+
 def test_an_image_reference_with_syntax_in_it() -> None:
     with pytest.raises(UsageError):
         manifest.by_digest("image; rm -rf /")

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import http.server
+import json
+import os
 import re
 import subprocess
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fp4forge.cli.serve import serve as command
+from fp4forge.core import files
 from fp4forge.core.errors import FitError, ForgeError, UsageError
+from fp4forge.doctor import command_line, composed
 from fp4forge.inputs import service_images
 from fp4forge.kernels.gpus import product
 from fp4forge.serve import gateway, manifest, placing, settings, sharing
@@ -114,8 +121,8 @@ def test_two_servers_and_their_gateway(tmp_path: Path) -> None:
         assert services[each.name]["command"] == each.arguments
         assert "ports" not in services[each.name]
     alone = yaml.safe_load(manifest.render(found[0], "compose"))["services"]["vllm"]
-    first = services["vllm-a"]
-    assert first | {"ports": 0, "volumes": 0} == alone | {"ports": 0, "volumes": 0}
+    first, own = services["vllm-a"], {"ports": 0, "volumes": 0, "container_name": ""}
+    assert first | own == alone | own
     assert "depends_on" not in first
     healthy = {"condition": "service_healthy"}
     assert services["vllm-b"]["depends_on"] == {"vllm-a": healthy}
@@ -164,7 +171,7 @@ def test_the_gateway_knows_each_server_by_its_service(tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_text("secret-of-this-test")
     found = servers(tmp_path, key_file=key)
-    folder = gateway.write(tmp_path, manifest.GROUP, found)
+    folder = gateway.write(tmp_path, manifest.group_name(found), found)
     text = (folder / "config.yaml").read_text()
     assert "secret-of-this-test" not in text
     services = yaml.safe_load(manifest.render_together(found, "g:1"))["services"]
@@ -196,11 +203,146 @@ def test_the_command_divides_the_memory(tmp_path: Path) -> None:
         shares.append(float(words[words.index("--gpu-memory-utilization") + 1]))
     assert shares[0] == shares[1] and 0.8 < sum(shares) <= 0.85
     scraped = yaml.safe_load(
-        (file.parent / "fp4forge-monitoring/prometheus/prometheus.yml").read_text()
+        (file.parent / "fp4forge_a_b-monitoring/prometheus/prometheus.yml").read_text()
     )
     (targets,) = scraped["scrape_configs"][0]["static_configs"]
     assert targets == {"targets": ["vllm-a:8000", "vllm-b:8000"]}
-    assert (file.parent / "fp4forge-gateway/config.yaml").is_file()
+    assert (file.parent / "fp4forge_a_b-gateway/config.yaml").is_file()
+
+
+def names(text: str) -> set[str]:
+    """Everything in a compose file that another one of this folder or machine could have."""
+    found = yaml.safe_load(text)
+    mounts = [m for s in found["services"].values() for m in s["volumes"]]
+    return {
+        found["name"],
+        *(service["container_name"] for service in found["services"].values()),
+        *(volume["name"] for volume in found["volumes"].values()),
+        *(mount["source"] for mount in mounts if mount["source"].startswith("./")),
+        *(secret["file"] for secret in found["secrets"].values()),
+    }
+
+
+def test_files_of_other_models_share_a_folder_and_a_machine(tmp_path: Path) -> None:
+    texts = []
+    for other in ("b", "c"):
+        words = [w for n in ("a", other) for w in ("--model", str(model(tmp_path, n)))]
+        file = tmp_path / f"out/{other}.yaml"
+        done = compose(tmp_path, *words, "-o", str(file), "--with", "monitoring")
+        assert done.exit_code == 0, done.exception
+        texts.append(file.read_text())
+    assert not names(texts[0]) & names(texts[1])
+    for text in texts:
+        config = (tmp_path / "out" / yaml.safe_load(text)["name"]).with_name(
+            f"{yaml.safe_load(text)['name']}-gateway"
+        )
+        hosts = re.findall(r"http://([^:]+):", (config / "config.yaml").read_text())
+        assert set(hosts) < set(yaml.safe_load(text)["services"])
+
+
+def test_the_name_of_several_is_theirs_alone_and_short(tmp_path: Path) -> None:
+    one = servers(tmp_path)[0]
+
+    def name(*models: str) -> str:
+        return manifest.group_name([replace(one, name=f"vllm-{m}") for m in models])
+
+    assert name("a-b", "c") != name("a", "b-c")
+    long = [name("x" * 58, end) for end in "yz"]
+    assert len(set(long)) == 2 and max(map(len, long)) <= 60
+
+
+class Slow(http.server.BaseHTTPRequestHandler):
+    """A server that is ready at the third question."""
+
+    asked = 0
+
+    def do_GET(self) -> None:
+        Slow.asked += 1
+        self.send_response(200 if Slow.asked > 2 else 503)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def waiting(folder: Path, port: int) -> subprocess.Popen[str]:
+    """The second server's entrypoint and command, with a vllm that prints its words."""
+    found = yaml.safe_load(manifest.render_together(servers(folder), "g:1"))["services"]["vllm-b"]
+    program = folder / "vllm"
+    program.write_text('#!/bin/sh\necho "vllm $*"\n')
+    program.chmod(0o755)
+    line = [word.replace("$$", "$") for word in (*found["entrypoint"], *found["command"])]
+    assert line[3] == "vllm-a"
+    line[3], line[2] = "127.0.0.1", line[2].replace(str(settings.PORT), str(port))
+    path = f"{folder}:/usr/bin:/bin"
+    return subprocess.Popen(line, env={"PATH": path}, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_server_waits_in_its_container_for_the_one_before_it(tmp_path: Path) -> None:
+    """After a reboot Docker starts all containers at once."""
+    Slow.asked = 0
+    with http.server.HTTPServer(("127.0.0.1", 0), Slow) as first:
+        threading.Thread(target=first.serve_forever, daemon=True).start()
+        said, _ = waiting(tmp_path, first.server_port).communicate(timeout=30)
+        first.shutdown()
+    assert said.split() == ["vllm", *servers(tmp_path)[1].arguments] and Slow.asked == 3
+
+
+def test_a_server_that_waits_can_be_stopped(tmp_path: Path) -> None:
+    process = waiting(tmp_path, 9)  # discard: nothing listens there
+    time.sleep(1)
+    assert process.poll() is None
+    process.terminate()
+    assert process.wait(10) == 143 and not process.communicate()[0]
+
+
+def test_the_doctor_reads_a_server_that_waits(tmp_path: Path) -> None:
+    text = manifest.render_together(servers(tmp_path)[::-1], "g:1")
+    services = yaml.safe_load(text)["services"]
+    alone = json.dumps({"services": {"vllm-a": services["vllm-a"]}})
+    found = composed.from_text(alone, "x", tmp_path)
+    assert command_line.model(found.command) == "/models/a"
+    assert command_line.flag(found.command, "--served-model-name") == "a"
+
+
+def test_nothing_new_stays_if_a_file_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "replace", full)
+    done = compose(tmp_path, *two(tmp_path), "-o", str(tmp_path / "new/out/x.yaml"))
+    assert isinstance(done.exception, OSError)
+    assert not (tmp_path / "new").exists()
+
+
+def test_files_that_were_there_stay_if_one_cannot_be_written(tmp_path: Path) -> None:
+    taken = tmp_path / "out/fp4forge_a_b-monitoring/grafana-password"
+    taken.mkdir(parents=True)
+    words = [*two(tmp_path), "-o", str(tmp_path / "out/x.yaml"), "--with", "monitoring"]
+    done = compose(tmp_path, *words)
+    assert isinstance(done.exception, UsageError)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["fp4forge_a_b-monitoring"]
+
+
+@pytest.mark.parametrize("output", ["-", "/dev/null", "PIPE"])
+@pytest.mark.parametrize("monitored", [False, True])
+def test_an_output_that_nothing_can_lie_beside(
+    output: str, monitored: bool, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    output = str(tmp_path / "pipe") if output == "PIPE" else output
+    models = two(tmp_path)[: 2 if monitored else 4]
+    done = compose(tmp_path, *models, "-o", output, *["--with", "monitoring"] * monitored)
+    assert isinstance(done.exception, UsageError)
+    assert "is not a plain file" in done.exception.message
+
+
+def test_an_empty_model_is_not_this_folder() -> None:
+    for words in (["--model", ""], ["--model", "", "--model", "x"]):
+        done = compose(Path(), *words)
+        assert done.exit_code == 2 and "it is empty" in done.output
 
 
 @pytest.mark.parametrize(
