@@ -9,7 +9,7 @@ import click
 
 from fp4forge.cli import checkout
 from fp4forge.cli.options import CommandGroup
-from fp4forge.core.console import Console, print_json, rich
+from fp4forge.core.console import Console, print_json, rich, table
 from fp4forge.inputs import defaults, release
 from fp4forge.kernels import archs
 from fp4forge.plan.prediction import predict
@@ -43,20 +43,22 @@ def explain(list_: str, vllm: str | None, cuda: str | None, as_json: bool) -> No
 
 
 def _show_prediction(prediction: archs.Prediction) -> None:
-    from rich.table import Table
-
-    console = rich()
-    groups = Table("kernel group", "compiled for", pad_edge=False)
-    for name, targets in prediction.groups.items():
-        groups.add_row(name, " ".join(targets) or "(left out)")
-    gpus = Table("GPU", "NVFP4", "FP8", "MoE Marlin", "why", pad_edge=False)
-    for name, verdict in prediction.gpus.items():
-        mark = " (named)" if name in prediction.named else ""
-        gpus.add_row(
-            name + mark, verdict["fp4"], verdict["fp8"], verdict["moe_marlin"], verdict["reason"]
-        )
-    console.print(f"{prediction.list} with vLLM {prediction.vllm} and CUDA {prediction.cuda}")
-    console.print(groups, gpus)
+    groups = table(
+        ("kernel group", "compiled for"),
+        ((name, " ".join(targets) or "(left out)") for name, targets in prediction.groups.items()),
+    )
+    gpus = table(
+        ("GPU", "NVFP4", "FP8", "MoE Marlin", "why"),
+        (
+            (
+                name + (" (named)" if name in prediction.named else ""),
+                *(verdict[column] for column in ("fp4", "fp8", "moe_marlin", "reason")),
+            )
+            for name, verdict in prediction.gpus.items()
+        ),
+    )
+    head = f"{prediction.list} with vLLM {prediction.vllm} and CUDA {prediction.cuda}"
+    rich().print(head, groups, gpus)
 
 
 @arch.command()

@@ -9,7 +9,7 @@ import click
 
 from fp4forge.cli import checkout, origins
 from fp4forge.cli.options import json_option, registry_option, resolve_registry
-from fp4forge.core.console import Console, fields, print_json, rich
+from fp4forge.core.console import Console, fields, print_json, rich, table
 from fp4forge.core.errors import UsageError
 from fp4forge.kernels import gpus as chips
 from fp4forge.models import backend_answers as kept
@@ -218,20 +218,19 @@ def _backend_choices(decisions: list[BackendDecision], own: dict[str, RecordedOr
 
 def _backend_rows(decisions: list[BackendDecision], own: dict[str, RecordedOrigin]) -> Any:
     """A row for each backend; for attention a column for each KV cache."""
-    from rich import box
-    from rich.table import Table
-
     first = decisions[0]
     columns = [f"KV cache {one.cache}" if one.cache else "verdict" for one in decisions]
     columns += ["kernels"] if own else []
-    table = Table(
-        f"{first.kind}: {first.layer}", *columns, box=box.SIMPLE_HEAD, title_justify="left"
-    )
     names = dict.fromkeys(option.name for one in decisions for option in one.options)
-    for name in names:
-        verdicts = [_backend_verdict(one, name) for one in decisions]
-        table.add_row(name, *verdicts, *([origins.short(own.get(name))] if own else []))
-    return table
+    rows = (
+        (
+            name,
+            *(_backend_verdict(one, name) for one in decisions),
+            *([origins.short(own.get(name))] if own else []),
+        )
+        for name in names
+    )
+    return table((f"{first.kind}: {first.layer}", *columns), rows)
 
 
 def _backend_verdict(decision: BackendDecision, name: str) -> str:

@@ -158,10 +158,8 @@ def _write_report(result: Any, folder: Path) -> None:
 
 
 def _show_result(result: Any) -> None:
-    from rich.table import Table
-
     from fp4forge.bench import tables
-    from fp4forge.core.console import rich
+    from fp4forge.core.console import rich, table
 
     terminal = rich()
     terminal.print(", ".join(tables.facts(result)))
@@ -169,14 +167,14 @@ def _show_result(result: Any) -> None:
         if shown.why:
             terminal.print(f"{shown.title}: not measured: {shown.why}")
             continue
-        table = Table(title=shown.title, title_justify="left")
-        table.add_column("")
-        for head in shown.heads:
-            table.add_column(head, justify="right")
-        for row in shown.rows:
-            cells = [tables.text(name, row.values[name]) for name in shown.figures]
-            table.add_row(row.label + ("*" if row.marks else ""), *cells)
-        terminal.print(table)
+        rows = (
+            (
+                row.label + ("*" if row.marks else ""),
+                *(tables.text(name, row.values[name]) for name in shown.figures),
+            )
+            for row in shown.rows
+        )
+        terminal.print(table(("", *shown.heads), rows, title=shown.title, right=shown.heads))
         for row in shown.rows:
             if row.marks:
                 terminal.print(f"* {row.label}: {'; '.join(row.marks)}")
@@ -296,23 +294,11 @@ def compare(
 
 
 def _print_ratios(changes: Any, old: str, new: str, with_card: bool = False) -> None:
-    from rich.table import Table
 
     from fp4forge.bench.figures import FIGURES
-    from fp4forge.core.console import rich
+    from fp4forge.core.console import rich, table
 
-    table = Table()
-    for head in (
-        "",
-        "figure",
-        old,
-        new,
-        "ratio",
-        "95 %",
-        "verdict",
-        *(["card"] if with_card else []),
-    ):
-        table.add_column(head, justify="left" if head in ("", "figure", "verdict") else "right")
+    rows = []
     for each in changes:
         figure = FIGURES[each.figure]
         interval = "" if each.low is None else f"{each.low:.3f} to {each.high:.3f}"
@@ -321,5 +307,7 @@ def _print_ratios(changes: Any, old: str, new: str, with_card: bool = False) -> 
         cells += [f"{each.ratio:.3f}", interval, each.verdict]
         if with_card:
             cells.append("" if each.card is None else f"{each.card:,.{figure.digits}f}")
-        table.add_row(*cells)
-    rich().print(table)
+        rows.append(cells)
+    numbers = (old, new, "ratio", "95 %")
+    more = ("card",) if with_card else ()
+    rich().print(table(("", "figure", *numbers, "verdict", *more), rows, right=(*numbers, *more)))

@@ -13,7 +13,7 @@ import click
 from fp4forge.cli import cluster_files, clusters
 from fp4forge.cli.options import CommandGroup, json_option, server_options
 from fp4forge.core import files, reading
-from fp4forge.core.console import Console, print_json, print_rows, rich
+from fp4forge.core.console import Console, print_json, print_rows, rich, table
 from fp4forge.core.errors import ServingError, TransferError, UsageError
 
 if TYPE_CHECKING:
@@ -229,12 +229,10 @@ def _show_preflight(items: list[PreflightItem], as_json: bool) -> None:
     if as_json:
         print_json([asdict(item) | {"ok": item.ok} for item in items])
         return
-    from rich.table import Table
-
-    table = Table("", "check", "machine", "seen", "fix")
-    for item in items:
-        table.add_row("ok" if item.ok else "FAILED", item.name, item.host, item.seen, item.fix)
-    rich().print(table)
+    rows = (
+        ("ok" if item.ok else "FAILED", item.name, item.host, item.seen, item.fix) for item in items
+    )
+    rich().print(table(("", "check", "machine", "seen", "fix"), rows))
 
 
 def _start_cluster(

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from fp4forge.cli.options import json_option, model_option, split_of, split_options
-from fp4forge.core.console import print_json, rich
+from fp4forge.core.console import print_json, rich, table
 from fp4forge.core.errors import FitError
 from fp4forge.kernels import gpus as gpu
 
@@ -139,8 +139,6 @@ def _fit_row(described: Any, product: Any, wanted: Any, asked: Any) -> dict[str,
 
 
 def _show_fit(data: dict[str, Any], o: dict[str, Any]) -> None:
-    from rich.table import Table
-
     terminal = rich()
     within, beyond = data["kv_bytes_per_token"], data["kv_bytes_per_token_beyond_window"]
     cache = f"{within:,} bytes a token"
@@ -155,45 +153,37 @@ def _show_fit(data: dict[str, Any], o: dict[str, Any]) -> None:
     )
     if data["assumed"]:
         terminal.print(f"note: {data['assumed']}", markup=False)
-    table = Table()
-    for head in (
-        "GPU",
-        "number",
+    figures = (
         "usable",
         "overhead",
         "KV cache",
         f"sequences of {o['context']:,}",
         f"context of {o['sequences']}",
         "decode at most",
-    ):
-        table.add_column(
-            head, justify="left" if head in ("GPU", "number") else "right", overflow="fold"
-        )
-    for row in data["gpus"]:
-        overhead = row["activations"] + row["graphs"] + row["context_overhead"]
-        number = (
-            row["split_text"] if row["number"] == 1 else f"{row['number']}: {row['split_text']}"
-        )
-        if row["machines"] > 1:
-            number += f", {row['machines']} machines"
-        table.add_row(
-            row["title"],
-            number,
-            f"{row['usable'] / 1e9:.1f} GB",
-            f"{overhead / 1e9:.1f} GB",
-            f"{row['cache'] / 1e9:.1f} GB" if row["fits"] else "does not fit",
-            f"{row['sequences_at_context']:,}",
-            f"{row['context_at_sequences']:,}",
-            f"{row['decode_tokens_per_second']:.0f} tok/s" if row["fits"] else "",
-        )
-    terminal.print(table)
+    )
+    rows = map(_fit_cells, data["gpus"])
+    terminal.print(table(("GPU", "number", *figures), rows, right=figures))
     for row in data["gpus"]:
         for remedy in row["remedies"]:
             terminal.print(remedy)
     if "card" in data:
-        card = Table(title="Against the reference card", title_justify="left")
-        for head in ("figure", "card", "here", "why they differ"):
-            card.add_column(head)
-        for row in data["card"]:
-            card.add_row(row["figure"], row["card"], row["ours"], row["why"])
-        terminal.print(card)
+        heads = ("figure", "card", "here", "why they differ")
+        card = ([row[key] for key in ("figure", "card", "ours", "why")] for row in data["card"])
+        terminal.print(table(heads, card, title="Against the reference card"))
+
+
+def _fit_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    overhead = row["activations"] + row["graphs"] + row["context_overhead"]
+    number = row["split_text"] if row["number"] == 1 else f"{row['number']}: {row['split_text']}"
+    if row["machines"] > 1:
+        number += f", {row['machines']} machines"
+    return (
+        row["title"],
+        number,
+        f"{row['usable'] / 1e9:.1f} GB",
+        f"{overhead / 1e9:.1f} GB",
+        f"{row['cache'] / 1e9:.1f} GB" if row["fits"] else "does not fit",
+        f"{row['sequences_at_context']:,}",
+        f"{row['context_at_sequences']:,}",
+        f"{row['decode_tokens_per_second']:.0f} tok/s" if row["fits"] else "",
+    )

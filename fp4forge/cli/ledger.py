@@ -11,7 +11,7 @@ from fp4forge.checks import ledgers as reading
 from fp4forge.checks import recorded_kernels
 from fp4forge.cli import origins
 from fp4forge.core import files
-from fp4forge.core.console import Console, print_json, rich
+from fp4forge.core.console import Console, print_json, rich, table
 from fp4forge.core.errors import CoverageError
 from fp4forge.kernels import groups
 from fp4forge.kernels import ledger as ledgers
@@ -84,34 +84,21 @@ def file_rows(files: tuple[ledgers.File, ...]) -> list[tuple[str, ...]]:
 
 
 def _show_ledger(found: ledgers.Ledger) -> None:
-    from rich import box
-    from rich.table import Table
-
-    files = Table(box=box.SIMPLE_HEAD)
-    files.add_column("file", overflow="fold")
-    files.add_column("cubins", max_width=16)
-    for name in ("PTX", "FP4\nMMA", "FP4\nconvert"):
-        files.add_column(name)
-    for row in file_rows(found.files):
-        files.add_row(*row)
-    gpus = Table("kernel group", *GPUS, box=box.SIMPLE_HEAD)
-    for group in groups.GROUPS:
-        gpus.add_row(group, *(verdict[group] for verdict in found.gpus.values()))
-    gpus.add_row("NVFP4 served", *("yes" if v["ok"] else "NO" for v in found.gpus.values()))
-    rich().print(files, gpus)
+    verdicts = list(found.gpus.values())
+    rows = [(group, *(verdict[group] for verdict in verdicts)) for group in groups.GROUPS]
+    rows.append(("NVFP4 served", *("yes" if verdict["ok"] else "NO" for verdict in verdicts)))
+    rich().print(
+        table(("file", "cubins", "PTX", "FP4\nMMA", "FP4\nconvert"), file_rows(found.files)),
+        table(("kernel group", *GPUS), rows),
+    )
 
 
 def _show_origins(kernels: RecordedKernels) -> None:
     """Where each backend's kernels come from, if the image records it."""
-    from rich import box
-    from rich.table import Table
-
     if not kernels.gpus:
         return
-    table = Table("kind", "kernels of backend", *kernels.gpus, box=box.SIMPLE_HEAD)
-    for row in origins.rows(kernels):
-        table.add_row(*row)
-    rich().print(table, f"compilers: {origins.compilers(kernels)}")
+    made = table(("kind", "kernels of backend", *kernels.gpus), origins.rows(kernels))
+    rich().print(made, f"compilers: {origins.compilers(kernels)}")
 
 
 @click.command()
@@ -131,10 +118,7 @@ def compare(old: str, new: str, as_json: bool) -> None:
     if as_json:
         print_json({"old": old, "new": new, "changed": changed})
         return
-    from rich.table import Table
-
     for section, rows in changed.items():
-        table = Table(section, "old", "new", pad_edge=False)
-        for row in rows:
-            table.add_row(row["what"], str(row["old"] or "-"), str(row["new"] or "-"))
-        rich().print(table if rows else f"{section}: unchanged")
+        cells = ((row["what"], str(row["old"] or "-"), str(row["new"] or "-")) for row in rows)
+        shown = table((section, "old", "new"), cells)
+        rich().print(shown if rows else f"{section}: unchanged")

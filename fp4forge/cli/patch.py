@@ -8,7 +8,7 @@ import click
 
 from fp4forge.cli import checkout
 from fp4forge.cli.options import CommandGroup
-from fp4forge.core.console import Console, fields, print_json, rich
+from fp4forge.core.console import Console, fields, print_json, rich, table
 from fp4forge.core.errors import DriftError, PatchError, UsageError
 from fp4forge.core.text import block
 from fp4forge.inputs import patches as series
@@ -140,13 +140,7 @@ def _print_states(found: dict[str, list[patching.PatchState]], as_json: bool) ->
 
 
 def _patch_rows(head: list[str], rows: list[list[str]]) -> None:
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(pad_edge=False)
-    table.add_column(head[0], no_wrap=head[0] == "patch")  # a name to copy is never cut
-    for name in head[1:]:
-        table.add_column(name, no_wrap=name == "patch", overflow="fold")
-    for row in rows:
-        table.add_row(*[Text(cell, style=_COLOURS.get(cell, "")) for cell in row])
-    rich().print(table)
+    cells = ([Text(cell, style=_COLOURS.get(cell, "")) for cell in row] for row in rows)
+    rich().print(table(head, cells, whole=("patch",)))

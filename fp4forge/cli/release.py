@@ -172,7 +172,7 @@ def list_(as_json: bool) -> None:
             f"vLLM {row['vllm']}, torch {row['torch']}, CUDA {row['cuda']}, transformers"
             f" {row['transformers']}, FlashInfer {row['flashinfer']}; from"
             f" {', '.join(row['strategies'])}; {', '.join(row['variants'])}"
-            + ("" if row["supported"] else "; not supported any more"),
+            + ("" if row["supported"] else "; no longer supported"),
         )
         for row in rows
     )

@@ -82,12 +82,9 @@ def sbom(
 
 
 def _show_components(found: list[SbomComponent]) -> None:
-    from rich.table import Table
-
-    from fp4forge.core.console import rich
+    from fp4forge.core.console import rich, table
     from fp4forge.sbom import licences
 
-    rows = Table("component", "version", "ecosystem", "licence", pad_edge=False)
-    for component in found:
-        rows.add_row(component.name, component.version, component.ecosystem, component.licence)
-    rich().print(rows, licences.counts(found))
+    rows = ((one.name, one.version, one.ecosystem, one.licence) for one in found)
+    heads = ("component", "version", "ecosystem", "licence")
+    rich().print(table(heads, rows), licences.counts(found))

@@ -8,7 +8,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,16 +125,49 @@ def fields(rows: Iterable[tuple[str, str]], indent: int) -> list[str]:
     return out
 
 
-def print_rows(rows: Iterable[tuple[str, object]]) -> None:
-    """A table of names and texts for people, on stdout."""
+def table(
+    heads: Iterable[str],
+    rows: Iterable[Iterable[Any]],
+    *,
+    title: str = "",
+    right: Container[str] = (),
+    whole: Container[str] = (),
+) -> Any:
+    """A table for people, as every command prints one; ``rich`` prints it.
+
+    Args:
+        heads: of the columns; without any the table has no line of heads.
+        rows: of texts.
+        title: above it.
+        right: heads of columns with figures.
+        whole: heads of columns that are never folded, because people copy what is in them.
+    """
+    from rich import box
     from rich.table import Table
 
-    table = Table(show_header=False, pad_edge=False, show_lines=True)
-    table.add_column(overflow="fold")
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        table.add_row(name, str(value))
-    rich().print(table)
+    named = list(heads)
+    made = Table(
+        title=title or None,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_header=any(named),
+    )
+    for head in named:
+        made.add_column(
+            head,
+            justify="right" if head in right else "left",
+            overflow="fold",
+            no_wrap=head in whole,
+        )
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def print_rows(rows: Iterable[tuple[str, object]]) -> None:
+    """A table of names and texts for people, on stdout."""
+    rich().print(table(("", ""), ((name, str(value)) for name, value in rows)))
 
 
 def print_json(value: Any) -> None:

@@ -44,13 +44,13 @@ def supported() -> tuple[str, ...]:
 
 
 def notice(release: str) -> str:
-    """What to say of a release that is not supported any more; empty if it is."""
+    """What to say of a release that is no longer supported; empty if it is."""
     found = supported()
     if release in found:
         return ""
     kept = policy().kept.get(release)
     why = f"kept as {kept}" if kept else "kept until it is removed"
     return (
-        f"release {release} is not supported any more ({why}): it gets no fixes;"
+        f"release {release} is no longer supported ({why}): it gets no fixes;"
         f" supported are {', '.join(found)}"
     )
