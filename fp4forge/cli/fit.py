@@ -54,7 +54,8 @@ from fp4forge.kernels import gpus as gpu
 @json_option
 def fit(model: Path, products: tuple[str, ...], as_json: bool, plot: Path | None, **o: Any) -> None:
     """Show which GPUs a model needs, how many, and what fits: context, sequences, decode rate."""
-    from fp4forge.serve import kv_cache, memory, placing
+    from fp4forge.models import reference_model
+    from fp4forge.serve import card_comparison, kv_cache, placing
     from fp4forge.serve import model_sizes as models
     from fp4forge.serve import split as splitting
 
@@ -88,9 +89,9 @@ def fit(model: Path, products: tuple[str, ...], as_json: bool, plot: Path | None
         "read_per_token": described.read_per_token(),
         "gpus": rows,
     }
-    if memory.is_reference(described) and "gb10" in products and asked == splitting.ONE:
-        spark = memory.fit(described, gpu.product("gb10"), 0.85, 4, 8192)
-        data["card"] = memory.against_card(described, spark)
+    machine = reference_model.load().machine
+    if card_comparison.applies(described) and machine in products and asked == splitting.ONE:
+        data["card"] = card_comparison.rows(described)
     if plot:
         from fp4forge.serve.plot import context_plot
 

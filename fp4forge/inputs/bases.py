@@ -11,6 +11,7 @@ from typing import Annotated
 from msgspec import Meta, Struct, structs
 
 from fp4forge.core.errors import ReleaseError, UsageError
+from fp4forge.core.image_names import DIGEST, TAGGED
 from fp4forge.core.paths import RELEASES
 from fp4forge.core.platform import PLATFORMS
 from fp4forge.inputs.reader import BrokenField, InputFormat
@@ -20,6 +21,15 @@ EPOCH = "1767225600"
 
 # Where distributions keep the keys of package archives.
 KEYRINGS = Path("/usr/share/keyrings")
+
+
+PinnedDigest = Annotated[
+    str,
+    Meta(
+        pattern=f"^({DIGEST})?$",
+        description="the image's digest, which build.py lock fills in; empty until then",
+    ),
+]
 
 
 class BaseEntry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,18 +46,12 @@ class BaseEntry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     image: Annotated[
         str,
         Meta(
-            pattern="^([a-z0-9][A-Za-z0-9._:/-]*:[A-Za-z0-9_][A-Za-z0-9_.-]*)?$",
+            pattern=f"^({TAGGED})?$",
             description="a reference with a tag",
             examples=["ubuntu:24.04"],
         ),
     ] = ""
-    digest: Annotated[
-        str,
-        Meta(
-            pattern="^(sha256:[0-9a-f]{64})?$",
-            description="the image's digest, which build.py lock fills in; empty until then",
-        ),
-    ] = ""
+    digest: PinnedDigest = ""
     suite: Annotated[
         str,
         Meta(

@@ -8,7 +8,9 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from fp4forge.core.errors import ReleaseError
+from fp4forge.core.image_names import TAGGED
 from fp4forge.core.paths import RELEASES
+from fp4forge.inputs.bases import PinnedDigest
 from fp4forge.inputs.reader import InputFormat
 
 
@@ -18,18 +20,12 @@ class PinnedImage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     image: Annotated[
         str,
         Meta(
-            pattern="^[a-z0-9][A-Za-z0-9._:/-]*:[A-Za-z0-9_][A-Za-z0-9_.-]*$",
+            pattern=f"^{TAGGED}$",
             description="a reference with a tag",
             examples=["prom/prometheus:TAG"],
         ),
     ]
-    digest: Annotated[
-        str,
-        Meta(
-            pattern="^(sha256:[0-9a-f]{64})?$",
-            description="the image's digest, which build.py lock fills in; empty until then",
-        ),
-    ] = ""
+    digest: PinnedDigest = ""
 
     @property
     def reference(self) -> str:

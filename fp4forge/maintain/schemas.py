@@ -26,6 +26,7 @@ from fp4forge.models import (
     family,
     faults,
     formats,
+    reference_model,
     switch_history,
     tensor_layouts,
 )
@@ -44,6 +45,7 @@ FORMATS: tuple[InputFormat[Any], ...] = (
     faults.FORMAT,
     recipes.FORMAT,
     formats.FORMAT,
+    reference_model.FORMAT,
     tensor_layouts.FORMAT,
     backend_kernels.FORMAT,
     switch_history.FORMAT,

@@ -12,11 +12,12 @@ from msgspec import Struct
 
 from fp4forge.core import reading
 from fp4forge.core.errors import RegistryError
+from fp4forge.core.image_names import TAG
 from fp4forge.core.limits import TAG_PAGES
 from fp4forge.oci import api
 
 _PAGE = 1000  # tags of one answer
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+_TAG = re.compile(TAG)
 # Not images: what is kept beside one where a registry has no referrers API (the specification's
 # tag schema), and cosign's own tags.
 _BESIDE = re.compile(r"sha256-[0-9a-f]{64}(\.(sig|att|sbom))?")

@@ -11,11 +11,12 @@ from msgspec import Meta, Struct
 
 from fp4forge.core import files, reading
 from fp4forge.core.errors import ArtefactError, ForgeError
+from fp4forge.core.image_names import DIGEST
 from fp4forge.core.limits import INDEX_ENTRIES, MANIFEST_BYTES
 from fp4forge.core.text import shown
 
 T = TypeVar("T")
-Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
+Digest = Annotated[str, Meta(pattern=rf"^{DIGEST}\Z")]
 
 
 class OsArchitecture(Struct, frozen=True):

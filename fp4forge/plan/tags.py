@@ -11,12 +11,12 @@ from __future__ import annotations
 import re
 
 from fp4forge.core.errors import UsageError
+from fp4forge.core.image_names import TAG
 from fp4forge.core.platform import PLATFORMS
 from fp4forge.inputs.release import STRATEGIES
 from fp4forge.kernels.gpus import TARGETS
 
-# OCI distribution specification 1.1, "Pulling manifests": <reference> as a tag.
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+_TAG = re.compile(TAG)
 # The end of an immutable tag: a plan's id, and a digest's beginning for a second image of the plan.
 _IMMUTABLE = re.compile(r"-[0-9a-f]{12}(-[0-9a-f]{8})?$")
 # The beginning of a moving tag.

@@ -16,6 +16,7 @@ from msgspec import Struct, json
 import fp4forge
 from fp4forge.core import reading
 from fp4forge.core.errors import RegistryError, SignatureError
+from fp4forge.core.image_names import DIGEST
 from fp4forge.oci import cosign, referrers
 from fp4forge.oci.cosign import Signer, Trust
 from fp4forge.oci.reference import parse
@@ -27,7 +28,6 @@ KIND = "application/vnd.fp4forge.publish.v1+json"
 _PASSED = re.compile(
     r"(?!.*\bfailed\b)(?:[1-9][0-9]* of [0-9]+ checks passed|verified before|an index of verified )"
 )
-DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _FOLLOWED = 100  # earlier images of a tag
 
 
@@ -112,7 +112,7 @@ def of(
             found.append(record)
             before = record.tags[tag].before if tag in record.tags else ""
             # Anyone who can write to the registry can write a record: only a digest is asked for.
-            if DIGEST.fullmatch(before) and before not in seen and before not in ahead:
+            if re.fullmatch(DIGEST, before) and before not in seen and before not in ahead:
                 ahead.append(before)
     return sorted(found, key=lambda record: record.time, reverse=True)
 

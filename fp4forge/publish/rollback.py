@@ -7,9 +7,11 @@ two rollbacks go back two steps, and ``--to`` goes anywhere, forward too.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from fp4forge.core.errors import RegistryError, TagError, UsageError, VerifyError
+from fp4forge.core.image_names import DIGEST
 from fp4forge.core.text import shown
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import reference, registry
@@ -54,7 +56,7 @@ def choose(repository: str, tag: str, to: str | None, trust: Trust | None = None
     current = listing.find(repository, tag).digest
     by = f" signed by {trust}" if trust else ""
     if to is not None:
-        if not records.DIGEST.fullmatch(to):
+        if not re.fullmatch(DIGEST, to):
             raise UsageError(
                 f"--to {shown(to, 100)!r} is not a digest",
                 rule="sha256: and 64 hexadecimal digits",
@@ -127,7 +129,7 @@ def _images_before(repository: str, tag: str, current: str, trust: Trust | None)
         if tag in record.tags:
             first.setdefault(record.tags[tag].before, "")  # from before the records
             first.setdefault(record.tags[tag].after, record.time)
-    first = {name: time for name, time in first.items() if records.DIGEST.fullmatch(name)}
+    first = {name: time for name, time in first.items() if re.fullmatch(DIGEST, name)}
     since = first.pop(current, "~")
     return sorted((d for d in first if first[d] < since), key=first.__getitem__, reverse=True)
 

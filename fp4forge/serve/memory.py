@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from fp4forge.core.errors import UsageError
 from fp4forge.kernels.gpus import Product
@@ -133,49 +132,3 @@ def decode_rate(model: ModelSizes, product: Product, batch: int, context: int) -
         for kind in model.attention
     )
     return product.bandwidth * 1e9 / (model.read_per_token(batch) + batch * cache)
-
-
-# The reference card's figures, with why ours differ; docs/serving.md has the same table.
-CARD: tuple[tuple[str, str, str], ...] = (
-    ("weights", "16.4 GB", "read from the files; BF16 parts, vision among them, count"),
-    (
-        "kv_tokens",
-        "~700K tokens on a Spark at 0.85",
-        "the card's vLLM counts every layer for every token",
-    ),
-    ("dense_bf16", "54 GB a token, 2,700 GB/s at 50 tok/s", "27 x 10^9 parameters of 2 bytes"),
-    (
-        "dense_nvfp4",
-        "13.5 GB a token, 675 GB/s",
-        "4 bits without the block scales: with them 4.5 bits, 15.2 GB",
-    ),
-    (
-        "moe_nvfp4",
-        "2.8 GB a token, 140 GB/s",
-        "the card leaves out the output projection, read whole in BF16 for each token",
-    ),
-)
-
-
-def against_card(model: ModelSizes, found: MemoryFit) -> list[dict[str, Any]]:
-    """The card's figures beside ours, for the model and GPU that it measured."""
-    ours = {
-        "weights": f"{model.weights / 1e9:.1f} GB",
-        "kv_tokens": f"{found.tokens_reported / 1e3:.0f}K tokens",
-        "dense_bf16": _read_rate(27e9 * 2),
-        "dense_nvfp4": _read_rate(27e9 * 4.5 / 8),
-        "moe_nvfp4": _read_rate(model.read_per_token()),
-    }
-    return [
-        {"figure": name, "card": card, "ours": ours[name], "why": why} for name, card, why in CARD
-    ]
-
-
-def _read_rate(size: float) -> str:
-    return f"{size / 1e9:.1f} GB a token, {size * 50 / 1e9:,.0f} GB/s"
-
-
-def is_reference(model: ModelSizes) -> bool:
-    """Whether this is the model that the reference card describes."""
-    shape = (model.layers, model.num_experts, model.expert_width, model.hidden)
-    return shape == (30, 128, 704, 2816)

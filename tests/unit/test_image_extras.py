@@ -10,7 +10,7 @@ from fp4forge.core.errors import ReleaseError, UsageError
 from fp4forge.core.paths import DOCKERFILES, LOCKS
 from fp4forge.image import context as contexts
 from fp4forge.image import render
-from fp4forge.inputs import image_extras, locks, release
+from fp4forge.inputs import image_extras, locks, release, sbom
 from fp4forge.inputs.broken_releases import Failures
 from fp4forge.maintain import locking
 from fp4forge.plan import packages
@@ -58,6 +58,14 @@ def test_a_plan_with_ray_has_its_locked_packages_as_a_layer() -> None:
     assert found.plan.packages["ray"] and LOCKS / file in found.sources
     assert found.plan.id != contexts.assemble(plain).plan.id
     assert "locks/ray.txt" not in contexts.assemble(plain).files
+
+
+def test_the_records_of_each_layer_on_request_belong_to_a_rule() -> None:
+    listed = {glob for rule in sbom.table().files for glob in rule.globs}
+    for name, extra in image_extras.table().items():
+        records = {f"licences/{name}.md", f"left-out/{name}.json", f"startup/{name}"}
+        owned = {f"/opt/fp4forge/{record}" for record in records} & listed
+        assert len(owned) == (3 if extra.requirements else 0)
 
 
 def test_every_dockerfile_installs_ray_from_its_lock_on_request() -> None:

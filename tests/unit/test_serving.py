@@ -23,7 +23,16 @@ from fp4forge.cli.serve import serve as command
 from fp4forge.core.errors import CheckpointError, UsageError
 from fp4forge.kernels.gpus import PRODUCTS, product
 from fp4forge.models import switch_history
-from fp4forge.serve import client, kv_cache, manifest, memory, quality, sandbox, settings
+from fp4forge.serve import (
+    card_comparison,
+    client,
+    kv_cache,
+    manifest,
+    memory,
+    quality,
+    sandbox,
+    settings,
+)
 from fp4forge.serve.layer_state import LayerGroup
 from fp4forge.serve.model_sizes import ModelSizes, read
 from fp4forge.serve.setting import ServerSetting
@@ -294,14 +303,14 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> ModelSizes:
 
 
 def test_the_reference_on_the_spark(reference: ModelSizes) -> None:
-    assert memory.is_reference(reference)
+    assert card_comparison.applies(reference)
     assert reference.weights == pytest.approx(16.4e9, rel=0.1)  # the vision tower is not in it
     found = memory.fit(reference, product("gb10"), 0.85, 4, 8192)
     assert found.groups == 6
     assert found.tokens_reported == pytest.approx(700_000, rel=0.1)  # the card's figure
     within, beyond = kv_cache.kv_bytes_per_token(reference)
     assert (within, beyond) == (25 * 4096 + 5 * 2048, 5 * 2048)
-    rows = {row["figure"]: row["ours"] for row in memory.against_card(reference, found)}
+    rows = {row["figure"]: row["ours"] for row in card_comparison.rows(reference)}
     assert rows["dense_bf16"] == "54.0 GB a token, 2,700 GB/s"
     assert rows["dense_nvfp4"] == "15.2 GB a token, 759 GB/s"
     assert 2.8e9 < reference.read_per_token() < 3.6e9
