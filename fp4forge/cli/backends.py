@@ -158,7 +158,7 @@ def _check_image_version(name: str, version: str, image: str) -> None:
 
 def _image_to_ask(o: dict[str, Any]) -> tuple[str, str]:
     """The image to ask, and its platform if it must be pulled."""
-    from fp4forge.cli.compose import published
+    from fp4forge.cli.wanted_server import published
     from fp4forge.core.platform import host_platform
     from fp4forge.oci import reference
 

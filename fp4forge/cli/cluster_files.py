@@ -88,19 +88,19 @@ def _check_ranks(asked: GpuSplit, machines: int, o: dict[str, Any]) -> None:
 
 def server(o: dict[str, Any], chosen: ClusterOption) -> tuple[ServerSettings, str, str]:
     """The settings with the image by digest, the image as named, and its name on machines."""
-    from fp4forge.cli import compose
+    from fp4forge.cli import wanted_server
     from fp4forge.kernels import gpus
     from fp4forge.oci import reference
     from fp4forge.serve import settings
 
-    tag, _, version = compose.published(o)
+    tag, _, version = wanted_server.published(o)
     if o["release"] or not o["image"]:  # of another image nothing is known
-        _check_nccl(compose.decided(o), gpus.product(o["product"]))
-    image = compose.named_image(o, tag)
-    by_digest = compose.checked_image(image, o)
+        _check_nccl(wanted_server.decided(o), gpus.product(o["product"]))
+    image = wanted_server.named_image(o, tag)
+    by_digest = wanted_server.checked_image(image, o)
     digest = reference.parse(by_digest).digest
-    wishes = replace(compose.wishes(o, version), split=chosen.split)
-    found = compose.with_recipe(settings.server(o["model"], by_digest, wishes), o, wishes)
+    wishes = replace(wanted_server.wishes(o, version), split=chosen.split)
+    found = wanted_server.with_recipe(settings.server(o["model"], by_digest, wishes), o, wishes)
     name = f"fp4forge.local/{found.name}:{digest.removeprefix('sha256:')[:12]}"
     return found, image, name
 

@@ -103,7 +103,7 @@ def unbundle(
     signed; this is checked offline, before anything is pushed or loaded.
     """
     from fp4forge.core.errors import UsageError
-    from fp4forge.oci import copying, registry
+    from fp4forge.oci import copying, registry_tags
     from fp4forge.oci import reference as references
     from fp4forge.plan import tags
     from fp4forge.publish import beside, tagging
@@ -133,7 +133,7 @@ def unbundle(
                         " publisher's signature nothing here says that they did",
                         remedy="give --key FILE; or bundle the image by its immutable tag",
                     )
-                registry.check_free(repository, tag, found.digest)
+                registry_tags.check_free(repository, tag, found.digest)
                 copying.push(layout.folder, repository, found.digest, step.report)
                 beside.publish(repository, found.beside, layout, step.report)
                 with tagging.turn(repository):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fp4forge.cli import servers, together
+from fp4forge.cli import bringing_up, servers, together
 from fp4forge.cli.options import json_option, resolve_registry, server_options, with_option
 from fp4forge.core import reading
 from fp4forge.core.console import Console, print_json
@@ -125,7 +125,7 @@ def up(
         served_name=first.served_name,
         image=first.image,
         release=release,
-        url=f"http://{servers.reached_address(first.listen)}:{first.port}",
+        url=f"http://{bringing_up.reached_address(first.listen)}:{first.port}",
         key_file=first.key_file,
         override=bool(o["override"]),
         monitoring=bool(watching),
@@ -149,7 +149,7 @@ def up(
     new = made.name not in deployments.names()
     made.write(text, override, found if several else ())
     try:
-        servers.bring_up(made, console, timeout * 60, smoke=not no_smoke, as_json=as_json)
+        bringing_up.bring_up(made, console, timeout * 60, smoke=not no_smoke, as_json=as_json)
     finally:
         if new and servers.state(made) == "gone":  # it was not even started
             made.run("down", "--volumes")
@@ -165,11 +165,11 @@ def _settings(
         FitError: they do not fit.
         UsageError: this machine has too few GPUs.
     """
-    from fp4forge.cli import compose
+    from fp4forge.cli import wanted_server
 
     if len(folders) > 1:
-        return compose.several(folders, o, own_image=own)
-    found = compose.server(o | {"model": folders[0]}, own_image=own)
+        return wanted_server.several(folders, o, own_image=own)
+    found = wanted_server.server(o | {"model": folders[0]}, own_image=own)
     for note in found.notes:
         console.say(f"  note  {note}")
     if number < found.gpus:
@@ -219,7 +219,7 @@ def _image_to_serve(
     o: dict[str, Any], gpu: str, console: Console, dry_run: bool
 ) -> tuple[str, str, str]:
     """The image's --arch, the image by digest, and its release."""
-    from fp4forge.cli.compose import published
+    from fp4forge.cli.wanted_server import published
     from fp4forge.core.platform import host_platform
     from fp4forge.launch import image as images
     from fp4forge.oci import engine, reference

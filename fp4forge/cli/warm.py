@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fp4forge.cli import servers
+from fp4forge.cli import bringing_up, servers
 from fp4forge.cli.options import json_option, server_options_of_image, sign_options, signer_of
 from fp4forge.core import reading
 from fp4forge.core.console import Console, print_json, print_rows
@@ -50,7 +50,7 @@ def warm(image: str, as_json: bool, dry_run: bool, timeout: float, **o: Any) -> 
     and packs what torch.compile, Triton and FlashInfer compiled. A server of the new image copies
     that into its caches if GPU, driver, plan and model are the same, and compiles as usual if not.
     """
-    from fp4forge.cli.compose import checked_image
+    from fp4forge.cli.wanted_server import checked_image
     from fp4forge.core import scratch
     from fp4forge.core.paths import STATE
     from fp4forge.core.platform import host_platform
@@ -158,7 +158,7 @@ def _collect(
     as_json: bool,
 ) -> None:
     """Starts a server with empty caches, has it answer, packs what it compiled, and removes it."""
-    from fp4forge.cli import compose
+    from fp4forge.cli import wanted_server
     from fp4forge.kernels import gpus
     from fp4forge.launch import compiled, this_machine
     from fp4forge.launch import deployment as deployments
@@ -173,7 +173,7 @@ def _collect(
     o |= {"image": f"{cold.repository}@{cold.index}", "release": release, "arch": arch}
     o |= {"variant": variant, "strategy": cold.labels.get("io.fp4forge.strategy")}
     o |= {"platform": cold.platform, "base": None, "model": o["model"].absolute()}
-    found = compose.server(o, own_image=True)
+    found = wanted_server.server(o, own_image=True)
     found = replace(found, name=f"warm-{found.name}"[:63].rstrip("-"))
     if number < found.gpus:
         raise UsageError(f"the split needs {found.gpus} GPUs, and this machine has {number}")
@@ -189,12 +189,12 @@ def _collect(
         served_name=found.served_name,
         image=found.image,
         release=release,
-        url=f"http://{servers.reached_address(found.listen)}:{found.port}",
+        url=f"http://{bringing_up.reached_address(found.listen)}:{found.port}",
         key_file=found.key_file,
         started=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     made.write(manifest.render(found, "compose"), "")
-    servers.bring_up(made, console, minutes * 60, smoke=True, as_json=as_json, show=False)
+    bringing_up.bring_up(made, console, minutes * 60, smoke=True, as_json=as_json, show=False)
     try:
         with console.step("collect") as step:
             step.detail = compiled.collect(made.name, made.served_name, target, step.report)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from fp4forge.advisories import vex
 from fp4forge.core.errors import RegistryError
 from fp4forge.kernels.base import Progress
-from fp4forge.oci import catalog, referrers, registry
+from fp4forge.oci import catalog, referrers, registry, registry_tags
 from fp4forge.plan import tags
 from fp4forge.publish import records
 
@@ -128,7 +128,7 @@ def _with_labels(repository: str, image: ListedImage, every_tag: set[str]) -> Li
 
 
 def _image_kind(labels: dict[str, str]) -> str:
-    base = registry.base_kind(labels.get(_BASE, ""))
+    base = registry_tags.base_kind(labels.get(_BASE, ""))
     return " ".join([*(labels.get(name, "-") for name in KIND), base or "-", labels["platform"]])
 
 

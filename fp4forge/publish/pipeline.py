@@ -20,7 +20,7 @@ from fp4forge.image import context as contexts
 from fp4forge.image.context import Context
 from fp4forge.inputs import policy
 from fp4forge.kernels import ledger as ledgers
-from fp4forge.oci import buildkit, copying, engine, registry
+from fp4forge.oci import buildkit, copying, engine, registry_tags
 from fp4forge.oci.acquire import RecordedLedger
 from fp4forge.oci.buildkit import COMPRESSION, BuildOptions
 from fp4forge.plan.plan import Plan
@@ -253,7 +253,7 @@ def _push_image(job: _PublishJob, ledger: str) -> VerifiedImage:
         own = _build_image(job, output, ledger)
     LAYOUT.name_only(own)
     index = LAYOUT.document(own)
-    immutable, known = registry.immutable(repository, plan.immutable_tag, index, own)
+    immutable, known = registry_tags.immutable(repository, plan.immutable_tag, index, own)
     digest = known or own  # known: the same image, with its first attestation
     image = f"{repository}@{digest}"
     if not known:
@@ -278,7 +278,7 @@ def _push_image(job: _PublishJob, ledger: str) -> VerifiedImage:
         tagging.check_further(repository, digest, job.destination.tags)
         with tagging.turn(repository):
             # Looked up again, at the last moment: another publisher may have taken it meanwhile.
-            immutable, now = registry.immutable(repository, plan.immutable_tag, index, own)
+            immutable, now = registry_tags.immutable(repository, plan.immutable_tag, index, own)
             if now not in (known, digest):
                 raise RegistryError(
                     f"another publisher pushed {repository}:{immutable} meanwhile",

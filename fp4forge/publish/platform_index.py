@@ -8,7 +8,7 @@ from typing import Any
 
 from fp4forge.core.errors import TagError
 from fp4forge.kernels.base import Progress
-from fp4forge.oci import registry
+from fp4forge.oci import registry, registry_tags
 from fp4forge.plan import tags
 from fp4forge.publish import signing, tagging, verified
 from fp4forge.publish.destination import Destination
@@ -49,7 +49,7 @@ def publish(
     identity = hashlib.sha256(joined.encode()).hexdigest()[:12]
     name = tags.immutable(plan["release"], plan["arch"], plan["variant"], identity)
     manifests = set().union(*(registry.images_of(repository, d) for d in digests.values()))
-    own = registry.combine(repository, list(digests.values()), manifests)
+    own = registry_tags.combine(repository, list(digests.values()), manifests)
     _, digest = _index_tag(repository, name, own)
     if where.signer:
         signing.sign(repository, digest, where.signer, report, {})  # its parts are attested
@@ -73,7 +73,7 @@ def _index_tag(repository: str, name: str, own: str) -> tuple[str, str]:
             the images in it, such as their provenance, is somebody else's.
     """
     index = registry.existing(repository, own).data
-    immutable, known = registry.immutable(repository, name, index, own)
+    immutable, known = registry_tags.immutable(repository, name, index, own)
     if known not in (None, own) and not verified.here(repository, known):
         raise TagError(
             f"{repository}:{immutable} names {known[:19]}, which was not published here",

@@ -14,7 +14,7 @@ from fp4forge.core.errors import RegistryError, TagError, UsageError, VerifyErro
 from fp4forge.core.image_names import DIGEST
 from fp4forge.core.text import shown
 from fp4forge.kernels.base import Progress
-from fp4forge.oci import reference, registry
+from fp4forge.oci import reference, registry, registry_tags
 from fp4forge.oci.cosign import Trust
 from fp4forge.plan import tags
 from fp4forge.publish import listing, records, tagging
@@ -116,7 +116,7 @@ def move(repository: str, chosen: Rollback, report: Progress) -> str:
                 remedy="somebody else published; look at build.py history, and run again",
             )
         labels = registry.image_labels(repository, chosen.after)
-        registry.check_takes_nothing_away(repository, chosen.tag, labels)
+        registry_tags.check_takes_nothing_away(repository, chosen.tag, labels)
         _check_kind(repository, chosen, labels)
         verdict = f"rolled back from {chosen.before}: {shown(chosen.verdict, 200)}"
         return tagging.give(repository, chosen.after, (chosen.tag,), report, verdict=verdict)

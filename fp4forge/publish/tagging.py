@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from fp4forge.core.errors import ForgeError, RegistryError
 from fp4forge.core.limits import TURN_SECONDS
 from fp4forge.kernels.base import Progress
-from fp4forge.oci import registry
+from fp4forge.oci import registry, registry_tags
 from fp4forge.oci.cosign import Signer
 from fp4forge.publish import records
 
@@ -60,7 +60,7 @@ def check_further(repository: str, digest: str, further: tuple[str, ...]) -> Non
     """
     labels = registry.image_labels(repository, digest) if further else []
     for name in further:
-        registry.check_takes_nothing_away(repository, name, labels)
+        registry_tags.check_takes_nothing_away(repository, name, labels)
 
 
 def give(
@@ -97,9 +97,9 @@ def give(
     try:
         for name in names:
             report(name)
-            registry.tag(repository, digest, name, fixed=name == fixed)
+            registry_tags.tag(repository, digest, name, fixed=name == fixed)
         for name in names:  # the first may have been moved while the last one was written
-            registry.check_names(repository, name, digest)
+            registry_tags.check_names(repository, name, digest)
     except BaseException as error:
         state = _tags_state(repository, names)
         error.add_note(state)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fp4forge.oci import registry
+from fp4forge.oci import registry, registry_tags
 from tests.e2e.conftest import REGISTRY, ROOT, Completed, shell
 from tests.e2e.nodes import Node, make_key, push_two_versions, write_ssh_config
 
@@ -241,7 +241,7 @@ def test_a_bundle_gives_no_moving_tag_to_an_image_that_nobody_vouches_for(
 ) -> None:
     moving = "0.20.2-sm121-awq-wheel-bootstrap-amd64"
     digest = (registry.resolve(f"{REGISTRY}/{REPO}", "1") or ("",))[0]
-    registry.tag(f"{REGISTRY}/{REPO}", digest, moving)
+    registry_tags.tag(f"{REGISTRY}/{REPO}", digest, moving)
     packed, there = tmp_path / "moving.tar", f"{REGISTRY}/fp4forge/unvouched"
     done = cli("bundle", f"{REGISTRY}/{REPO}:{moving}", "-o", str(packed))
     assert done.returncode == 0, done.stderr

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fp4forge.core.errors import RegistryError
-from fp4forge.oci import registry
+from fp4forge.oci import registry, registry_tags
 from tests.e2e.conftest import REGISTRY, ROOT, build, can_emulate, raw, shell, tag_digest
 
 SMALL = f"{REGISTRY}/fp4forge/two"
@@ -47,8 +47,8 @@ def digests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def index(digests: dict[str, str]) -> str:
     manifests = set().union(*(registry.images_of(SMALL, d) for d in digests.values()))
-    digest = registry.combine(SMALL, list(digests.values()), manifests)
-    registry.tag(SMALL, digest, "both")
+    digest = registry_tags.combine(SMALL, list(digests.values()), manifests)
+    registry_tags.tag(SMALL, digest, "both")
     return digest
 
 
@@ -95,7 +95,7 @@ def test_docker_and_skopeo_agree(index: str, platform: str) -> None:
 def test_an_index_that_names_another_image_is_refused(digests: dict[str, str]) -> None:
     wanted = registry.images_of(SMALL, digests["linux/amd64"])
     with pytest.raises(RegistryError, match="do not name the images"):
-        registry.combine(SMALL, list(digests.values()), wanted)
+        registry_tags.combine(SMALL, list(digests.values()), wanted)
 
 
 def test_one_platform_that_fails_leaves_the_tag(published: dict[str, Any]) -> None:

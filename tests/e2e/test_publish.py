@@ -100,23 +100,23 @@ def test_nothing_temporary_stays(published: dict[str, Any], containers_before: s
 
 
 def test_an_immutable_tag_that_another_image_has_is_left_alone(published: dict[str, Any]) -> None:
-    from fp4forge.oci import registry
+    from fp4forge.oci import registry_tags
 
     repository, tag = f"{REGISTRY}/{REPO}", published["tags"][0]
     index, digest = raw(published["image"]), published["digest"]
-    assert registry.immutable(repository, tag, document(index), digest) == (tag, digest)
+    assert registry_tags.immutable(repository, tag, document(index), digest) == (tag, digest)
     other = json.loads(json.dumps(index))
     for entry in other["manifests"]:
         if entry["platform"]["os"] != "unknown":
             entry["digest"] = "sha256:" + "0123456789abcdef" * 4
-    assert registry.immutable(repository, tag, document(other), "sha256:1") == (
+    assert registry_tags.immutable(repository, tag, document(other), "sha256:1") == (
         f"{tag}-01234567",
         None,
     )
     forged = json.loads(json.dumps(index))
     for entry in forged["manifests"]:
         entry["platform"] = {"os": "linux", "architecture": "arm64"}
-    assert registry.immutable(repository, tag, document(forged), "sha256:1")[0] != tag
+    assert registry_tags.immutable(repository, tag, document(forged), "sha256:1")[0] != tag
 
 
 def test_layers_built_anew_have_the_same_digest(published: dict[str, Any]) -> None:

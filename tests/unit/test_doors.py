@@ -11,7 +11,7 @@ import pytest
 
 from fp4forge.core.errors import UsageError
 from fp4forge.core.paths import PACKAGE
-from fp4forge.oci import reference, registry
+from fp4forge.oci import reference, registry_tags
 from fp4forge.oci.reference import ImageReference
 
 Look = Callable[[ast.AST], Iterator[int]]
@@ -120,4 +120,4 @@ def test_a_bundle_is_pushed_to_a_repository_of_a_registry(text: str) -> None:
     ],
 )
 def test_a_base_has_one_kind_on_all_platforms(label: str, kind: str) -> None:
-    assert registry.base_kind(label) == kind
+    assert registry_tags.base_kind(label) == kind

@@ -274,7 +274,7 @@ def test_a_whole_checkpoint_has_no_fault(name: str, tmp_path: Path) -> None:
 
 
 def test_without_a_release_it_is_judged_by_the_one_that_compose_takes(tmp_path: Path) -> None:
-    from fp4forge.cli.compose import published
+    from fp4forge.cli.wanted_server import published
 
     folder = publish(tmp_path, dense(linear), model(modelopt("NVFP4")))
     options = dict.fromkeys(("release", "variant", "strategy", "base", "platform"))

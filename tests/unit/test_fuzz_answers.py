@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fp4forge.core import http
 from fp4forge.core.text import steers
-from fp4forge.oci import api, buildkit, registry
+from fp4forge.oci import api, buildkit, registry, registry_tags
 from fp4forge.serve import client, quality
 from tests.fuzz import documents, fuzz, spoilt, spoilt_bytes, survives
 
@@ -43,9 +43,9 @@ def ask_registry() -> None:
     found = registry.resolve(repository, "tag")
     survives(lambda: registry.layer_sizes(repository, "tag"))
     survives(lambda: registry.image_labels(repository, "tag"))
-    survives(lambda: registry.combine(repository, ["tag"], {DIGEST}))
+    survives(lambda: registry_tags.combine(repository, ["tag"], {DIGEST}))
     if found:
-        survives(lambda: registry.immutable(repository, "tag", found[1], DIGEST))
+        survives(lambda: registry_tags.immutable(repository, "tag", found[1], DIGEST))
 
 
 @fuzz

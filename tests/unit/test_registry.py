@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from fp4forge.core.errors import ForgeError, RegistryError, TagError
-from fp4forge.oci import api, copying, referrers, registry
+from fp4forge.oci import api, copying, referrers, registry, registry_tags
 from fp4forge.oci.layout import OciLayout
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
@@ -162,7 +162,7 @@ def test_a_tag_that_names_something_else_afterwards_is_an_error(evil: Evil) -> N
 
     evil.answer = answer
     with pytest.raises(RegistryError, match="latest names sha256"):
-        registry.tag(evil.repository, digest, "latest")
+        registry_tags.tag(evil.repository, digest, "latest")
 
 
 def test_a_blob_that_was_cut_does_not_pass(evil: Evil, tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_a_push_takes_no_tag_away_from_another_kind_of_image(
     evil.answer = say(200, json.dumps(INDEX).encode())
     monkeypatch.setattr(registry, "image_labels", lambda *_: [OLD])
     try:
-        registry.check_takes_nothing_away(evil.repository, "latest", [new])
+        registry_tags.check_takes_nothing_away(evil.repository, "latest", [new])
         assert not refused
     except TagError as error:
         assert refused and "latest names an image" in error.message
@@ -265,7 +265,7 @@ def test_no_tag_is_taken_away_from_a_single_image(evil: Evil) -> None:
     image_of(shelf, "arm64", "latest")
     new = [{"a": "b", "platform": "linux/amd64"}]
     with pytest.raises(TagError, match="names an image of platform linux/arm64"):
-        registry.check_takes_nothing_away(evil.repository, "latest", new)
+        registry_tags.check_takes_nothing_away(evil.repository, "latest", new)
 
 
 def test_labels_are_those_that_the_digest_says(evil: Evil) -> None:
@@ -310,10 +310,10 @@ def test_an_index_that_says_something_else_of_the_same_image_is_another(
     own = shelf.put({"manifests": [entry]})
     shelf.put({"manifests": [*([entry] if twice else []), entry | change]}, "plan")
     index = registry.existing(evil.repository, own).data
-    name, known = registry.immutable(evil.repository, "plan", index, own)
+    name, known = registry_tags.immutable(evil.repository, "plan", index, own)
     assert name != "plan" and known is None
     shelf.put({"manifests": [entry], "annotations": {"other": "time"}}, "plan")
-    assert registry.immutable(evil.repository, "plan", index, own)[0] == "plan"
+    assert registry_tags.immutable(evil.repository, "plan", index, own)[0] == "plan"
 
 
 @pytest.mark.parametrize("digest", ["sha512:" + "0" * 128, "sha256:" + "A" * 64, "md5:0"])

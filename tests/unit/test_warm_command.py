@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fp4forge.cli import servers
+from fp4forge.cli import bringing_up, servers
 from fp4forge.cli import warm as command
 from fp4forge.core.console import Console
 from fp4forge.core.errors import ForgeError, NoGpuError, ServingError, UsageError
@@ -115,7 +115,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     monkeypatch.setattr(deployment, "FOLDER", tmp_path / "serve")
     monkeypatch.setattr(deployment.Deployment, "run", runs)
-    monkeypatch.setattr(servers, "bring_up", bring_up)
+    monkeypatch.setattr(bringing_up, "bring_up", bring_up)
     monkeypatch.setattr(servers, "state", lambda made: did.get("state", "exited"))
     monkeypatch.setattr(compiled, "collect", collect)
     return did

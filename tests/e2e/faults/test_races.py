@@ -21,7 +21,7 @@ from tests.e2e.faults.registry import Exchange, Fault, Proxy
 PUBLISH = """
 import json, sys
 from pathlib import Path
-from fp4forge.oci import registry
+from fp4forge.oci import registry, registry_tags
 from fp4forge.oci.layout import OciLayout
 from fp4forge.publish import tagging
 
@@ -29,7 +29,7 @@ repository, digest, folder, moving = sys.argv[1:]
 index = OciLayout(Path(folder)).document(digest)
 sys.stdin.readline()
 with tagging.turn(repository):
-    immutable, now = registry.immutable(repository, "plan", index, digest)
+    immutable, now = registry_tags.immutable(repository, "plan", index, digest)
     tagging.give(repository, digest, (immutable, moving), lambda _: None, fixed=immutable)
 print(json.dumps([immutable, digest]))
 """

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from fp4forge.oci import api, catalog, cosign, referrers, registry
+from fp4forge.oci import api, catalog, cosign, referrers, registry, registry_tags
 from fp4forge.publish import records, tagging
 from fp4forge.serve import runlock, settings
 from tests.e2e.faults import images
@@ -316,7 +316,7 @@ def test_parts_of_an_index_that_stays_stay(shelf: Shelf, made: list[images.Image
         shelf.publish(number)
     parts = set(made[0].layout.document(made[0].digest).image_digests)
     parts |= made[1].layout.document(made[1].digest).image_digests
-    both = registry.combine(shelf.repository, [made[0].digest, made[1].digest], parts)
+    both = registry_tags.combine(shelf.repository, [made[0].digest, made[1].digest], parts)
     tagging.give(shelf.repository, both, ("1.0-sm121-awq-wheel-bootstrap",), lambda _: None)
     done = shelf.run("prune", "--keep", "1")
     assert sum(not entry["kept"] for entry in done["images"]) == 2
