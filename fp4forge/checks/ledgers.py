@@ -130,16 +130,15 @@ _PARTS = ("vllm", "flashinfer/data/aot", "flashinfer_jit_cache")
 @contextmanager
 def _from_engine(target: str, report: Progress) -> Iterator[Path]:
     """A folder with the extensions of a container, or of an image that is not started."""
-    from docker.errors import APIError, ImageNotFound, NotFound
+    from docker.errors import ImageNotFound
 
     from fp4forge.oci import engine
 
     client = engine.connect()
     made = None
     try:
-        try:
-            container = client.containers.get(target)
-        except (NotFound, APIError):
+        container = engine.find_container(target)
+        if container is None:
             try:
                 client.images.get(target)
             except ImageNotFound:

@@ -19,13 +19,8 @@ def of(target: str) -> RecordedKernels:
     """
     if Path(target).exists():
         return RecordedKernels()
-    from docker.errors import APIError, NotFound
-
     from fp4forge.oci import engine
 
-    client = engine.connect()
-    try:
-        found = acquire.records_of(client.containers.get(target))
-    except (NotFound, APIError):
-        found = acquire.records(client, target)
+    running = engine.find_container(target)
+    found = acquire.records_of(running) if running else acquire.records(engine.connect(), target)
     return found.plan.backend_kernels

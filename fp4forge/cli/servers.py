@@ -27,16 +27,10 @@ smoke_option = click.option("--no-smoke", is_flag=True, help="Ask the ready serv
 
 def state(made: Deployment) -> str:
     """The container's state; ``gone`` if there is none, ``partial`` if several differ."""
-    from docker.errors import NotFound
-
     from fp4forge.oci import engine
 
-    found = set()
-    for name in made.containers:
-        try:
-            found.add(str(engine.connect().containers.get(name).status))
-        except NotFound:
-            found.add("gone")
+    running = [engine.find_container(name) for name in made.containers]
+    found = {str(one.status) if one else "gone" for one in running}
     return found.pop() if len(found) == 1 else "partial"
 
 

@@ -70,17 +70,13 @@ def container(name: str) -> Evidence:
     Raises:
         ServingError: the container does not exist.
     """
-    from docker.errors import NotFound
-
-    client = engine.connect()
-    try:
-        found = client.containers.get(name)
-        out = from_inspect(found.attrs, f"docker inspect {shown(name, 100)}", here=True)
-        out.log = evidence.as_log(found.logs(tail=20_000)[-LOG_BYTES:])
-    except NotFound:
+    found = engine.find_container(name)
+    if found is None:
         raise ServingError(
             f"container {shown(name, 200)!r} does not exist", remedy="docker ps --all lists them"
-        ) from None
+        )
+    out = from_inspect(found.attrs, f"docker inspect {shown(name, 100)}", here=True)
+    out.log = evidence.as_log(found.logs(tail=20_000)[-LOG_BYTES:])
     out.records = acquire.records_of(found)
     out.inputs = [evidence.GivenEvidence(f"container {name}", inspected.summary(out))]
     out.url = out.address

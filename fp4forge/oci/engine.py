@@ -63,6 +63,20 @@ def connect() -> Any:
     return client
 
 
+def find_container(name: str) -> Any:
+    """A container as docker's SDK has it; None if the engine has none of that name.
+
+    Raises:
+        EngineError: no engine answers.
+    """
+    from docker.errors import APIError
+
+    try:
+        return connect().containers.get(name)
+    except APIError:  # NotFound, and what an engine says of a name that no container can have
+        return None
+
+
 def _silence(said: str) -> str:
     """Why an engine does not answer; the SDK's own text is a chain of its libraries' exceptions."""
     return next((why for pattern, why in _SILENCES if re.search(pattern, said)), last_words(said))

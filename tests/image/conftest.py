@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import testinfra
 
+from fp4forge.oci import engine
+
 PROOFS = "/tmp/fp4forge-proofs"
 # Read without a patch by every other proof: it has its own run.
 EMULATION = "vllm/model_executor/layers/quantization/utils/nvfp4_emulation_utils.py"
@@ -51,9 +53,7 @@ def progress(request: pytest.FixtureRequest) -> Callable[[str], None]:
 @pytest.fixture(scope="session")
 def container(request: pytest.FixtureRequest) -> Any:
     """The container as docker's SDK has it: its process, and files put into it."""
-    import docker
-
-    return docker.from_env().containers.get(request.config.getoption("--container"))
+    return engine.connect().containers.get(request.config.getoption("--container"))
 
 
 @pytest.fixture(scope="session")
@@ -133,9 +133,7 @@ def sha256(over_files: Callable[..., Any]) -> Callable[..., dict[str, str]]:
 @pytest.fixture(scope="session")
 def stored(request: pytest.FixtureRequest) -> Any:
     """The image as docker's SDK has it."""
-    import docker
-
-    return docker.from_env().images.get(request.config.getoption("--image"))
+    return engine.connect().images.get(request.config.getoption("--image"))
 
 
 @pytest.fixture(scope="session")
