@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import re
 import shutil
 from pathlib import Path, PurePosixPath
 
-from fp4forge.core import reading
+from fp4forge.core import files, reading
 from fp4forge.core.errors import ArtefactError, CheckpointError, DiskError, UsageError
 from fp4forge.core.text import shown
 from fp4forge.kernels.base import Progress
@@ -86,8 +85,7 @@ def fetch(repository: str, folder: Path, revision: str, report: Progress) -> str
         if entry.lfs is None or not file.is_file():
             continue
         report(f"SHA-256 of {entry.rfilename}")
-        with file.open("rb") as handle:
-            found = hashlib.file_digest(handle, "sha256").hexdigest()
+        found = files.sha256(file)
         if found != entry.lfs.sha256:
             file.unlink()
             raise ArtefactError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -91,3 +92,8 @@ def without_secrets(text: str) -> str:
     for pattern, shorter in _SECRETS:
         text = pattern.sub(shorter, text)
     return text
+
+
+def text_sha256(text: str) -> str:
+    """SHA-256 of a text as UTF-8, in hex."""
+    return hashlib.sha256(text.encode()).hexdigest()

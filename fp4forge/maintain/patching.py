@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import re
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 
 from fp4forge.core import files
 from fp4forge.core.errors import PatchError, UsageError
+from fp4forge.core.text import text_sha256
 from fp4forge.image.stages.apply_patches import Refused, apply_one, failed_hunks, gnu_patch
 from fp4forge.inputs import patches as series
 from fp4forge.inputs.patches import Patch, PatchSeries
@@ -149,9 +149,7 @@ def refresh(version: str) -> list[PatchState]:
             after = {path: (work / path).read_text() for path in paths}
             if offset:
                 diffs[patch.file] = "".join(_diff(p, before[p], after[p]) for p in paths)
-            hashes = {
-                path: (_text_sha256(before[path]), _text_sha256(after[path])) for path in paths
-            }
+            hashes = {path: (text_sha256(before[path]), text_sha256(after[path])) for path in paths}
             text = _with_hashes(text, patch.id, hashes)
             states.append(PatchState(patch.id, OFFSET if offset else APPLIES, offset))
     for path, content in read.items():
@@ -267,10 +265,6 @@ def _with_hashes(text: str, patch: str, hashes: dict[str, tuple[str, str]]) -> s
             rule="each record starts with id, indented by two, and has files: {} or a list",
         )
     return text
-
-
-def _text_sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextmanager

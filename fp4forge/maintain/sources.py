@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import tarfile
 import time
 from pathlib import Path
 
-from fp4forge.core import http, paths, scratch
+from fp4forge.core import files, http, paths, scratch
 from fp4forge.core.errors import ArtefactError
 from fp4forge.core.limits import FETCH_SECONDS, FETCHED_BYTES, INDEX_SECONDS
 from fp4forge.inputs import release
@@ -39,7 +38,7 @@ def fetch(artefact: Artefact) -> Path:
             another SHA-256 than the pinned one; nothing is kept then.
     """
     path = paths.STATE / "sources" / artefact.file
-    if path.is_file() and _file_sha256(path) == artefact.sha256:
+    if path.is_file() and files.sha256(path) == artefact.sha256:
         return path
     import requests
     import urllib3
@@ -77,7 +76,7 @@ def fetch(artefact: Artefact) -> Path:
                 f"{artefact.file} cannot be fetched: {type(error).__name__}",
                 remedy="check the network; running again starts over with this file",
             ) from None
-        found = _file_sha256(partial)
+        found = files.sha256(partial)
         if found != artefact.sha256:
             raise ArtefactError(
                 f"{artefact.file} has SHA-256 {found[:16]}…, pinned is {artefact.sha256[:16]}…",
@@ -112,8 +111,3 @@ def tree_of(artefact: Artefact) -> Path:
             archive.extractall(partial)  # noqa: S202 - its SHA-256 is the pinned one
             (partial / folder.name).rename(folder)
     return folder
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -12,6 +11,7 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
+from fp4forge.core import files
 from fp4forge.core.errors import BaseImageError, ToolError, UsageError
 from fp4forge.core.limits import COPY_SILENCE_SECONDS
 from fp4forge.core.platform import PLATFORMS
@@ -143,8 +143,7 @@ def import_layer(layer: Path, platform: str, reference: str) -> None:
     Raises:
         BaseImageError: the engine does not take it.
     """
-    with layer.open("rb") as file:
-        diff_id = hashlib.file_digest(file, "sha256").hexdigest()
+    diff_id = files.sha256(layer)
     created = datetime.fromtimestamp(int(EPOCH), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     system, architecture = platform.split("/")
     config = {

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import tarfile
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from msgspec import Struct
 from fp4forge.core import files as tar
 from fp4forge.core import reading, scratch
 from fp4forge.core.errors import ArtefactError, RegistryError, UsageError
+from fp4forge.core.files import sha256
 from fp4forge.core.limits import ENTRIES, INDEX_DEPTH
 from fp4forge.core.text import as_json, shown, steers
 from fp4forge.kernels.base import Progress
@@ -90,7 +90,7 @@ def make(image: str, output: Path, manifest: Path | None, report: Progress) -> B
                 )
             (folder / manifest.name).write_bytes(reading.content(manifest, UsageError))
         files = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
-        sums = [f"{_bundled_sha256(folder / f)}  {f}\n" for f in files if f.parts[0] != "blobs"]
+        sums = [f"{sha256(folder / f)}  {f}\n" for f in files if f.parts[0] != "blobs"]
         (folder / SUMS).write_text("".join(sums), encoding="utf-8")
         with tarfile.open(packed, "w") as archive:
             for path in (Path(SUMS), *files):
@@ -234,7 +234,7 @@ def _check_bundle(root: Path, file: Path) -> Bundle:
         if path.is_dir() or name == SUMS:
             continue
         expected = path.name if name.startswith(f"{_BLOBS}/") else wanted.pop(name, "")
-        if _bundled_sha256(path) != expected:
+        if sha256(path) != expected:
             raise ArtefactError(
                 f"{where}: {shown(name, 200)} does not match its checksum",
                 remedy="copy it once more",
@@ -312,8 +312,3 @@ def load(file: Path, report: Progress) -> None:
     engine.connect()
     report("docker load")
     engine.load(file)
-
-
-def _bundled_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -23,6 +23,7 @@ from msgspec import Struct
 from fp4forge.checks import credentials
 from fp4forge.core import reading, scratch
 from fp4forge.core.errors import ArtefactError, PlatformError, RegistryError, UsageError
+from fp4forge.core.files import sha256
 from fp4forge.core.paths import STATE
 from fp4forge.core.text import shown
 from fp4forge.image.runtime.opt.fp4forge import warm
@@ -346,8 +347,7 @@ class _Hashing:
 
 def _keep(layout: OciLayout, path: Path, media_type: str) -> dict[str, Any]:
     """Moves a file among a layout's blobs; its descriptor."""
-    with path.open("rb") as file:
-        digest = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+    digest = "sha256:" + sha256(path)
     path.rename(layout.path(digest))
     size = layout.path(digest).stat().st_size
     return {"mediaType": media_type, "digest": digest, "size": size}

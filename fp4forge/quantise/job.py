@@ -244,8 +244,7 @@ def _check_same_job(partial: Path, plan: QuantisePlan) -> None:
     for free in ("batch", "allow_cpu", "weights", "cpu_weights"):
         request.pop(free)  # they change no statistic
     if plan.release.formats[plan.asked.format].activations:
-        with plan.asked.text.open("rb") as text:
-            request["text"] = hashlib.file_digest(text, "sha256").hexdigest()
+        request["text"] = files.sha256(plan.asked.text)
     request["model"] = _model_fingerprint(plan.source)
     wanted, file = as_json(request), partial / ".state" / "request.json"
     if file.exists() and reading.text(file, UsageError) != wanted:

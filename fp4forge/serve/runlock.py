@@ -21,7 +21,7 @@ import fp4forge
 from fp4forge.core import reading
 from fp4forge.core.errors import CheckpointError, RunLockError
 from fp4forge.core.limits import CONFIG_BYTES, ENTRIES
-from fp4forge.core.text import as_json, shown, steers
+from fp4forge.core.text import as_json, shown, steers, text_sha256
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import engine, reference, registry
 from fp4forge.serve import manifest
@@ -83,7 +83,7 @@ def make(server: ServerSettings, kind: str, text: str, report: Progress) -> RunL
         )
     folders = {path: _locked_folder(Path(path), report) for path in _mounted_folders(server)}
     by = f"fp4forge {fp4forge.__version__}"
-    return RunLock(VERSION, by, kind, _text_sha256(text), server.image, server, folders)
+    return RunLock(VERSION, by, kind, text_sha256(text), server.image, server, folders)
 
 
 def text_of(lock: RunLock) -> str:
@@ -146,7 +146,7 @@ def reproduce(lock: RunLock, report: Progress) -> str:
             remedy="bring back what the lock names, or write a new lock with --lock",
         )
     text = manifest.render(lock.server, lock.kind)
-    if _text_sha256(text) != lock.manifest:
+    if text_sha256(text) != lock.manifest:
         raise RunLockError(
             f"fp4forge {fp4forge.__version__} writes another manifest from this lock, which"
             f" {shown(lock.by, 80)} wrote",
@@ -252,7 +252,3 @@ def _texts_in(value: object) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for entry in value:
             yield from _texts_in(entry)
-
-
-def _text_sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
