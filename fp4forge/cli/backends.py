@@ -60,10 +60,17 @@ def backends(as_json: bool, verbose: bool, write: bool, everything: bool, **o: A
             remedy="build.py backends --gpu sm121 --family gemma4",
         )
     if o["offline"]:
+        asked = {"--image": o["image"], "--arch": o["arch"], "--write": write}
+        if given := [name for name, value in asked.items() if value]:
+            raise UsageError(
+                f"{', '.join(given)} with --kept",
+                rule="--kept shows what is recorded for a release, and asks no image",
+                remedy="leave one of them out",
+            )
         found, kernels = _kept_answers(o), _predicted_kernels(o)
     else:
         found, kernels = _ask_image(o)
-    if write and not o["offline"]:
+    if write:
         backend_kernels.check(found)
         click.echo(f"wrote {kept.write(found)}", err=True)
     if as_json:

@@ -297,6 +297,8 @@ def run(*arguments: str) -> str:
         (["--gpu", "sm121"], "which GPU and which model"),
         (["--gpu", "sm121", "--family", "gemma5", "--kept"], "gemma5"),
         (["--gpu", "sm121", "--model", "x", "--kept"], "no answers for --model"),
+        (["--gpu", "sm121", "--family", "gemma4", "--kept", "--image", "i"], "--image with --kept"),
+        (["--gpu", "sm121", "--family", "gemma4", "--kept", "--write"], "--write with --kept"),
         (["--gpu", "sm121", "--family", "gemma5", "--image", "x"], "gemma5"),
     ],
 )

@@ -194,7 +194,7 @@ def test_nothing_was_compiled(machine: Any) -> None:
 def test_a_layer_is_not_replaced(machine: Any) -> None:
     collect(machine)
     before = files(machine.layer)
-    with pytest.raises(OSError):
+    with pytest.raises(warm.CannotWarm, match="exists already"):
         collect(machine)
     assert files(machine.layer) == before
     assert not list(machine.folder.glob(".fp4forge-*"))
@@ -318,6 +318,24 @@ def test_a_full_disk_is_left_alone(machine: Any, monkeypatch: pytest.MonkeyPatch
     assert files(machine.caches) == {}
 
 
+def test_what_killed_runs_left_is_removed_when_it_is_old(machine: Any) -> None:
+    collect(machine)
+    cold(machine)
+    folder = machine.caches / "triton/ABC"
+    folder.mkdir(parents=True)
+    old, new = folder / ".fp4forge-old", folder / ".fp4forge-new"
+    for path in (old, new):
+        path.write_text("half")
+    beside = machine.folder / ".fp4forge-killed"
+    (beside / "layer").mkdir(parents=True)
+    for path in (old, beside):
+        os.utime(path, (1, 1))
+    seed(machine)
+    assert not old.exists() and new.exists()
+    collect(machine, machine.folder / "second")
+    assert not beside.exists()
+
+
 def test_servers_that_start_together(machine: Any) -> None:
     collect(machine)
     cold(machine)
@@ -332,6 +350,16 @@ def test_folders_of_the_environment(machine: Any, monkeypatch: pytest.MonkeyPatc
     (machine.folder / "base/.cache").mkdir(parents=True)
     (machine.caches / "triton").rename(machine.folder / "own")
     (machine.caches / "flashinfer").rename(machine.folder / "base/.cache/flashinfer")
+    assert "6 files" in collect(machine)
+
+
+def test_vllms_own_folder_may_be_in_the_home_folder(
+    machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(machine.folder / "home"))
+    monkeypatch.setenv("VLLM_CACHE_ROOT", "~/vllm")
+    (machine.folder / "home").mkdir()
+    (machine.caches / "vllm").rename(machine.folder / "home/vllm")
     assert "6 files" in collect(machine)
 
 

@@ -23,6 +23,7 @@ be read or written; 78 the key differs.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -33,6 +34,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 from collections.abc import Iterator
 from importlib.metadata import distributions
 from pathlib import Path
@@ -65,6 +67,8 @@ BYTES = 8 << 30
 KEY_BYTES = 65536
 SPARE_BYTES = 1 << 30  # of disk, left to the server
 SMI_SECONDS = 10
+TEMPORARY = ".fp4forge-"
+ABANDONED_SECONDS = 3600  # what is temporary and older was left by a killed run
 
 UNSOUND = 65  # EX_DATAERR of sysexits.h
 NO_GPU = 69  # EX_UNAVAILABLE
@@ -84,7 +88,8 @@ def folders(caches: Path) -> dict[str, Path]:
     """Where each program keeps what it compiled, by the first part of a name in the archive."""
     base = os.environ.get("FLASHINFER_WORKSPACE_BASE")
     chosen = {
-        "vllm": os.environ.get("VLLM_CACHE_ROOT") or caches / "vllm",
+        # vLLM alone takes ~ for the home folder (envs.py).
+        "vllm": Path(os.environ.get("VLLM_CACHE_ROOT") or caches / "vllm").expanduser(),
         "triton": os.environ.get("TRITON_CACHE_DIR") or caches / "triton",
         "inductor": os.environ.get("TORCHINDUCTOR_CACHE_DIR") or caches / "torchinductor",
         "flashinfer": Path(base, ".cache/flashinfer") if base else caches / "flashinfer",
@@ -185,6 +190,12 @@ def collect(caches: Path, layer: Path, model: str) -> str:
     Raises:
         CannotWarm: no GPU, nothing to pack, or too much.
     """
+    if (
+        layer.is_symlink()
+        or (layer.exists() and not layer.is_dir())
+        or (layer.is_dir() and any(layer.iterdir()))
+    ):
+        raise CannotWarm(NO_ACCESS, f"{layer} exists already: name a new folder, or an empty one")
     made = key(model)
     where = folders(caches)
     found = [entry for name, folder in where.items() for entry in results(name, folder)]
@@ -202,7 +213,9 @@ def collect(caches: Path, layer: Path, model: str) -> str:
             f" with {BYTES / 1e9:.1f} GB are packed. Start with empty cache folders",
         )
     parts = sorted({name.partition("/")[0] for name, _, _ in found})
-    with tempfile.TemporaryDirectory(prefix=".fp4forge-", dir=layer.absolute().parent) as scratch:
+    parent = layer.absolute().parent
+    remove_abandoned(parent)
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=parent) as scratch:
         folder = Path(scratch, "layer")
         folder.mkdir()
         archive = folder / "cache.tar"
@@ -223,6 +236,20 @@ def collect(caches: Path, layer: Path, model: str) -> str:
         (folder / "key.json").write_text(json.dumps(made, indent=1, sort_keys=True) + "\n")
         folder.rename(layer)  # refused if it has files
     return f"{len(found):,} files with {size / 1e6:,.0f} MB of compiled results are in {layer}"
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Removes what killed runs left in a folder."""
+    for entry in os.scandir(folder):
+        if not entry.name.startswith(TEMPORARY):
+            continue
+        with contextlib.suppress(OSError):  # another run has removed it meanwhile
+            if entry.stat(follow_symlinks=False).st_mtime > time.time() - ABANDONED_SECONDS:
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry)
+            else:
+                Path(entry).unlink()
 
 
 def read_key(layer: Path) -> dict[str, Any]:
@@ -330,10 +357,11 @@ def put(tar: tarfile.TarFile, member: tarfile.TarInfo, where: dict[str, Path]) -
     """Writes one file, unless another program has written it meanwhile."""
     path, root = place(where, member.name), where[member.name.partition("/")[0]]
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(path.parent)
     if not path.parent.resolve().is_relative_to(root.resolve()):
         raise CannotWarm(NO_ACCESS, f"{path.parent} leads out of {root}")
     source = tar.extractfile(member)
-    handle, name = tempfile.mkstemp(prefix=".fp4forge-", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             if source:
