@@ -91,7 +91,11 @@ def _environment(version: str, token: str) -> list[ServerSetting]:
     ]
     if token:
         found += [
-            ServerSetting("RAY_AUTH_MODE", "token", "who reaches Ray's ports could run code here"),
+            ServerSetting(
+                "RAY_AUTH_MODE",
+                "token",
+                "anyone who reaches Ray's ports could otherwise run code here",
+            ),
             ServerSetting("RAY_AUTH_TOKEN", token, "the same on all machines, new for each start"),
         ]
     # An image whose version is not known ("0", of another maker) is left to its own default.

@@ -101,7 +101,9 @@ def test_what_a_runtime_mounts_is_no_replacement(entry: Any, point: str) -> None
     assert entry.replaced() == {}
 
 
-@pytest.mark.parametrize("name", ["PYTHONPYCACHEPREFIX", "PYTHONPATH", "LD_AUDIT", "OPENSSL_CONF", "GCONV_PATH"])
+@pytest.mark.parametrize(
+    "name", ["PYTHONPYCACHEPREFIX", "PYTHONPATH", "LD_AUDIT", "OPENSSL_CONF", "GCONV_PATH"]
+)
 def test_variables(entry: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "/x\x1b[31m")
     assert [found.partition("=")[0] for found in entry.replaced()] == [name]
