@@ -36,9 +36,14 @@ class AuditedPackages:
 
 
 def of_packages(packages: Mapping[str, str], vllm: str) -> set[OsvPackage]:
-    """Python packages by name and version; vLLM is in no lock of an image that compiles it."""
+    """Python packages by name and version; vLLM is in no lock of an image that compiles it.
+
+    Args:
+        packages: versions by name, of locks.
+        vllm: its version; empty for an image without it.
+    """
     found = {OsvPackage(PYPI, name, version) for name, version in packages.items()}
-    return found | {OsvPackage(PYPI, VLLM, vllm)}
+    return found | ({OsvPackage(PYPI, VLLM, vllm)} if vllm else set())
 
 
 def of_release(name: str) -> AuditedPackages:
@@ -72,7 +77,7 @@ def of_image(image: str, report: Progress) -> AuditedPackages:
     client = engine.connect()
     engine.have(client, image, None, report)
     plan = acquire.records(client, image).plan
-    if not plan.vllm_version:
+    if not plan.release:
         raise UsageError(
             f"{shown(image, 200)} has no plan in {acquire.FOLDER}",
             rule="an image is audited by the packages that its plan and its dpkg name",

@@ -10,12 +10,17 @@ from fp4forge.inputs import defaults
 from fp4forge.inputs.release import STRATEGIES, VARIANTS
 from fp4forge.kernels.gpus import GPUS, Target, target
 
+# What an image is for; each kind has its own repository.
+SERVE, QUANTISE = "serve", "quantise"
+REPOSITORIES = {SERVE: "fp4forge/vllm", QUANTISE: "fp4forge/quantise"}
+KINDS = tuple(REPOSITORIES)
+
 
 @dataclass(frozen=True)
 class ImageRequest:
     """What a user asks for, as given on the command line; None takes the default."""
 
-    arch: str
+    arch: str  # empty for an image that quantises
     release: str | None = None
     variant: str | None = None
     strategy: str | None = None
@@ -29,6 +34,7 @@ class ImageRequest:
     aot: str | None = None  # FlashInfer's modules; None: gemma4 if this machine can compile them
     cross: bool = False  # compile on another platform than the image's
     extras: tuple[str, ...] = ()  # of releases/extras.yaml
+    kind: str = SERVE
 
 
 @dataclass(frozen=True)
