@@ -15,8 +15,9 @@ from fp4forge.core import reading
 from fp4forge.core.errors import BinaryError, UsageError
 from fp4forge.core.platform import PLATFORMS
 from fp4forge.core.text import shown
-from fp4forge.inputs import bases, image_extras, locks, release
+from fp4forge.inputs import bases, image_extras, locks, modelopt
 from fp4forge.inputs.locks import LockName
+from fp4forge.inputs.release import Release
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import acquire, engine
 
@@ -53,14 +54,16 @@ def of_release(name: str) -> AuditedPackages:
         UsageError: there is no such release.
         DriftError: one of its locks was never made.
     """
-    what = release.load(name)
+    what = modelopt.of_either_kind(name)
+    vllm = what.vllm_version if isinstance(what, Release) else ""
+    extras = image_extras.locked() if vllm else ()
     pythons = sorted({bases.load(base).python for base in bases.names()})
     found: set[OsvPackage] = set()
     for strategy, platform, python in itertools.product(what.strategies, PLATFORMS, pythons):
-        for extra in ("", *image_extras.locked()):
+        for extra in ("", *extras):
             lock = locks.read(LockName(name, strategy, platform, python, extra))
             pins = dict(locks.pin(block) for block in lock.values())
-            found |= of_packages(pins, what.vllm_version)
+            found |= of_packages(pins, vllm)
     return AuditedPackages(name, tuple(sorted(found)))
 
 

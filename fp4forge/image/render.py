@@ -174,7 +174,7 @@ def _all_dockerfiles(failures: Failures) -> dict[str, str]:
                 for cross in (False, True) if strategy == "source" else (False,):
                     text = _render_dockerfile(release, series, strategy, cross=cross)
                     found[_dockerfile_name(version, strategy, cross=cross)] = text
-    for version in (f"{modelopt.PREFIX}{name}" for name in modelopt.names()):
+    for version in modelopt.release_names():
         with failures.of(version):
             text = _render_quantiser(modelopt.load(version))
             found[_dockerfile_name(version, modelopt.STRATEGY)] = text

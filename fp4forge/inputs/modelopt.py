@@ -8,8 +8,9 @@ from msgspec import Meta, Struct
 
 from fp4forge.core.errors import ReleaseError, UsageError
 from fp4forge.core.paths import RELEASES
+from fp4forge.inputs import release
 from fp4forge.inputs.reader import InputFormat, by_version
-from fp4forge.inputs.release import External, ImageRelease, Requirement, Strategy
+from fp4forge.inputs.release import External, ImageRelease, Release, Requirement, Strategy
 
 _Text = Annotated[str, Meta(min_length=5)]
 _Config = Annotated[str, Meta(pattern="^[A-Z][A-Z0-9_]*_CFG$", description="ModelOpt's name of it")]
@@ -120,9 +121,24 @@ def names() -> tuple[str, ...]:
     return by_version(stems, "releases/quantise", ReleaseError)
 
 
+def release_names() -> tuple[str, ...]:
+    """The names of all releases of ModelOpt, oldest first: ``modelopt-VERSION``."""
+    return tuple(f"{PREFIX}{version}" for version in names())
+
+
 def is_release(name: str) -> bool:
     """Whether a release's name is one of ModelOpt's, not of vLLM's."""
     return name.startswith(PREFIX)
+
+
+def of_either_kind(name: str) -> Release | ModelOptRelease:
+    """The release of that name, of vLLM or of ModelOpt.
+
+    Raises:
+        UsageError: there is no such release.
+        ReleaseError: its file is malformed.
+    """
+    return load(name) if is_release(name) else release.load(name)
 
 
 def load(version: str | None = None) -> ModelOptRelease:

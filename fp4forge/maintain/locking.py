@@ -31,14 +31,9 @@ def every(names: Iterable[str], failures: Failures) -> Iterator[LockName]:
     pythons = sorted({bases.load(name).python for name in bases.names()})
     for name in names:
         with failures.of(name):
-            for strategy in _release(name).strategies:
+            for strategy in modelopt.of_either_kind(name).strategies:
                 for platform, python in itertools.product(PLATFORMS, pythons):
                     yield LockName(name, strategy, platform, python)
-
-
-def _release(name: str) -> Release | ModelOptRelease:
-    """A release of either kind of image, by its name."""
-    return modelopt.load(name) if modelopt.is_release(name) else release.load(name)
 
 
 def resolve(name: LockName) -> str:
@@ -48,7 +43,7 @@ def resolve(name: LockName) -> str:
         ReleaseError: the requirements cannot be satisfied; uv's reason is in the message.
         ReleaseError: a wheel's hash is not the one that the release pins.
     """
-    what = _release(name.release)
+    what = modelopt.of_either_kind(name.release)
     strategy = what.strategies[name.strategy]
     vllm = [f"vllm=={what.vllm_version}"] if isinstance(what, Release) else []
     text = compile_(
@@ -189,7 +184,9 @@ def resolve_releases(names: Iterable[str], failures: Failures) -> dict[str, str]
 
     def attempt_build(name: str) -> str:
         with failures.of(name):
-            return resolve_build(name) if "source" in _release(name).strategies else ""
+            return (
+                resolve_build(name) if "source" in modelopt.of_either_kind(name).strategies else ""
+            )
         return ""
 
     names = list(names)
@@ -202,8 +199,7 @@ def resolve_releases(names: Iterable[str], failures: Failures) -> dict[str, str]
 
 def resolve_all(failures: Failures) -> dict[str, str]:
     """Every lock's file name and text, but those of broken releases."""
-    quantisers = (f"{modelopt.PREFIX}{name}" for name in modelopt.names())
-    names = (*release.names(), *quantisers)
+    names = (*release.names(), *modelopt.release_names())
     return resolve_releases(names, failures) | {TOOLS: resolve_tools()}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from fp4forge.advisories import installed
+from fp4forge.advisories import installed, vex
 from fp4forge.cli import cli
 from fp4forge.core import errors
 from fp4forge.core.errors import ReleaseError, UsageError
@@ -20,6 +20,8 @@ from fp4forge.core.paths import IMAGE_TESTS, LOCKS, RELEASES, ROOT
 from fp4forge.image import context as contexts
 from fp4forge.image import render
 from fp4forge.inputs import locks, modelopt
+from fp4forge.inputs.broken_releases import Failures
+from fp4forge.maintain import locking
 from fp4forge.plan import packages, tags
 from fp4forge.plan.request import QUANTISE, ImageRequest
 from fp4forge.plan.resolve import resolve
@@ -86,6 +88,41 @@ def test_its_packages_are_audited_without_a_vllm() -> None:
     names = {package.name for package in installed.of_packages({"torch": "2.13.0"}, "")}
     assert names == {"torch"}
     assert installed.VLLM in {package.name for package in installed.of_packages({}, "1.0")}
+
+
+def test_its_locks_are_audited_like_a_release_of_vllm() -> None:
+    name = modelopt.release_names()[-1]
+    found = installed.of_release(name)
+    components = {package.name for package in found.components}
+    assert found.release == name and "nvidia-modelopt" in components and "vllm" not in components
+    assert vex.load(name) == ()
+    with pytest.raises(UsageError):
+        installed.of_release("modelopt-9.9")
+
+
+def test_modelopt_is_in_the_layer_that_changes_most() -> None:
+    layers = packages.layers(resolve(REQUEST))
+    assert "nvidia-modelopt==" in layers["python"] and "nvidia-modelopt" not in layers["cuda"]
+
+
+def test_a_lock_is_resolved_from_the_releases_requirements(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[list[str], tuple[str, ...]]] = []
+
+    def compiled(requirements: list[str], _: list[str], *options: str) -> str:
+        asked.append((requirements, options))
+        return "torch==2.13.0 \\\n    --hash=sha256:00\n"
+
+    monkeypatch.setattr(locking, "compile_", compiled)
+    failures = Failures()
+    texts = locking.resolve_releases(modelopt.release_names(), failures)
+    failures.check()
+    what = modelopt.load()
+    assert all(requirements == [*what.requirements] for requirements, _ in asked)
+    assert all(f"--exclude-newer={what.resolve_before}" in options for _, options in asked)
+    assert len(texts) == len(asked) == 4  # two platforms, two Pythons, no extras
+    assert all("releases/quantise/" in text and "vllm" not in text for text in texts.values())
 
 
 @pytest.mark.parametrize("name", ["modelopt-0.47.0", "0.47.0", "modelopt-0.47", None])
