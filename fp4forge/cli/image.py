@@ -26,7 +26,8 @@ from fp4forge.kernels.gpus import TARGETS
 from fp4forge.oci import reference
 from fp4forge.oci.buildkit import BuildOptions
 from fp4forge.plan import vllm_components
-from fp4forge.plan.request import QUANTISE, REPOSITORIES, SERVE, ImageRequest
+from fp4forge.plan.image_kinds import QUANTISE, REPOSITORIES, SERVE
+from fp4forge.plan.request import ImageRequest
 from fp4forge.publish import destination, distro_packages, pipeline
 
 

@@ -11,7 +11,7 @@ import click
 from fp4forge.core import paths
 from fp4forge.core.errors import UsageError
 from fp4forge.kernels.gpus import TARGETS
-from fp4forge.plan.request import KINDS, SERVE
+from fp4forge.plan.image_kinds import KINDS, SERVE
 
 if TYPE_CHECKING:
     from fp4forge.oci.cosign import Signer, Trust

@@ -9,11 +9,7 @@ from fp4forge.core.errors import UsageError
 from fp4forge.inputs import defaults
 from fp4forge.inputs.release import STRATEGIES, VARIANTS
 from fp4forge.kernels.gpus import GPUS, Target, target
-
-# What an image is for; each kind has its own repository.
-SERVE, QUANTISE = "serve", "quantise"
-REPOSITORIES = {SERVE: "fp4forge/vllm", QUANTISE: "fp4forge/quantise"}
-KINDS = tuple(REPOSITORIES)
+from fp4forge.plan.image_kinds import SERVE
 
 
 @dataclass(frozen=True)

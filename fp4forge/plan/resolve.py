@@ -14,9 +14,10 @@ from fp4forge.inputs.release import Release
 from fp4forge.kernels import archs, ledger
 from fp4forge.models import backend_answers
 from fp4forge.plan import aot, cross_toolchain, quantiser, vllm_components
+from fp4forge.plan.image_kinds import QUANTISE
 from fp4forge.plan.plan import Plan, PlanInputs
 from fp4forge.plan.prediction import predict
-from fp4forge.plan.request import QUANTISE, DecidedRequest, ImageRequest, decide, one_of
+from fp4forge.plan.request import DecidedRequest, ImageRequest, decide, one_of
 
 # The csrc patch that lets FP8 kernels run on all of SM12x, and what it takes away.
 FP8_FAMILY = "fp8-sm12x-family"

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from fp4forge.checks import runner
-from fp4forge.plan.request import QUANTISE, ImageRequest
+from fp4forge.plan.image_kinds import QUANTISE
+from fp4forge.plan.request import ImageRequest
 from fp4forge.publish import pipeline
 from tests.e2e.conftest import REGISTRY, shell
 

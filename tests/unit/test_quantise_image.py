@@ -23,7 +23,8 @@ from fp4forge.inputs import locks, modelopt
 from fp4forge.inputs.broken_releases import Failures
 from fp4forge.maintain import locking
 from fp4forge.plan import packages, tags
-from fp4forge.plan.request import QUANTISE, ImageRequest
+from fp4forge.plan.image_kinds import QUANTISE
+from fp4forge.plan.request import ImageRequest
 from fp4forge.plan.resolve import resolve
 
 REQUEST = ImageRequest("", base="bootstrap", platform="linux/amd64", kind=QUANTISE)
