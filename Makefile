@@ -42,7 +42,7 @@ $(VENV)/.ready: requirements.txt
 	@touch $@
 
 
-.PHONY: venv setup image image-source test checks unit e2e e2e-builds beside e2e-heavy test-image test-gpu quantise-venv test-quantise lint docs render requirements lock matrix drift follow archs faults audit bench clean help
+.PHONY: venv setup image image-source image-quantise test checks unit e2e e2e-builds beside e2e-heavy test-image test-gpu quantise-venv test-quantise lint docs render requirements lock matrix drift follow archs faults audit bench clean help
 
 venv: $(VENV)/.ready
 
@@ -59,6 +59,11 @@ image: setup ## Build, check and publish an image (ARCH= RELEASE= VARIANT= FROM=
 image-source: setup ## Compile the reference's vLLM (components core) into an image: hours; resumes
 	@$(RUN) build.py --arch $(ARCH) --from source --components core --source cutlass=pypi \
 	  --base $(BASE) --variant $(VARIANT) --registry $(TARGET_REGISTRY) --push $(OPTIONS)
+
+image-quantise: setup ## Build, check and publish the image that quantises (RELEASE=modelopt-VERSION BASE= PLATFORM=)
+	@$(RUN) build.py --kind quantise $(if $(RELEASE),--release $(RELEASE)) --base $(BASE) \
+	  $(if $(PLATFORM),--platform $(PLATFORM)) $(if $(REPORTS),--reports $(REPORTS)) \
+	  --registry $(TARGET_REGISTRY) --push $(OPTIONS)
 
 test: setup ## Lint, unit tests, and end-to-end tests against the real engine and registry
 	@scripts/test-tools.sh

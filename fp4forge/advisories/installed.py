@@ -15,8 +15,9 @@ from fp4forge.core import reading
 from fp4forge.core.errors import BinaryError, UsageError
 from fp4forge.core.platform import PLATFORMS
 from fp4forge.core.text import shown
-from fp4forge.inputs import bases, image_extras, locks, release
+from fp4forge.inputs import bases, image_extras, locks, modelopt
 from fp4forge.inputs.locks import LockName
+from fp4forge.inputs.release import Release
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import acquire, engine
 
@@ -36,9 +37,14 @@ class AuditedPackages:
 
 
 def of_packages(packages: Mapping[str, str], vllm: str) -> set[OsvPackage]:
-    """Python packages by name and version; vLLM is in no lock of an image that compiles it."""
+    """Python packages by name and version; vLLM is in no lock of an image that compiles it.
+
+    Args:
+        packages: versions by name, of locks.
+        vllm: its version; empty for an image without it.
+    """
     found = {OsvPackage(PYPI, name, version) for name, version in packages.items()}
-    return found | {OsvPackage(PYPI, VLLM, vllm)}
+    return found | ({OsvPackage(PYPI, VLLM, vllm)} if vllm else set())
 
 
 def of_release(name: str) -> AuditedPackages:
@@ -48,14 +54,16 @@ def of_release(name: str) -> AuditedPackages:
         UsageError: there is no such release.
         DriftError: one of its locks was never made.
     """
-    what = release.load(name)
+    what = modelopt.of_either_kind(name)
+    vllm = what.vllm_version if isinstance(what, Release) else ""
+    extras = image_extras.locked() if vllm else ()
     pythons = sorted({bases.load(base).python for base in bases.names()})
     found: set[OsvPackage] = set()
     for strategy, platform, python in itertools.product(what.strategies, PLATFORMS, pythons):
-        for extra in ("", *image_extras.locked()):
+        for extra in ("", *extras):
             lock = locks.read(LockName(name, strategy, platform, python, extra))
             pins = dict(locks.pin(block) for block in lock.values())
-            found |= of_packages(pins, what.vllm_version)
+            found |= of_packages(pins, vllm)
     return AuditedPackages(name, tuple(sorted(found)))
 
 
@@ -72,7 +80,7 @@ def of_image(image: str, report: Progress) -> AuditedPackages:
     client = engine.connect()
     engine.have(client, image, None, report)
     plan = acquire.records(client, image).plan
-    if not plan.vllm_version:
+    if not plan.release:
         raise UsageError(
             f"{shown(image, 200)} has no plan in {acquire.FOLDER}",
             rule="an image is audited by the packages that its plan and its dpkg name",

@@ -20,6 +20,7 @@ from fp4forge.core.errors import AdvisoryError
 from fp4forge.core.limits import CONFIG_BYTES
 from fp4forge.core.paths import RELEASES
 from fp4forge.core.text import shown
+from fp4forge.inputs import modelopt
 from fp4forge.inputs import release as releases
 from fp4forge.inputs.reader import InputFormat
 
@@ -137,7 +138,8 @@ def load(release: str) -> tuple[VexVerdict, ...]:
         AdvisoryError: the document is not OpenVEX, a verdict has no reason, or no expiry.
     """
     path = FOLDER / f"{release}.json"
-    if release not in releases.names() or not reading.is_file(path):
+    known = (*releases.names(), *modelopt.release_names())
+    if release not in known or not reading.is_file(path):
         return ()
     expires = FORMAT.read(FOLDER / "expiry.yaml", f"{RELEASES.name}/vex/expiry.yaml").expires
     content = reading.content(path, AdvisoryError, CONFIG_BYTES)

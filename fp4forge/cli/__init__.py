@@ -74,7 +74,7 @@ class LazyGroup(click.Group):
 @plan_options
 @registry_option
 @click.option(
-    "--repo", default="fp4forge/vllm", show_default=True, help="Repository in the registry."
+    "--repo", help="Repository in the registry; by default fp4forge/vllm, or fp4forge/quantise."
 )
 @click.option("--tag", "tags", multiple=True, help="Another tag for the verified image.")
 @click.option("--push", is_flag=True, help="Push by digest, verify, then move the tags.")

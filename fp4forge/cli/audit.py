@@ -35,13 +35,14 @@ def audit(image: str | None, releases: tuple[str, ...], db: str | None, as_json:
     """
     from fp4forge.advisories import audit as auditing
     from fp4forge.advisories import database, installed
-    from fp4forge.inputs import release
+    from fp4forge.inputs import modelopt, release
 
     if image and releases:
         raise UsageError("IMAGE and --release exclude each other", remedy="give one of them")
     source, console = database.of(db or database.SERVICE), Console()
     found = []
-    for name in [image] if image else releases or release.names():
+    every = (*release.names(), *modelopt.release_names())
+    for name in [image] if image else releases or every:
         with console.step("audit") as step:
             contents = (
                 installed.of_image(name, step.report) if image else installed.of_release(name)

@@ -26,6 +26,7 @@ from fp4forge.kernels.gpus import TARGETS
 from fp4forge.oci import reference
 from fp4forge.oci.buildkit import BuildOptions
 from fp4forge.plan import vllm_components
+from fp4forge.plan.image_kinds import QUANTISE, REPOSITORIES, SERVE
 from fp4forge.plan.request import ImageRequest
 from fp4forge.publish import destination, distro_packages, pipeline
 
@@ -48,7 +49,7 @@ def build(**o: Any) -> None:
             rule="--registry HOST[:PORT][/PATH] or REGISTRY in the environment",
             remedy="make setup starts one on loopback, and --push then needs no name",
         )
-    repository = reference.repository(registry, o["repo"])
+    repository = reference.repository(registry, o["repo"] or REPOSITORIES[o["kind"]])
     signer = None if o["dry_run"] else signer_of(o)
     where = destination.checked(
         repository,
@@ -94,7 +95,9 @@ def build(**o: Any) -> None:
 
 def _image_requests(o: dict[str, Any]) -> list[ImageRequest]:
     """What the plan's options ask for, one for each platform."""
-    if not o["arch"]:
+    if o["kind"] == QUANTISE:
+        _refuse_vllm_options()
+    elif not o["arch"]:
         raise UsageError(
             "--arch is missing: which GPU is the image for?",
             rule="one of " + ", ".join(TARGETS),
@@ -105,7 +108,7 @@ def _image_requests(o: dict[str, Any]) -> list[ImageRequest]:
     platforms = dict.fromkeys((o["platform"] or "").split(","))
     return [
         ImageRequest(
-            arch=o["arch"],
+            arch=o["arch"] or "",
             release=o["release"],
             variant=o["variant"],
             strategy=o["strategy"],
@@ -119,9 +122,42 @@ def _image_requests(o: dict[str, Any]) -> list[ImageRequest]:
             aot=o["aot"],
             cross=o["cross"],
             extras=o["extras"],
+            kind=o["kind"],
         )
         for platform in platforms
     ]
+
+
+# Options that choose something of vLLM's image.
+_OF_VLLM = (
+    "arch",
+    "arch_list",
+    "allow_missing",
+    "variant",
+    "strategy",
+    "components",
+    "sources",
+    "cross",
+    "aot",
+    "extras",
+)
+
+
+def _refuse_vllm_options() -> None:
+    """Refuses options that an image that quantises has no use for.
+
+    Raises:
+        UsageError: one of them was given.
+    """
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        given = context.get_parameter_source(parameter.name or "")
+        if parameter.name in _OF_VLLM and given is click.core.ParameterSource.COMMANDLINE:
+            raise UsageError(
+                f"{parameter.opts[0]} does not go with --kind {QUANTISE}",
+                rule="it chooses something of vLLM's image; one image quantises on every GPU",
+                remedy=f"leave it out, or --kind {SERVE}",
+            )
 
 
 def _one_request(o: dict[str, Any], rule: str) -> ImageRequest:
@@ -160,7 +196,7 @@ def context(output: Path, as_json: bool, **o: Any) -> None:
     if output.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UsageError(f"{folder} is not empty", rule="--output is a new or an empty folder")
     contexts.write(prepared, folder)
-    image = f"fp4forge/vllm:unverified-{prepared.plan.id}"
+    image = f"{REPOSITORIES[o['kind']]}:unverified-{prepared.plan.id}"
     line = building.by_hand(prepared.plan, folder, vllm_components.local_trees(o["sources"]), image)
     if as_json:
         found = {"plan": prepared.plan.id, "context": str(folder), "image": image, "command": line}
@@ -189,8 +225,9 @@ def verify(
     """Run the image tests against IMAGE, from the engine or a registry.
 
     With --key (or --identity and --issuer), IMAGE must be in a registry and signed: its index,
-    each platform's image, its provenance and its SBOM. With a key and without --arch, only that is
-    checked. Without --gpu, checks that need a GPU are skipped, and the output says so.
+    each platform's image, its provenance and its SBOM. With a key and without --arch (or --kind
+    quantise), only that is checked. Without --gpu, checks that need a GPU are skipped, and the
+    output says so.
     """
     from fp4forge.checks import check as checking
     from fp4forge.checks import runner as verifying
@@ -206,7 +243,7 @@ def verify(
             found = signing.check(repository, digest, trust, step.report, signing.KINDS)
             step.detail = found.text()
         image = found.image  # what was checked: the tag may move meanwhile
-        if not o["arch"]:
+        if not o["arch"] and o["kind"] == SERVE:
             if as_json:
                 print_json(asdict(found))
             return

@@ -11,6 +11,7 @@ import click
 from fp4forge.core import paths
 from fp4forge.core.errors import UsageError
 from fp4forge.kernels.gpus import TARGETS
+from fp4forge.plan.image_kinds import KINDS, SERVE
 
 if TYPE_CHECKING:
     from fp4forge.oci.cosign import Signer, Trust
@@ -18,6 +19,13 @@ if TYPE_CHECKING:
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _PLAN = (
+    click.option(
+        "--kind",
+        type=click.Choice(KINDS),
+        default=SERVE,
+        show_default=True,
+        help="What the image is for: serve has vLLM; quantise has ModelOpt, for every GPU.",
+    ),
     click.option("--arch", help=f"GPU the image is for: {', '.join(TARGETS)}."),
     click.option("--arch-list", help="TORCH_CUDA_ARCH_LIST to compile for; by default the GPU's."),
     click.option(
@@ -34,7 +42,8 @@ _PLAN = (
     ),
     click.option(
         "--release",
-        help="Release under releases/; by default the reference's, or the newest with --from.",
+        help="Release under releases/; by default the reference's, or the newest with --from."
+        " Of --kind quantise: modelopt-VERSION, by default the newest.",
     ),
     click.option("--variant", help="awq (all patches; the default) or plain."),
     click.option("--from", "strategy", help="source (compile; the default) or wheel."),

@@ -19,8 +19,7 @@ def lines(p: Plan, verbose: bool = False) -> list[str]:
     """
     rows = {
         "plan": p.id,
-        "release": f"{p.release}: vLLM {p.vllm_version}, torch {p.torch}, CUDA {p.cuda},"
-        f" transformers {p.transformers}, FlashInfer {p.flashinfer}",
+        "release": _release(p),
         "GPU": _gpus(p),
         "arch list": p.arch_list,
         "predicted": _predicted(p),
@@ -51,7 +50,15 @@ def lines(p: Plan, verbose: bool = False) -> list[str]:
     return fields([(name, value) for name, value in rows.items() if value], _INDENT)
 
 
+def _release(p: Plan) -> str:
+    what = f"vLLM {p.vllm_version}, " if p.serves else ""
+    more = f", FlashInfer {p.flashinfer}" if p.serves else ""
+    return f"{p.release}: {what}torch {p.torch}, CUDA {p.cuda}, transformers {p.transformers}{more}"
+
+
 def _gpus(p: Plan) -> str:
+    if not p.serves:
+        return "every GPU that this torch has kernels for; no ledger: that covers vLLM's kernels"
     of = f" ({', '.join(p.gpus)})" if p.gpus != (p.arch,) else ""
     return f"{p.arch}{of}, capability {', '.join(p.capabilities)}"
 
@@ -67,6 +74,8 @@ def _predicted(p: Plan) -> str:
 
 
 def _backends(p: Plan) -> str:
+    if not p.serves:
+        return ""
     if not p.backends:
         return f"not known for vLLM {p.vllm_version} (build.py backends --all --write records it)"
     families = {family for found in p.backends.values() for family in found}
@@ -110,6 +119,8 @@ def _hashed(p: Plan, verbose: bool) -> str:
 
 
 def _ahead(p: Plan) -> str:
+    if not p.serves:
+        return ""
     if p.aot.name == "none":
         return "none: FlashInfer compiles its FP4 modules at the first request (--aot gemma4)"
     return f"FlashInfer's modules, {p.aot.name}, for {p.aot.archs}"

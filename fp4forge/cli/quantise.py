@@ -95,7 +95,8 @@ def quantise(
     model: Path, kind: str, python: str, image: str, dry_run: bool, as_json: bool, **o: Any
 ) -> None:
     """Make a checked NVFP4 checkpoint from the BF16 MODEL with ModelOpt; resumes after a kill."""
-    from fp4forge.quantise import job, model_card, modelopt
+    from fp4forge.inputs import modelopt
+    from fp4forge.quantise import job, model_card
     from fp4forge.quantise.program import PythonPlace
 
     console = Console()

@@ -44,6 +44,7 @@ BACKENDS_FILE = "image/runtime/opt/fp4forge/backends.json"
 TERMS_FILE = "image/runtime/opt/fp4forge/licences/README.md"
 # What the ledger's stage and the compile's gate import; they have Python's own library beside it.
 KERNELS_MODULES = ("__init__", "base", "gpus", "groups", "elf", "cubins", "ledger")
+QUANTISE_TESTS = IMAGE_TESTS / "quantise"
 # What runs the image tests, and what says what they compare with.
 DECIDING = (
     "checks/check.py",
@@ -85,7 +86,9 @@ class Context:
 
 def stages(plan: Plan) -> tuple[str, ...]:
     """Modules of ``image/stages`` that a plan's build runs."""
-    names = {"install", "make_ledger", "apply_patches"}
+    names = {"install"}
+    if plan.serves:
+        names |= {"make_ledger", "apply_patches"}
     if plan.strategy == "source":
         names |= {"compile", "jobs", "cross"}
     if plan.aot.name != "none":
@@ -105,14 +108,12 @@ def assemble(plan: Plan) -> Context:
         ReleaseError: nothing says where a backend's kernels come from.
     """
     files, sources = _context_files(plan)
-    tests = [path for path in sorted(IMAGE_TESTS.rglob("*")) if _is_source(path)]
-    checks = {path.relative_to(IMAGE_TESTS).as_posix(): path for path in tests}
-    checks |= {f"fp4forge/{name}": PACKAGE / name for name in JUDGES}
+    checks = _checks(plan)
     sources = [*sources, *checks.values()]
     locked = replace(plan, packages=packages.versions(plan))
     plain = replace(
         locked,
-        backend_kernels=backend_origins.predicted(locked),
+        backend_kernels=backend_origins.predicted(locked) if plan.serves else {},
         context={name: hashlib.sha256(files[name]).hexdigest() for name in sorted(files)},
         checks=_files_digest(checks),
         revision=revision(sources),
@@ -132,18 +133,25 @@ def _context_files(plan: Plan) -> tuple[dict[str, bytes], list[Path]]:
         "leave-out.json": _json_bytes(
             {"cuda": plan.cuda.split(".")[0], "rules": msgspec.to_builtins(plan.leave_out)}
         ),
-        **_series_files(series, plan.variant, "python", "patches"),
         TERMS_FILE: sbom.terms(sbom.table()).encode(),
     }
+    copied: dict[str, Path] = {}
+    arch_rules: list[Path] = []
+    if plan.serves:
+        files |= _series_files(series, plan.variant, "python", "patches")
+        copied = _vllm_files()
+        arch_rules = [
+            RELEASES / "archs" / f"{plan.vllm_version}{end}" for end in (".json", ".cmake")
+        ]
     answers = [a for a in backend_answers.load(plan.vllm_version) if a.gpu in plan.gpus]
     if answers:
         files[BACKENDS_FILE] = _json_bytes(msgspec.to_builtins(answers))
     sources = [
         DOCKERFILES / render.name(plan),
-        RELEASES / f"{plan.release}.yaml",
+        RELEASES / plan.inputs.release.source_file,
         RELEASES / "bases.yaml",
         RELEASES / "sbom.yaml",
-        *(RELEASES / "archs" / f"{plan.vllm_version}{end}" for end in (".json", ".cmake")),
+        *arch_rules,
         *(LOCKS / name for name in packages.files(plan)),
         *series.files(plan.variant),
         *([backend_answers.path(plan.vllm_version), backend_kernels.PATH] if answers else []),
@@ -161,14 +169,35 @@ def _context_files(plan: Plan) -> tuple[dict[str, bytes], list[Path]]:
     if plan.aot.name != "none":
         files["aot.json"] = _json_bytes(plan.aot.instructions())
     files |= {f"locks/{name}.txt": text.encode() for name, text in packages.layers(plan).items()}
-    copied = {f"kernels/{name}.py": KERNELS / f"{name}.py" for name in KERNELS_MODULES}
     for name in stages(plan):
         copied[f"image/stages/{name}.py"] = IMAGE_FILES / "stages" / f"{name}.py"
+    files |= {name: path.read_bytes() for name, path in copied.items()}
+    return files, [*sources, *copied.values()]
+
+
+def _vllm_files() -> dict[str, Path]:
+    """What only images with vLLM get: what reads their ledger, the entrypoint, the health check."""
+    copied = {f"kernels/{name}.py": KERNELS / f"{name}.py" for name in KERNELS_MODULES}
     for path in sorted((IMAGE_FILES / "runtime").rglob("*")):
         if _is_source(path):
             copied["image/" + path.relative_to(IMAGE_FILES).as_posix()] = path
-    files |= {name: path.read_bytes() for name, path in copied.items()}
-    return files, [*sources, *copied.values()]
+    return copied
+
+
+def _checks(plan: Plan) -> dict[str, Path]:
+    """What checks a plan's image, by name: image tests, what they import, programs that they run.
+
+    ``tests/image/quantise`` checks images that quantise; they are held to the other tests too.
+    """
+    tests = [path for path in sorted(IMAGE_TESTS.rglob("*")) if _is_source(path)]
+    own = [path for path in tests if not path.is_relative_to(QUANTISE_TESTS)]
+    checks = {path.relative_to(IMAGE_TESTS).as_posix(): path for path in own}
+    checks |= {f"fp4forge/{name}": PACKAGE / name for name in JUDGES}
+    if not plan.serves:
+        inside = sorted((PACKAGE / "quantise" / "inside").glob("*.py"))
+        checks |= {p.relative_to(IMAGE_TESTS).as_posix(): p for p in tests if p not in own}
+        checks |= {f"fp4forge/{p.relative_to(PACKAGE).as_posix()}": p for p in inside}
+    return checks
 
 
 def _is_source(path: Path) -> bool:

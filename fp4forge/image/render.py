@@ -15,10 +15,11 @@ from fp4forge.core.errors import DriftError
 from fp4forge.core.paths import DOCKERFILES, RELEASES, ROOT, STATE, TEMPLATES
 from fp4forge.core.platform import host_platform
 from fp4forge.core.text import block
-from fp4forge.inputs import image_extras, patches
+from fp4forge.inputs import image_extras, modelopt, patches
 from fp4forge.inputs import release as releases
 from fp4forge.inputs.broken_releases import Failures
 from fp4forge.inputs.locks import LAYERS
+from fp4forge.inputs.modelopt import ModelOptRelease
 from fp4forge.inputs.patches import PatchSeries, patched_files
 from fp4forge.inputs.release import Release
 from fp4forge.plan.plan import Plan
@@ -61,7 +62,7 @@ class Variant:
 
 def name(plan: Plan) -> str:
     """A plan's Dockerfile under ``dockerfiles/``."""
-    return _dockerfile_name(plan.inputs.release, plan.strategy, cross=plan.cross is not None)
+    return _dockerfile_name(plan.release, plan.strategy, cross=plan.cross is not None)
 
 
 def arguments(plan: Plan) -> dict[str, str]:
@@ -76,6 +77,8 @@ def arguments(plan: Plan) -> dict[str, str]:
         "MAX_JIT_JOBS": str(plan.max_jit_jobs),
         "EXTRAS": ",".join(plan.extras),
     }
+    if not plan.serves:
+        return found
     found |= {_argument(n): "with" if n in plan.extras else "none" for n in image_extras.table()}
     if plan.cross:
         found |= {
@@ -109,7 +112,10 @@ def dockerfile(plan: Plan) -> str:
         DriftError: the committed file is not what templates, release and patches give.
     """
     inputs, cross = plan.inputs, plan.cross is not None
-    text = _render_dockerfile(inputs.release, inputs.series, plan.strategy, cross=cross)
+    if isinstance(inputs.release, ModelOptRelease):
+        text = _render_quantiser(inputs.release)
+    else:
+        text = _render_dockerfile(inputs.release, inputs.series, plan.strategy, cross=cross)
     if RELEASES.is_relative_to(ROOT) and inputs.series.folder.is_relative_to(ROOT):
         path = DOCKERFILES / name(plan)
         if not path.is_file() or path.read_text() != text:
@@ -121,22 +127,32 @@ def dockerfile(plan: Plan) -> str:
     return text
 
 
-def _dockerfile_name(release: Release, strategy: str, *, cross: bool) -> str:
-    return f"{release.release}/{strategy}{'-cross' if cross else ''}.Dockerfile"
+def _dockerfile_name(release: str, strategy: str, *, cross: bool = False) -> str:
+    return f"{release}/{strategy}{'-cross' if cross else ''}.Dockerfile"
 
 
 def _render_dockerfile(release: Release, series: PatchSeries, strategy: str, *, cross: bool) -> str:
-    environment = _jinja_environment(escape=False)
-    text: str = environment.get_template("Dockerfile.j2").render(
+    return _image_template(
+        "Dockerfile.j2",
         release=release,
         strategy=strategy,
         cross=cross,
         variants=[_variant(release, series, variant) for variant in series.variants],
-        groups=LAYERS,
-        uid=UID,
         argument=_argument,
         extras=image_extras.table(),
-        m=environment.get_template("macros.j2").module,
+    )
+
+
+def _render_quantiser(release: ModelOptRelease) -> str:
+    return _image_template("quantise.j2", release=release, strategy=modelopt.STRATEGY)
+
+
+def _image_template(template: str, **values: Any) -> str:
+    """A Dockerfile; all of them share layers, the user and the macros."""
+    environment = _jinja_environment(escape=False)
+    macros = environment.get_template("macros.j2").module
+    text: str = environment.get_template(template).render(
+        groups=LAYERS, uid=UID, m=macros, **values
     )
     return text
 
@@ -157,7 +173,11 @@ def _all_dockerfiles(failures: Failures) -> dict[str, str]:
             for strategy in release.strategies:
                 for cross in (False, True) if strategy == "source" else (False,):
                     text = _render_dockerfile(release, series, strategy, cross=cross)
-                    found[_dockerfile_name(release, strategy, cross=cross)] = text
+                    found[_dockerfile_name(version, strategy, cross=cross)] = text
+    for version in modelopt.release_names():
+        with failures.of(version):
+            text = _render_quantiser(modelopt.load(version))
+            found[_dockerfile_name(version, modelopt.STRATEGY)] = text
     return found
 
 

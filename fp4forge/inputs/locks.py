@@ -12,6 +12,7 @@ from fp4forge.core.paths import LOCKS
 # Layers of installed packages, from the slowest to the fastest to change. vLLM is one of its own.
 LAYERS = ("cuda", "torch", "python")
 _TORCH = {"torch", "torchvision", "torchaudio", "triton"}
+_NOT_CUDA = {"nvidia-modelopt"}  # NVIDIA's, but no part of CUDA
 TOOLS = "tools.txt"
 
 
@@ -40,7 +41,8 @@ def group_of(package: str) -> str:
         return "vllm"
     if package in _TORCH:
         return "torch"
-    return "cuda" if package.startswith("nvidia-") or package == "flashinfer-cubin" else "python"
+    cuda = package.startswith("nvidia-") and package not in _NOT_CUDA
+    return "cuda" if cuda or package == "flashinfer-cubin" else "python"
 
 
 def pin(block: str) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from msgspec import Meta, Struct
 
@@ -198,18 +198,16 @@ class External(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return f"{self.tag} ({self.commit[:12]})" if self.tag else self.commit
 
 
-class Release(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What goes into an image: versions, hashes, requirements. One file for each release."""
+class ImageRelease(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the releases of every kind of image have: versions, files to leave out, a budget."""
 
-    release: Annotated[Version, Meta(description="the file's name without .yaml")]
-    vllm: Vllm
+    title: ClassVar[str]  # of the image, in labels and SBOMs
+
     torch: Version
     cuda: Annotated[
         str, Meta(pattern=r"^1[23]\.[0-9]$", description="a CUDA version", examples=["13.0"])
     ]
     transformers: Version
-    flashinfer: Version
-    arch_list: ArchList
     resolve_before: Annotated[
         str,
         Meta(
@@ -218,6 +216,41 @@ class Release(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             examples=["2026-06-05"],
         ),
     ]
+    leave_out: Annotated[
+        tuple[LeaveOut, ...],
+        Meta(description="files of installed packages that the image does not need"),
+    ]
+    unpacked_gb: Annotated[
+        float,
+        Meta(
+            gt=0,
+            description="budget for the unpacked image in GB (10^9 bytes), without the files of"
+            " leave_out",
+        ),
+    ]
+
+    def __post_init__(self) -> None:
+        """Checks what no single field shows."""
+        try:
+            datetime.fromisoformat(self.resolve_before)
+        except ValueError:
+            raise BrokenField("resolve_before", f"is {self.resolve_before!r}", "a day") from None
+
+    @property
+    def epoch(self) -> int:
+        """SOURCE_DATE_EPOCH of images of this release: the day its locks end, in seconds UTC."""
+        return int(datetime.fromisoformat(self.resolve_before).replace(tzinfo=UTC).timestamp())
+
+
+class Release(ImageRelease, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What goes into an image: versions, hashes, requirements. One file for each release."""
+
+    title: ClassVar[str] = "fp4forge vLLM"
+
+    release: Annotated[Version, Meta(description="the file's name without .yaml")]
+    vllm: Vllm
+    flashinfer: Version
+    arch_list: ArchList
     strategies: Annotated[
         dict[StrategyName, Strategy],
         Meta(min_length=1, description="the ways to build this release, at least one"),
@@ -248,34 +281,29 @@ class Release(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         ],
         Meta(description="defaults of the image's environment by variant"),
     ]
-    leave_out: Annotated[
-        tuple[LeaveOut, ...],
-        Meta(description="files of installed packages that serving does not need"),
-    ]
-    unpacked_gb: Annotated[
-        float,
-        Meta(
-            gt=0,
-            description="budget for the unpacked image in GB (10^9 bytes), without the files of"
-            " leave_out",
-        ),
-    ]
     aot_all_gb: Annotated[
         float, Meta(gt=0, description="GB that --aot all adds to that budget for each GPU")
     ]
 
     def __post_init__(self) -> None:
         """Checks what no single field shows."""
-        try:
-            datetime.fromisoformat(self.resolve_before)
-        except ValueError:
-            raise BrokenField("resolve_before", f"is {self.resolve_before!r}", "a day") from None
+        super().__post_init__()
         if "wheel" in self.strategies and self.vllm.wheels.keys() - self.vllm.wheel_arch_lists:
             raise BrokenField(
                 "vllm",
                 "has no wheel_arch_lists for a wheel",
                 "releases with a wheel strategy have the arch list of every wheel",
             )
+
+    @property
+    def source_file(self) -> str:
+        """Its file under ``releases/``."""
+        return f"{self.release}.yaml"
+
+    @property
+    def product_version(self) -> str:
+        """The version of what the image is for: vLLM's."""
+        return self.vllm.version
 
     @property
     def vllm_version(self) -> str:
@@ -296,11 +324,6 @@ class Release(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def wheel_arch_lists(self) -> dict[str, str]:
         """What those wheels were compiled for."""
         return self.vllm.wheel_arch_lists
-
-    @property
-    def epoch(self) -> int:
-        """SOURCE_DATE_EPOCH of images of this release: the day its locks end, in seconds UTC."""
-        return int(datetime.fromisoformat(self.resolve_before).replace(tzinfo=UTC).timestamp())
 
     def strategy(self, name: str) -> Strategy:
         """The strategy's requirements.

@@ -14,6 +14,7 @@ from fp4forge.inputs import (
     bases,
     defaults,
     image_extras,
+    modelopt,
     patches,
     policy,
     release,
@@ -30,7 +31,6 @@ from fp4forge.models import (
     switch_history,
     tensor_layouts,
 )
-from fp4forge.quantise import modelopt as quantiser
 from fp4forge.serve import recipes
 
 FORMATS: tuple[InputFormat[Any], ...] = (
@@ -54,7 +54,7 @@ FORMATS: tuple[InputFormat[Any], ...] = (
     reference_card.FORMAT,
     vex.FORMAT,
     sbom.FORMAT,
-    quantiser.FORMAT,
+    modelopt.FORMAT,
 )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fp4forge.inputs import image_extras
 from fp4forge.inputs.locks import LAYERS, TOOLS, LockName, build_file, content, group_of, read
+from fp4forge.inputs.release import Release
 
 if TYPE_CHECKING:
     from fp4forge.plan.plan import Plan
@@ -24,8 +25,11 @@ def layers(plan: Plan) -> dict[str, str]:
     """
     name = _lock_name(plan)
     texts = _lock_by_layer(name)
+    if not plan.serves:
+        del texts["vllm"]
     if plan.strategy == "source":
         what = plan.inputs.release
+        assert isinstance(what, Release)
         pin = f"vllm=={what.vllm_version} --hash=sha256:{what.sdist.sha256}\n"
         del texts["vllm"]
         # nvcc links these statically into what CMake tries; images have no archives.

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from fp4forge.inputs.bases import Base
+from fp4forge.inputs.modelopt import ModelOptRelease
 from fp4forge.inputs.patches import PatchSeries
 from fp4forge.inputs.release import LeaveOut, Release
 from fp4forge.plan import aot, cross_toolchain, tags
@@ -23,7 +24,7 @@ from fp4forge.plan.vllm_components import ExternalSource
 class PlanInputs:
     """What a plan was made from."""
 
-    release: Release
+    release: Release | ModelOptRelease
     base: Base
     series: PatchSeries
 
@@ -75,6 +76,11 @@ class Plan:
     context: dict[str, str] = field(default_factory=dict)  # file -> SHA-256, the build's input
     id: str = ""
     inputs: PlanInputs = field(repr=False, kw_only=True)  # loaded once; not part of the JSON
+
+    @property
+    def serves(self) -> bool:
+        """Whether the image has vLLM; if not, it has ModelOpt, and quantises."""
+        return bool(self.vllm_version)
 
     @property
     def compiles(self) -> bool:

@@ -9,13 +9,14 @@ from fp4forge.core.errors import UsageError
 from fp4forge.inputs import defaults
 from fp4forge.inputs.release import STRATEGIES, VARIANTS
 from fp4forge.kernels.gpus import GPUS, Target, target
+from fp4forge.plan.image_kinds import SERVE
 
 
 @dataclass(frozen=True)
 class ImageRequest:
     """What a user asks for, as given on the command line; None takes the default."""
 
-    arch: str
+    arch: str  # empty for an image that quantises
     release: str | None = None
     variant: str | None = None
     strategy: str | None = None
@@ -29,6 +30,7 @@ class ImageRequest:
     aot: str | None = None  # FlashInfer's modules; None: gemma4 if this machine can compile them
     cross: bool = False  # compile on another platform than the image's
     extras: tuple[str, ...] = ()  # of releases/extras.yaml
+    kind: str = SERVE
 
 
 @dataclass(frozen=True)

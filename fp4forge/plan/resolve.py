@@ -13,7 +13,8 @@ from fp4forge.inputs.patches import Patch
 from fp4forge.inputs.release import Release
 from fp4forge.kernels import archs, ledger
 from fp4forge.models import backend_answers
-from fp4forge.plan import aot, cross_toolchain, vllm_components
+from fp4forge.plan import aot, cross_toolchain, quantiser, vllm_components
+from fp4forge.plan.image_kinds import QUANTISE
 from fp4forge.plan.plan import Plan, PlanInputs
 from fp4forge.plan.prediction import predict
 from fp4forge.plan.request import DecidedRequest, ImageRequest, decide, one_of
@@ -26,12 +27,14 @@ FLASH_ATTN_OPTIONAL = "flash-attn-optional"
 
 
 def resolve(request: ImageRequest) -> Plan:
-    """Resolves a request; the plan has no id before ``stage`` has seen its files.
+    """Resolves a request of either kind; the plan has no id before ``stage`` has seen its files.
 
     Raises:
         UsageError: an unknown arch, release, variant, strategy, base or platform.
         ReleaseError, PatchError: the release's files are malformed.
     """
+    if request.kind == QUANTISE:
+        return quantiser.resolve(request)
     decided = decide(request)
     chosen, platform = decided.target, decided.platform
     what = releases.load(decided.release)

@@ -13,6 +13,7 @@ import re
 from fp4forge.core.errors import UsageError
 from fp4forge.core.image_names import TAG
 from fp4forge.core.platform import PLATFORMS
+from fp4forge.inputs import modelopt
 from fp4forge.inputs.release import STRATEGIES
 from fp4forge.kernels.gpus import TARGETS
 
@@ -20,7 +21,10 @@ _TAG = re.compile(TAG)
 # The end of an immutable tag: a plan's id, and a digest's beginning for a second image of the plan.
 _IMMUTABLE = re.compile(r"-[0-9a-f]{12}(-[0-9a-f]{8})?$")
 # The beginning of a moving tag.
-_MOVING = re.compile(rf"[^-]+-({'|'.join(TARGETS)})-[^-]+-({'|'.join(STRATEGIES)})-")
+_MOVING = re.compile(
+    rf"[^-]+-({'|'.join(TARGETS)})-[^-]+-({'|'.join(STRATEGIES)})-"
+    rf"|{modelopt.PREFIX}[^-]+-[^-]+-[^-]+-{modelopt.STRATEGY}-"
+)
 
 
 def index(release: str, arch: str, variant: str, strategy: str, base: str) -> str:

@@ -106,8 +106,8 @@ def make(
     subject = SbomSubject(
         digest=digest,
         platform=plan.platform,
-        title="fp4forge vLLM",
-        version=plan.vllm_version,
+        title=plan.inputs.release.title,
+        version=plan.inputs.release.product_version,
         plan=plan.id,
         epoch=plan.epoch,
     )

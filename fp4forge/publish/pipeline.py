@@ -108,7 +108,7 @@ def run(
             lacking = pool.submit(build_machine.lacking, plan)
             context = contexts.assemble(plan)
             step.detail = f"{context.plan.id}: {context.plan.immutable_tag}"
-        if notice := policy.notice(plan.release):
+        if plan.serves and (notice := policy.notice(plan.release)):
             console.say(f"  note  {notice}")
         if where.advisories:
             with console.step("audit") as step:
@@ -144,7 +144,7 @@ def _run_pipeline(
             checked.result()  # making or fetching one takes long: nothing starts in vain
             base_images.ensure(base, platform, step.report)
     job = _PublishJob(context, folder, where, options, console, checked)
-    ledger = _extension_ledger(job)
+    ledger = _extension_ledger(job) if plan.serves else ""
     compiled = _compile_record(job) if plan.strategy == "source" else {}
     made = _push_image(job, ledger) if where.push else _load_image(job, ledger)
     console.steps.insert(place, checked.result())

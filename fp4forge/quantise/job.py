@@ -15,9 +15,9 @@ from fp4forge.core.errors import CheckpointError, UsageError
 from fp4forge.core.paths import MODELS
 from fp4forge.core.text import as_json, shown
 from fp4forge.inputs import release as releases
+from fp4forge.inputs.modelopt import ModelOptRelease
 from fp4forge.models import family as families
 from fp4forge.quantise import model_card, preconditions, program
-from fp4forge.quantise.modelopt import ModelOptRelease
 from fp4forge.quantise.program import PythonPlace
 
 BUILTIN = "builtin"

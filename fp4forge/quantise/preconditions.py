@@ -17,10 +17,10 @@ from fp4forge.core.errors import (
     UsageError,
 )
 from fp4forge.core.text import shown
+from fp4forge.inputs.modelopt import QuantisedFormat
 from fp4forge.kernels.base import Progress
 from fp4forge.models import family as families
 from fp4forge.quantise import weights
-from fp4forge.quantise.modelopt import QuantisedFormat
 
 _FLOATS = ("BF16", "F16", "F32")
 _BITS = 4.5  # of an NVFP4 weight: 4, and 8 for each 16

@@ -12,6 +12,7 @@ import pytest
 from fp4forge.core.paths import IMAGE_TESTS
 
 sys.path.append(str(IMAGE_TESTS / "proofs"))  # checkpoint.py and nvfp4.py
+sys.path.append(str(IMAGE_TESTS / "quantise"))  # tiny_gemma4.py
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # such small tensors: threads would only wait
 

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from fp4forge.checkpoint.inspect import inspect
 from fp4forge.core.paths import PACKAGE, ROOT
+from fp4forge.inputs import modelopt
 from fp4forge.inputs.release import names
-from fp4forge.quantise import modelopt
 from fp4forge.quantise.inside import __main__ as program
 from fp4forge.quantise.inside import compare, memory, say, tool
 from fp4forge.quantise.inside.calibrate import Calibration

@@ -319,7 +319,7 @@ def test_an_image_that_differs_from_its_plan_is_found() -> None:
 
 
 def test_the_template_installs_what_needs_no_lock() -> None:
-    text = (ROOT / "templates" / "Dockerfile.j2").read_text()
+    text = (ROOT / "templates" / "system.j2").read_text()
     named = {need.package for need in backend_kernels.table().files() if need.distribution}
     assert named and all(f'"{name}"' in text for name in named)
 

@@ -31,6 +31,7 @@ PLANS = {
     "plain": replace(newest, aot="none", variant="plain"),
     "aot": replace(newest, aot="gemma4"),
     "source": replace(newest, strategy="source", aot="none"),
+    "quantise": ImageRequest("", kind="quantise", base="bootstrap", platform="linux/amd64"),
 }
 resolved = {name: resolve(request) for name, request in PLANS.items()}
 
@@ -57,9 +58,10 @@ for group in json.loads(sys.argv[1]):
 assert now() == before
 print(json.dumps(out))
 """
-ALL = {"wheel", "plain", "aot", "source"}
+ALL = {"wheel", "plain", "aot", "source"}  # that serve
+BOTH = ALL | {"quantise"}
 STAGES = {
-    "install": ALL,
+    "install": BOTH,
     "make_ledger": ALL,
     "apply_patches": ALL,
     "compile": {"source"},
@@ -122,9 +124,13 @@ def promised(name: str) -> set[str]:
         return ALL if path.stem in KERNELS else set()
     if path.parts[:3] == ("fp4forge", "image", "stages"):
         return STAGES.get(path.stem, set())
-    if name.removeprefix("fp4forge/") in context.JUDGES:
-        return ALL
-    if path.parts[:3] == ("fp4forge", "image", "runtime") or path.parts[:2] == ("tests", "image"):
+    if path.parts[:3] == ("fp4forge", "quantise", "inside"):
+        return {"quantise"}  # an image test runs it
+    if path.parts[:3] == ("tests", "image", "quantise"):
+        return {"quantise"}
+    if name.removeprefix("fp4forge/") in context.JUDGES or path.parts[:2] == ("tests", "image"):
+        return BOTH
+    if path.parts[:3] == ("fp4forge", "image", "runtime"):
         return ALL
     return set()
 
@@ -154,7 +160,8 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> Changed:
     for line in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "all"]):
         subprocess.run([*git, *line], check=True)
     names = [p.relative_to(copy).as_posix() for p in sorted(copy.glob("fp4forge/**/*.py"))]
-    names += ["tests/image/test_config.py", "fp4forge/image/runtime/opt/fp4forge/bin/vllm"]
+    names += ["tests/image/test_config.py", "tests/image/quantise/test_quantiser.py"]
+    names += ["fp4forge/image/runtime/opt/fp4forge/bin/vllm"]
     silent = [name for name in names if not promised(name)]
     assert len(silent) > 60
     found = edit(copy, [silent, *([name] for name in names if promised(name))])

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from fp4forge.cli.quantise import quantise
 from fp4forge.core import errors
 from fp4forge.core.errors import ForgeError
+from fp4forge.inputs import modelopt
 from fp4forge.kernels.base import ToolError
-from fp4forge.quantise import model_card, modelopt, program
+from fp4forge.quantise import model_card, program
 from fp4forge.quantise.inside import batching, repair, texts
 from tests.checkpoints import TINY, Tensors, gemma4, write
 

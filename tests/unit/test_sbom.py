@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fp4forge.core.errors import ForgeError, RegistryError, VerifyError
+from fp4forge.inputs.release import Release
 from fp4forge.inputs.sbom import FORMAT, expression, site_of, table
 from fp4forge.plan.plan import Plan
 from fp4forge.plan.request import ImageRequest
@@ -197,6 +198,7 @@ def test_what_an_entry_says(root: Path, plan: Plan) -> None:
     assert len(cublas.sha256) >= 1  # the lock's: this version is that of the release
     assert by_name["odd-name"].sha256 == ()
     assert set(by_name["vllm"].patches) == set(plan.patches)
+    assert isinstance(plan.inputs.release, Release)
     assert by_name["vllm"].sha256 == (plan.inputs.release.vllm.wheels["linux/amd64"].sha256,)
     cutlass = by_name["cutlass"]
     assert cutlass.version == plan.inputs.release.externals["cutlass"].commit
