@@ -74,8 +74,8 @@ def shell(command: str) -> subprocess.CompletedProcess[bytes]:
 @pytest.mark.parametrize(
     ("command", "code"),
     [
-        ("BUILD arch explain 12.0f | true; exit ${PIPESTATUS[0]}", 141),
-        ("BUILD --help | true; exit ${PIPESTATUS[0]}", 141),
+        ("(sleep 1; exec BUILD arch explain 12.0f) | true; exit ${PIPESTATUS[0]}", 141),
+        ("(sleep 1; exec BUILD --help) | true; exit ${PIPESTATUS[0]}", 141),
         ("BUILD arch explain 12.0f --json > /dev/full", 13),
         ("BUILD --arch sm999 --json > /dev/full", 2),
         ("BUILD arch explain 12.0f >&-", 0),
