@@ -126,7 +126,7 @@ def promised(name: str) -> set[str]:
         return STAGES.get(path.stem, set())
     if path.parts[:3] == ("fp4forge", "quantise", "inside"):
         return {"quantise"}  # an image test runs it
-    if path.parts[:3] == ("tests", "image", "quantise"):
+    if path.parts[:3] == ("tests", "image", "quantise") and path.name != "conftest.py":
         return {"quantise"}
     if name.removeprefix("fp4forge/") in context.JUDGES or path.parts[:2] == ("tests", "image"):
         return BOTH
@@ -160,7 +160,8 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> Changed:
     for line in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "all"]):
         subprocess.run([*git, *line], check=True)
     names = [p.relative_to(copy).as_posix() for p in sorted(copy.glob("fp4forge/**/*.py"))]
-    names += ["tests/image/test_config.py", "tests/image/quantise/test_quantiser.py"]
+    names += [f"tests/image/{name}" for name in ("test_config.py", "quantise/conftest.py")]
+    names += ["tests/image/quantise/test_quantiser.py"]
     names += ["fp4forge/image/runtime/opt/fp4forge/bin/vllm"]
     silent = [name for name in names if not promised(name)]
     assert len(silent) > 60
