@@ -265,9 +265,11 @@ def compare(
     first = results.load(old)
     if new is None:
         found = comparing.against_card(first)
-        print_json([asdict(each) for each in found]) if as_json else _print_ratios(
-            found, "card", "here"
-        )
+        if as_json:
+            print_json([asdict(each) for each in found])
+        else:
+            _print_ratios(found, "card", "here")
+            _print_caveats()
         return
     second = results.load(new)
     comparing.check(first, second)
@@ -280,6 +282,8 @@ def compare(
         for name, one, other in different:
             click.echo(f"{name}: {one[:200]} -> {other[:200]}")
         _print_ratios(found, "old", "new", with_card=card)
+        if card:
+            _print_caveats()
     worse = [each for each in found if each.verdict == "worse"]
     if worse and as_json:
         sys.exit(RegressionError.exit_code)
@@ -293,8 +297,17 @@ def compare(
         )
 
 
-def _print_ratios(changes: Any, old: str, new: str, with_card: bool = False) -> None:
+def _print_caveats() -> None:
+    """What keeps the card's figures from being repeated."""
+    from fp4forge.bench import reference_card
 
+    card = reference_card.card()
+    click.echo(f"card: {card.machine}")
+    for caveat in card.caveats:
+        click.echo(f"  {caveat}")
+
+
+def _print_ratios(changes: Any, old: str, new: str, with_card: bool = False) -> None:
     from fp4forge.bench.figures import FIGURES
     from fp4forge.core.console import rich, table
 

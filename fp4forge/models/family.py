@@ -178,7 +178,7 @@ class Family(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tool_parser: FamilyParser | None = None
     reasoning_parser: FamilyParser | None = None
     chat_template: Annotated[
-        str, Meta(description="what a chat template must have, or which file replaces it")
+        str, Meta(description="what tool calls need of the chat template; a manifest notes it")
     ] = ""
     multimodal: Annotated[tuple[str, ...], Meta(description="inputs beside text")] = ()
     modules: Annotated[

@@ -384,6 +384,8 @@ def _manifest_notes(
         yield f"no parsers are written for {known.title}" + (
             f": choose by {parsers}" * bool(parsers)
         )
+    elif known.chat_template:
+        yield f"for tool calls: {known.chat_template}"
     yield from wishes.remarks
     for quirk in known.quirks:
         if quirk.until and quirk.holds(wishes.version):

@@ -274,7 +274,9 @@ def test_a_manifest_says_nothing_of_another_family(name: str, version: str, tmp_
     assert ("--enable-auto-tool-choice" in flags) == bool(tool)
     text = json.dumps(found.as_json() | {"left_out": "", "model": ""})
     assert ("Gemma" in text) == (known.title == "Gemma 4")
-    assert bool(found.notes) == (tool is None or (known.title.startswith("Nemotron") and False))
+    assert bool(found.notes) == (tool is None or bool(known.chat_template))
+    said = f"for tool calls: {known.chat_template}" in found.notes
+    assert said == bool(tool and known.chat_template)
 
 
 def test_an_unknown_model_is_served_neutrally_and_told_so(tmp_path: Path) -> None:
