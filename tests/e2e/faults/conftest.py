@@ -41,7 +41,7 @@ def limits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(api, "REGISTRY_PAUSES", (0.01, 0.01))
     monkeypatch.setattr(copying, "COPY_SILENCE_SECONDS", 2)
     monkeypatch.setattr(client, "SERVER_SECONDS", 1)
-    monkeypatch.setattr(client.unreachable, "__defaults__", (1.0,))
+    monkeypatch.setattr(client.unreachable, "__defaults__", (1.0, "/health"))
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
     monkeypatch.setenv("REGISTRY_AUTH_FILE", str(tmp_path / "auth.json"))
     (tmp_path / "auth.json").write_text("{}")
