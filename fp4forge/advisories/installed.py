@@ -61,10 +61,10 @@ def of_release(name: str) -> AuditedPackages:
     found: set[OsvPackage] = set()
     for strategy, platform, python in itertools.product(what.strategies, PLATFORMS, pythons):
         for extra in ("", *extras):
-            lock = locks.read(LockName(name, strategy, platform, python, extra))
+            lock = locks.read(LockName(what.release, strategy, platform, python, extra))
             pins = dict(locks.pin(block) for block in lock.values())
             found |= of_packages(pins, vllm)
-    return AuditedPackages(name, tuple(sorted(found)))
+    return AuditedPackages(what.release, tuple(sorted(found)))
 
 
 def of_image(image: str, report: Progress) -> AuditedPackages:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import sys
 from dataclasses import asdict, replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from fp4forge.cli import cluster_files, clusters
 from fp4forge.cli.options import CommandGroup, json_option, server_options
@@ -85,7 +87,7 @@ if TYPE_CHECKING:
     help="lws prints a LeaderWorkerSet for Kubernetes, kuberay a RayCluster, of --machines pods.",
 )
 @click.option("--machines", type=click.IntRange(2, 64), help="Pods that serve together.")
-@click.option("--rdma-resource", default="", help="Kubernetes' name of the RDMA device resource.")
+@click.option("--rdma-resource", help="Kubernetes' name of the RDMA device resource.")
 @json_option
 @click.pass_context
 def cluster(ctx: click.Context, /, **o: Any) -> None:
@@ -98,6 +100,43 @@ def cluster(ctx: click.Context, /, **o: Any) -> None:
         _start(o)
 
 
+# Options for machines that are reached over ssh, and those for Kubernetes.
+_ON_MACHINES = (
+    "hosts",
+    "backend",  # of Kubernetes' formats each has its own
+    "check",
+    "dry_run",
+    "interface",
+    "ssh_config",
+    "override",
+    "copy",
+    "any_gpu",
+    "no_smoke",
+)
+_IN_KUBERNETES = ("machines", "rdma_resource")
+_INTERFACE = re.compile(r"[A-Za-z0-9._:@-]{1,15}")  # IFNAMSIZ, less the closing NUL
+
+
+def _refuse_given(names: tuple[str, ...], beside: str, rule: str) -> None:
+    """Refuses options that would be ignored.
+
+    Raises:
+        UsageError: one of them was given; the message names all that were.
+    """
+    context = click.get_current_context()
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name in names
+        and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    ]
+    if given:
+        verb = "does" if len(given) == 1 else "do"
+        raise UsageError(
+            f"{', '.join(given)} {verb} not go with {beside}", rule=rule, remedy="leave it out"
+        )
+
+
 def _start(o: dict[str, Any]) -> None:
     from fp4forge.launch.cluster import division, preflight
     from fp4forge.oci import reference
@@ -105,15 +144,21 @@ def _start(o: dict[str, Any]) -> None:
     from fp4forge.serve import ray
 
     if o["kind"] != "compose":
-        if o["hosts"] or o["check"] or o["dry_run"]:
-            raise UsageError(
-                f"--hosts, --check and --dry-run do not go with --format {o['kind']}",
-                rule="Kubernetes chooses the machines; the manifest is printed, nothing starts",
-                remedy=f"--format {o['kind']} --model DIR --machines N",
-            )
+        _refuse_given(
+            _ON_MACHINES,
+            f"--format {o['kind']}",
+            "Kubernetes chooses and starts the machines; the manifest is only printed",
+        )
         cluster_files.kubernetes(o)
         return
+    _refuse_given(_IN_KUBERNETES, "--hosts", "they belong to --format lws and kuberay")
     hosts = _hosts(o)
+    division.check_port(o["backend"], o["port"])
+    if o["interface"] and not _INTERFACE.fullmatch(o["interface"]):
+        raise UsageError(
+            f"--interface {o['interface']!r} is not the name of an interface",
+            rule="at most 15 letters, digits, '.', '_', ':', '@' and '-' (ip link lists them)",
+        )
     console = Console()
     with console.step("fit") as step:
         options, chosen = cluster_files.fit(o, len(hosts))
@@ -191,7 +236,8 @@ def _hosts(o: dict[str, Any]) -> list[ClusterHost]:
     names = distribute.parse_nodes(o["hosts"], "--hosts")
     if len({name.rpartition("@")[2] for name in names}) < max(2, len(names)):
         raise UsageError(
-            f"--hosts {o['hosts']} names one machine, or one of them twice",
+            f"--hosts {o['hosts']} names "
+            + ("one machine" if len(names) == 1 else "a machine twice"),
             rule="a cluster has at least two different machines",
             remedy="build.py serve up MODEL serves on this machine",
         )

@@ -27,6 +27,8 @@ _RESOURCE = re.compile(
     rf"(?=[^/]{{1,253}}/){_LABEL}(?:\.{_LABEL})*/[A-Za-z0-9](?:[A-Za-z0-9._-]{{0,61}}[A-Za-z0-9])?"
 )
 
+GPU_RESOURCE = "nvidia.com/gpu"  # of NVIDIA's device plugin; the manifests have it
+
 
 def fit(o: dict[str, Any], machines: int) -> tuple[list[ClusterOption], ClusterOption]:
     """Every way to divide the model over the machines, and the best one that fits.
@@ -34,12 +36,14 @@ def fit(o: dict[str, Any], machines: int) -> tuple[list[ClusterOption], ClusterO
     Raises:
         FitError: none does, or the split that was asked for is not possible.
     """
+    from fp4forge.cli import wanted_server
     from fp4forge.kernels import gpus
     from fp4forge.launch.cluster import division
-    from fp4forge.serve import link, placing, settings
+    from fp4forge.serve import kv_cache_types, link, placing, settings
     from fp4forge.serve import model_sizes as models
     from fp4forge.serve.split import ONE
 
+    kv_cache_types.available(o["kv_cache_dtype"], wanted_server.published(o)[2])
     product = gpus.product(o["product"])
     described = models.read(o["model"], o["kv_cache_dtype"])
     chosen = settings.workload(settings.ServerWishes(workload=o["workload"], version="0", gpus=()))
@@ -72,16 +76,28 @@ def _check_ranks(asked: GpuSplit, machines: int, o: dict[str, Any]) -> None:
     """
     if asked.data == 1:
         return
+    if not asked.experts:
+        raise UsageError(
+            "--data-parallel over machines needs --expert-parallel",
+            rule="each machine holds a part of the experts, and a copy of everything else",
+            remedy="add --expert-parallel, or leave --data-parallel out",
+        )
     if asked.data != machines:
         raise UsageError(
             f"--data-parallel {asked.data} over {machines} machines",
             rule="each machine is one rank: it holds all but the other ranks' experts",
             remedy=f"--data-parallel {machines}, or leave it out",
         )
-    if o["backend"] != "mp" or o["kind"] != "compose":
+    if o["kind"] != "compose":
         raise UsageError(
-            "--data-parallel does not go with --backend ray or --format",
-            rule="vLLM's own ranks are started, by ssh",
+            f"--data-parallel does not go with --format {o['kind']}",
+            rule="the ranks are started over ssh, each on a machine of its own",
+            remedy="leave it out, or use --hosts without --format",
+        )
+    if o["backend"] != "mp":
+        raise UsageError(
+            f"--data-parallel does not go with --backend {o['backend']}",
+            rule="vLLM starts its own ranks",
             remedy="--backend mp",
         )
 
@@ -177,14 +193,27 @@ def kubernetes(o: dict[str, Any]) -> None:
             rule=f"--format {kind} --model DIR --machines N",
         )
     name = o["rdma_resource"]
-    if name and not _RESOURCE.fullmatch(name):
-        raise UsageError(f"--rdma-resource {name!r}", rule="a resource's name, such as rdma/hca")
+    if name is not None and not _RESOURCE.fullmatch(name):
+        raise UsageError(
+            f"--rdma-resource {name!r} is not the name of a resource in Kubernetes",
+            rule="DOMAIN/NAME, such as rdma/hca",
+        )
+    if name == GPU_RESOURCE:
+        raise UsageError(
+            f"--rdma-resource {name!r} is the GPU, which every pod asks for already",
+            rule="the name under which the cluster's device plugin offers RDMA devices",
+            remedy="kubectl describe node lists a node's resources",
+        )
     _, chosen = fit(o, o["machines"])
     whole, image, _ = server(o, chosen)
     if kind == "kuberay":
         check_ray(image, reference.parse(whole.image).digest, whole.version)
         whole = ray.settings(whole, ray.HEAD)
-    more = {"size": o["machines"], "master_port": division.MASTER_PORT, "rdma_resource": name}
+    more = {
+        "size": o["machines"],
+        "master_port": division.MASTER_PORT,
+        "rdma_resource": name or "",
+    }
     text = manifest.render(whole, kind, **more)
     if o["as_json"]:
         print_json({"manifest": text})

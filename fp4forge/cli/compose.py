@@ -89,8 +89,8 @@ def compose(
         raise UsageError(f"--lock and --output are both {lock}", rule="two files")
     if extras and (kind != "compose" or not output or lock or as_json or explain):
         raise UsageError(
-            f"--with {extras[0]} goes with a compose file that is written",
-            rule="with --output FILE, and not with another --format, --lock, --json or --explain",
+            f"--with {extras[0]} needs --output FILE",
+            rule="with a compose file, and not with another --format, --lock, --json or --explain",
         )
     if output and (extras or len(models) > 1):
         together.check_output(output)
@@ -101,7 +101,7 @@ def compose(
     if len(models) > 1:
         if kind != "compose" or not output or lock or as_json or explain:
             raise UsageError(
-                "several models go into a compose file that is written",
+                "several models need --output FILE",
                 rule="with --output FILE, and not with another --format, --lock, --json or"
                 " --explain",
             )

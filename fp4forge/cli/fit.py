@@ -155,15 +155,15 @@ def _show_fit(data: dict[str, Any], o: dict[str, Any]) -> None:
     if data["assumed"]:
         terminal.print(f"note: {data['assumed']}", markup=False)
     figures = (
-        "usable",
-        "overhead",
-        "KV cache",
-        f"sequences of {o['context']:,}",
-        f"context of {o['sequences']}",
-        "decode at most",
+        "usable\nGB",
+        "overhead\nGB",
+        "cache\nGB",
+        f"sequences\nof {o['context']:,}",
+        f"context\nof {o['sequences']}",
+        "tokens/s\nat most",
     )
     rows = map(_fit_cells, data["gpus"])
-    terminal.print(table(("GPU", "number", *figures), rows, right=figures))
+    terminal.print(table(("GPU", "number", *figures), rows, right=figures, whole=figures))
     for row in data["gpus"]:
         for remedy in row["remedies"]:
             terminal.print(remedy)
@@ -181,10 +181,10 @@ def _fit_cells(row: dict[str, Any]) -> tuple[str, ...]:
     return (
         row["title"],
         number,
-        f"{row['usable'] / 1e9:.1f} GB",
-        f"{overhead / 1e9:.1f} GB",
-        f"{row['cache'] / 1e9:.1f} GB" if row["fits"] else "does not fit",
+        f"{row['usable'] / 1e9:.1f}",
+        f"{overhead / 1e9:.1f}",
+        f"{row['cache'] / 1e9:.1f}" if row["fits"] else "no room",
         f"{row['sequences_at_context']:,}",
         f"{row['context_at_sequences']:,}",
-        f"{row['decode_tokens_per_second']:.0f} tok/s" if row["fits"] else "",
+        f"{row['decode_tokens_per_second']:,.0f}" if row["fits"] else "",
     )

@@ -80,7 +80,7 @@ def _backends(p: Plan) -> str:
         return f"not known for vLLM {p.vllm_version} (build.py backends --all --write records it)"
     families = {family for found in p.backends.values() for family in found}
     return (
-        f"{len(families)} model families on {', '.join(p.backends)}; build.py backends --kept"
+        f"{len(families)} model families on {', '.join(p.backends)}; build.py backends --kept --all"
         f" --release {p.release} shows what vLLM selects"
     )
 

@@ -70,11 +70,13 @@ def up(
     from fp4forge.inputs import service_images
     from fp4forge.launch import deployment as deployments
     from fp4forge.launch import this_machine
-    from fp4forge.serve import manifest
+    from fp4forge.serve import manifest, monitoring
 
+    if o["extras"]:
+        monitoring.check_port(o["port"])
     if o["api_key_file"] and not reading.is_file(o["api_key_file"]):
         raise UsageError(
-            f"--api-key-file {o['api_key_file']} does not exist",
+            f"--api-key-file {o['api_key_file']} is not a file",
             rule="a file on this machine with the key and nothing else",
         )
     if len(given) > 1:

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 def decided(o: dict[str, Any]) -> DecidedRequest:
     """The image that the options name, with every default."""
-    from fp4forge.inputs import defaults
+    from fp4forge.inputs import defaults, release
     from fp4forge.plan.request import ImageRequest, decide
 
     usual = defaults.table().image
-    return decide(
+    found = decide(
         ImageRequest(
             arch=o["arch"],
             release=o["release"],
@@ -36,6 +36,8 @@ def decided(o: dict[str, Any]) -> DecidedRequest:
             platform=o["platform"],
         )
     )
+    release.load(found.release).strategy(found.strategy)
+    return found
 
 
 def published(o: dict[str, Any]) -> tuple[str, str, str]:

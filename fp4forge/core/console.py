@@ -140,7 +140,7 @@ def table(
         rows: of texts.
         title: above it.
         right: heads of columns with figures.
-        whole: heads of columns that are never folded, because people copy what is in them.
+        whole: heads of columns that are never folded: figures, and names that people copy.
     """
     from rich import box
     from rich.table import Table
@@ -151,6 +151,7 @@ def table(
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        collapse_padding=True,
         show_header=any(named),
     )
     for head in named:

@@ -70,7 +70,8 @@ def check(name: str) -> str:
     """
     if name not in PLATFORMS:
         raise UsageError(
-            f"--platform {name!r} is not a platform that vLLM is built for",
+            f"--platform {name!r} is not a platform that images are built for",
             rule="one of " + ", ".join(PLATFORMS),
+            remedy="leave it out: the default is the GPU's, or this machine's",
         )
     return name

@@ -61,9 +61,16 @@ def read(name: LockName) -> dict[str, str]:
     """A lock's entries.
 
     Raises:
-        DriftError: as ``content``.
+        DriftError: as ``content``, or it has no packages.
     """
-    return entries(content(name.file))
+    found = entries(content(name.file))
+    if not found:
+        raise DriftError(
+            f"lock releases/locks/{name.file} has no packages",
+            rule="a lock has each package of its image, with hashes",
+            remedy="run build.py lock",
+        )
+    return found
 
 
 def content(file: str) -> str:

@@ -153,7 +153,13 @@ def load(version: str | None = None) -> ModelOptRelease:
         ReleaseError: the file is malformed.
     """
     known = names()
-    wanted = (version or known[-1]).removeprefix(PREFIX)
+    if not known:
+        raise UsageError(
+            "there is no release of ModelOpt",
+            rule=f"releases/quantise has a {PREFIX}VERSION.yaml for each",
+            remedy="git status shows which files are missing",
+        )
+    wanted = (known[-1] if version is None else version).removeprefix(PREFIX)
     found = [name for name in known if f"{name}.".startswith(f"{wanted}.")]
     if not found:
         raise UsageError(

@@ -380,7 +380,8 @@ def load(name: str) -> Release:
         raise UsageError(
             f"--release {name!r} does not exist",
             rule="one of " + ", ".join(names()),
-            remedy="docs/releases.md says how to add one",
+            remedy="docs/releases.md says how to add one; those of releases/quantise go with"
+            " --kind quantise",
         )
     where = str(path.relative_to(RELEASES.parent))
     return parse(reading.text(path, ReleaseError, INPUT_BYTES, where), where)

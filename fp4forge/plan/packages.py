@@ -6,12 +6,15 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from fp4forge.core.errors import DriftError
 from fp4forge.inputs import image_extras
 from fp4forge.inputs.locks import LAYERS, TOOLS, LockName, build_file, content, group_of, read
 from fp4forge.inputs.release import Release
 
 if TYPE_CHECKING:
     from fp4forge.plan.plan import Plan
+
+_CUDA_RUNTIME = "nvidia-cuda-runtime"
 
 
 def _lock_name(plan: Plan) -> LockName:
@@ -33,7 +36,13 @@ def layers(plan: Plan) -> dict[str, str]:
         pin = f"vllm=={what.vllm_version} --hash=sha256:{what.sdist.sha256}\n"
         del texts["vllm"]
         # nvcc links these statically into what CMake tries; images have no archives.
-        static = read(name)["nvidia-cuda-runtime"]
+        static = read(name).get(_CUDA_RUNTIME)
+        if static is None:
+            raise DriftError(
+                f"lock releases/locks/{name.file} has no {_CUDA_RUNTIME}",
+                rule="nvcc links programs with its static library",
+                remedy="run build.py lock",
+            )
         texts |= {
             "runtime": static,
             "build": content(build_file(plan.release)),

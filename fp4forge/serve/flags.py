@@ -59,7 +59,8 @@ def of_split(split: GpuSplit, config: configs.ModelConfig) -> list[ServerSetting
     if split == ONE:
         return [ServerSetting("--tensor-parallel-size", "1", "the model is on one GPU")]
     ways = str(split.tensor)
-    out = [ServerSetting("--tensor-parallel-size", ways, f"heads and widths are cut {ways} ways")]
+    cut = f"heads and widths are cut {ways} ways" if split.tensor > 1 else "no width is divided"
+    out = [ServerSetting("--tensor-parallel-size", ways, cut)]
     if split.pipeline > 1:
         stages = str(split.pipeline)
         out.append(ServerSetting("--pipeline-parallel-size", stages, f"layers in {stages} stages"))

@@ -15,7 +15,7 @@ HEAD, WORKER = "head", "worker"
 # The head's meeting point, and three ports on each machine; Ray would choose the others at random.
 GCS_PORT, NODE_PORT, OBJECT_PORT, AGENT_PORT = 6379, 6380, 6381, 6382
 PORTS = (GCS_PORT, NODE_PORT, OBJECT_PORT, AGENT_PORT)
-_WORKER_PORTS = (10002, 10999)
+WORKER_PORTS = (10002, 10999)
 # vLLM's workers talk through NCCL and ZeroMQ; of Ray's object store they need next to nothing, and
 # Ray would reserve 30 % of the memory.
 _STORE_BYTES = 512 << 20
@@ -24,7 +24,7 @@ _EXECUTOR = "VLLM_USE_RAY_V2_EXECUTOR_BACKEND"
 _NODE = (
     f'--node-ip-address="$VLLM_HOST_IP" --node-manager-port={NODE_PORT}'
     f" --object-manager-port={OBJECT_PORT} --runtime-env-agent-port={AGENT_PORT}"
-    f" --min-worker-port={_WORKER_PORTS[0]} --max-worker-port={_WORKER_PORTS[1]}"
+    f" --min-worker-port={WORKER_PORTS[0]} --max-worker-port={WORKER_PORTS[1]}"
     f" --num-gpus=1 --object-store-memory={_STORE_BYTES} --disable-usage-stats"
 )
 # Shell scripts: nothing of a user is in them. The server's arguments follow as "$@", and the

@@ -285,8 +285,8 @@ def _served_name(model: Path, wishes: ServerWishes) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", served):
         raise UsageError(
             f"the served name {served!r} cannot be used",
-            rule="letters, digits, '.', '_' and '-', at most 128",
-            remedy="give --name",
+            rule="a letter or digit first, then letters, digits, '.', '_' and '-'; at most 128",
+            remedy="give another --name" if wishes.served_name else "give --name",
         )
     return served
 
@@ -297,7 +297,8 @@ def _check_key_file(file: Path | None) -> None:
         words = reading.text(file, UsageError, INPUT_BYTES, "--api-key-file").split()
         if len(words) != 1:
             raise UsageError(
-                f"--api-key-file {str(file)!r} holds {len(words)} words",
+                f"--api-key-file {str(file)!r} "
+                + (f"holds {len(words)} words" if words else "is empty"),
                 rule="the file holds the key and nothing else",
             )
         if steers(words[0]):

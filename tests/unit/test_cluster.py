@@ -197,7 +197,7 @@ def test_each_machine_gets_its_file(folder: Path) -> None:
 def test_a_device_resource_has_a_name_that_kubernetes_takes(folder: Path, name: str) -> None:
     line = ("serve", "cluster", "--format", "lws", "--machines", "2", "--model", str(folder))
     done = run(*line, "--image", IMAGE, f"--rdma-resource={name}")
-    assert done.returncode == 2 and "a resource's name" in done.stderr
+    assert done.returncode == 2 and "not the name of a resource" in done.stderr
 
 
 def test_a_leader_worker_set(folder: Path) -> None:
@@ -441,33 +441,42 @@ def test_what_only_a_recipe_has(folder: Path, command: tuple[str, ...], option: 
     assert f"{option} without --recipe" in done.stderr
 
 
+ON_TWO = ("--hosts", "a,b", "--model", "MODEL")
+TWO_PODS = ("--format", "lws", "--machines", "2", "--model", "MODEL")
+RANKS = ("--expert-parallel", "--data-parallel")
+
+
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
         ((), 2, "which machines, and which model"),
         (("--hosts", "a", "--model", "MODEL"), 2, "names one machine"),
         (("--hosts", "a,a", "--model", "MODEL"), 2, "names one machine"),
-        (("--hosts", "u@a,v@a", "--model", "MODEL"), 2, "one of them twice"),
-        (("--format", "lws", "--hosts", "a,b"), 2, "do not go with --format lws"),
+        (("--hosts", "u@a,v@a", "--model", "MODEL"), 2, "a machine twice"),
+        (("--format", "lws", "--hosts", "a,b"), 2, "--hosts does not go with --format lws"),
         (("--hosts", "a;b,c", "--model", "MODEL"), 2, "is not [USER@]HOST"),
         (("--hosts", "a,b", "--model", "/nowhere"), 19, "/nowhere"),
-        (("--format", "kuberay", "--hosts", "a,b"), 2, "do not go with --format kuberay"),
+        (("--format", "kuberay", "--hosts", "a,b"), 2, "does not go with --format kuberay"),
         (("--format", "kuberay", "--model", "MODEL"), 2, "over how many machines"),
         (("--hosts", "a,b,c", "--model", "MODEL"), 25, "cannot be divided over 3"),
         (("--hosts", "a,b", "--model", "MODEL", "--tensor-parallel", "4"), 25, "TP 4 does not use"),
         (("--hosts", "a,b", "--model", "MODEL", "--gpu", "x"), 2, "'x'"),
         (("--format", "lws", "--model", "MODEL"), 2, "over how many machines"),
-        (("--hosts", "a,b", "--model", "MODEL", "--data-parallel", "4"), 2, "over 2 machines"),
-        (
-            ("--hosts", "a,b", "--model", "MODEL", "--data-parallel", "2", "--backend", "ray"),
-            2,
-            "does not go with --backend ray",
-        ),
-        (
-            ("--format", "lws", "--machines", "2", "--model", "MODEL", "--data-parallel", "2"),
-            2,
-            "does not go with",
-        ),
+        ((*ON_TWO, "--data-parallel", "2"), 2, "needs --expert-parallel"),
+        ((*ON_TWO, *RANKS, "4"), 2, "over 2 machines"),
+        ((*ON_TWO, *RANKS, "2", "--backend", "ray"), 2, "does not go with --backend ray"),
+        ((*TWO_PODS, *RANKS, "2"), 2, "does not go with --format lws"),
+        ((*ON_TWO, "--kv-cache-dtype", "nope"), 2, "nope"),
+        ((*TWO_PODS, "--rdma-resource", "nvidia.com/gpu"), 2, "is the GPU"),
+        ((*TWO_PODS, "--rdma-resource", ""), 2, "not the name of a resource"),
+        ((*TWO_PODS, "--override", "x", "--no-smoke"), 2, "--override, --no-smoke do not go with"),
+        ((*TWO_PODS, "--backend", "ray"), 2, "--backend does not go with --format lws"),
+        ((*ON_TWO, "--machines", "3"), 2, "--machines does not go with --hosts"),
+        ((*ON_TWO, "--backend", "ray", "--port", "6381"), 2, "a port of the cluster itself"),
+        ((*ON_TWO, "--backend", "ray", "--port", "10500"), 2, "a port of the cluster itself"),
+        ((*ON_TWO, "--port", "29501"), 2, "a port of the cluster itself"),
+        ((*ON_TWO, "--interface", "$(id) x"), 2, "not the name of an interface"),
+        ((*ON_TWO, "--release", "0.19.1"), 2, "has no wheel strategy"),
         (("status", "--json"), 0, ""),
         (("logs", "nothing"), 2, "no cluster 'nothing'"),
     ],

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from fp4forge.core.errors import ReleaseError, UsageError
+from fp4forge.core.errors import DriftError, ReleaseError, UsageError
 from fp4forge.core.paths import DOCKERFILES, LOCKS
 from fp4forge.image import context as contexts
 from fp4forge.image import render
@@ -134,3 +135,14 @@ def test_a_table_with_a_wrong_field_is_refused(field: str, value: str) -> None:
     lines = ["extras:", "  rdma:", *(f"    {name}: {text}" for name, text in entry.items())]
     with pytest.raises(ReleaseError):
         image_extras.FORMAT.parse("\n".join(lines), "releases/extras.yaml")
+
+
+@pytest.mark.parametrize("text", ["", "# only a comment\n"])
+def test_a_lock_without_packages_is_refused(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = locks.LockName("1.0", "wheel", "linux/amd64", "3.12")
+    (tmp_path / name.file).write_text(text)
+    monkeypatch.setattr(locks, "LOCKS", tmp_path)
+    with pytest.raises(DriftError, match="has no packages"):
+        locks.read(name)

@@ -91,6 +91,10 @@ def test_its_packages_are_audited_without_a_vllm() -> None:
     assert installed.VLLM in {package.name for package in installed.of_packages({}, "1.0")}
 
 
+def test_an_audit_takes_the_same_names_as_a_build() -> None:
+    assert installed.of_release("modelopt-0.47") == installed.of_release("modelopt-0.47.0")
+
+
 def test_its_locks_are_audited_like_a_release_of_vllm() -> None:
     name = modelopt.release_names()[-1]
     found = installed.of_release(name)
@@ -131,10 +135,20 @@ def test_a_release_is_named_with_or_without_its_prefix_and_last_numbers(name: st
     assert modelopt.load(name).release == "modelopt-0.47.0"
 
 
-@pytest.mark.parametrize("name", ["0.4", "modelopt-", "modelopt-0.47.0.1", "../0.47.0", "0.33.0"])
+@pytest.mark.parametrize(
+    "name", ["", "0.4", "modelopt-", "modelopt-0.47.0.1", "../0.47.0", "0.33.0"]
+)
 def test_a_release_that_is_not_there_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="no ModelOpt"):
         modelopt.load(name)
+
+
+def test_a_folder_without_any_release_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(modelopt, "_FOLDER", tmp_path)
+    with pytest.raises(UsageError, match="no release of ModelOpt"):
+        modelopt.load()
 
 
 def build(*options: str) -> tuple[int, str]:

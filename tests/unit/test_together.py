@@ -350,9 +350,9 @@ def test_an_empty_model_is_not_this_folder() -> None:
     [
         (["--name", "x", "-o", "FILE"], "--name goes with one model"),
         (["--speculative", "ngram", "-o", "FILE"], "--speculative goes with one model"),
-        ([], "that is written"),
-        (["--format", "k8s", "-o", "FILE"], "go into a compose file"),
-        (["--json", "-o", "FILE"], "go into a compose file"),
+        ([], "need --output FILE"),
+        (["--format", "k8s", "-o", "FILE"], "need --output FILE"),
+        (["--json", "-o", "FILE"], "need --output FILE"),
         (["--tensor-parallel", "2", "-o", "FILE"], "several GPUs"),
         (["--arch", "blackwell", "-o", "FILE"], "which GPU?"),
         (["--model", "/nowhere/c", "-o", "FILE"], "has no weights"),

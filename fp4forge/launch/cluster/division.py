@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from fp4forge.core.errors import FitError
+from fp4forge.core.errors import FitError, UsageError
 from fp4forge.kernels.gpus import Product
 from fp4forge.launch.cluster.hosts import ProbedHost
 from fp4forge.serve import link, placing, ray
@@ -112,6 +112,23 @@ def ranks(found: list[ProbedHost]) -> list[ClusterRank]:
         )
         for number, one in enumerate(found)
     ]
+
+
+def check_port(backend: str, port: int) -> None:
+    """Refuses a server's port that the processes of the cluster use among themselves.
+
+    Raises:
+        UsageError: it is one of theirs.
+    """
+    own = (MASTER_PORT, MASTER_PORT + 1) if backend == MP else ray.PORTS
+    low, high = ray.WORKER_PORTS
+    if port in own or (backend == RAY and low <= port <= high):
+        taken = ", ".join(map(str, own)) + (f", {low} to {high}" if backend == RAY else "")
+        raise UsageError(
+            f"--port {port} is a port of the cluster itself",
+            rule=f"--backend {backend} uses {taken} on every machine",
+            remedy="give another --port",
+        )
 
 
 def ports(backend: str, port: int) -> tuple[int, ...]:
