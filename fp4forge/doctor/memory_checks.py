@@ -76,7 +76,7 @@ def killed(found: Evidence) -> Iterator[Diagnosis]:
     line = line_of(
         found,
         rf"Killed process [0-9]+ \({_OURS}|oom-kill:.*task={_OURS}|OOMKilled"
-        r"|NVRM: .*(?:NV_ERR_NO_MEMORY|out of memory)",
+        r"|NVRM: .{0,200}(?:NV_ERR_NO_MEMORY|out of memory)",
     )
     # 137 is SIGKILL from whoever sent it: without more it is a symptom of memory, most often.
     if not (found.out_of_memory or found.exit_code == 137 or line):
@@ -99,7 +99,7 @@ def others_killed(found: Evidence) -> Iterator[Diagnosis]:
     line = line_of(
         found,
         rf"Killed process [0-9]+ \((?!{_OURS})|oom-kill:.*task=(?!{_OURS})"
-        r"|Killed \S+ due to memory pressure|\S+ invoked oom-killer",
+        r"|Killed \S+ due to memory pressure| invoked oom-killer",
     )
     if line and not line_of(found, rf"Killed process [0-9]+ \({_OURS}"):
         yield Diagnosis(

@@ -239,7 +239,7 @@ def _idle_requests(found: Evidence, log: logs.ServerLog) -> Iterator[Diagnosis]:
 def peers(found: Evidence) -> Iterator[Diagnosis]:
     """What NCCL itself says of its network."""
     line = failed_line(
-        found, r"NCCL WARN .*(?:Connection|connect|Timeout|timed out|no route|refused)"
+        found, r"NCCL WARN .{0,200}(?:Connection|connect|Timeout|timed out|no route|refused)"
     )
     line = line or failed_line(found, r"Watchdog caught collective operation timeout")
     if line:

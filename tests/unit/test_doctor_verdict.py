@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
+from fp4forge.core.limits import LOG_LINE_CHARACTERS
 from fp4forge.doctor import examine, verdict
 from fp4forge.doctor.evidence import Evidence
 from tests import doctor_cases
@@ -107,3 +109,11 @@ def test_the_exception_is_quoted_and_not_an_earlier_error() -> None:
     found = Evidence(log=(LATER / "without-flashinfer.log").read_text())
     judged = examine.judge(found, examine.examine(found))
     assert judged.quote == "ModuleNotFoundError: No module named 'flashinfer'"
+
+
+@pytest.mark.parametrize("word", ["a", "nvcc ", "ptxas ", "NVRM: Xid ", "NCCL WARN ", "oom-kill:"])
+def test_no_pattern_takes_the_square_of_a_lines_length(word: str) -> None:
+    line = word * (LOG_LINE_CHARACTERS // len(word))
+    begun = time.process_time()
+    judge([f"{chr(97 + n % 26) * (n // 26 + 1)} {line}" for n in range(100)])
+    assert time.process_time() - begun < 2  # the limit for any input; it takes half a second
