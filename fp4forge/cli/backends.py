@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from fp4forge.cli import checkout, origins
-from fp4forge.cli.options import json_option, registry_option, resolve_registry
+from fp4forge.cli.options import json_option, registry_option, repo_option, resolve_registry
 from fp4forge.core.console import Console, fields, print_json, rich, table
 from fp4forge.core.errors import UsageError
 from fp4forge.kernels import gpus as chips
@@ -35,7 +35,7 @@ _INDENT = 16
 @click.option("--variant", help="Variant of the image's tag: awq (the default) or plain.")
 @click.option("--platform", help="Platform of the image's tag; by default the GPU's.")
 @registry_option
-@click.option("--repo", default="fp4forge/vllm", show_default=True)
+@repo_option
 @click.option(
     "--kept", "offline", is_flag=True, help="Show the answers in releases/backends; needs no image."
 )

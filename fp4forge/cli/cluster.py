@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from fp4forge.cli import cluster_files, clusters
-from fp4forge.cli.options import CommandGroup, json_option, server_options
+from fp4forge.cli.options import CommandGroup, given_options, json_option, server_options
 from fp4forge.core import files, reading
 from fp4forge.core.console import Console, print_json, print_rows, rich, table
 from fp4forge.core.errors import ServingError, TransferError, UsageError
@@ -123,14 +122,7 @@ def _refuse_given(names: tuple[str, ...], beside: str, rule: str) -> None:
     Raises:
         UsageError: one of them was given; the message names all that were.
     """
-    context = click.get_current_context()
-    given = [
-        parameter.opts[0]
-        for parameter in context.command.params
-        if parameter.name in names
-        and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
-    ]
-    if given:
+    if given := given_options(names):
         verb = "does" if len(given) == 1 else "do"
         raise UsageError(
             f"{', '.join(given)} {verb} not go with {beside}", rule=rule, remedy="leave it out"

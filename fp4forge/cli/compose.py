@@ -10,6 +10,7 @@ import click
 from fp4forge.cli import together, wanted_server
 from fp4forge.cli.options import (
     NamedPath,
+    given_options,
     json_option,
     server_options,
     with_option,
@@ -162,18 +163,10 @@ def _write_manifest(text: str, kind: str, output: Path | None) -> None:
 
 def _reproduce_lock(ctx: click.Context, path: Path, output: Path | None) -> None:
     """Writes a lock's manifest; a lock decides everything but where the manifest goes."""
-    from click.core import ParameterSource
-
     from fp4forge.serve import runlock
 
-    options = {option.name: option.opts[-1] for option in ctx.command.params}
-    given = [
-        options[name]
-        for name in ctx.params
-        if name not in ("from_lock", "output", "key", "identity", "issuer")
-        and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
-    ]
-    if given:
+    free = {"from_lock", "output", "key", "identity", "issuer"}
+    if given := given_options(ctx.params.keys() - free):
         raise UsageError(
             f"{', '.join(given)} with --from-lock",
             rule="the lock decides everything but --output and whose signature is required",

@@ -12,6 +12,7 @@ import click
 from fp4forge.advisories import audit
 from fp4forge.cli import checkout, planned, summary
 from fp4forge.cli.options import (
+    given_options,
     plan_options,
     reports_option,
     resolve_registry,
@@ -149,15 +150,12 @@ def _refuse_vllm_options() -> None:
     Raises:
         UsageError: one of them was given.
     """
-    context = click.get_current_context()
-    for parameter in context.command.params:
-        given = context.get_parameter_source(parameter.name or "")
-        if parameter.name in _OF_VLLM and given is click.core.ParameterSource.COMMANDLINE:
-            raise UsageError(
-                f"{parameter.opts[0]} does not go with --kind {QUANTISE}",
-                rule="it chooses something of vLLM's image; one image quantises on every GPU",
-                remedy=f"leave it out, or --kind {SERVE}",
-            )
+    for option in given_options(_OF_VLLM):
+        raise UsageError(
+            f"{option} does not go with --kind {QUANTISE}",
+            rule="it chooses something of vLLM's image; one image quantises on every GPU",
+            remedy=f"leave it out, or --kind {SERVE}",
+        )
 
 
 def _one_request(o: dict[str, Any], rule: str) -> ImageRequest:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from fp4forge.core import paths
 from fp4forge.core.errors import UsageError
 from fp4forge.kernels.gpus import TARGETS
-from fp4forge.plan.image_kinds import KINDS, SERVE
+from fp4forge.plan.image_kinds import KINDS, REPOSITORIES, SERVE
 
 if TYPE_CHECKING:
     from fp4forge.oci.cosign import Signer, Trust
@@ -110,6 +111,27 @@ reports_option = click.option(
 )
 
 
+def given_options(names: Container[str]) -> list[str]:
+    """The options of the running command that were given on its command line, among some.
+
+    Args:
+        names: as the command's function has them.
+    """
+    context = click.get_current_context()
+    return [
+        parameter.opts[-1]
+        for parameter in context.command.params
+        if parameter.name in names
+        and context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+    ]
+
+
+repo_option = click.option(
+    "--repo",
+    default=REPOSITORIES[SERVE],
+    show_default=True,
+    help="Repository in the registry.",
+)
 registry_option = click.option(
     "--registry",
     envvar="REGISTRY",
@@ -297,7 +319,7 @@ _WHICH_IMAGE = (
     click.option("--platform", help="Platform of the image; by default the GPU's."),
     click.option("--image", help="Image; by default the release's moving tag in --registry."),
     registry_option,
-    click.option("--repo", default="fp4forge/vllm", show_default=True),
+    repo_option,
 )
 _SERVER = (
     click.option(

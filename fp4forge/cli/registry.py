@@ -12,6 +12,7 @@ import click
 from fp4forge.cli.options import (
     json_option,
     registry_option,
+    repo_option,
     resolve_registry,
     trust_of,
     trust_options,
@@ -22,9 +23,6 @@ from fp4forge.core.errors import UsageError
 if TYPE_CHECKING:
     from fp4forge.publish.listing import ListedImage
 
-_REPO = click.option(
-    "--repo", default="fp4forge/vllm", show_default=True, help="Repository in the registry."
-)
 _DRY_RUN = click.option("--dry-run", is_flag=True, help="Print what would change, and stop.")
 
 
@@ -43,7 +41,7 @@ def _repository(given: str | None, repo: str) -> str:
 
 @click.command()
 @registry_option
-@_REPO
+@repo_option
 @json_option
 def images(registry: str | None, repo: str, as_json: bool) -> None:
     """List what a registry holds: tags, digest, release, age, size; the newest first.
@@ -99,7 +97,7 @@ def _age(published: str) -> str:
 @click.argument("tag")
 @click.option("--to", metavar="DIGEST", help="The image; by default the verified one before.")
 @registry_option
-@_REPO
+@repo_option
 @trust_options
 @_DRY_RUN
 @json_option
@@ -161,7 +159,7 @@ def rollback(
     help="Locks of serve compose --lock; what they name stays.",
 )
 @registry_option
-@_REPO
+@repo_option
 @_DRY_RUN
 @json_option
 def prune(

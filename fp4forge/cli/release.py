@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from fp4forge.cli import checkout
-from fp4forge.cli.options import CommandGroup, registry_option, resolve_registry
+from fp4forge.cli.options import CommandGroup, registry_option, repo_option, resolve_registry
 from fp4forge.core.console import Console, print_json, print_rows
 from fp4forge.core.text import block
 from fp4forge.inputs import defaults, patches, policy
@@ -72,7 +72,7 @@ def add(version: str, dry_run: bool, as_json: bool) -> None:
 )
 @click.option("--no-build", is_flag=True, help="Add the release; build no image of it.")
 @registry_option
-@click.option("--repo", default="fp4forge/vllm", show_default=True)
+@repo_option
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 @checkout.required
 def follow(report: Path | None, no_build: bool, as_json: bool, **o: Any) -> None:

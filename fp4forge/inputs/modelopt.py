@@ -48,7 +48,7 @@ class KeptModules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class ModelOptFix(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A defect of ModelOpt, and whether this version has it no more."""
+    """A defect of ModelOpt, and whether this version fixes it."""
 
     id: str
     upstream: Annotated[bool, Meta(description="fixed in this version: nothing is done here")]
@@ -155,7 +155,7 @@ def load(version: str | None = None) -> ModelOptRelease:
     known = names()
     if not known:
         raise UsageError(
-            "there is no release of ModelOpt",
+            "fp4forge has no release of ModelOpt",
             rule=f"releases/quantise has a {PREFIX}VERSION.yaml for each",
             remedy="git status shows which files are missing",
         )

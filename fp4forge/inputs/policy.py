@@ -44,7 +44,7 @@ def supported() -> tuple[str, ...]:
 
 
 def notice(release: str) -> str:
-    """What to say of a release that is no longer supported; empty if it is."""
+    """A notice for a release that is no longer supported; empty for a supported one."""
     found = supported()
     if release in found:
         return ""
