@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs the few distribution packages that fp4forge runs on the host.
+# Installs the few distribution packages that fp4forge runs on the host. mmdebstrap asks arch-test
+# whether this machine runs another platform's programs.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -7,6 +8,7 @@ venv=$(python3 -c 'import ensurepip, venv' 2>/dev/null || echo no-venv python3-v
 ./install.sh tools <<EOF
 skopeo skopeo
 mmdebstrap mmdebstrap
+arch-test arch-test
 patch patch
 curl curl
 git git

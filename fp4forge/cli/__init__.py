@@ -10,7 +10,13 @@ from typing import Any
 import click
 
 from fp4forge.cli import defects, streams
-from fp4forge.cli.options import plan_options, registry_option, reports_option, sign_options
+from fp4forge.cli.options import (
+    plan_options,
+    registry_option,
+    reports_option,
+    runs_itself,
+    sign_options,
+)
 from fp4forge.core import errors, interrupts, scratch
 from fp4forge.core.text import block
 
@@ -118,7 +124,7 @@ def cli(ctx: click.Context, /, **options: Any) -> None:
 
     Without a command: build. Example: build.py --arch sm121 --push
     """
-    if ctx.invoked_subcommand is None:
+    if runs_itself(ctx):
         from fp4forge.cli.image import build
 
         build(**options)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from fp4forge.cli.options import CommandGroup, Function, json_option
+from fp4forge.cli.options import CommandGroup, Function, json_option, runs_itself
 from fp4forge.core.errors import BenchError, RegressionError, UsageError
 
 _PATH = click.Path(path_type=Path, exists=True)
@@ -68,7 +68,7 @@ def bench(ctx: click.Context, /, **options: Any) -> None:
     Sends its load with vllm bench serve, in a container of --image. Exit code 24 if any request
     failed, was cut, empty or shorter than asked.
     """
-    if ctx.invoked_subcommand is None:
+    if runs_itself(ctx):
         result = _measure_suite(**options)
         _refuse_faults(result, options["as_json"])
 

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fp4forge.cli import cluster_files, clusters
-from fp4forge.cli.options import CommandGroup, given_options, json_option, server_options
+from fp4forge.cli.options import (
+    CommandGroup,
+    given_options,
+    json_option,
+    runs_itself,
+    server_options,
+)
 from fp4forge.core import files, reading
 from fp4forge.core.console import Console, print_json, print_rows, rich, table
 from fp4forge.core.errors import ServingError, TransferError, UsageError
@@ -95,7 +101,7 @@ def cluster(ctx: click.Context, /, **o: Any) -> None:
     Example: build.py serve cluster --hosts spark1,spark2 --model /models/big. Each machine gets
     the same image by digest, and the model must have the same files on each.
     """
-    if ctx.invoked_subcommand is None:
+    if runs_itself(ctx):
         _start(o)
 
 
@@ -144,7 +150,11 @@ def _start(o: dict[str, Any]) -> None:
         cluster_files.kubernetes(o)
         return
     _refuse_given(_IN_KUBERNETES, "--hosts", "they belong to --format lws and kuberay")
+    if o["dry_run"]:
+        _refuse_given(("check", "copy"), "--dry-run", "a dry run asks the machines nothing")
     hosts = _hosts(o)
+    # Read before anything is sent to a machine.
+    override = reading.text(o["override"], UsageError, where="--override") if o["override"] else ""
     division.check_port(o["backend"], o["port"])
     if o["interface"] and not _INTERFACE.fullmatch(o["interface"]):
         raise UsageError(
@@ -207,7 +217,7 @@ def _start(o: dict[str, Any]) -> None:
         )
     if o["check"]:
         return
-    _start_cluster(o, whole, hosts, found, (name, digest, chosen), console)
+    _start_cluster(o | {"override": override}, whole, hosts, found, (name, digest, chosen), console)
 
 
 def hosts_of(items: list[PreflightItem]) -> list[str]:
@@ -299,13 +309,12 @@ def _start_cluster(
         model=whole.model,
         split=chosen.split.text,
     )
-    override = reading.text(o["override"], UsageError, where="--override") if o["override"] else ""
     texts = [manifest.render(server, "compose") for server in servers]
     for host, text in zip(hosts, texts, strict=True):
         files.replace(made.folder / f"{host.address}.yaml", text, 0o600)  # Ray's token is in it
     made.save()
     with console.step("files") as step:
-        lifecycle.write(made, texts, override)
+        lifecycle.write(made, texts, o["override"])
         step.detail = f"{len(texts)} machines"
     with console.step("start") as step:
         lifecycle.start(made, step.report)

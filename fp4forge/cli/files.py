@@ -133,19 +133,19 @@ def matrix(releases: tuple[str, ...], runner: str | None, as_json: bool) -> None
     Hosted runners build from published wheels. Compiling and testing on a GPU need a
     self-hosted machine with that GPU.
     """
-    from fp4forge.inputs import release
+    from fp4forge.inputs import modelopt
     from fp4forge.inputs.broken_releases import Failures
     from fp4forge.maintain import matrix as building
+    from fp4forge.plan import quantiser
     from fp4forge.plan.support import supported
 
-    for name in releases:
-        release.load(name)
+    wanted = {modelopt.of_either_kind(name).release for name in releases}
     failures = Failures()
     buildable = supported(failures)
     rows = [
         row
-        for row in building.rows(buildable.plans)
-        if (not releases or row["release"] in releases) and runner in (None, row["runner"])
+        for row in building.rows(buildable.plans + quantiser.supported(failures))
+        if (not wanted or row["release"] in wanted) and runner in (None, row["runner"])
     ]
     for line in buildable.lines:
         click.echo(line, err=True)

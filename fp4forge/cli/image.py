@@ -61,6 +61,7 @@ def build(**o: Any) -> None:
         moved_packages=o["moved_packages"],
         signer=signer,
     )
+    console = Console()
     if o["dry_run"]:
         plans = [pipeline.prepare(request).plan for request in requests]
         if o["as_json"]:
@@ -69,8 +70,9 @@ def build(**o: Any) -> None:
             return
         for prepared in plans:
             click.echo(block("\n".join(planned.lines(prepared, o["verbose"])), 1 << 20))
+        if unused := given_options(("advisories", "sign_key", "sign_keyless")):
+            console.say(f"a dry run does not try {', '.join(unused)}")
         return
-    console = Console()
     trees = vllm_components.local_trees(o["sources"])
     options = BuildOptions(
         builder=o["builder"],
@@ -141,6 +143,7 @@ _OF_VLLM = (
     "cross",
     "aot",
     "extras",
+    "jobs",
 )
 
 

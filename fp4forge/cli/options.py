@@ -111,19 +111,36 @@ reports_option = click.option(
 )
 
 
-def given_options(names: Container[str]) -> list[str]:
-    """The options of the running command that were given on its command line, among some.
+def given_options(names: Container[str] | None = None) -> list[str]:
+    """The options of the running command that were given on its command line.
 
     Args:
-        names: as the command's function has them.
+        names: only these, as the command's function has them; None: all.
     """
     context = click.get_current_context()
     return [
         parameter.opts[-1]
         for parameter in context.command.params
-        if parameter.name in names
+        if (names is None or parameter.name in names)
         and context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
     ]
+
+
+def runs_itself(ctx: click.Context) -> bool:
+    """Whether a group was called without one of its commands, and so acts itself.
+
+    Raises:
+        UsageError: one of its commands follows options of the group, which would have no effect.
+    """
+    command = ctx.invoked_subcommand
+    given = given_options()
+    if command and given:
+        raise UsageError(
+            f"{', '.join(given)} before '{command}' has no effect",
+            rule="options follow the command that they belong to",
+            remedy=f"{ctx.command_path} {command} --help lists the options of '{command}'",
+        )
+    return command is None
 
 
 repo_option = click.option(

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from fp4forge.core import platform as platforms
 from fp4forge.inputs import bases, defaults, modelopt, patches
+from fp4forge.inputs.broken_releases import Failures
 from fp4forge.inputs.release import UNPATCHED
 from fp4forge.kernels.gpus import GPUS
+from fp4forge.plan.image_kinds import QUANTISE
 from fp4forge.plan.plan import Plan, PlanInputs
 from fp4forge.plan.request import ImageRequest
 
@@ -57,3 +59,19 @@ def resolve(request: ImageRequest) -> Plan:
         epoch=what.epoch,
         inputs=PlanInputs(what, base, patches.load(_PACKAGE, what.version)),
     )
+
+
+def supported(failures: Failures) -> list[Plan]:
+    """The plans of every image that quantises, for the platform of hosted runners.
+
+    Args:
+        failures: gets what is wrong with a release's file; the others are planned.
+    """
+    found: list[Plan] = []
+    for name in modelopt.release_names():
+        with failures.of(name):
+            found += [
+                resolve(ImageRequest("", name, base=base, platform=platforms.AMD64, kind=QUANTISE))
+                for base in bases.names()
+            ]
+    return found

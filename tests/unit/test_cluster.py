@@ -477,6 +477,8 @@ RANKS = ("--expert-parallel", "--data-parallel")
         ((*ON_TWO, "--port", "29501"), 2, "a port of the cluster itself"),
         ((*ON_TWO, "--interface", "$(id) x"), 2, "not the name of an interface"),
         ((*ON_TWO, "--release", "0.19.1"), 2, "has no wheel strategy"),
+        ((*ON_TWO, "--dry-run", "--check"), 2, "--check does not go with --dry-run"),
+        ((*ON_TWO, "--dry-run", "--override", "/nowhere"), 2, "--override cannot be read"),
         (("status", "--json"), 0, ""),
         (("logs", "nothing"), 2, "no cluster 'nothing'"),
     ],
