@@ -167,6 +167,7 @@ def _image_to_ask(o: dict[str, Any]) -> tuple[str, str]:
     """The image to ask, and its platform if it must be pulled."""
     from fp4forge.cli.wanted_server import published
     from fp4forge.core.platform import host_platform
+    from fp4forge.inputs import defaults
     from fp4forge.oci import reference
 
     if o["image"]:
@@ -179,8 +180,9 @@ def _image_to_ask(o: dict[str, Any]) -> tuple[str, str]:
             remedy="--image IMAGE, --registry HOST:PORT, or --kept for the answers in the checkout",
         )
     wanted = set(o["gpus"])
+    image = defaults.table().image
     fitting = (t for t in chips.TARGETS.values() if wanted <= {gpu.name for gpu in t.gpus})
-    target = min(fitting, key=lambda t: len(t.gpus), default=chips.TARGETS["blackwell"])
+    target = min(fitting, key=lambda t: len(t.gpus), default=chips.TARGETS[image.arch])
     tag, *_ = published({"strategy": None, "base": None, **o, "arch": o["arch"] or target.name})
     platform = o["platform"] or target.default_platform or host_platform()
     return f"{reference.repository(registry, o['repo'])}:{tag}", platform

@@ -14,6 +14,7 @@ import click
 from fp4forge.cli import cluster_files, clusters
 from fp4forge.cli.options import (
     CommandGroup,
+    arch_option,
     given_options,
     json_option,
     runs_itself,
@@ -30,13 +31,25 @@ if TYPE_CHECKING:
     from fp4forge.serve.settings import ServerSettings
 
 
+def _reference_product() -> str:
+    from fp4forge.inputs import defaults
+
+    return defaults.table().reference.product
+
+
 @click.group(cls=CommandGroup, invoke_without_command=True)
 @click.option("--hosts", metavar="USER@HOST,…", help="The machines; the first one answers.")
 @click.option(
     "--model", type=click.Path(path_type=Path), help="The model, at the same path on all."
 )
-@click.option("--gpu", "product", default="gb10", show_default=True, help="Their GPU, one in each.")
-@click.option("--arch", default="sm121", show_default=True, help="GPU of the image.")
+@click.option(
+    "--gpu",
+    "product",
+    default=_reference_product,
+    show_default="the reference's",
+    help="Their GPU, one in each.",
+)
+@arch_option
 @click.option(
     "--backend",
     type=click.Choice(["mp", "ray"]),

@@ -10,6 +10,7 @@ import click
 from fp4forge.cli import together, wanted_server
 from fp4forge.cli.options import (
     NamedPath,
+    arch_option,
     given_options,
     json_option,
     server_options,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     multiple=True,
     help="The checkpoint's folder. Several share one GPU, behind one address.",
 )
-@click.option("--arch", default="sm121", show_default=True, help="GPU of the image.")
+@arch_option
 @server_options
 @click.option(
     "--format",

@@ -143,6 +143,18 @@ def runs_itself(ctx: click.Context) -> bool:
     return command is None
 
 
+def _reference_arch() -> str:
+    from fp4forge.inputs import defaults
+
+    return defaults.table().reference.arch
+
+
+arch_option = click.option(
+    "--arch",
+    default=_reference_arch,
+    show_default="the reference's",
+    help=f"GPU of the image: {', '.join(TARGETS)}.",
+)
 repo_option = click.option(
     "--repo",
     default=REPOSITORIES[SERVE],

@@ -98,7 +98,7 @@ def follow(report: Path | None, no_build: bool, as_json: bool, **o: Any) -> None
     usual = defaults.table().image
     waits = patches.load("vllm", version).conflicts
     built = [] if no_build else [_built_image(version, v, o, console) for v in _variants(version)]
-    found = following.kernels(old, version, "blackwell", usual.base)
+    found = following.kernels(old, version, usual.arch, usual.base)
     found += kept.differences(old, version)
     notes = [f"awq waits for {conflict.id}: {conflict.why}" for conflict in waits]
     text = following.markdown(added, old, found, built, notes)
@@ -130,7 +130,7 @@ def _built_image(version: str, variant: str, o: dict[str, Any], console: Console
     repository = reference.repository(registry, o["repo"])
     where = destination.checked(repository, bool(registry), not registry, ())
     request = ImageRequest(
-        "blackwell", version, variant=variant, strategy="wheel", base=usual.base, aot="none"
+        usual.arch, version, variant=variant, strategy="wheel", base=usual.base, aot="none"
     )
     try:
         return asdict(pipeline.run(request, where, BuildOptions(), console))

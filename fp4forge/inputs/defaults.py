@@ -11,8 +11,9 @@ from fp4forge.core.errors import ReleaseError, UsageError
 from fp4forge.core.paths import RELEASES
 from fp4forge.inputs import release as releases
 from fp4forge.inputs.patches import load
-from fp4forge.inputs.reader import InputFormat
+from fp4forge.inputs.reader import InputFormat, one_of
 from fp4forge.inputs.release import StrategyName, Variant, Version
+from fp4forge.kernels.gpus import PRODUCTS, TARGETS
 
 
 class Defaults(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -21,12 +22,14 @@ class Defaults(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     strategy: StrategyName
     variant: Variant
     base: Annotated[str, Meta(min_length=1, description="a base of releases/bases.yaml")]
+    arch: Annotated[str, one_of(TARGETS, "a GPU, or a set of them")]
 
 
 class ReferenceDefaults(Defaults, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The reference image, with its release."""
 
     release: Annotated[Version, Meta(description="a release")]
+    product: Annotated[str, one_of(PRODUCTS, "the GPU as it is sold")]
 
 
 class DefaultsTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

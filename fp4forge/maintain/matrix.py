@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from fp4forge.core.platform import PLATFORMS
+from fp4forge.inputs import defaults
 from fp4forge.plan.image_kinds import QUANTISE, SERVE
 from fp4forge.plan.plan import Plan
 
@@ -21,8 +22,9 @@ def rows(plans: Iterable[Plan]) -> list[dict[str, Any]]:
         plans: everything that can be built (``plan.support``).
     """
     found: list[dict[str, Any]] = []
+    every_gpu = defaults.table().image.arch
     for plan in plans:
-        hosted = plan.arch == "blackwell" or not plan.serves
+        hosted = plan.arch == every_gpu or not plan.serves
         if plan.inputs.base.suite or plan.cross or hosted != (plan.strategy != "source"):
             continue
         labels = ["self-hosted", "linux", PLATFORMS[plan.platform].runner, "blackwell", plan.arch]

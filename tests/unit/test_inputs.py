@@ -134,6 +134,7 @@ def test_what_is_not_a_file_is_refused(kind: str, tmp_path: Path) -> None:
         ("bases", 'python: "3.13"', "python: 3.13", "bases.bootstrap.python is a number", "3.12"),
         ("bases", "image: ubuntu:24.04", "image: 'x:y AS z'", "ubuntu:24.04.image is", "a tag"),
         ("defaults", "strategy: wheel", "strategy: w", "image.strategy is 'w'", "source, wheel"),
+        ("defaults", "product: gb10", "product: gb1", "product is 'gb1'", "as it is sold"),
         ("defaults", "  release: 0.19.1\n", "", "reference has no 'release'", "a release"),
         ("series", "tier: csrc", "tier: rust", "patches[7].tier is 'rust'", "python, csrc"),
         ("series", "'enable_sm120_family<'", "'('", "patches[7].detect has '('", "expression"),

@@ -102,6 +102,7 @@ def test_make_image_and_serve_compose_name_the_same_image() -> None:
     text = (ROOT / "Makefile").read_text()
     usual = defaults.table().image
     assert f"FROM ?= {usual.strategy}\n" in text
+    assert f"ARCH ?= {usual.arch}\n" in text
     assert f"BASE ?= {usual.base}\n" in text
     assert f"VARIANT ?= {usual.variant}\n" in text
     assert "RELEASE ?=\n" in text
