@@ -27,7 +27,7 @@ from fp4forge.core.errors import SignatureError, ToolError, UsageError
 from fp4forge.core.limits import SIGN_SECONDS, SIGNATURE_SECONDS
 from fp4forge.core.text import shown
 from fp4forge.oci import process
-from fp4forge.oci.layout import OciLayout
+from fp4forge.oci.layout import OciLayout, image_index
 
 PASSWORD = "COSIGN_PASSWORD"  # noqa: S105 - the variable's name; cosign reads it
 _URI = re.compile(r"[a-z][a-z0-9]*://[\x21-\x7e]+")
@@ -294,7 +294,7 @@ def view(layout: OciLayout, digest: str, signatures: str, attested: str, folder:
         if own
     ]
     (folder / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
-    (folder / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": entries}))
+    (folder / "index.json").write_text(json.dumps(image_index(entries)))
     (folder / "blobs").symlink_to((layout.folder / "blobs").resolve())
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from msgspec import Meta, Struct
 
@@ -17,6 +18,16 @@ from fp4forge.core.text import shown
 
 T = TypeVar("T")
 Digest = Annotated[str, Meta(pattern=rf"^{DIGEST}\Z")]
+INDEX = "application/vnd.oci.image.index.v1+json"
+
+
+def image_index(entries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """An image index (OCI image specification 1.1) that names some manifests.
+
+    Args:
+        entries: descriptors, with all fields that they are to have.
+    """
+    return {"schemaVersion": 2, "mediaType": INDEX, "manifests": list(entries)}
 
 
 class OsArchitecture(Struct, frozen=True):
@@ -134,7 +145,7 @@ class OciLayout:
         """
         size = self.path(digest).stat().st_size if reading.is_file(self.path(digest)) else 0
         entry = {"mediaType": self.document(digest).mediaType, "digest": digest, "size": size}
-        index = {"schemaVersion": 2, "manifests": [entry | _given_annotations(annotations)]}
+        index = image_index([entry | _given_annotations(annotations)])
         files.replace(self.folder / "index.json", json.dumps(index))
 
     def layers(self, digest: str) -> list[Descriptor]:

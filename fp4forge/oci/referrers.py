@@ -16,7 +16,7 @@ from msgspec import Struct
 from fp4forge.core import http, reading
 from fp4forge.core.errors import ForgeError, RegistryError
 from fp4forge.oci import api, registry
-from fp4forge.oci.layout import Descriptor
+from fp4forge.oci.layout import INDEX, Descriptor, image_index
 
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _EMPTY = "application/vnd.oci.empty.v1+json"
@@ -178,7 +178,7 @@ _CREATED = "org.opencontainers.image.created"
 
 def _referrers_of(repository: str, subject: str) -> _List:
     where = f"what {repository} keeps beside {subject[:19]}"
-    answer = api.ask("GET", repository, f"referrers/{subject}", {"Accept": registry.INDEX})
+    answer = api.ask("GET", repository, f"referrers/{subject}", {"Accept": INDEX})
     if answer.status == 200:
         return reading.json(answer.content, _List, where, RegistryError)
     if answer.status not in (404, 405):
@@ -195,13 +195,9 @@ def _append_referrer(repository: str, subject: str, entry: dict[str, Any]) -> No
         entries = reading.json(found.content, dict[str, Any], where, RegistryError).get("manifests")
         if not isinstance(entries, list):
             raise RegistryError(f"{where} is not an index")
-    index = {
-        "schemaVersion": 2,
-        "mediaType": registry.INDEX,
-        "manifests": [*entries[-_MOST + 1 :], entry],
-    }
+    index = image_index([*entries[-_MOST + 1 :], entry])
     content = json.dumps(index, separators=(",", ":")).encode()
-    registry.put(repository, tag(subject), content, registry.INDEX)
+    registry.put(repository, tag(subject), content, INDEX)
 
 
 def store(repository: str, content: bytes) -> dict[str, Any]:

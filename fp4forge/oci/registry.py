@@ -15,10 +15,9 @@ from fp4forge.core import reading
 from fp4forge.core.errors import RegistryError, ToolError
 from fp4forge.oci import api
 from fp4forge.oci import layout as layouts
-from fp4forge.oci.layout import Descriptor, ManifestOrIndex
+from fp4forge.oci.layout import INDEX, Descriptor, ManifestOrIndex
 from fp4forge.oci.reference import ImageReference
 
-INDEX = "application/vnd.oci.image.index.v1+json"
 _ACCEPT = ", ".join(
     (
         INDEX,

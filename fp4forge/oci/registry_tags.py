@@ -13,7 +13,7 @@ from fp4forge.core import reading
 from fp4forge.core.errors import RegistryError, TagError, UsageError
 from fp4forge.oci import layout as layouts
 from fp4forge.oci import registry
-from fp4forge.oci.layout import ManifestOrIndex
+from fp4forge.oci.layout import INDEX, ManifestOrIndex
 from fp4forge.oci.reference import ImageReference, parse
 
 
@@ -132,15 +132,14 @@ def combine(repository: str, digests: list[str], manifests: set[str]) -> str:
     for digest in digests:
         part, where = registry.existing(repository, digest).content, f"index {digest[:19]}"
         entries += reading.json(part, _Entries, where, RegistryError).manifests
-    index = {"schemaVersion": 2, "mediaType": registry.INDEX, "manifests": entries}
-    content = json.dumps(index, separators=(",", ":")).encode()
+    content = json.dumps(layouts.image_index(entries), separators=(",", ":")).encode()
     if layouts.parse(content, "the new index", RegistryError).image_digests != manifests:
         raise RegistryError(
             f"the indexes in {repository} do not name the images that were verified",
             remedy="somebody else may have pushed; run again",
         )
     digest = "sha256:" + hashlib.sha256(content).hexdigest()
-    registry.put(repository, digest, content, registry.INDEX)
+    registry.put(repository, digest, content, INDEX)
     return digest
 
 

@@ -30,7 +30,7 @@ from fp4forge.image.runtime.opt.fp4forge import warm
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import acquire, copying, registry
 from fp4forge.oci.cosign import Signer
-from fp4forge.oci.layout import OciLayout
+from fp4forge.oci.layout import INDEX, OciLayout, image_index
 from fp4forge.plan import tags
 from fp4forge.publish import signing, tagging, verified
 from fp4forge.serve.settings import CACHE_DIR
@@ -369,8 +369,7 @@ def _store(
     image = blob(manifest, manifest["mediaType"])
     parts = ("os", "architecture", "variant")
     entry = {**image, "platform": {name: config[name] for name in parts if config.get(name)}}
-    index = {"schemaVersion": 2, "mediaType": registry.INDEX, "manifests": [entry]}
-    return image["digest"], blob(index, registry.INDEX)["digest"]
+    return image["digest"], blob(image_index([entry]), INDEX)["digest"]
 
 
 def _check_added(cold: ColdImage, index: str, image: str, layer: str) -> None:

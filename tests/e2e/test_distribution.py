@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from fp4forge.oci import registry, registry_tags
+from fp4forge.oci.layout import INDEX, image_index
 from tests.e2e.conftest import REGISTRY, ROOT, Completed, shell
 from tests.e2e.nodes import Node, make_key, push_two_versions, write_ssh_config
 
@@ -228,8 +229,8 @@ def test_a_bundle_goes_to_a_site_without_network(bundled: Path, tmp_path: Path) 
 def test_a_bundle_moves_no_tag(bundled: Path, tmp_path: Path) -> None:
     """The tag names another image there already: the bundle's was not checked here."""
     there = f"{REGISTRY}/fp4forge/taken"
-    other = {"schemaVersion": 2, "mediaType": registry.INDEX, "manifests": []}
-    registry.put(there, "1", json.dumps(other).encode(), registry.INDEX)
+    other = image_index([])
+    registry.put(there, "1", json.dumps(other).encode(), INDEX)
     before = registry.resolve(there, "1")
     done = cli("unbundle", str(bundled), "-o", str(tmp_path / "b"), "--to", there)
     assert done.returncode == 14, done.stderr

@@ -18,7 +18,7 @@ import pytest
 from fp4forge.core.errors import ArtefactError, NoGpuError, TagError, UsageError
 from fp4forge.image.runtime.opt.fp4forge import warm
 from fp4forge.oci import registry
-from fp4forge.oci.layout import OciLayout
+from fp4forge.oci.layout import INDEX, OciLayout, image_index
 from fp4forge.publish import verified
 from tests.e2e.conftest import REGISTRY, Completed, raw, shell
 
@@ -67,7 +67,7 @@ def cold(tmp_path: Path) -> str:
         }
         entry = keep(layout, manifest, "manifest.v1+json")
         entries.append(entry | {"platform": {"os": "linux", "architecture": architecture}})
-    index = {"schemaVersion": 2, "mediaType": registry.INDEX, "manifests": entries}
+    index = image_index(entries)
     digest = keep(layout, index, "index.v1+json")["digest"]
     (layout.folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
     layout.name_only(digest)
@@ -220,7 +220,7 @@ def test_a_taken_tag_is_not_moved(cold: str, collected: Path) -> None:
     made = published(cold, collected)
     place = cold.rpartition(":")[0]
     index = registry.existing(place, raw_digest(cold))
-    registry.put(place, made["tag"], index.content, registry.INDEX)
+    registry.put(place, made["tag"], index.content, INDEX)
     refused(cold, collected, TagError.exit_code, "already names another image")
     assert raw(f"{place}:{made['tag']}") == raw(cold)
 

@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from fp4forge.core import http
 from fp4forge.core.text import steers
 from fp4forge.oci import api, buildkit, registry, registry_tags
+from fp4forge.oci.layout import INDEX
 from fp4forge.serve import client, quality
 from tests.fuzz import documents, fuzz, spoilt, spoilt_bytes, survives
 
 DIGEST = "sha256:" + "a" * 64
 OCI = {
     "schemaVersion": 2,
-    "mediaType": registry.INDEX,
+    "mediaType": INDEX,
     "manifests": [
         {
             "digest": DIGEST,

@@ -16,10 +16,10 @@ import pytest
 
 from fp4forge.core.errors import ForgeError, RegistryError, TagError
 from fp4forge.oci import api, copying, referrers, registry, registry_tags
-from fp4forge.oci.layout import OciLayout
+from fp4forge.oci.layout import OciLayout, image_index
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
-INDEX: dict[str, Any] = {"schemaVersion": 2, "mediaType": registry.INDEX, "manifests": []}
+INDEX: dict[str, Any] = image_index([])
 
 
 def say(status: int, content: bytes, headers: dict[str, str] | None = None) -> Answer:

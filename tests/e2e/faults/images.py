@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fp4forge.oci.layout import OciLayout
-from fp4forge.oci.registry import INDEX
+from fp4forge.oci.layout import INDEX, OciLayout, image_index
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 LAYER_BYTES = 48_000
@@ -46,7 +45,7 @@ def make(folder: Path, seed: int, **labels: str) -> Image:
     }
     entry = {"mediaType": MANIFEST} | _blob(layout, _json(manifest))
     entry["platform"] = {"os": "linux", "architecture": "amd64"}
-    index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry]}
+    index = image_index([entry])
     digest = _blob(layout, _json(index))["digest"]
     (layout.folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
     layout.name_only(digest, {"io.containerd.image.name": "127.0.0.1:5000/team/image:1"})

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fp4forge.oci.registry import INDEX
+from fp4forge.oci.layout import INDEX, image_index
 from tests.e2e.faults import wire
 from tests.e2e.faults.wire import STEERING, Act, Handler, Server, reset, say
 
@@ -176,13 +176,13 @@ def flipped(content: bytes) -> bytes:
 
 def index(entries: Any) -> Callable[[Exchange], None]:
     """An index with these entries in place of the real one."""
-    data = {"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}
+    data = image_index(entries)
     return on_wire(say(200, json.dumps(data).encode(), INDEX))
 
 
 SELF = "sha256:" + "5e1f" * 16
 ENTRY = {"digest": SELF, "size": 1, "platform": {"os": "linux", "architecture": "amd64"}}
-LONELY = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [ENTRY]}).encode()
+LONELY = json.dumps(image_index([ENTRY])).encode()
 
 # A tag is looked up: serve compose --image HOST/NAME:1.
 LOOK_UP: dict[str, Fault] = {

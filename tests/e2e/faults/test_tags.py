@@ -12,6 +12,7 @@ import pytest
 
 from fp4forge.core.errors import ForgeError, RegistryError, TagError
 from fp4forge.oci import registry
+from fp4forge.oci.layout import INDEX
 from fp4forge.publish import platform_index, tagging, verified
 from fp4forge.publish.destination import Destination
 from tests.e2e.faults import wire
@@ -199,7 +200,7 @@ def test_an_index_of_several_platforms_is_not_taken_over_from_somebody_else(
             "annotations": {"vnd.docker.reference.digest": part.digest},
         }
     )
-    registry.put(repository, ours.tags[0], json.dumps(forged).encode(), registry.INDEX)
+    registry.put(repository, ours.tags[0], json.dumps(forged).encode(), INDEX)
     with pytest.raises(TagError, match="not published here"):
         publish()
     assert named(proxy.upstream, published, NAMES[1]) == ours.digest
