@@ -161,9 +161,10 @@ def _context_files(plan: Plan) -> tuple[dict[str, bytes], list[Path]]:
         choice = vllm_components.ComponentChoice(
             plan.components, plan.components_left_out, plan.sources
         )
+        source = plan.inputs.release.strategies[plan.strategy]
         crossing = {"cross": asdict(plan.cross)} if plan.cross else {}
         files["compile.json"] = _json_bytes(
-            choice.instructions(plan.arch_list, plan.predicted) | crossing
+            choice.instructions(source, plan.arch_list, plan.predicted) | crossing
         )
         files |= _series_files(series, plan.variant, "csrc", "csrc")
     if plan.aot.name != "none":

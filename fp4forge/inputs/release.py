@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -21,6 +22,7 @@ from fp4forge.inputs.reader import BrokenField, InputFormat, by_version, one_of
 from fp4forge.kernels.gpus import GPUS
 
 VARIANTS = ("awq", "plain")
+CORE = "core"  # the component without which nothing serves
 UNPATCHED = "plain"  # upstream as it is
 STRATEGIES = ("source", "wheel")
 
@@ -50,6 +52,8 @@ Requirement = Annotated[
         examples=["cmake>=3.26.1,<4"],
     ),
 ]
+CmakeName = Annotated[str, Meta(pattern="^[A-Za-z0-9_]+$", description="a name in CMake")]
+ComponentName = Annotated[str, Meta(pattern="^[a-z0-9_]+$", description="a component of vLLM")]
 Folder = Annotated[str, Meta(pattern="^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$")]
 
 
@@ -80,12 +84,38 @@ class Vllm(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = {}
 
 
+class VllmComponent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A part of vLLM that can be compiled or left out."""
+
+    targets: Annotated[tuple[CmakeName, ...], Meta(description="of vLLM's CMake")] = ()
+    external: Annotated[str, Meta(description="the external source that it is compiled from")]
+    cmake: Annotated[
+        str,
+        Meta(
+            pattern="^[a-z0-9_]*$",
+            description="its file under cmake/external_projects, without the ending",
+        ),
+    ] = ""
+    groups: Annotated[
+        tuple[str, ...],
+        Meta(description="its kernel groups; without code for the image's GPUs it is left out"),
+    ] = ()
+
+
 class Strategy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a build strategy adds to the release."""
 
     requirements: tuple[Requirement, ...]
     overrides: tuple[Requirement, ...] = ()
     build_requirements: tuple[Requirement, ...] = ()
+    components: Annotated[
+        dict[ComponentName, VllmComponent],
+        Meta(description="the parts of vLLM that a source build compiles; core is one of them"),
+    ] = {}
+    never_compiled: Annotated[
+        tuple[CmakeName, ...],
+        Meta(description="files under cmake/external_projects that are left out of every build"),
+    ] = ()
 
 
 RULES = ("foreign-processor", "other-cuda")
@@ -237,6 +267,15 @@ class ImageRelease(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise BrokenField("resolve_before", f"is {self.resolve_before!r}", "a day") from None
 
     @property
+    def components(self) -> dict[str, VllmComponent]:
+        """What a source build compiles; none if it has no source strategy."""
+        return {}
+
+    def groups_of(self, components: Iterable[str]) -> set[str]:
+        """The kernel groups of some components."""
+        return {group for name in components for group in self.components[name].groups}
+
+    @property
     def epoch(self) -> int:
         """SOURCE_DATE_EPOCH of images of this release: the day its locks end, in seconds UTC."""
         return int(datetime.fromisoformat(self.resolve_before).replace(tzinfo=UTC).timestamp())
@@ -294,11 +333,21 @@ class Release(ImageRelease, frozen=True, kw_only=True, forbid_unknown_fields=Tru
                 "has no wheel_arch_lists for a wheel",
                 "releases with a wheel strategy have the arch list of every wheel",
             )
+        if "source" in self.strategies and CORE not in self.components:
+            raise BrokenField(
+                "strategies.source", f"has no component {CORE}", "the image serves through it"
+            )
 
     @property
     def source_file(self) -> str:
         """Its file under ``releases/``."""
         return f"{self.release}.yaml"
+
+    @property
+    def components(self) -> dict[str, VllmComponent]:
+        """What a source build compiles; none if it has no source strategy."""
+        source = self.strategies.get("source")
+        return source.components if source else {}
 
     @property
     def product_version(self) -> str:

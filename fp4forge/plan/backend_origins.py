@@ -6,7 +6,7 @@ FlashInfer's modules; ``models/backend_kernels.yaml`` says which of them a backe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -18,7 +18,6 @@ from fp4forge.models import backend_answers, backend_kernels
 from fp4forge.models.backend_kernels import IMPOSSIBLE, ImageContent, KernelOrigin, NeededFile
 from fp4forge.plan.plan import Plan
 from fp4forge.plan.prediction import predict
-from fp4forge.plan.vllm_components import COMPONENTS
 
 # Origins by GPU, kind of layer and backend; a backend with kernels for one KV cache has its name.
 Origins = dict[str, dict[str, dict[str, KernelOrigin]]]
@@ -32,8 +31,8 @@ def content(plan: Plan) -> ImageContent:
     """
     table = backend_kernels.table()
     targets = predict(plan.arch_list, plan.vllm_version, plan.cuda).groups
-    for name in plan.components_left_out:
-        targets = {g: t for g, t in targets.items() if g not in COMPONENTS[name].groups}
+    without = plan.inputs.release.groups_of(plan.components_left_out)
+    targets = {g: t for g, t in targets.items() if g not in without}
     capabilities = {GPUS[gpu].label for gpu in plan.gpus}
     libraries = {
         part.library
@@ -102,15 +101,14 @@ def _named(vllm: str, gpu: str) -> Iterator[tuple[str, str, str]]:
     yield from named
 
 
-def impossible(vllm: str, origins: Origins, left_out: tuple[str, ...] = ()) -> list[str]:
+def impossible(vllm: str, origins: Origins, excused: Set[str] = frozenset()) -> list[str]:
     """Backends that vLLM selects by itself and that cannot run, a line each.
 
     Args:
         vllm: version.
         origins: as ``origins`` gives them.
-        left_out: vLLM's components that were left out on request: vLLM does without those.
+        excused: kernel groups of components that were left out: vLLM does without those.
     """
-    excused = {group for name in left_out for group in COMPONENTS[name].groups}
     lines: dict[str, None] = {}
     for answer in backend_answers.load(vllm):
         for decision in answer.decisions if answer.gpu in origins else ():
@@ -132,8 +130,8 @@ def predicted(plan: Plan) -> dict[str, Any]:
     found = content(plan)
     made = origins(plan.vllm_version, plan.gpus, found)
     wanted = {gpu: rows for gpu, rows in made.items() if gpu not in plan.allow_missing}
-    left_out = tuple(plan.components_left_out)
-    if lines := impossible(plan.vllm_version, wanted, left_out):
+    without = plan.inputs.release.groups_of(plan.components_left_out)
+    if lines := impossible(plan.vllm_version, wanted, without):
         raise CoverageError(
             "\n".join(lines),
             rule="the image has the kernels, or their compiler, of each backend that vLLM selects",

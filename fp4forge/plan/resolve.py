@@ -80,9 +80,7 @@ def resolve(request: ImageRequest) -> Plan:
         if request.cross
         else None
     )
-    without = {
-        group for name in choice.left_out for group in vllm_components.COMPONENTS[name].groups
-    }
+    without = what.groups_of(choice.left_out)
     patched = {patch.id for patch in csrc}
     predicted = ledger.expected(
         {group: targets for group, targets in prediction.groups.items() if group not in without},

@@ -1,8 +1,7 @@
 """What a source build compiles: vLLM's components and the external sources that they need.
 
-Targets, variables and file names are those of vLLM's CMake (CMakeLists.txt and
-cmake/external_projects/*.cmake of 0.19.1 and 0.20.2); the pins of the external sources stand in
-the release files.
+Targets, variables, file names and pins stand in the release files, as that vLLM's CMake has them
+(CMakeLists.txt and cmake/external_projects/*.cmake).
 """
 
 from __future__ import annotations
@@ -14,46 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fp4forge.core.errors import ArtefactError, ReleaseError, UsageError
+from fp4forge.inputs.release import CORE
 from fp4forge.kernels.gpus import GPUS, serves
 
 if TYPE_CHECKING:
-    from fp4forge.inputs.release import External, Release, SourceWheel
+    from fp4forge.inputs.release import External, Release, SourceWheel, Strategy
 
 PROVIDERS = ("git", "pypi")
 # Why a component is left out.
 NOT_ASKED, NO_CODE = "request", "gpus"
 
 
-@dataclass(frozen=True)
-class VllmComponent:
-    """A part of vLLM that can be compiled or left out."""
-
-    targets: tuple[str, ...]  # of CMake
-    external: str  # the source it needs, as releases name it
-    cmake: str = ""  # file under cmake/external_projects
-    groups: tuple[str, ...] = ()  # kernel groups; without code for the GPUs it is left out
-
-
-COMPONENTS = {
-    "core": VllmComponent(("_C", "_C_stable_libtorch", "_moe_C", "cumem_allocator"), "cutlass"),
-    "fa2": VllmComponent(
-        ("_vllm_fa2_C", "_vllm_fa4_cutedsl_C"), "flash-attn", "vllm_flash_attn", ("flash_attn_2",)
-    ),
-    "fa3": VllmComponent(("_vllm_fa3_C",), "flash-attn", "vllm_flash_attn", ("flash_attn_3",)),
-    "flashmla": VllmComponent(
-        ("_flashmla_C", "_flashmla_extension_C"),
-        "flashmla",
-        "flashmla",
-        ("flashmla", "flashmla_fp4"),
-    ),
-    # QuTLASS adds its sources to _C (qutlass.cmake).
-    "qutlass": VllmComponent(
-        (), "qutlass", "qutlass", ("qutlass", "qutlass_gemm", "qutlass_quantise")
-    ),
-    "triton_kernels": VllmComponent(("triton_kernels",), "triton_kernels", "triton_kernels"),
-}
-# Cloned by vLLM's CMake, but not by this project: its extension is for one Python only.
-_NEVER = ("deepgemm",)
 # The objects of the gate: the smallest with FP4 instructions for every FP4 target, and a small one
 # that includes CUTLASS.
 GATE_SOURCE = "nvfp4_quant_kernels.cu"
@@ -79,14 +49,23 @@ class ComponentChoice:
     left_out: dict[str, str] = field(default_factory=dict)  # component -> NOT_ASKED or NO_CODE
     sources: dict[str, ExternalSource] = field(default_factory=dict)
 
-    def instructions(self, arch_list: str, predicted: dict[str, list[str]]) -> dict[str, Any]:
-        """What ``image/stages/compile.py`` reads."""
-        files = {c.cmake for c in COMPONENTS.values() if c.cmake}
-        kept = {COMPONENTS[name].cmake for name in self.names}
+    def instructions(
+        self, source: Strategy, arch_list: str, predicted: dict[str, list[str]]
+    ) -> dict[str, Any]:
+        """What ``image/stages/compile.py`` reads.
+
+        Args:
+            source: the release's strategy, with the components.
+            arch_list: what they are compiled for.
+            predicted: targets by kernel group.
+        """
+        components = source.components
+        files = {c.cmake for c in components.values() if c.cmake}
+        kept = {components[name].cmake for name in self.names}
         return {
             "arch_list": arch_list,
-            "targets": [t for name in self.names for t in COMPONENTS[name].targets],
-            "without": sorted(files - kept) + list(_NEVER),
+            "targets": [t for name in self.names for t in components[name].targets],
+            "without": sorted(files - kept) + list(source.never_compiled),
             "sources": {
                 source.variable: f"/externals/{name}" + _SUBFOLDER.get(name, "")
                 for name, source in self.sources.items()
@@ -130,21 +109,23 @@ def choose(
         ArtefactError: a local tree does not hold the source.
         ReleaseError: the release does not pin a source that a component needs.
     """
-    names = tuple(COMPONENTS) if wanted == "all" else tuple(dict.fromkeys(wanted.split(",")))
+    components = release.components
+    names = tuple(components) if wanted == "all" else tuple(dict.fromkeys(wanted.split(",")))
     for name in names:
-        if name not in COMPONENTS:
+        if name not in components:
             raise UsageError(
-                f"--components {name!r} does not exist", rule="all, or " + ", ".join(COMPONENTS)
+                f"--components {name!r} does not exist in vLLM {release.vllm_version}",
+                rule="all, or " + ", ".join(components),
             )
-    if "core" not in names:
-        raise UsageError("--components needs core", rule="the image serves through it")
-    left_out = {name: NOT_ASKED for name in COMPONENTS if name not in names}
+    if CORE not in names:
+        raise UsageError(f"--components needs {CORE}", rule="the image serves through it")
+    left_out = {name: NOT_ASKED for name in components if name not in names}
     for name in names:
-        targets = [t for group in COMPONENTS[name].groups for t in groups.get(group, ())]
-        if COMPONENTS[name].groups and not _gpus_served(targets, gpus):
+        targets = [t for group in components[name].groups for t in groups.get(group, ())]
+        if components[name].groups and not _gpus_served(targets, gpus):
             left_out[name] = NO_CODE
     kept = tuple(name for name in names if name not in left_out)
-    needed = dict.fromkeys(COMPONENTS[name].external for name in kept)
+    needed = dict.fromkeys(components[name].external for name in kept)
     if lacking := [name for name in needed if name not in release.externals]:
         raise ReleaseError(
             f"releases/{release.release}.yaml has no external {', '.join(lacking)}",

@@ -23,6 +23,7 @@ from fp4forge.plan.vllm_components import NO_CODE, NOT_ASKED
 from fp4forge.publish import pipeline
 
 RELEASE = release.load("0.19.1")
+SOURCE = RELEASE.strategy("source")
 
 
 def choose(wanted: str = "all", *given: str, arch_list: str = "12.1a", gpu: str = "sm121"):  # type: ignore[no-untyped-def]  # noqa: ANN201
@@ -114,7 +115,9 @@ def test_a_release_without_a_needed_source_is_named() -> None:
 
 
 def test_instructions_leave_the_other_externals_out() -> None:
-    given = choose("core", "cutlass=pypi").instructions("12.1a", {"nvfp4_quantise": ["12.1a"]})
+    given = choose("core", "cutlass=pypi").instructions(
+        SOURCE, "12.1a", {"nvfp4_quantise": ["12.1a"]}
+    )
     assert given["targets"] == ["_C", "_C_stable_libtorch", "_moe_C", "cumem_allocator"]
     assert {"flashmla", "qutlass", "vllm_flash_attn", "triton_kernels"} <= set(given["without"])
     assert given["sources"] == {"VLLM_CUTLASS_SRC_DIR": "/externals/cutlass"}
@@ -124,11 +127,11 @@ def test_instructions_leave_the_other_externals_out() -> None:
 def test_another_external_source_is_another_compile(cutlass: Path) -> None:
     """What is compiled is kept under a key of the instructions: they must tell sources apart."""
     named = ("cutlass=git", "cutlass=pypi")
-    given = [choose("core", n).instructions("12.1a", {"nvfp4_quantise": []}) for n in named]
+    given = [choose("core", n).instructions(SOURCE, "12.1a", {"nvfp4_quantise": []}) for n in named]
     for content in ("one", "two"):
         (cutlass / "a.h").write_text(content)
         choice = choose("core", f"cutlass={cutlass}")
-        given.append(choice.instructions("12.1a", {"nvfp4_quantise": []}))
+        given.append(choice.instructions(SOURCE, "12.1a", {"nvfp4_quantise": []}))
     assert given[0]["pins"]["cutlass"].endswith("#f3fde58372d33e9a5650ba7b80fc48b3b49d40c8")
     assert len({json.dumps(each) for each in given}) == 4
 
