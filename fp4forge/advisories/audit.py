@@ -60,6 +60,7 @@ class AuditReport:
     database: str
     components: int
     findings: tuple[Vulnerability, ...]
+    left_out: tuple[str, ...] = ()  # what could not be audited, and why
 
 
 def run(
@@ -90,7 +91,8 @@ def run(
     newer = _newer_releases(contents.release)
     found = [_vulnerability(group, verdicts, newer, today) for group in _by_vulnerability(hits)]
     found.sort(key=lambda f: (_ORDER.index(f.severity), f.explained, f.id))
-    return AuditReport(contents.release, database.name, len(contents.components), tuple(found))
+    count = len(contents.components)
+    return AuditReport(contents.release, database.name, count, tuple(found), contents.left_out)
 
 
 def demand(report: AuditReport, allowed: tuple[str, ...] = (), complete: bool = True) -> None:
@@ -206,7 +208,8 @@ def _vulnerability(
         releases=[
             name
             for name, contents in newer.items()
-            if not any(osv.affects(record, one) for record in records for one in contents)
+            if all(one.ecosystem != osv.GIT for one in affected)  # in no lock
+            and not any(osv.affects(record, one) for record in records for one in contents)
         ],
     )
 

@@ -19,10 +19,11 @@ from hypothesis import given
 
 from fp4forge.advisories import audit, database, installed, osv, vex
 from fp4forge.advisories.installed import AuditedPackages
-from fp4forge.advisories.osv import PYPI, OsvPackage
+from fp4forge.advisories.osv import GIT, PYPI, OsvPackage
 from fp4forge.core.errors import AdvisoryError, BinaryError, UsageError, VulnerableError
 from fp4forge.core.paths import ROOT
 from fp4forge.inputs import release
+from fp4forge.sbom.components import SbomComponent
 from tests.fuzz import fuzz, spoilt, survives
 
 DATA = Path(__file__).parent / "data" / "osv"
@@ -130,6 +131,86 @@ def test_the_fix_is_the_next_version_that_has_it() -> None:
     )
     part = osv.affects(value, VLLM)
     assert part and osv.fixes(part, VLLM) == ["0.21"]
+
+
+# Sources that are compiled in
+
+CUTLASS = "https://github.com/NVIDIA/cutlass"
+OLD, NEW, OTHER = "1" * 40, "2" * 40, "3" * 40
+
+
+def source(*events: dict[str, str], repo: str = CUTLASS, **more: Any) -> Any:
+    """A record as OSV's converters write it: a repository, and often no package."""
+    part = {"ranges": [{"type": "GIT", "repo": repo, "events": list(events)}], **more}
+    return {"id": "CVE-2026-1", "affected": [part]}
+
+
+@pytest.mark.parametrize(
+    ("value", "version", "is_in"),
+    [
+        (source({"introduced": OLD}, {"last_affected": OLD}), OLD, True),
+        (source({"introduced": OLD}, {"last_affected": OLD}), NEW, False),
+        (source({"introduced": "0"}, {"fixed": NEW}), NEW, False),
+        # Which of two commits came first only the repository knows: a verdict must say it.
+        (source({"introduced": "0"}, {"fixed": NEW}), OLD, True),
+        (source({"introduced": "0" * 40}, {"last_affected": NEW}), OTHER, True),
+        (source({"introduced": "0"}, repo="https://github.com/nvidia/Cutlass.git"), OLD, True),
+        (source({"introduced": "0"}, repo="https://github.com/NVIDIA/cutlass-fork"), OLD, False),
+        # Tags are listed; a version that a header states has no v.
+        (source({"introduced": "0"}, versions=["v4.4.1", "v4.4.2"]), "4.4.2", True),
+        (source({"introduced": "0"}, versions=["v4.4.1", "v4.4.2"]), "v4.4.2", True),
+        (source({"introduced": "0"}, versions=["v4.4.1", "v4.4.2"]), "v4.5.0", False),
+        (source({"introduced": "0"}), "v4.5.0", True),
+    ],
+)
+def test_sources_go_by_commit_or_tag(value: Any, version: str, is_in: bool) -> None:
+    assert affected(value, version, GIT, osv.canonical(GIT, CUTLASS)) is is_in
+
+
+def listed(version: str, **more: Any) -> SbomComponent:
+    values: dict[str, Any] = {"name": "cutlass", "ecosystem": GIT, "source": CUTLASS, "purl": "x"}
+    return SbomComponent(version=version, **values | more)
+
+
+def test_an_sbom_adds_what_no_lock_names(tmp_path: Path) -> None:
+    every = [
+        listed(OLD),
+        listed("", name="pynvml"),
+        listed("3.5.1-1+b1", name="libssl", ecosystem=DEBIAN, source="openssl", source_version="3"),
+        listed("1.0+cu130", name="torch", ecosystem=PYPI, source=""),
+    ]
+    found, left_out = installed.of_sbom(every)
+    assert found == {
+        OsvPackage(GIT, "github.com/nvidia/cutlass", OLD),
+        OsvPackage(DEBIAN, "openssl", "3"),
+        OsvPackage(PYPI, "torch", "1.0+cu130"),
+    }
+    assert len(left_out) == 1 and "pynvml" in left_out[0]
+    value = source({"introduced": "0"}, {"fixed": NEW})
+    (tmp_path / "git.json").write_text(json.dumps(value))
+    debian = record({"introduced": "0"}, {"fixed": "4"}, ecosystem=DEBIAN, name="openssl")
+    (tmp_path / "debian.json").write_text(json.dumps(debian | {"id": "CVE-2026-2"}))
+    contents = AuditedPackages("0.20.2", tuple(sorted(found)), left_out)
+    report = audit.run(contents, database.OsvFolder(tmp_path), quiet, TODAY)
+    by_id = {finding.id: finding for finding in report.findings}
+    assert by_id["CVE-2026-1"].packages == [f"github.com/nvidia/cutlass {OLD}"]
+    assert by_id["CVE-2026-1"].fixed == [NEW] and by_id["CVE-2026-1"].grave
+    assert by_id["CVE-2026-1"].releases == []  # no lock says what a newer release compiles in
+    assert by_id["CVE-2026-2"].packages == ["openssl 3"]
+    assert report.left_out == left_out
+    later, _ = installed.of_sbom([listed(NEW)])
+    contents = AuditedPackages("0.20.2", tuple(later))
+    assert audit.run(contents, database.OsvFolder(tmp_path), quiet, TODAY).findings == ()
+
+
+def test_an_image_without_an_sbom_says_what_was_not_audited() -> None:
+    found, (left_out,) = installed.of_sbom(None)
+    assert not found and "no SBOM" in left_out
+
+
+def test_a_verdict_names_a_source_by_its_package_url() -> None:
+    one = OsvPackage(GIT, "github.com/nvidia/cutlass", OLD)
+    assert one.purl == f"pkg:github/nvidia/cutlass@{OLD}"
 
 
 # Severity
@@ -416,6 +497,8 @@ class Service:
         self.asked: list[str] = []
         self.status = 200
         self.results: Any = None
+        self.by_commit: dict[str, str] = {}
+        self.queries: list[Any] = []
         service = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -445,10 +528,14 @@ class Service:
     def answer(self, queries: list[Any]) -> Any:
         if self.results is not None:
             return self.results
-        names = sorted(self.records)
+        self.queries += queries
+        names = sorted(self.records.keys() - {*self.by_commit.values()})
         out: list[Any] = []
         for query in queries:
-            if query["package"] != {"name": "vllm", "ecosystem": PYPI}:
+            if "commit" in query:
+                known = self.by_commit.get(query["commit"])
+                out.append({"vulns": [{"id": known}]} if known else {})
+            elif query["package"] != {"name": "vllm", "ecosystem": PYPI}:
                 out.append({})
             elif query.get("page_token") == "second":
                 out.append({"vulns": [{"id": name, "modified": "x"} for name in names[4:]]})
@@ -474,6 +561,17 @@ def test_the_service_gives_what_a_folder_gives(service: Service) -> None:
     # All packages in one request, the second page in another, each record once.
     assert service.asked.count("/v1/querybatch") == 2
     assert len(service.asked) == 2 + len(LISTED)
+
+
+def test_the_service_is_asked_by_commit_or_by_the_tag_of_a_repository(service: Service) -> None:
+    name = "github.com/nvidia/cutlass"
+    every = [OsvPackage(GIT, name, OLD), OsvPackage(GIT, name, "v4.4.2"), VLLM]
+    service.records["CVE-2026-1"] = json.dumps(source({"introduced": "0"}, {"fixed": NEW})).encode()
+    service.by_commit = {OLD: "CVE-2026-1"}
+    found = database.of(service.url).about(every, quiet)
+    assert [r.id for r in found[every[0]]] == ["CVE-2026-1"] and found[every[1]] == []
+    assert service.queries[1]["package"] == {"name": f"https://{name}.git", "ecosystem": GIT}
+    assert service.queries[1]["version"] == "v4.4.2"
 
 
 def test_a_service_that_refuses(service: Service) -> None:
