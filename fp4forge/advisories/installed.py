@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fp4forge.advisories import osv
 from fp4forge.advisories.osv import GIT, PYPI, OsvPackage
@@ -38,6 +38,8 @@ class AuditedPackages:
     release: str  # empty for an image without a plan
     components: tuple[OsvPackage, ...]
     left_out: tuple[str, ...] = ()  # what could not be audited, and why
+    # Of a release: packages that only images with an extra have, and the extra (--with).
+    optional: Mapping[OsvPackage, str] = field(default_factory=dict)
 
 
 def of_packages(packages: Mapping[str, str], vllm: str) -> set[OsvPackage]:
@@ -62,13 +64,15 @@ def of_release(name: str) -> AuditedPackages:
     vllm = what.vllm_version if isinstance(what, Release) else ""
     extras = image_extras.locked() if vllm else ()
     pythons = sorted({bases.load(base).python for base in bases.names()})
-    found: set[OsvPackage] = set()
+    found: dict[str, set[OsvPackage]] = {extra: set() for extra in ("", *extras)}
     for strategy, platform, python in itertools.product(what.strategies, PLATFORMS, pythons):
-        for extra in ("", *extras):
+        for extra in found:
             lock = locks.read(LockName(what.release, strategy, platform, python, extra))
             pins = dict(locks.pin(block) for block in lock.values())
-            found |= of_packages(pins, vllm)
-    return AuditedPackages(what.release, tuple(sorted(found)))
+            found[extra] |= of_packages(pins, vllm)
+    optional = {one: extra for extra in extras for one in found[extra] - found[""]}
+    every = set.union(*found.values())
+    return AuditedPackages(what.release, tuple(sorted(every)), optional=optional)
 
 
 def of_image(

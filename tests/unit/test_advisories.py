@@ -16,14 +16,16 @@ from typing import Any
 
 import pytest
 from hypothesis import given
+from packaging.version import Version
 
 from fp4forge.advisories import audit, database, installed, osv, vex
 from fp4forge.advisories.installed import AuditedPackages
 from fp4forge.advisories.osv import GIT, PYPI, OsvPackage
 from fp4forge.core.errors import AdvisoryError, BinaryError, UsageError, VulnerableError
 from fp4forge.core.paths import ROOT
-from fp4forge.inputs import release
+from fp4forge.inputs import image_extras, release
 from fp4forge.sbom.components import SbomComponent
+from fp4forge.serve import ray
 from tests.fuzz import fuzz, spoilt, survives
 
 DATA = Path(__file__).parent / "data" / "osv"
@@ -37,6 +39,8 @@ LISTED = {
     "CVE-2026-115911",
     "GHSA-5r3c-5x4v-8gjh",
 }
+# Of Ray, which only images built --with ray have.
+OF_RAY = {"CVE-2023-48022", "CVE-2025-34351"}
 TODAY = date(2026, 11, 28)
 VLLM = OsvPackage(PYPI, "vllm", "0.20.2")
 DEBIAN = "Debian:13"
@@ -288,9 +292,10 @@ def look(folder: Path, *values: Any, name: str = "", today: date = TODAY) -> aud
 @pytest.mark.parametrize("name", ["0.19.1", "0.20.2"])
 def test_each_known_advisory_has_a_verdict(name: str) -> None:
     report = audit.run(installed.of_release(name), database.of(str(DATA)), quiet, TODAY)
-    found = {finding.id: finding for finding in report.findings}
+    every = {finding.id: finding for finding in report.findings}
+    assert all(finding.status and finding.reason for finding in every.values())
+    found = {finding.id: finding for finding in report.findings if not finding.only_with}
     assert found.keys() == LISTED
-    assert all(finding.status and finding.reason for finding in found.values())
     assert all(finding.releases[-1] == "0.33.0" for finding in found.values())
     # What bites, or could not be looked at, explains nothing.
     assert {f.id for f in found.values() if f.explained} == {"CVE-2026-41523", "CVE-2026-105760"}
@@ -300,9 +305,42 @@ def test_each_known_advisory_has_a_verdict(name: str) -> None:
     audit.demand(report, tuple(f.id for f in found.values() if f.grave))
 
 
-def test_the_newest_release_is_in_none_of_them() -> None:
-    report = audit.run(installed.of_release("0.33.0"), database.of(str(DATA)), quiet, TODAY)
-    assert report.components > 100 and report.findings == ()
+def test_the_newest_release_is_in_none_of_them_but_rays() -> None:
+    contents = installed.of_release("0.33.0")
+    report = audit.run(contents, database.of(str(DATA)), quiet, TODAY)
+    assert report.components > 100
+    assert {f.id for f in report.findings if not f.only_with} == set()
+    assert {f.id for f in report.findings} == OF_RAY
+
+
+@pytest.mark.parametrize("name", release.names())
+def test_an_advisory_of_an_extra_is_only_of_images_with_it(name: str) -> None:
+    contents = installed.of_release(name)
+    report = audit.run(contents, database.of(str(DATA / "ray")), quiet, TODAY)
+    (version,) = {one.version for one in contents.components if one.name == "ray"}
+    more = {"CVE-2026-57516"} if Version(version) < Version("2.56.0") else set()
+    assert {f.id for f in report.findings} == OF_RAY | more
+    for finding in report.findings:
+        assert finding.only_with == ["ray"] and "(only --with ray)" in audit.line(finding)
+        assert finding.severity in ("critical", "high") and finding.explained
+    audit.demand(report)
+    # An image without it has none of them; one with it, whose verdicts have expired, is refused.
+    without = tuple(one for one in contents.components if one not in contents.optional)
+    plain = audit.run(AuditedPackages(name, without), database.of(str(DATA / "ray")), quiet, TODAY)
+    assert plain.findings == ()
+    late = audit.run(contents, database.of(str(DATA / "ray")), quiet, date(2028, 1, 1))
+    with pytest.raises(VulnerableError, match=r"only --with ray.*expired"):
+        audit.demand(late)
+
+
+@pytest.mark.parametrize("name", release.names())
+def test_the_verdicts_on_ray_say_what_the_locks_and_the_image_hold(name: str) -> None:
+    """Each reason is a fact of this repository: it must not outlive it."""
+    names = {one.name for one in installed.of_release(name).components}
+    assert not names & {"aiohttp-cors", "opencensus", "opentelemetry-exporter-prometheus"}
+    assert not names & {"pandas", "pyarrow"}
+    assert image_extras.table()["ray"].environment == {"RAY_AUTH_MODE": "token"}
+    assert "--include-dashboard=false" in ray.SCRIPTS[ray.HEAD]
 
 
 def test_a_verdict_counts_until_its_last_day(tmp_path: Path) -> None:
@@ -366,7 +404,8 @@ def verdicts(
 
 
 def test_a_release_that_an_image_names_is_no_path(tmp_path: Path) -> None:
-    assert vex.load("../vex/0.20.2") == () and len(vex.load("0.20.2")) == len(LISTED)
+    assert vex.load("../vex/0.20.2") == ()
+    assert {verdict.name for verdict in vex.load("0.20.2")} > LISTED
 
 
 def test_a_verdict_is_on_a_version() -> None:
@@ -493,7 +532,7 @@ class Service:
     """A server with the form of OSV's API: querybatch in pages, and records by name."""
 
     def __init__(self) -> None:
-        self.records = {p.stem: p.read_bytes() for p in DATA.glob("*.json")}
+        self.records = {p.stem: p.read_bytes() for p in DATA.rglob("*.json")}
         self.asked: list[str] = []
         self.status = 200
         self.results: Any = None
@@ -529,16 +568,23 @@ class Service:
         if self.results is not None:
             return self.results
         self.queries += queries
-        names = sorted(self.records.keys() - {*self.by_commit.values()})
+        named: dict[str, list[str]] = {}
+        for name in sorted(self.records.keys() - {*self.by_commit.values()}):
+            for part in json.loads(self.records[name])["affected"]:
+                named.setdefault(part["package"]["name"], []).append(name)
         out: list[Any] = []
         for query in queries:
             if "commit" in query:
                 known = self.by_commit.get(query["commit"])
                 out.append({"vulns": [{"id": known}]} if known else {})
-            elif query["package"] != {"name": "vllm", "ecosystem": PYPI}:
+            elif query["package"]["ecosystem"] != PYPI or not (
+                names := named.get(query["package"]["name"], [])
+            ):
                 out.append({})
             elif query.get("page_token") == "second":
                 out.append({"vulns": [{"id": name, "modified": "x"} for name in names[4:]]})
+            elif len(names) <= 4:
+                out.append({"vulns": [{"id": name} for name in names]})
             else:
                 first = [{"id": name, "modified": "x"} for name in names[:4]]
                 out.append({"vulns": first, "next_page_token": "second"})
@@ -560,7 +606,7 @@ def test_the_service_gives_what_a_folder_gives(service: Service) -> None:
     assert by_service.findings == by_folder.findings != ()
     # All packages in one request, the second page in another, each record once.
     assert service.asked.count("/v1/querybatch") == 2
-    assert len(service.asked) == 2 + len(LISTED)
+    assert len(service.asked) == 2 + len(by_folder.findings)
 
 
 def test_the_service_is_asked_by_commit_or_by_the_tag_of_a_repository(service: Service) -> None:
