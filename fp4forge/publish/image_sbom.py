@@ -11,7 +11,7 @@ from fp4forge.kernels.base import Progress
 from fp4forge.oci import engine, registry
 from fp4forge.oci.cosign import Signer
 from fp4forge.plan.plan import Plan
-from fp4forge.publish import signing
+from fp4forge.publish import fetched, signing
 from fp4forge.sbom import contents, documents, kept
 from fp4forge.sbom.components import SbomComponent, SbomSubject, assemble
 
@@ -59,7 +59,12 @@ def put(
 
 
 def sign(
-    console: Console, repository: str, digest: str, listed: ImageWithSbom, signer: Signer | None
+    console: Console,
+    repository: str,
+    digest: str,
+    plan: Plan,
+    listed: ImageWithSbom,
+    signer: Signer | None,
 ) -> None:
     """Signs an image that passed its audit, its provenance and its SBOM; no tag has moved yet.
 
@@ -67,6 +72,7 @@ def sign(
         console: shows the step.
         repository: where the image is.
         digest: of the index of this one platform.
+        plan: of the image.
         listed: its SBOM.
         signer: who signs; None leaves it unsigned.
 
@@ -79,7 +85,9 @@ def sign(
     with console.step("sign") as step:
         step.detail = "signed before"
         if listed.unsigned:
-            predicates = signing.provenances(repository, digest)
+            predicates = signing.provenances(
+                repository, digest, fetched.of(plan, listed.components)
+            )
             for image in predicates:
                 predicates[image] |= {
                     kept.PREDICATES[kind]: text for kind, text in listed.documents.items()

@@ -274,7 +274,7 @@ def _push_image(job: _PublishJob, ledger: str) -> VerifiedImage:
     signer = job.destination.signer
     listed = image_sbom.put(console, repository, digest, plan, signer)
     audited = _audit_image(job, image, listed)
-    image_sbom.sign(console, repository, digest, listed, signer)
+    image_sbom.sign(console, repository, digest, plan, listed, signer)
     with console.step("publish") as step:
         moving = () if job.destination.part else (plan.moving_tag, *job.destination.tags)
         tagging.check_further(repository, digest, job.destination.tags)
