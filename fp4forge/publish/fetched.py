@@ -44,7 +44,7 @@ class ResolvedDependency(Struct, frozen=True, omit_defaults=True):
         """One line: digest, name, address, and the record that allows it."""
         digest = ",".join(f"{kind}:{value}" for kind, value in self.digest.items()) or "-"
         record = self.annotations.get("from", "BuildKit")
-        return "\t".join(map(shown, (digest, self.name or "-", self.uri, record)))
+        return "  ".join(map(shown, (digest, self.name or "-", self.uri, record)))
 
 
 class _Definition(Struct, frozen=True):

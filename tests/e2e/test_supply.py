@@ -14,12 +14,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from fp4forge.oci import acquire
+from fp4forge.oci import acquire, registry
 from fp4forge.plan.request import ImageRequest
-from fp4forge.publish import distro_packages, gate
+from fp4forge.publish import distro_packages, gate, signing
 from fp4forge.publish.pipeline import prepare
-from fp4forge.sbom.components import SbomComponent
-from tests.e2e.conftest import ROOT, shell
+from fp4forge.sbom import documents, kept
+from fp4forge.sbom.components import SbomComponent, SbomSubject
+from tests.e2e.conftest import REGISTRY, ROOT, shell
 
 pytestmark = pytest.mark.engine
 NAME = f"fp4forge/h-supply:{os.getpid()}"
@@ -134,6 +135,38 @@ def test_a_publish_is_refused_for_a_source_that_is_compiled_in(imported: str, da
         gate.image(plan, imported, [listed], str(data), lambda _: None)
     fixed = msgspec.structs.replace(listed, version=commit)
     assert gate.image(plan, imported, [fixed], str(data), lambda _: None)
+
+
+def test_an_image_is_audited_with_the_sbom_beside_it(imported: str, data: Path) -> None:
+    """In a registry: what is compiled in is found by it, and nothing is said to be left out."""
+    name = f"{REGISTRY}/fp4forge/h-supply"
+    tagged = f"{name}:{os.getpid()}"
+    shell("docker", "tag", imported, tagged)
+    try:
+        shell("docker", "push", tagged)
+        repository, digest = signing.locate(tagged)
+        commit, source = "2" * 40, "https://github.com/NVIDIA/cutlass"
+        listed = SbomComponent(
+            name="cutlass", version=commit, purl="pkg:github/x/y@2", ecosystem="GIT", source=source
+        )
+        subject = SbomSubject(
+            digest=digest, platform="linux/arm64", title="t", version="1", plan="0", epoch=1
+        )
+        images = registry.existing(repository, digest).data.by_platform.values() or [digest]
+        for image in images:
+            bom = documents.cyclonedx(subject, [listed], ())
+            kept.attach(repository, image, {kept.CYCLONEDX: bom}, 1)
+        ranges = [{"type": "GIT", "repo": f"{source}.git", "events": [{"introduced": "0"}]}]
+        record = {"id": "CVE-2026-3", "affected": [{"ranges": ranges}]}
+        (data / "git.json").write_text(json.dumps(record))
+        line = (sys.executable, "build.py", "audit", tagged, "--db", str(data), "--json")
+        (report,) = json.loads(shell(*line, check=False).stdout)
+        found = {finding["id"]: finding for finding in report["findings"]}
+        assert found["CVE-2026-3"]["packages"] == [f"github.com/nvidia/cutlass {commit}"]
+        assert found["CVE-2026-1"]["packages"] == ["openssl 3.5.1-1"]
+        assert report["left_out"] == []
+    finally:
+        shell("docker", "rmi", tagged)
 
 
 def test_its_packages_are_recorded_and_compared(
