@@ -25,7 +25,7 @@ from fp4forge.plan.plan import Plan
 from fp4forge.plan.request import ImageRequest
 from fp4forge.plan.resolve import resolve
 from fp4forge.publish import base_images as making
-from fp4forge.publish import image_sbom, signing
+from fp4forge.publish import fetched, image_sbom, signing
 from fp4forge.sbom import kept
 
 REGISTRY = os.environ.get("REGISTRY", "127.0.0.1:5000")
@@ -59,7 +59,7 @@ def sign() -> dict[str, Any]:
             made.update(image_sbom.make(client, f"{repository}@{digest}", digest, plan, quiet))
 
         def sign_() -> None:
-            predicates = signing.provenances(repository, digest)
+            predicates = signing.provenances(repository, digest, fetched.of(plan))
             for image in predicates:
                 kept.attach(repository, image, made, plan.epoch)
                 predicates[image] |= {kept.PREDICATES[kind]: text for kind, text in made.items()}

@@ -314,6 +314,7 @@ FROM system-rdma AS ray-none
 
 FROM system-rdma AS ray-with
 COPY --link --from=ray-packages /out /
+ENV RAY_AUTH_MODE=token
 
 # hadolint ignore=DL3006
 FROM ray-${RAY} AS system-ray

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
@@ -40,6 +41,7 @@ class Vulnerability:
     expired: bool
     explained: bool  # by a verdict that counts
     releases: list[str]  # of this project, newer and not affected
+    only_with: list[str]  # extras (--with) that bring every package of it; empty if others do
 
     @property
     def names(self) -> frozenset[str]:
@@ -60,6 +62,7 @@ class AuditReport:
     database: str
     components: int
     findings: tuple[Vulnerability, ...]
+    left_out: tuple[str, ...] = ()  # what could not be audited, and why
 
 
 def run(
@@ -88,9 +91,11 @@ def run(
             if part is not None:
                 hits.append((component, record, part))
     newer = _newer_releases(contents.release)
-    found = [_vulnerability(group, verdicts, newer, today) for group in _by_vulnerability(hits)]
+    groups = _by_vulnerability(hits)
+    found = [_vulnerability(g, verdicts, newer, contents.optional, today) for g in groups]
     found.sort(key=lambda f: (_ORDER.index(f.severity), f.explained, f.id))
-    return AuditReport(contents.release, database.name, len(contents.components), tuple(found))
+    count = len(contents.components)
+    return AuditReport(contents.release, database.name, count, tuple(found), contents.left_out)
 
 
 def demand(report: AuditReport, allowed: tuple[str, ...] = (), complete: bool = True) -> None:
@@ -139,6 +144,7 @@ def line(finding: Vulnerability) -> str:
     verdict += f", expired {finding.expires}" if finding.expired else ""
     fixed = f", fixed in {finding.fixed[0]}" if finding.fixed else ""
     where = ", ".join(finding.packages)
+    where += "".join(f" (only --with {extra})" for extra in finding.only_with)
     return f"{finding.id} ({finding.severity}{score}): {where}{fixed}; {verdict}"
 
 
@@ -175,6 +181,7 @@ def _vulnerability(
     group: list[tuple[OsvPackage, Advisory, AffectedPackage]],
     verdicts: tuple[VexVerdict, ...],
     newer: dict[str, tuple[OsvPackage, ...]],
+    optional: Mapping[OsvPackage, str],
     today: date,
 ) -> Vulnerability:
     records = list({record.id: record for _, record, _ in group}.values())
@@ -186,6 +193,7 @@ def _vulnerability(
     explained = all(any(v.explains(today) for v in found) for found in own)
     chosen = next((v for found in own for v in found if not v.explains(today)), None)
     chosen = chosen or next((v for found in own for v in found), None)
+    extras = {optional.get(one, "") for one in affected}
     fixed = [version for one, _, part in group for version in osv.fixes(part, one)]
     first = chosen.name if chosen else min(names, key=lambda n: (not n.startswith("CVE-"), n))
     return Vulnerability(
@@ -206,8 +214,10 @@ def _vulnerability(
         releases=[
             name
             for name, contents in newer.items()
-            if not any(osv.affects(record, one) for record in records for one in contents)
+            if all(one.ecosystem != osv.GIT for one in affected)  # in no lock
+            and not any(osv.affects(record, one) for record in records for one in contents)
         ],
+        only_with=[] if "" in extras else sorted(extras),
     )
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from msgspec import Struct
 
@@ -95,8 +95,7 @@ class OsvFolder:
                 report(f"{count:,} records of {self.path}")
             record = osv.parse(reading.content(path, AdvisoryError, OSV_BYTES), shown(path, 300))
             for part in record.affected:
-                if part.package and part.package.ecosystem.partition(":")[0] in osv.ECOSYSTEMS:
-                    key = osv.canonical(part.package.ecosystem, part.package.name)
+                for key in osv.keys(part):
                     named.setdefault(key, []).append(record)
         if not count:
             raise AdvisoryError(
@@ -118,6 +117,14 @@ class _Result(Struct, frozen=True):
 
 class _Results(Struct, frozen=True):
     results: list[_Result]
+
+
+def _query_of(one: OsvPackage) -> dict[str, Any]:
+    """What OSV's service is asked: a commit alone, a repository and its tag, or a package."""
+    if osv.COMMIT.fullmatch(one.version) and one.ecosystem == osv.GIT:
+        return {"commit": one.version}
+    name = f"https://{one.name}.git" if one.ecosystem == osv.GIT else one.name
+    return {"package": {"name": name, "ecosystem": one.ecosystem}, "version": one.version}
 
 
 class OsvService:
@@ -152,12 +159,7 @@ class OsvService:
         waiting = [(one, "") for one in batch]
         for _ in range(OSV_PAGES):
             queries = [
-                {
-                    "package": {"name": one.name, "ecosystem": one.ecosystem},
-                    "version": one.version,
-                    **({"page_token": token} if token else {}),
-                }
-                for one, token in waiting
+                _query_of(one) | ({"page_token": token} if token else {}) for one, token in waiting
             ]
             body = json.dumps({"queries": queries}).encode()
             content = self._ask("POST", "/v1/querybatch", body)

@@ -1,16 +1,18 @@
-"""What an image consists of, as far as advisories name it: Python and distribution packages.
+"""What an image consists of, as far as advisories name it.
 
-This is the one place that an SBOM replaces: ``of_image`` and ``of_release`` return components.
+That is Python packages of its plan, its distribution's packages, and what its SBOM adds: sources of
+other projects that are compiled in, which no lock names.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
-from fp4forge.advisories.osv import PYPI, OsvPackage
+from fp4forge.advisories import osv
+from fp4forge.advisories.osv import GIT, PYPI, OsvPackage
 from fp4forge.core import reading
 from fp4forge.core.errors import BinaryError, UsageError
 from fp4forge.core.platform import PLATFORMS
@@ -20,6 +22,7 @@ from fp4forge.inputs.locks import LockName
 from fp4forge.inputs.release import Release
 from fp4forge.kernels.base import Progress
 from fp4forge.oci import acquire, engine
+from fp4forge.sbom.components import SbomComponent
 
 DPKG_STATUS = "/var/lib/dpkg/status"
 OS_RELEASE = "/usr/lib/os-release"
@@ -34,6 +37,9 @@ class AuditedPackages:
 
     release: str  # empty for an image without a plan
     components: tuple[OsvPackage, ...]
+    left_out: tuple[str, ...] = ()  # what could not be audited, and why
+    # Of a release: packages that only images with an extra have, and the extra (--with).
+    optional: Mapping[OsvPackage, str] = field(default_factory=dict)
 
 
 def of_packages(packages: Mapping[str, str], vllm: str) -> set[OsvPackage]:
@@ -58,19 +64,29 @@ def of_release(name: str) -> AuditedPackages:
     vllm = what.vllm_version if isinstance(what, Release) else ""
     extras = image_extras.locked() if vllm else ()
     pythons = sorted({bases.load(base).python for base in bases.names()})
-    found: set[OsvPackage] = set()
+    found: dict[str, set[OsvPackage]] = {extra: set() for extra in ("", *extras)}
     for strategy, platform, python in itertools.product(what.strategies, PLATFORMS, pythons):
-        for extra in ("", *extras):
+        for extra in found:
             lock = locks.read(LockName(what.release, strategy, platform, python, extra))
             pins = dict(locks.pin(block) for block in lock.values())
-            found |= of_packages(pins, vllm)
-    return AuditedPackages(what.release, tuple(sorted(found)))
+            found[extra] |= of_packages(pins, vllm)
+    optional = {one: extra for extra in extras for one in found[extra] - found[""]}
+    every = set.union(*found.values())
+    return AuditedPackages(what.release, tuple(sorted(every)), optional=optional)
 
 
-def of_image(image: str, report: Progress) -> AuditedPackages:
-    """The Python packages that an image's plan has, and the packages of its dpkg.
+def of_image(
+    image: str, listed: Iterable[SbomComponent] | None, report: Progress
+) -> AuditedPackages:
+    """The packages of an image's plan and of its dpkg, and what else its SBOM lists.
 
+    An SBOM only adds to what the image itself says, so a forged one hides no package of a lock.
     The image is not started, so it may be of any platform. It is pulled if the engine lacks it.
+
+    Args:
+        image: its reference.
+        listed: its SBOM; None if it has none.
+        report: called with progress.
 
     Raises:
         UsageError: it is not one of this project's images: it has no plan.
@@ -89,7 +105,40 @@ def of_image(image: str, report: Progress) -> AuditedPackages:
     files = acquire.files(client, image, (DPKG_STATUS, OS_RELEASE))
     found = of_packages(plan.packages, plan.vllm_version)
     found |= set(of_dpkg(files.get(DPKG_STATUS, b""), files.get(OS_RELEASE, b"")))
-    return AuditedPackages(plan.release, tuple(sorted(found)))
+    more, left_out = of_sbom(listed)
+    known = {_without_local(one) for one in found}
+    found |= {one for one in more if _without_local(one) not in known}
+    return AuditedPackages(plan.release, tuple(sorted(found)), left_out)
+
+
+def of_sbom(listed: Iterable[SbomComponent] | None) -> tuple[set[OsvPackage], tuple[str, ...]]:
+    """What an SBOM lists, as advisories name it; and what of it they cannot name.
+
+    Args:
+        listed: its components; None for an image without one.
+    """
+    if listed is None:
+        return set(), ("sources that are compiled in: the image has no SBOM",)
+    found, left_out = set(), []
+    for one in listed:
+        if one.ecosystem == GIT and not one.version:
+            left_out.append(f"{one.name}: its commit is in neither the image nor the release")
+        elif one.ecosystem == GIT:
+            found.add(OsvPackage(GIT, osv.canonical(GIT, one.source), one.version))
+        elif one.ecosystem == PYPI:
+            found.add(OsvPackage(PYPI, one.name, one.version))
+        else:
+            source = one.source or one.name, one.source_version or one.version
+            found.add(OsvPackage(one.ecosystem, *source))
+    return found, tuple(sorted(left_out))
+
+
+def _without_local(one: OsvPackage) -> OsvPackage:
+    """A Python package without its version's local part, which a lock may not have (PEP 440)."""
+    if one.ecosystem != PYPI:
+        return one
+    name = osv.canonical(PYPI, one.name)
+    return OsvPackage(PYPI, name, one.version.partition("+")[0])
 
 
 def of_dpkg(status: bytes, os_release: bytes) -> Iterator[OsvPackage]:

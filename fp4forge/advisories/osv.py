@@ -2,7 +2,9 @@
 
 The rules are those of https://ossf.github.io/osv-schema/: "evaluation" of ranges and versions,
 severity by CVSS. PyPI's versions compare by PEP 440 (``packaging``), Debian's and Ubuntu's by
-Debian policy 5.6.12 (``python-debian``).
+Debian policy 5.6.12 (``python-debian``). Sources that are compiled in have a repository and a
+commit or tag. Which of two commits came first is known only to the repository, so a range that
+names neither of its ends affects them: a verdict must say otherwise.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from fp4forge.core.errors import AdvisoryError
 from fp4forge.core.text import shown
 
 PYPI = "PyPI"
+GIT = "GIT"  # sources of a repository; OSV's service has it, and its records name it in ranges
 ECOSYSTEMS = (PYPI, "Debian", "Ubuntu")  # whose versions are compared here
 UNKNOWN = "unknown"
 LEVELS = ("none", "low", "medium", "high", "critical")
@@ -31,13 +34,17 @@ _WORDS = {
 }
 # What an identifier looks like: a database's name in capitals, then parts of letters and digits.
 IDENTIFIER = re.compile(r"[A-Z][A-Z0-9]{1,19}(-[A-Za-z0-9.]{1,60}){1,6}")
+COMMIT = re.compile("[0-9a-f]{40}")
+_FIRST = ("0", "0" * 40)  # an event before every commit
 
 
 @dataclass(frozen=True, order=True)
 class OsvPackage:
     """One package that an image has; ``ecosystem`` and ``name`` are OSV's.
 
-    Debian's ecosystem has the release ("Debian:13"), and its name is the source package's.
+    Debian's ecosystem has the release ("Debian:13"), and its name is the source package's. GIT's
+    name is the repository without its scheme ("github.com/nvidia/cutlass"), its version a commit
+    or a tag.
     """
 
     ecosystem: str
@@ -47,6 +54,10 @@ class OsvPackage:
     @property
     def purl(self) -> str:
         """Its package URL (purl specification), as VEX documents name it."""
+        if self.ecosystem == GIT:
+            host, _, path = self.name.partition("/")
+            where = f"github/{path}" if host == "github.com" else f"generic/{self.name}"
+            return f"pkg:{where}@{self.version}"
         kind = self.ecosystem.partition(":")[0].lower()
         where = "pypi" if kind == "pypi" else f"deb/{kind}"
         return f"pkg:{where}/{self.name}@{self.version}"
@@ -71,6 +82,7 @@ class RangeEvent(Struct, frozen=True):
 
 class _Range(Struct, frozen=True):
     type: str = ""
+    repo: str = ""  # of the type GIT
     events: list[RangeEvent] = []
 
 
@@ -122,8 +134,22 @@ def parse(data: bytes, where: str) -> Advisory:
 
 
 def canonical(ecosystem: str, name: str) -> str:
-    """A package's name as databases compare it: PyPI's normalised (PEP 503), others as they are."""
+    """A package's name as databases compare it.
+
+    PyPI's is normalised (PEP 503), a repository loses its scheme and ``.git``, others stay.
+    """
+    if ecosystem == GIT:
+        return name.rpartition("://")[2].lower().rstrip("/").removesuffix(".git")
     return re.sub(r"[-_.]+", "-", name).lower() if ecosystem == PYPI else name
+
+
+def keys(part: AffectedPackage) -> set[str]:
+    """The canonical names of what a record's part is about: its package, its repositories."""
+    found = {canonical(GIT, one.repo) for one in part.ranges if one.type == GIT and one.repo}
+    package = part.package
+    if package and package.ecosystem.partition(":")[0] in (*ECOSYSTEMS, GIT):
+        found.add(canonical(package.ecosystem, package.name))
+    return found
 
 
 def affects(record: Advisory, component: OsvPackage) -> AffectedPackage | None:
@@ -136,6 +162,10 @@ def affects(record: Advisory, component: OsvPackage) -> AffectedPackage | None:
         return None
     wanted = canonical(component.ecosystem, component.name)
     for part in record.affected:
+        if component.ecosystem == GIT:
+            if _source_affected(part, component.version, wanted):
+                return part
+            continue
         package = part.package
         if package is None or canonical(package.ecosystem, package.name) != wanted:
             continue
@@ -150,17 +180,48 @@ def affects(record: Advisory, component: OsvPackage) -> AffectedPackage | None:
 
 
 def fixes(part: AffectedPackage, component: OsvPackage) -> list[str]:
-    """The versions above a component's in which the vulnerability is fixed, the lowest first."""
+    """The versions above a component's in which the vulnerability is fixed, the lowest first.
+
+    Of sources of a repository, all commits that fix it.
+    """
+    if component.ecosystem == GIT:
+        wanted = canonical(GIT, component.name)
+        ranges = [one for one in part.ranges if canonical(GIT, one.repo) == wanted]
+        found = [event.fixed for one in ranges for event in one.events if event.fixed]
+        return list(dict.fromkeys(found))
     key = _version_key(component.ecosystem)
     found = [
         event.fixed
         for one in part.ranges
-        if one.type != "GIT"
+        if one.type != GIT
         for event in one.events
         if event.fixed is not None
     ]
     later = [version for version in found if key(version) > key(component.version)]
     return sorted(dict.fromkeys(later), key=key)
+
+
+def _source_affected(part: AffectedPackage, version: str, repository: str) -> bool:
+    """Whether a part of a record may affect a commit or tag of a repository."""
+    if repository not in keys(part):
+        return False
+    ranges = [one for one in part.ranges if canonical(GIT, one.repo) == repository]
+    commit = COMMIT.fullmatch(version)
+    if not commit and part.versions:  # a database lists every affected tag beside its ranges
+        return version.removeprefix("v") in {tag.removeprefix("v") for tag in part.versions}
+    return not ranges or any(_commit_in(one, version) for one in ranges)
+
+
+def _commit_in(found: _Range, commit: str) -> bool:
+    """Whether a range may have a commit; only its ends are known here."""
+    introduced = {event.introduced for event in found.events} - {None, *_FIRST}
+    ends = {event.last_affected for event in found.events} - {None}
+    outside = {event.fixed or event.limit for event in found.events} - {None}
+    if commit in outside:
+        return False
+    if not outside and len(ends) == 1 and introduced == ends:
+        return commit in ends  # from a commit to the same one: only this one
+    return True
 
 
 def _version_listed(part: AffectedPackage, component: OsvPackage) -> bool:
@@ -182,7 +243,7 @@ def _version_listed(part: AffectedPackage, component: OsvPackage) -> bool:
 
 def _in_range(found: _Range, component: OsvPackage, identifier: str) -> bool:
     """The schema's algorithm: events in the order of versions switch the state on and off."""
-    if found.type == "GIT":  # commits, which no package here is identified by
+    if found.type == GIT:  # commits: ``_source_affected`` is about them
         return False
     key = _version_key(component.ecosystem)
     try:

@@ -11,9 +11,10 @@ from fp4forge.cli.options import trust_of, trust_options
 from fp4forge.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from fp4forge.oci.cosign import Trust
     from fp4forge.sbom.components import SbomComponent
 
-FORMATS = ("table", "json", "cyclonedx", "spdx", "licences")
+FORMATS = ("table", "json", "cyclonedx", "spdx", "licences", "fetched")
 
 
 @click.command()
@@ -26,7 +27,8 @@ FORMATS = ("table", "json", "cyclonedx", "spdx", "licences")
     default="table",
     show_default=True,
     type=click.Choice(FORMATS),
-    help="table and json list components; cyclonedx and spdx are documents; licences is a page.",
+    help="table and json list components; cyclonedx and spdx are documents; licences is a page;"
+    " fetched lists each file that the build fetched, with its hash (needs --key).",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False))
 def sbom(
@@ -40,7 +42,8 @@ def sbom(
 ) -> None:
     """Show what is in IMAGE, which is in a registry: packages, vendored sources, licences.
 
-    With --key (or --identity and --issuer), the SBOM is the signed one.
+    With --key (or --identity and --issuer), the SBOM is the signed one. What the build fetched is
+    part of the signed provenance: digest, name, address, and the record that allows it.
     """
     from fp4forge.core import files
     from fp4forge.inputs.sbom import table
@@ -50,6 +53,12 @@ def sbom(
     from fp4forge.sbom import kept, licences
 
     trust = trust_of(key, identity, issuer)
+    if kind == "fetched" and not trust:
+        raise UsageError(
+            "--format fetched: whose signature counts?",
+            rule="the list is in the provenance that a publish with --sign-key signs",
+            remedy="give --key, or --identity and --issuer",
+        )
     repository, digest = signing.locate(image)
     images = registry.existing(repository, digest).data.by_platform or {"": digest}
     if platform is None and len(images) > 1:
@@ -60,7 +69,9 @@ def sbom(
         names = ", ".join(filter(None, images)) or "its index names no platform"
         raise UsageError(f"{image} is not for {platform}", rule=f"it is for: {names}")
     own = images[platform] if platform else next(iter(images.values()))
-    if kind in ("cyclonedx", "spdx"):
+    if kind == "fetched" and trust:
+        text = _fetches(repository, own, trust)
+    elif kind in ("cyclonedx", "spdx"):
         media = kept.CYCLONEDX if kind == "cyclonedx" else kept.SPDX
         text = kept.document(repository, own, media, trust).decode(errors="replace")
     else:
@@ -79,6 +90,15 @@ def sbom(
         files.replace(output, text)
     else:
         click.echo(text, nl=False)
+
+
+def _fetches(repository: str, image: str, trust: Trust) -> str:
+    from fp4forge.oci import cosign
+    from fp4forge.publish import fetched, provenance
+
+    made = cosign.attestations(repository, image, provenance.KIND, trust)[-1]
+    listed = fetched.read(made, f"{repository}@{image}")
+    return "".join(f"{one.text}\n" for one in listed)
 
 
 def _show_components(found: list[SbomComponent]) -> None:

@@ -38,6 +38,13 @@ class ImageExtra(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         tuple[Annotated[str, Meta(pattern="^[a-z][a-z0-9-]*$")], ...],
         Meta(description="what an image test asks for --version"),
     ] = ()
+    environment: Annotated[
+        dict[
+            Annotated[str, Meta(pattern="^[A-Z][A-Z0-9_]*$")],
+            Annotated[str, Meta(pattern="^[A-Za-z0-9._-]+$")],
+        ],
+        Meta(description="variables of the image"),
+    ] = {}
     gb: Annotated[float, Meta(ge=0, description="what they add to the unpacked image")]
     source: str
 

@@ -107,7 +107,7 @@ def resolve(request: ImageRequest) -> Plan:
         base_image=base.reference(platform),
         platform=platform,
         python=base.python,
-        environment=what.environment.get(decided.variant, {}),
+        environment=_image_variables(what.environment.get(decided.variant, {}), chosen_extras),
         max_jit_jobs=chosen.max_jit_jobs,
         patches=tuple(patch.id for patch in (*python, *csrc)),
         patched_files=patches.patched_files(python),
@@ -126,6 +126,14 @@ def resolve(request: ImageRequest) -> Plan:
         cross=toolchain,
         inputs=PlanInputs(what, base, series),
     )
+
+
+def _image_variables(variant: dict[str, str], extras: dict[str, ImageExtra]) -> dict[str, str]:
+    """Variables of the image; the variant's come last, as in the Dockerfile."""
+    found: dict[str, str] = {}
+    for extra in extras.values():
+        found |= extra.environment
+    return found | variant
 
 
 def _unpacked_budget(

@@ -20,7 +20,7 @@ from fp4forge.oci import cosign, referrers, registry
 from fp4forge.oci.cosign import Trust
 from fp4forge.oci.layout import Digest, ManifestOrIndex, OciLayout
 from fp4forge.publish import records
-from fp4forge.publish.signing import KINDS, Signed
+from fp4forge.publish.signing import KINDS, Signed, demand_fetches
 
 FILE = "beside.json"
 
@@ -125,8 +125,11 @@ def check(
             cosign.view(layout, part, own, beside.attestations.get(part, ""), folder)
             try:
                 cosign.check_local(folder, trust)
-                for kind in KINDS if part in images else ():
-                    cosign.attestations_local(folder, kind, trust)
+                found = {
+                    kind: cosign.attestations_local(folder, kind, trust)[-1]
+                    for kind in (KINDS if part in images else ())
+                }
+                demand_fetches(found, f"{image}: {part}")
             except ForgeError as error:
                 error.message = error.message.replace(str(folder), f"{image}: {part}")
                 raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from fp4forge.core.console import Console
@@ -10,26 +11,42 @@ from fp4forge.kernels.base import Progress
 from fp4forge.oci import engine, registry
 from fp4forge.oci.cosign import Signer
 from fp4forge.plan.plan import Plan
-from fp4forge.publish import signing
+from fp4forge.publish import fetched, signing
 from fp4forge.sbom import contents, documents, kept
-from fp4forge.sbom.components import SbomSubject, assemble
+from fp4forge.sbom.components import SbomComponent, SbomSubject, assemble
 
 
-def list_and_sign(
+@dataclass(frozen=True)
+class ImageWithSbom:
+    """A verified image with its SBOM beside it, not signed yet; no tag names it."""
+
+    documents: dict[str, bytes]  # by media type
+    unsigned: bool  # a signer is given, whose signatures it lacks
+
+    @property
+    def components(self) -> list[SbomComponent]:
+        """What the SBOM lists.
+
+        Raises:
+            RegistryError: it is not one of this project's.
+        """
+        return documents.read(self.documents[kept.CYCLONEDX], "the SBOM of the image")
+
+
+def put(
     console: Console, repository: str, digest: str, plan: Plan, signer: Signer | None
-) -> None:
-    """Gives an image that passed its checks its SBOM and signatures; no tag has moved yet.
+) -> ImageWithSbom:
+    """Gives an image that passed its checks its SBOM.
 
     Args:
-        console: shows both steps.
+        console: shows the step.
         repository: where the image is.
         digest: of the index of this one platform.
         plan: of the image.
-        signer: who signs; None leaves it unsigned.
+        signer: who is to sign; what has no signature of them gets a new SBOM.
 
     Raises:
         VerifyError: the SBOM is not complete.
-        SignatureError: something cannot be signed.
         RegistryError: the registry does not answer, or does not take it.
     """
     with console.step("sbom") as step:
@@ -38,14 +55,43 @@ def list_and_sign(
             engine.connect(), repository, digest, plan, step.report, anew=bool(unsigned)
         )
         step.detail = ", ".join(f"{len(text) / 1e3:.0f} kB {kind}" for kind, text in made.items())
+    return ImageWithSbom(made, bool(unsigned))
+
+
+def sign(
+    console: Console,
+    repository: str,
+    digest: str,
+    plan: Plan,
+    listed: ImageWithSbom,
+    signer: Signer | None,
+) -> None:
+    """Signs an image that passed its audit, its provenance and its SBOM; no tag has moved yet.
+
+    Args:
+        console: shows the step.
+        repository: where the image is.
+        digest: of the index of this one platform.
+        plan: of the image.
+        listed: its SBOM.
+        signer: who signs; None leaves it unsigned.
+
+    Raises:
+        SignatureError: something cannot be signed.
+        RegistryError: the registry does not answer.
+    """
     if not signer:
         return
     with console.step("sign") as step:
         step.detail = "signed before"
-        if unsigned:
-            predicates = signing.provenances(repository, digest)
+        if listed.unsigned:
+            predicates = signing.provenances(
+                repository, digest, fetched.of(plan, listed.components)
+            )
             for image in predicates:
-                predicates[image] |= {kept.PREDICATES[kind]: text for kind, text in made.items()}
+                predicates[image] |= {
+                    kept.PREDICATES[kind]: text for kind, text in listed.documents.items()
+                }
             signing.sign(repository, digest, signer, step.report, predicates)
             step.detail = "index, images, attestations"
 
@@ -95,11 +141,7 @@ def make(
     Raises:
         VerifyError: a file belongs to no entry, or an entry has no file.
     """
-    engine.have(client, reference, plan.platform, report)
-    found = contents.read(client, reference, plan.platform, plan.python, table(), report)
-    report(f"{found.files:,} files")
-    components = assemble(found, plan, table())
-    contents.demand(components, found)
+    components = components_of(client, reference, plan, report)
     tiers = ("python", "csrc") if plan.strategy == "source" else ("python",)
     series = plan.inputs.series
     patches = tuple(p for tier in tiers for p in series.for_variant(plan.variant, tier))
@@ -115,3 +157,17 @@ def make(
     cyclonedx = documents.cyclonedx(subject, components, patches)
     report("SPDX")
     return {kept.CYCLONEDX: cyclonedx, kept.SPDX: documents.spdx(subject, components, patches)}
+
+
+def components_of(client: Any, reference: str, plan: Plan, report: Progress) -> list[SbomComponent]:
+    """What is in an image, checked against its files.
+
+    Raises:
+        VerifyError: a file belongs to no entry, or an entry has no file.
+    """
+    engine.have(client, reference, plan.platform, report)
+    found = contents.read(client, reference, plan.platform, plan.python, table(), report)
+    report(f"{found.files:,} files")
+    components = assemble(found, plan, table())
+    contents.demand(components, found)
+    return components

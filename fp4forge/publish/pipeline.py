@@ -39,6 +39,7 @@ from fp4forge.publish import (
 )
 from fp4forge.publish.build import LAYOUT
 from fp4forge.publish.destination import Destination
+from fp4forge.publish.image_sbom import ImageWithSbom
 from fp4forge.publish.platform_index import PublishedIndex
 
 
@@ -270,9 +271,10 @@ def _push_image(job: _PublishJob, ledger: str) -> VerifiedImage:
         checks = _verify_image(job, image)
         verified.record(repository, digest)
     _compare_packages(job, image)
-    audited = _audit_image(job, image)
     signer = job.destination.signer
-    image_sbom.list_and_sign(console, repository, digest, plan, signer)
+    listed = image_sbom.put(console, repository, digest, plan, signer)
+    audited = _audit_image(job, image, listed)
+    image_sbom.sign(console, repository, digest, plan, listed, signer)
     with console.step("publish") as step:
         moving = () if job.destination.part else (plan.moving_tag, *job.destination.tags)
         tagging.check_further(repository, digest, job.destination.tags)
@@ -354,14 +356,22 @@ def _compare_packages(job: _PublishJob, image: str) -> None:
         job.console.say(f"  {line}")
 
 
-def _audit_image(job: _PublishJob, image: str) -> str:
-    """Audits the image; returns what its record says of that, empty if nothing was looked at."""
+def _audit_image(job: _PublishJob, image: str, listed: ImageWithSbom | None = None) -> str:
+    """Audits the image; returns what its record says of that, empty if nothing was looked at.
+
+    An image that stays in the engine has no SBOM beside it: it is read for the audit.
+    """
     data = job.destination.advisories
     if not data:
         job.console.say(f"  {gate.NOT_LOOKED_AT}")
         return ""
     with job.console.step("audit") as step:
-        step.detail = gate.image(job.plan, image, data, step.report)
+        components = (
+            listed.components
+            if listed
+            else image_sbom.components_of(engine.connect(), image, job.plan, step.report)
+        )
+        step.detail = gate.image(job.plan, image, components, data, step.report)
     return f"; {step.detail}"
 
 

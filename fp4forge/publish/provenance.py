@@ -2,6 +2,8 @@
 
 BuildKit attaches version 0.2 by default until moby/buildkit#6526 (February 2026). The fields move
 as in BuildKit's own ConvertSLSA02ToSLSA1 (solver/llbsolver/provenance/types); nothing is made up.
+BuildKit lists what it fetched itself, such as the base; what the steps fetched is added
+(``fetched``).
 The names are the specification's (``invocationId``), with BuildKit's extensions. BuildKit
 names a builder only if it is given one, and the specification demands one.
 """
@@ -12,10 +14,12 @@ import json
 import os
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from fp4forge.core import reading
 from fp4forge.core.errors import RegistryError
+from fp4forge.publish.fetched import ResolvedDependency
 
 KIND = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "https://github.com/moby/buildkit/blob/master/docs/attestations/slsa-definitions.md"
@@ -51,6 +55,14 @@ class _ProvenanceMetadata(Struct, frozen=True):
     reproducible: bool = False
 
 
+class _New(Struct, frozen=True):
+    buildDefinition: dict[str, Any]
+
+
+class _Listed(Struct, frozen=True):
+    resolvedDependencies: list[Any] = []
+
+
 class _Old(Struct, frozen=True):
     """A predicate of https://slsa.dev/provenance/v0.2, as BuildKit writes it."""
 
@@ -62,17 +74,26 @@ class _Old(Struct, frozen=True):
     buildConfig: dict[str, Any] | None = None
 
 
-def convert(predicate: dict[str, Any]) -> bytes:
-    """A predicate of version 1 as JSON; one that is of version 1 already stays as it is.
+def convert(predicate: dict[str, Any], fetched: list[ResolvedDependency]) -> bytes:
+    """A predicate of version 1 as JSON; one that is of version 1 already only gets the fetches.
 
     Args:
         predicate: BuildKit's, of version 0.2 or 1.
+        fetched: what the build's steps fetched, which BuildKit does not see.
 
     Raises:
         RegistryError: it has neither form.
     """
+    own = msgspec.to_builtins(fetched)
     if "buildDefinition" in predicate:
-        return _statement_bytes(predicate)
+        definition = reading.shaped(
+            predicate, _New, "BuildKit's provenance", RegistryError
+        ).buildDefinition
+        listed = reading.shaped(
+            definition, _Listed, "BuildKit's provenance", RegistryError
+        ).resolvedDependencies
+        more = {"resolvedDependencies": [*listed, *own]} if own else {}
+        return _statement_bytes(predicate | {"buildDefinition": definition | more})
     old = reading.shaped(predicate, _Old, "BuildKit's provenance", RegistryError)
     source = old.invocation.configSource
     config = {"uri": source.get("uri"), "digest": source.get("digest")}
@@ -91,7 +112,8 @@ def convert(predicate: dict[str, Any]) -> bytes:
                 },
                 "internalParameters": {name: value for name, value in internal.items() if value},
                 "resolvedDependencies": [
-                    {"uri": material.uri, "digest": material.digest} for material in old.materials
+                    *({"uri": one.uri, "digest": one.digest} for one in old.materials),
+                    *own,
                 ],
             },
             "runDetails": {

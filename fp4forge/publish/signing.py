@@ -16,8 +16,9 @@ from fp4forge.kernels.base import Progress
 from fp4forge.oci import copying, cosign, registry
 from fp4forge.oci.cosign import Signer, Trust
 from fp4forge.oci.reference import parse
-from fp4forge.publish import provenance
-from fp4forge.sbom import kept
+from fp4forge.publish import fetched, provenance
+from fp4forge.publish.fetched import ResolvedDependency
+from fp4forge.sbom import documents, kept
 
 # Of each platform's image that this project publishes.
 KINDS = (provenance.KIND, *kept.PREDICATES.values())
@@ -107,8 +108,15 @@ def signed_by(repository: str, digest: str, by: Signer, report: Progress) -> boo
     return True
 
 
-def provenances(repository: str, digest: str) -> dict[str, dict[str, bytes]]:
+def provenances(
+    repository: str, digest: str, listed: list[ResolvedDependency]
+) -> dict[str, dict[str, bytes]]:
     """The provenance that BuildKit attached to each platform's image, as predicates for ``sign``.
+
+    Args:
+        repository: where.
+        digest: of the index.
+        listed: what the build's steps fetched.
 
     Raises:
         RegistryError: the registry does not answer, or there is none of an image.
@@ -124,7 +132,7 @@ def provenances(repository: str, digest: str) -> dict[str, dict[str, bytes]]:
                 rule="BuildKit attaches it (--provenance=mode=max)",
                 remedy="build it again",
             )
-        complete[image] = {provenance.KIND: provenance.convert(made)}
+        complete[image] = {provenance.KIND: provenance.convert(made, listed)}
     return complete
 
 
@@ -142,7 +150,7 @@ def check(
 
     Raises:
         SignatureError: a signature is missing, is of another key, has expired, or is of another
-            image.
+            image, or the provenance does not list a wheel of the SBOM.
         RegistryError: the registry does not answer, or does not have the image.
     """
     document = registry.existing(repository, digest).data
@@ -151,7 +159,25 @@ def check(
     cosign.check(repository, manifests, trust)
     images = [entry.digest for entry in document.images] or [digest]
     for image in images:
+        found = {}
         for kind in kinds:
             report(f"attestation {kind}")
-            cosign.attestations(repository, image, kind, trust)
+            found[kind] = cosign.attestations(repository, image, kind, trust)[-1]
+        demand_fetches(found, f"{repository}@{image}")
     return Signed(f"{repository}@{digest}", len(manifests), kinds)
+
+
+def demand_fetches(predicates: dict[str, bytes], where: str) -> None:
+    """Holds an image's signed provenance to its signed SBOM, if both are given.
+
+    Args:
+        predicates: by their types.
+        where: the image, for messages.
+
+    Raises:
+        SignatureError: the provenance does not list a wheel of the SBOM, or cannot be read.
+        RegistryError: the SBOM cannot be read.
+    """
+    made, sbom = predicates.get(provenance.KIND), predicates.get(kept.PREDICATES[kept.CYCLONEDX])
+    if made is not None and sbom is not None:
+        fetched.demand(made, documents.read(sbom, f"the SBOM of {where}"), where)

@@ -191,7 +191,9 @@ def _vendored(
         if parent is None or (plan.strategy == "source" and _not_compiled(source.external, plan)):
             continue
         version = read or (pinned.commit if pinned else "")
-        host, _, path = source.repository.partition("/")
+        # Where a release takes it from, which may be a fork of the project's own repository.
+        repository = _repository_of(pinned.git) if pinned else source.repository
+        host, _, path = repository.partition("/")
         kind, owner = (
             ("github", path.partition("/")[0]) if host == "github.com" else ("generic", "")
         )
@@ -202,7 +204,7 @@ def _vendored(
             purl=_purl(kind, owner, name, version, {"in": source.of}),
             ecosystem=GIT,
             licence=source.licence,
-            source=f"https://{source.repository}",
+            source=f"https://{repository}",
             inside=parent,
         )
 
@@ -213,6 +215,10 @@ def _purl(
     from packageurl import PackageURL
 
     return str(PackageURL(kind, namespace or None, name, version or None, qualifiers).to_string())
+
+
+def _repository_of(git: str) -> str:
+    return git.removeprefix("https://").removesuffix(".git")
 
 
 def _not_compiled(external: str, plan: Plan) -> bool:

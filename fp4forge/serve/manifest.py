@@ -144,6 +144,7 @@ def render(server: ServerSettings, kind: str, **more: object) -> str:
         ray_scripts=ray.SCRIPTS,
         ray_head=f"{server.name}-head-svc",
         ray_node_port=ray.NODE_PORT,
+        ray_secret=f"{server.name}-ray",
         **({"monitoring": None} | more),
     )
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from fp4forge.core.errors import VerifyError
@@ -25,9 +26,11 @@ from fp4forge.plan.request import ImageRequest
 from fp4forge.plan.resolve import resolve
 from fp4forge.publish import base_images as making
 from fp4forge.publish import image_sbom, provenance, signing
+from fp4forge.publish.fetched import ResolvedDependency
 from fp4forge.sbom import contents, documents, kept
 from tests.e2e.conftest import PASSWORD, REGISTRY, REPO, build, shell, tag_digest
 
+FETCHED = ResolvedDependency("thing 1", "pkg:pypi/thing@1", {"sha256": "a" * 64}, {"from": "it"})
 pytestmark = pytest.mark.engine
 if shutil.which("cosign") is None:
     pytest.skip("NOT RUN: needs cosign (scripts/test-tools.sh)", allow_module_level=True)
@@ -64,7 +67,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 def test_buildkits_provenance_is_signed_as_slsa_v1(built: tuple[str, str], key: Path) -> None:
     repository, digest = built
-    signing.sign(repository, digest, Signer(str(key)), quiet, signing.provenances(*built))
+    signing.sign(
+        repository, digest, Signer(str(key)), quiet, signing.provenances(*built, [FETCHED])
+    )
     trust = Trust(str(key.with_suffix(".pub")))
     found = signing.check(repository, digest, trust, quiet, (provenance.KIND,))
     assert found.manifests == 3  # the index, the image, and BuildKit's attestation of it
@@ -77,6 +82,7 @@ def test_buildkits_provenance_is_signed_as_slsa_v1(built: tuple[str, str], key: 
     definition, run = predicate["buildDefinition"], predicate["runDetails"]
     assert definition["buildType"] == provenance.BUILD_TYPE
     assert definition["externalParameters"]["configSource"]["path"] == "Dockerfile"
+    assert definition["resolvedDependencies"][-1] == msgspec.to_builtins(FETCHED)
     assert run["builder"]["id"] == provenance.builder()
     assert run["metadata"]["startedOn"] < run["metadata"]["finishedOn"]
 

@@ -11,13 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from fp4forge.oci import acquire
+from fp4forge.oci import acquire, registry
 from fp4forge.plan.request import ImageRequest
-from fp4forge.publish import distro_packages, gate
+from fp4forge.publish import distro_packages, gate, signing
 from fp4forge.publish.pipeline import prepare
-from tests.e2e.conftest import ROOT, shell
+from fp4forge.sbom import documents, kept
+from fp4forge.sbom.components import SbomComponent, SbomSubject
+from tests.e2e.conftest import REGISTRY, ROOT, shell
 
 pytestmark = pytest.mark.engine
 NAME = f"fp4forge/h-supply:{os.getpid()}"
@@ -91,6 +94,8 @@ def test_an_image_is_audited_with_its_distribution(imported: str, data: Path) ->
     assert found["CVE-2026-1"]["packages"] == ["openssl 3.5.1-1"]
     assert found["CVE-2026-1"]["severity"] == "high" and not found["CVE-2026-1"]["explained"]
     assert found["CVE-2026-105760"]["explained"]
+    (left_out,) = report[0]["left_out"]
+    assert "has no SBOM" in left_out
 
 
 def test_a_publish_is_refused_for_what_only_the_image_has(imported: str, data: Path) -> None:
@@ -102,12 +107,66 @@ def test_a_publish_is_refused_for_what_only_the_image_has(imported: str, data: P
     plan = prepare(replace(REQUEST, allow_vulnerable=known)).plan
     assert gate.lock(plan, str(data), lambda _: None)
     with pytest.raises(VulnerableError, match="CVE-2026-1 "):
-        gate.image(plan, imported, str(data), lambda _: None)
+        gate.image(plan, imported, (), str(data), lambda _: None)
     accepted = prepare(replace(REQUEST, allow_vulnerable=(*known, "CVE-2026-1"))).plan
-    assert "accepted: CVE-2026-1" in gate.image(accepted, imported, str(data), lambda _: None)
+    assert "accepted: CVE-2026-1" in gate.image(accepted, imported, (), str(data), lambda _: None)
     nothing = prepare(replace(REQUEST, allow_vulnerable=(*known, "CVE-2026-1", "CVE-2026-2"))).plan
     with pytest.raises(UsageError, match="CVE-2026-2: this image has no such"):
-        gate.image(nothing, imported, str(data), lambda _: None)
+        gate.image(nothing, imported, (), str(data), lambda _: None)
+
+
+def test_a_publish_is_refused_for_a_source_that_is_compiled_in(imported: str, data: Path) -> None:
+    from dataclasses import replace
+
+    from fp4forge.core.errors import VulnerableError
+
+    known = ("PYSEC-2026-2303", "CVE-2026-115911", "GHSA-5r3c-5x4v-8gjh", "GHSA-v97p-wpxp-px84")
+    plan = prepare(replace(REQUEST, allow_vulnerable=(*known, "CVE-2026-1"))).plan
+    repository, commit = "https://github.com/NVIDIA/cutlass", "1" * 40
+    events = [{"introduced": "0"}, {"fixed": commit}]
+    ranges = [{"type": "GIT", "repo": repository, "events": events}]
+    (data / "git.json").write_text(
+        json.dumps({"id": "CVE-2026-3", "affected": [{"ranges": ranges}]})
+    )
+    listed = SbomComponent(
+        name="cutlass", version="2" * 40, purl="pkg:github/x", ecosystem="GIT", source=repository
+    )
+    with pytest.raises(VulnerableError, match="CVE-2026-3 "):
+        gate.image(plan, imported, [listed], str(data), lambda _: None)
+    fixed = msgspec.structs.replace(listed, version=commit)
+    assert gate.image(plan, imported, [fixed], str(data), lambda _: None)
+
+
+def test_an_image_is_audited_with_the_sbom_beside_it(imported: str, data: Path) -> None:
+    """In a registry: what is compiled in is found by it, and nothing is said to be left out."""
+    name = f"{REGISTRY}/fp4forge/h-supply"
+    tagged = f"{name}:{os.getpid()}"
+    shell("docker", "tag", imported, tagged)
+    try:
+        shell("docker", "push", tagged)
+        repository, digest = signing.locate(tagged)
+        commit, source = "2" * 40, "https://github.com/NVIDIA/cutlass"
+        listed = SbomComponent(
+            name="cutlass", version=commit, purl="pkg:github/x/y@2", ecosystem="GIT", source=source
+        )
+        subject = SbomSubject(
+            digest=digest, platform="linux/arm64", title="t", version="1", plan="0", epoch=1
+        )
+        images = registry.existing(repository, digest).data.by_platform.values() or [digest]
+        for image in images:
+            bom = documents.cyclonedx(subject, [listed], ())
+            kept.attach(repository, image, {kept.CYCLONEDX: bom}, 1)
+        ranges = [{"type": "GIT", "repo": f"{source}.git", "events": [{"introduced": "0"}]}]
+        record = {"id": "CVE-2026-3", "affected": [{"ranges": ranges}]}
+        (data / "git.json").write_text(json.dumps(record))
+        line = (sys.executable, "build.py", "audit", tagged, "--db", str(data), "--json")
+        (report,) = json.loads(shell(*line, check=False).stdout)
+        found = {finding["id"]: finding for finding in report["findings"]}
+        assert found["CVE-2026-3"]["packages"] == [f"github.com/nvidia/cutlass {commit}"]
+        assert found["CVE-2026-1"]["packages"] == ["openssl 3.5.1-1"]
+        assert report["left_out"] == []
+    finally:
+        shell("docker", "rmi", tagged)
 
 
 def test_its_packages_are_recorded_and_compared(

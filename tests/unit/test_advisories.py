@@ -16,13 +16,16 @@ from typing import Any
 
 import pytest
 from hypothesis import given
+from packaging.version import Version
 
 from fp4forge.advisories import audit, database, installed, osv, vex
 from fp4forge.advisories.installed import AuditedPackages
-from fp4forge.advisories.osv import PYPI, OsvPackage
+from fp4forge.advisories.osv import GIT, PYPI, OsvPackage
 from fp4forge.core.errors import AdvisoryError, BinaryError, UsageError, VulnerableError
 from fp4forge.core.paths import ROOT
-from fp4forge.inputs import release
+from fp4forge.inputs import image_extras, release
+from fp4forge.sbom.components import SbomComponent
+from fp4forge.serve import ray
 from tests.fuzz import fuzz, spoilt, survives
 
 DATA = Path(__file__).parent / "data" / "osv"
@@ -36,6 +39,8 @@ LISTED = {
     "CVE-2026-115911",
     "GHSA-5r3c-5x4v-8gjh",
 }
+# Of Ray, which only images built --with ray have.
+OF_RAY = {"CVE-2023-48022", "CVE-2025-34351"}
 TODAY = date(2026, 11, 28)
 VLLM = OsvPackage(PYPI, "vllm", "0.20.2")
 DEBIAN = "Debian:13"
@@ -132,6 +137,86 @@ def test_the_fix_is_the_next_version_that_has_it() -> None:
     assert part and osv.fixes(part, VLLM) == ["0.21"]
 
 
+# Sources that are compiled in
+
+CUTLASS = "https://github.com/NVIDIA/cutlass"
+OLD, NEW, OTHER = "1" * 40, "2" * 40, "3" * 40
+
+
+def source(*events: dict[str, str], repo: str = CUTLASS, **more: Any) -> Any:
+    """A record as OSV's converters write it: a repository, and often no package."""
+    part = {"ranges": [{"type": "GIT", "repo": repo, "events": list(events)}], **more}
+    return {"id": "CVE-2026-1", "affected": [part]}
+
+
+@pytest.mark.parametrize(
+    ("value", "version", "is_in"),
+    [
+        (source({"introduced": OLD}, {"last_affected": OLD}), OLD, True),
+        (source({"introduced": OLD}, {"last_affected": OLD}), NEW, False),
+        (source({"introduced": "0"}, {"fixed": NEW}), NEW, False),
+        # Which of two commits came first only the repository knows: a verdict must say it.
+        (source({"introduced": "0"}, {"fixed": NEW}), OLD, True),
+        (source({"introduced": "0" * 40}, {"last_affected": NEW}), OTHER, True),
+        (source({"introduced": "0"}, repo="https://github.com/nvidia/Cutlass.git"), OLD, True),
+        (source({"introduced": "0"}, repo="https://github.com/NVIDIA/cutlass-fork"), OLD, False),
+        # Tags are listed; a version that a header states has no v.
+        (source({"introduced": "0"}, versions=["v4.4.1", "v4.4.2"]), "4.4.2", True),
+        (source({"introduced": "0"}, versions=["v4.4.1", "v4.4.2"]), "v4.4.2", True),
+        (source({"introduced": "0"}, versions=["v4.4.1", "v4.4.2"]), "v4.5.0", False),
+        (source({"introduced": "0"}), "v4.5.0", True),
+    ],
+)
+def test_sources_go_by_commit_or_tag(value: Any, version: str, is_in: bool) -> None:
+    assert affected(value, version, GIT, osv.canonical(GIT, CUTLASS)) is is_in
+
+
+def listed(version: str, **more: Any) -> SbomComponent:
+    values: dict[str, Any] = {"name": "cutlass", "ecosystem": GIT, "source": CUTLASS, "purl": "x"}
+    return SbomComponent(version=version, **values | more)
+
+
+def test_an_sbom_adds_what_no_lock_names(tmp_path: Path) -> None:
+    every = [
+        listed(OLD),
+        listed("", name="pynvml"),
+        listed("3.5.1-1+b1", name="libssl", ecosystem=DEBIAN, source="openssl", source_version="3"),
+        listed("1.0+cu130", name="torch", ecosystem=PYPI, source=""),
+    ]
+    found, left_out = installed.of_sbom(every)
+    assert found == {
+        OsvPackage(GIT, "github.com/nvidia/cutlass", OLD),
+        OsvPackage(DEBIAN, "openssl", "3"),
+        OsvPackage(PYPI, "torch", "1.0+cu130"),
+    }
+    assert len(left_out) == 1 and "pynvml" in left_out[0]
+    value = source({"introduced": "0"}, {"fixed": NEW})
+    (tmp_path / "git.json").write_text(json.dumps(value))
+    debian = record({"introduced": "0"}, {"fixed": "4"}, ecosystem=DEBIAN, name="openssl")
+    (tmp_path / "debian.json").write_text(json.dumps(debian | {"id": "CVE-2026-2"}))
+    contents = AuditedPackages("0.20.2", tuple(sorted(found)), left_out)
+    report = audit.run(contents, database.OsvFolder(tmp_path), quiet, TODAY)
+    by_id = {finding.id: finding for finding in report.findings}
+    assert by_id["CVE-2026-1"].packages == [f"github.com/nvidia/cutlass {OLD}"]
+    assert by_id["CVE-2026-1"].fixed == [NEW] and by_id["CVE-2026-1"].grave
+    assert by_id["CVE-2026-1"].releases == []  # no lock says what a newer release compiles in
+    assert by_id["CVE-2026-2"].packages == ["openssl 3"]
+    assert report.left_out == left_out
+    later, _ = installed.of_sbom([listed(NEW)])
+    contents = AuditedPackages("0.20.2", tuple(later))
+    assert audit.run(contents, database.OsvFolder(tmp_path), quiet, TODAY).findings == ()
+
+
+def test_an_image_without_an_sbom_says_what_was_not_audited() -> None:
+    found, (left_out,) = installed.of_sbom(None)
+    assert not found and "no SBOM" in left_out
+
+
+def test_a_verdict_names_a_source_by_its_package_url() -> None:
+    one = OsvPackage(GIT, "github.com/nvidia/cutlass", OLD)
+    assert one.purl == f"pkg:github/nvidia/cutlass@{OLD}"
+
+
 # Severity
 
 
@@ -207,9 +292,10 @@ def look(folder: Path, *values: Any, name: str = "", today: date = TODAY) -> aud
 @pytest.mark.parametrize("name", ["0.19.1", "0.20.2"])
 def test_each_known_advisory_has_a_verdict(name: str) -> None:
     report = audit.run(installed.of_release(name), database.of(str(DATA)), quiet, TODAY)
-    found = {finding.id: finding for finding in report.findings}
+    every = {finding.id: finding for finding in report.findings}
+    assert all(finding.status and finding.reason for finding in every.values())
+    found = {finding.id: finding for finding in report.findings if not finding.only_with}
     assert found.keys() == LISTED
-    assert all(finding.status and finding.reason for finding in found.values())
     assert all(finding.releases[-1] == "0.33.0" for finding in found.values())
     # What bites, or could not be looked at, explains nothing.
     assert {f.id for f in found.values() if f.explained} == {"CVE-2026-41523", "CVE-2026-105760"}
@@ -219,9 +305,42 @@ def test_each_known_advisory_has_a_verdict(name: str) -> None:
     audit.demand(report, tuple(f.id for f in found.values() if f.grave))
 
 
-def test_the_newest_release_is_in_none_of_them() -> None:
-    report = audit.run(installed.of_release("0.33.0"), database.of(str(DATA)), quiet, TODAY)
-    assert report.components > 100 and report.findings == ()
+def test_the_newest_release_is_in_none_of_them_but_rays() -> None:
+    contents = installed.of_release("0.33.0")
+    report = audit.run(contents, database.of(str(DATA)), quiet, TODAY)
+    assert report.components > 100
+    assert {f.id for f in report.findings if not f.only_with} == set()
+    assert {f.id for f in report.findings} == OF_RAY
+
+
+@pytest.mark.parametrize("name", release.names())
+def test_an_advisory_of_an_extra_is_only_of_images_with_it(name: str) -> None:
+    contents = installed.of_release(name)
+    report = audit.run(contents, database.of(str(DATA / "ray")), quiet, TODAY)
+    (version,) = {one.version for one in contents.components if one.name == "ray"}
+    more = {"CVE-2026-57516"} if Version(version) < Version("2.56.0") else set()
+    assert {f.id for f in report.findings} == OF_RAY | more
+    for finding in report.findings:
+        assert finding.only_with == ["ray"] and "(only --with ray)" in audit.line(finding)
+        assert finding.severity in ("critical", "high") and finding.explained
+    audit.demand(report)
+    # An image without it has none of them; one with it, whose verdicts have expired, is refused.
+    without = tuple(one for one in contents.components if one not in contents.optional)
+    plain = audit.run(AuditedPackages(name, without), database.of(str(DATA / "ray")), quiet, TODAY)
+    assert plain.findings == ()
+    late = audit.run(contents, database.of(str(DATA / "ray")), quiet, date(2028, 1, 1))
+    with pytest.raises(VulnerableError, match=r"only --with ray.*expired"):
+        audit.demand(late)
+
+
+@pytest.mark.parametrize("name", release.names())
+def test_the_verdicts_on_ray_say_what_the_locks_and_the_image_hold(name: str) -> None:
+    """Each reason is a fact of this repository: it must not outlive it."""
+    names = {one.name for one in installed.of_release(name).components}
+    assert not names & {"aiohttp-cors", "opencensus", "opentelemetry-exporter-prometheus"}
+    assert not names & {"pandas", "pyarrow"}
+    assert image_extras.table()["ray"].environment == {"RAY_AUTH_MODE": "token"}
+    assert "--include-dashboard=false" in ray.SCRIPTS[ray.HEAD]
 
 
 def test_a_verdict_counts_until_its_last_day(tmp_path: Path) -> None:
@@ -285,7 +404,8 @@ def verdicts(
 
 
 def test_a_release_that_an_image_names_is_no_path(tmp_path: Path) -> None:
-    assert vex.load("../vex/0.20.2") == () and len(vex.load("0.20.2")) == len(LISTED)
+    assert vex.load("../vex/0.20.2") == ()
+    assert {verdict.name for verdict in vex.load("0.20.2")} > LISTED
 
 
 def test_a_verdict_is_on_a_version() -> None:
@@ -412,10 +532,12 @@ class Service:
     """A server with the form of OSV's API: querybatch in pages, and records by name."""
 
     def __init__(self) -> None:
-        self.records = {p.stem: p.read_bytes() for p in DATA.glob("*.json")}
+        self.records = {p.stem: p.read_bytes() for p in DATA.rglob("*.json")}
         self.asked: list[str] = []
         self.status = 200
         self.results: Any = None
+        self.by_commit: dict[str, str] = {}
+        self.queries: list[Any] = []
         service = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -445,13 +567,24 @@ class Service:
     def answer(self, queries: list[Any]) -> Any:
         if self.results is not None:
             return self.results
-        names = sorted(self.records)
+        self.queries += queries
+        named: dict[str, list[str]] = {}
+        for name in sorted(self.records.keys() - {*self.by_commit.values()}):
+            for part in json.loads(self.records[name])["affected"]:
+                named.setdefault(part["package"]["name"], []).append(name)
         out: list[Any] = []
         for query in queries:
-            if query["package"] != {"name": "vllm", "ecosystem": PYPI}:
+            if "commit" in query:
+                known = self.by_commit.get(query["commit"])
+                out.append({"vulns": [{"id": known}]} if known else {})
+            elif query["package"]["ecosystem"] != PYPI or not (
+                names := named.get(query["package"]["name"], [])
+            ):
                 out.append({})
             elif query.get("page_token") == "second":
                 out.append({"vulns": [{"id": name, "modified": "x"} for name in names[4:]]})
+            elif len(names) <= 4:
+                out.append({"vulns": [{"id": name} for name in names]})
             else:
                 first = [{"id": name, "modified": "x"} for name in names[:4]]
                 out.append({"vulns": first, "next_page_token": "second"})
@@ -473,7 +606,18 @@ def test_the_service_gives_what_a_folder_gives(service: Service) -> None:
     assert by_service.findings == by_folder.findings != ()
     # All packages in one request, the second page in another, each record once.
     assert service.asked.count("/v1/querybatch") == 2
-    assert len(service.asked) == 2 + len(LISTED)
+    assert len(service.asked) == 2 + len(by_folder.findings)
+
+
+def test_the_service_is_asked_by_commit_or_by_the_tag_of_a_repository(service: Service) -> None:
+    name = "github.com/nvidia/cutlass"
+    every = [OsvPackage(GIT, name, OLD), OsvPackage(GIT, name, "v4.4.2"), VLLM]
+    service.records["CVE-2026-1"] = json.dumps(source({"introduced": "0"}, {"fixed": NEW})).encode()
+    service.by_commit = {OLD: "CVE-2026-1"}
+    found = database.of(service.url).about(every, quiet)
+    assert [r.id for r in found[every[0]]] == ["CVE-2026-1"] and found[every[1]] == []
+    assert service.queries[1]["package"] == {"name": f"https://{name}.git", "ecosystem": GIT}
+    assert service.queries[1]["version"] == "v4.4.2"
 
 
 def test_a_service_that_refuses(service: Service) -> None:

@@ -289,6 +289,13 @@ def test_a_ray_cluster(folder: Path) -> None:
     # The head's address is known before it is ready; it is ready only with its workers.
     variables = {entry["name"]: entry.get("value") for entry in other["env"]}
     assert variables["RAY_HEAD"] == head["headService"]["metadata"]["name"]
+    # Ray demands a token of whoever reaches its ports; it is in no manifest.
+    name = found["metadata"]["name"] + "-ray"
+    for container in (first, other):
+        by_name = {entry["name"]: entry for entry in container["env"]}
+        assert by_name["RAY_AUTH_MODE"]["value"] == "token"
+        secret = by_name["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]
+        assert secret == {"name": name, "key": "auth_token"}
     assert head["headService"]["spec"]["publishNotReadyAddresses"] is True
     for container in (first, other):  # else KubeRay adds probes that call wget
         assert {"startupProbe", "readinessProbe", "livenessProbe"} <= set(container)

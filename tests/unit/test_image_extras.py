@@ -43,6 +43,16 @@ def test_its_packages_have_a_record_of_their_own() -> None:
     assert distro_packages.record_of(base, platform, {"ray": ()}).name == "bootstrap-arm64.txt"
 
 
+def test_ray_of_an_image_demands_a_token() -> None:
+    """By a variable of the stage that has Ray; the image test holds images against the plan's."""
+    plain, more = resolve(REQUEST), resolve(replace(REQUEST, extras=("ray",)))
+    assert more.environment == plain.environment | {"RAY_AUTH_MODE": "token"}
+    assert "RAY_AUTH_MODE" not in plain.environment
+    stages = render.dockerfile(more).split("\nFROM ")
+    (own,) = [stage for stage in stages if "ENV RAY_AUTH_MODE=token" in stage]
+    assert own.partition("\n")[0].endswith("AS ray-with")
+
+
 def test_a_plan_with_ray_has_its_locked_packages_as_a_layer() -> None:
     plain, more = resolve(REQUEST), resolve(replace(REQUEST, extras=("ray",)))
     assert more.moving_tag == plain.moving_tag.replace("bootstrap-", "bootstrap-ray-")

@@ -205,6 +205,18 @@ def test_what_an_entry_says(root: Path, plan: Plan) -> None:
     assert cutlass.inside == "pkg:pypi/vllm@0.20.2"
 
 
+def test_a_vendored_source_is_of_the_repository_that_the_release_pins(root: Path) -> None:
+    """A release may take a fork; the table has the project's own repository."""
+    forked = resolve(ImageRequest("blackwell", "0.33.0", "plain", "wheel", "bootstrap", aot="none"))
+    (root / SITE[1:] / "vllm/third_party/deep_gemm").mkdir(parents=True)
+    (found,) = [c for c in assemble(read(root), forked, table()) if c.name == "DeepGEMM"]
+    assert found.source == "https://github.com/vllm-project/DeepGEMM"
+    assert found.purl.startswith("pkg:github/vllm-project/deepgemm@")
+    own = resolve(ImageRequest("blackwell", "0.20.2", "awq", "wheel", "bootstrap", aot="none"))
+    (found,) = [c for c in assemble(read(root), own, table()) if c.name == "DeepGEMM"]
+    assert (found.source, found.version) == ("https://github.com/deepseek-ai/DeepGEMM", "")
+
+
 def test_documents_repeat_and_can_be_read_back(root: Path, plan: Plan) -> None:
     components = assemble(read(root), plan, table())
     patches = plan.inputs.series.for_variant(plan.variant)

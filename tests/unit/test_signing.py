@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fp4forge.cli import cli
-from fp4forge.core.errors import ArtefactError, ForgeError, RegistryError, ToolError, UsageError
+from fp4forge.core.errors import (
+    ArtefactError,
+    ForgeError,
+    RegistryError,
+    SignatureError,
+    ToolError,
+    UsageError,
+)
+from fp4forge.inputs import locks
+from fp4forge.inputs.release import Release
 from fp4forge.oci import cosign
 from fp4forge.oci.cosign import Signer, Trust
-from fp4forge.publish import beside, provenance
+from fp4forge.plan import packages
+from fp4forge.plan.request import ImageRequest
+from fp4forge.plan.resolve import resolve
+from fp4forge.publish import beside, fetched, provenance, signing
+from fp4forge.publish.fetched import ResolvedDependency
+from fp4forge.sbom import documents, kept
+from fp4forge.sbom.components import SbomComponent, SbomSubject, canonical, wheel_hashes
 from tests.fuzz import fuzz
 
 # BuildKit 0.12's predicate of https://slsa.dev/provenance/v0.2, shortened.
@@ -42,7 +58,7 @@ OLD: dict[str, Any] = {
 def test_provenance_of_version_02_becomes_version_1(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("GITHUB_WORKFLOW_REF", "CI_CONFIG_REF_URI"):
         monkeypatch.delenv(name, raising=False)
-    new = json.loads(provenance.convert(OLD))
+    new = json.loads(provenance.convert(OLD, []))
     definition, run = new["buildDefinition"], new["runDetails"]
     assert definition["buildType"] == provenance.BUILD_TYPE
     assert definition["externalParameters"] == {
@@ -53,17 +69,97 @@ def test_provenance_of_version_02_becomes_version_1(monkeypatch: pytest.MonkeyPa
     assert run["builder"]["id"] == provenance.LOCAL_BUILDER
     assert run["metadata"]["invocationId"] == "one"
     assert run["metadata"]["buildkit_completeness"]["resolvedDependencies"] is False
-    assert json.loads(provenance.convert(new)) == new
+    assert json.loads(provenance.convert(new, [])) == new
+    # BuildKit sees its base; what the steps fetched is added, to either version.
+    one = ResolvedDependency("a 1", "pkg:pypi/a@1", {"sha256": "a" * 64}, {"from": "locks/a.txt"})
+    for made in (provenance.convert(OLD, [one]), provenance.convert(new, [one])):
+        *base, last = json.loads(made)["buildDefinition"]["resolvedDependencies"]
+        assert base == OLD["materials"] and last["digest"] == {"sha256": "a" * 64}
+        assert fetched.read(made, "it")[-1] == one
+
+
+PLANS = (
+    ImageRequest("sm121", "0.33.0", "plain", "wheel", "bootstrap", aot="none", extras=("ray",)),
+    ImageRequest("blackwell", "0.20.2", "awq", "source", "bootstrap", aot="none"),
+)
+
+
+@pytest.mark.parametrize("request_", PLANS, ids=("wheel", "source"))
+def test_every_file_of_the_locks_is_in_the_list_of_fetches(request_: ImageRequest) -> None:
+    plan = resolve(request_)
+    listed = fetched.of(plan)
+    digests = {one.digest.get("sha256") for one in listed}
+    names = {one.name for one in listed}
+    for file in packages.files(plan):
+        for package, block in locks.entries(locks.content(file)).items():
+            name, version = locks.pin(block)
+            own = set(re.findall(r"sha256:([0-9a-f]{64})", block))
+            if plan.strategy == "source" and name == "vllm":
+                continue
+            assert own and own <= digests, package
+            assert f"{canonical(name)} {version}" in names
+    for name, source in plan.sources.items():
+        (entry,) = (one for one in listed if one.name == name)
+        assert source.where.partition("#")[0] in entry.uri
+        commit = source.where.partition("#")[2]
+        assert entry.digest == ({"gitCommit": commit} if len(commit) == 40 else {})
+    release = plan.inputs.release
+    assert isinstance(release, Release)
+    vllm = release.sdist if plan.strategy == "source" else release.vllm.wheels[plan.platform]
+    assert vllm.sha256 in digests
+    deb = SbomComponent(name="libc6", version="1", purl="pkg:deb/x", ecosystem="Debian:13")
+    assert [one.name for one in fetched.of(plan, [deb]) if one not in listed] == ["libc6"]
+    assert all(len(one.text.split("  ")) == 4 for one in listed)
+
+
+def test_provenance_that_lacks_a_wheel_of_the_sbom_is_refused() -> None:
+    plan = resolve(PLANS[0])
+    allowed = wheel_hashes(plan)
+    every = [
+        SbomComponent(name=n, version=v, purl=f"pkg:pypi/{n}@{v}", ecosystem="PyPI", sha256=hashes)
+        for (n, v), hashes in allowed.items()
+    ]
+    listed = fetched.of(plan)
+    fetched.demand(provenance.convert(OLD, listed), every, "it")
+    (gone,) = (one for one in every if one.name == "torch")
+    left = [one for one in listed if one.digest.get("sha256") not in gone.sha256]
+    lacking = provenance.convert(OLD, left)
+    with pytest.raises(
+        SignatureError, match=f"not list what the build fetched: torch {gone.version}"
+    ):
+        fetched.demand(lacking, every, "it")
+    with pytest.raises(SignatureError, match="more"):
+        fetched.demand(provenance.convert(OLD, []), every, "it")
+    # The signatures' check compares the two that are signed.
+    subject = SbomSubject(
+        digest="sha256:" + "ab" * 32, platform="p", title="t", version="1", plan="0", epoch=0
+    )
+    sbom = documents.cyclonedx(subject, every, ())
+    kind = kept.PREDICATES[kept.CYCLONEDX]
+    signing.demand_fetches({provenance.KIND: lacking}, "it")
+    with pytest.raises(SignatureError, match="torch"):
+        signing.demand_fetches({provenance.KIND: lacking, kind: sbom}, "it")
+
+
+def test_the_list_of_fetches_is_a_signed_one() -> None:
+    done = CliRunner().invoke(cli, ["sbom", "host/image:tag", "--format", "fetched"])
+    assert isinstance(done.exception, UsageError) and "whose signature" in str(done.exception)
+    with pytest.raises(SignatureError):
+        fetched.read(b'{"buildDefinition": {"resolvedDependencies": 1}}', "it")
+    # Whoever signs, a terminal gets no control characters.
+    text = b'{"buildDefinition": {"resolvedDependencies": [{"uri": "a\\u001b[2J\\tb"}]}}'
+    (one,) = fetched.read(text, "it")
+    assert "\x1b" not in one.text and len(one.text.split("  ")) == 4
 
 
 def test_a_workflow_is_the_builder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GITHUB_SERVER_URL", "https://github.example")
     monkeypatch.setenv("GITHUB_WORKFLOW_REF", "o/r/.github/workflows/build.yml@refs/heads/main")
-    new = json.loads(provenance.convert(OLD))
+    new = json.loads(provenance.convert(OLD, []))
     assert new["runDetails"]["builder"]["id"] == (
         "https://github.example/o/r/.github/workflows/build.yml@refs/heads/main"
     )
-    kept = json.loads(provenance.convert(OLD | {"builder": {"id": "https://its.own"}}))
+    kept = json.loads(provenance.convert(OLD | {"builder": {"id": "https://its.own"}}, []))
     assert kept["runDetails"]["builder"]["id"] == "https://its.own"
 
 
@@ -78,7 +174,7 @@ _JSON = st.recursive(
 @given(st.sampled_from(sorted(OLD)), _JSON)
 def test_provenance_with_any_field(name: str, value: Any) -> None:
     try:
-        json.loads(provenance.convert(OLD | {name: value}))
+        json.loads(provenance.convert(OLD | {name: value}, []))
     except RegistryError as error:
         assert name in error.message
 

@@ -266,6 +266,33 @@ def test_a_key_is_tried_before_anything_is_built(
         cosign.signer(str(tmp_path / "none.key"))
 
 
+def test_provenance_that_lacks_what_was_fetched(
+    place: str, fresh: Image, ours: Path, command: Command
+) -> None:
+    """Both are signed by the right key: they are compared. The same with the list passes."""
+    digest, kind = "a" * 64, "https://cyclonedx.org/bom"
+    entry = {
+        "name": "thing",
+        "version": "1",
+        "purl": "pkg:pypi/thing@1",
+        "hashes": [{"alg": "SHA-256", "content": digest}],
+        "properties": [{"name": "fp4forge:ecosystem", "value": "PyPI"}],
+    }
+    bom = json.dumps({"bomFormat": "CycloneDX", "specVersion": "1.6", "components": [entry]})
+    made = PREDICATES | {kind: bom.encode()}
+    signing.sign(place, fresh.digest, Signer(str(ours)), quiet, {inner(fresh): made})
+    refused(command, place, ours, "does not list what the build fetched: thing 1")
+    listed = [{"name": "thing 1", "uri": "pkg:pypi/thing@1", "digest": {"sha256": digest}}]
+    whole = json.dumps({"buildDefinition": {"resolvedDependencies": listed}}).encode()
+    signing.sign(
+        place, fresh.digest, Signer(str(ours)), quiet, {inner(fresh): {provenance.KIND: whole}}
+    )
+    done = command("verify", f"{place}:two", "--key", public(ours))
+    assert done.code == 0, done.err
+    shown = command("sbom", f"{place}:two", "--key", public(ours), "--format", "fetched")
+    assert shown.out == f"sha256:{digest}  thing 1  pkg:pypi/thing@1  BuildKit\n"
+
+
 def test_the_password_is_on_no_command_line(
     ours: Path, monkeypatch: pytest.MonkeyPatch, place: str, fresh: Image
 ) -> None:
