@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from fp4forge.cli import results_shown
+from fp4forge.cli.bench_images import images
 from fp4forge.cli.options import CommandGroup, Function, json_option
 from fp4forge.core.errors import RegressionError, UsageError
 
@@ -128,6 +129,9 @@ def _result_folder(suite: str) -> Path:
     from fp4forge.core.paths import STATE
 
     return STATE / "bench" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{suite}"
+
+
+bench.add_command(images)
 
 
 @bench.command("soak")

@@ -71,11 +71,7 @@ def up(
 
     if o["extras"]:
         monitoring.check_port(o["port"])
-    if o["api_key_file"] and not reading.is_file(o["api_key_file"]):
-        raise UsageError(
-            f"--api-key-file {o['api_key_file']} is not a file",
-            rule="a file on this machine with the key and nothing else",
-        )
+    wanted_server.check_key_file(o["api_key_file"])
     if len(given) > 1:
         together.check_options(len(given), o)
     console = Console()

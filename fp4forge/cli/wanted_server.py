@@ -85,6 +85,19 @@ def server(o: dict[str, Any], *, own_image: bool) -> ServerSettings:
     return with_recipe(settings.server(o["model"], image, chosen), o, chosen)
 
 
+def check_key_file(path: Path | None) -> None:
+    """Refuses an --api-key-file that is not there.
+
+    Raises:
+        UsageError: it is not a file.
+    """
+    if path and not reading.is_file(path):
+        raise UsageError(
+            f"--api-key-file {path} is not a file",
+            rule="a file on this machine with the key and nothing else",
+        )
+
+
 def on_this_machine(
     o: dict[str, Any], number: int, console: Console, *, own_image: bool
 ) -> ServerSettings:
