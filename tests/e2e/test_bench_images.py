@@ -85,6 +85,7 @@ def images(image: str, tmp_path: Path) -> Iterator[Images]:
         name = alternation.server_name(found.out, side)
         shell("docker", "rm", "--force", "--volumes", name, check=False)
         shell("docker", "volume", "rm", "--force", f"{name}-cache", check=False)
+        shell("docker", "network", "rm", f"{name}_default", check=False)
 
 
 @pytest.fixture(scope="module")
