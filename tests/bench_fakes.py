@@ -116,8 +116,8 @@ class Fake:
 
 
 @contextmanager
-def serving(fake: Fake) -> Iterator[str]:
-    """A server on loopback; its URL."""
+def serving(fake: Fake, address: tuple[str, int] = ("127.0.0.1", 0)) -> Iterator[str]:
+    """A server, by default at a free port of loopback; its URL."""
     # Imported here: the fake docker is started often, and needs none of it.
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -146,7 +146,7 @@ def serving(fake: Fake) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with ThreadingHTTPServer(address, Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()

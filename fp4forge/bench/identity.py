@@ -52,15 +52,18 @@ class _InspectedImage(Struct, frozen=True):
     Id: str
     RepoDigests: list[str] | None = None
     Config: _InspectedConfig = _InspectedConfig()
+    Os: str = ""
+    Architecture: str = ""
 
 
 @dataclass(frozen=True)
 class MeasuredImage:
-    """An image of this engine: its digest, and what its labels say."""
+    """An image of this engine: its digest, its platform, and what its labels say."""
 
     reference: str
     digest: str
     labels: dict[str, str]
+    platform: str = ""  # such as linux/arm64
 
     def label(self, name: str) -> str:
         """A label of this project's; empty if the image has none."""
@@ -108,7 +111,12 @@ def image(reference: str) -> MeasuredImage:
         ("image", "inspect", "--", reference), _InspectedImage, f"image {shown(reference, 200)}"
     )
     digests = [named.digest for named in references.listed(found.RepoDigests)]
-    return MeasuredImage(reference, digests[0] if digests else found.Id, found.Config.Labels or {})
+    return MeasuredImage(
+        reference,
+        digests[0] if digests else found.Id,
+        found.Config.Labels or {},
+        f"{found.Os}/{found.Architecture}",
+    )
 
 
 def container(name: str) -> MeasuredContainer:

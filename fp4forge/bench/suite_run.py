@@ -37,6 +37,25 @@ def slug(load: TrialLoad, number: int) -> str:
     return f"{load.table}-{label}-{number}"
 
 
+def open_trials(result: BenchResult, suite: NamedSuite, rounds: int) -> list[tuple[TrialLoad, int]]:
+    """Trials, with their numbers from 1, that a result lacks or has with faults.
+
+    Args:
+        result: what was measured; points that it leaves out are not asked for.
+        suite: the chosen tables.
+        rounds: how often each trial is wanted.
+    """
+    found = []
+    for load in suite.loads():
+        if load.table in result.left_out or load.name in result.left_out:
+            continue
+        have = result.measured_trials(load.table, load.label)
+        for number in range(1, load.trials * rounds + 1):
+            if number > len(have) or not have[number - 1].valid:
+                found.append((load, number))
+    return found
+
+
 @dataclass
 class SuiteRun:
     """One run of a suite."""
@@ -47,6 +66,7 @@ class SuiteRun:
     result: BenchResult
     folder: Path
     report: Progress
+    rounds: int = 1  # how often each trial is made, over all runs of this result
     until: float = float("inf")  # monotonic time, after which no trial begins
     between: Callable[[], list[str]] = list  # asked after each trial; what it says is a fault
     writer: PromptWriter = field(init=False)
@@ -75,7 +95,7 @@ class SuiteRun:
             ServingError: the server died; every trial until then is kept.
             BenchError: the load generator does not run here.
         """
-        open_ = [(load, number) for load in self._loads() for number in self._missing(load)]
+        open_ = open_trials(self.result, self.suite, self.rounds)
         if open_:
             self.report("warming up")
             warmed = self._trial(self.suite.warmup, 0)
@@ -102,17 +122,6 @@ class SuiteRun:
                 self._stop(load, made)
         self.result.complete = True
         results.save(self.result, self.folder)
-
-    def _loads(self) -> list[TrialLoad]:
-        return [load for load in self.suite.loads() if not self._left_out(load)]
-
-    def _left_out(self, load: TrialLoad) -> bool:
-        return load.table in self.result.left_out or load.name in self.result.left_out
-
-    def _missing(self, load: TrialLoad) -> list[int]:
-        """Numbers, from 1, of the trials that are not there or have faults."""
-        have = self.result.trials(load.table, load.label)
-        return [n for n in range(1, load.trials + 1) if n > len(have) or not have[n - 1].valid]
 
     def _keep(self, load: TrialLoad, number: int, made: Trial) -> None:
         trials = self.result.trials(load.table, load.label)

@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
+from fp4forge.cli import results_shown
+from fp4forge.cli.bench_images import images
 from fp4forge.cli.options import CommandGroup, Function, json_option, runs_itself
-from fp4forge.core.errors import BenchError, RegressionError, UsageError
+from fp4forge.core.errors import RegressionError, UsageError
 
 _PATH = click.Path(path_type=Path, exists=True)
-LISTED = 10  # faults in a message
-
 
 _SERVER = (
     click.option("--url", help="The server's root, such as http://127.0.0.1:8000"),
@@ -70,7 +70,7 @@ def bench(ctx: click.Context, /, **options: Any) -> None:
     """
     if runs_itself(ctx):
         result = _measure_suite(**options)
-        _refuse_faults(result, options["as_json"])
+        results_shown.refuse_faults(result, options["as_json"])
 
 
 def _measure_suite(
@@ -87,7 +87,7 @@ def _measure_suite(
     folder = out or _result_folder(suite.name)
     given = {name: value for name, value in options.items() if value is not None}
     console = Console()
-    with console.step("bench") as step, _hold_result_folder(folder):
+    with console.step("bench") as step, results_shown.hold_result_folder(folder):
         runner = opening.start(
             opening.BenchRequest(url=url, suite=suite, folder=folder, **given), step.report
         )
@@ -100,12 +100,12 @@ def _measure_suite(
             raise
         finally:
             if runner.result.tables:
-                _write_report(runner.result, folder)
+                results_shown.write_report(runner.result, folder)
         step.detail = f"{len(tables.tables(runner.result))} tables in {folder}"
     if as_json:
         print_json(tables.as_data(runner.result))
     else:
-        _show_result(runner.result)
+        results_shown.show_result(runner.result)
     return runner.result
 
 
@@ -131,69 +131,7 @@ def _result_folder(suite: str) -> Path:
     return STATE / "bench" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{suite}"
 
 
-def _hold_result_folder(folder: Path) -> Any:
-    """Holds a folder: two runs in one would spoil each other's figures.
-
-    Raises:
-        BenchError: another run holds it.
-    """
-    from filelock import FileLock, Timeout
-
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / "lock", blocking=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise BenchError(f"another run is measuring in {folder}", remedy="wait for it") from None
-    return lock
-
-
-def _write_report(result: Any, folder: Path) -> None:
-    """The page and the Markdown beside the result."""
-    from fp4forge.bench import result_page, tables
-    from fp4forge.core import files
-
-    files.replace(folder / "index.html", result_page.page(result))
-    files.replace(folder / "README.md", tables.markdown(result))
-
-
-def _show_result(result: Any) -> None:
-    from fp4forge.bench import tables
-    from fp4forge.core.console import rich, table
-
-    terminal = rich()
-    terminal.print(", ".join(tables.facts(result)))
-    for shown in tables.tables(result):
-        if shown.why:
-            terminal.print(f"{shown.title}: not measured: {shown.why}")
-            continue
-        rows = (
-            (
-                row.label + ("*" if row.marks else ""),
-                *(tables.text(name, row.values[name]) for name in shown.figures),
-            )
-            for row in shown.rows
-        )
-        terminal.print(table(("", *shown.heads), rows, title=shown.title, right=shown.heads))
-        for row in shown.rows:
-            if row.marks:
-                terminal.print(f"* {row.label}: {'; '.join(row.marks)}")
-    for name, why in result.left_out.items():
-        terminal.print(f"left out: {name}: {why}")
-
-
-def _refuse_faults(result: Any, as_json: bool) -> None:
-    """Ends with exit code 24 if a trial has a fault."""
-    faults = result.problems
-    if faults and as_json:
-        sys.exit(BenchError.exit_code)
-    if faults:
-        more = f"\n(and {len(faults) - LISTED} more)" if len(faults) > LISTED else ""
-        raise BenchError(
-            "these trials do not count:\n" + "\n".join(faults[:LISTED]) + more,
-            rule="every request is answered, whole, and as long as it was asked",
-            remedy="the server's log says why; running again with the same --out repeats them",
-        )
+bench.add_command(images)
 
 
 @bench.command("soak")
@@ -207,7 +145,7 @@ def soak_(hours: float, as_json: bool, **options: Any) -> None:
     from fp4forge.bench import soak
 
     result = _measure_suite(as_json=as_json, suite="soak", hours=hours, **options)
-    _refuse_faults(result, as_json)
+    results_shown.refuse_faults(result, as_json)
     worse = list(soak.drifts(result))
     if worse and as_json:
         sys.exit(RegressionError.exit_code)
@@ -229,12 +167,12 @@ def show(result: Path, as_json: bool) -> None:
     from fp4forge.core.console import print_json
 
     found = results.load(result)
-    _write_report(found, result if result.is_dir() else result.parent)
+    results_shown.write_report(found, result if result.is_dir() else result.parent)
     if as_json:
         print_json(tables.as_data(found))
     else:
-        _show_result(found)
-    _refuse_faults(found, as_json)
+        results_shown.show_result(found)
+    results_shown.refuse_faults(found, as_json)
 
 
 @bench.command()
@@ -268,59 +206,7 @@ def compare(
         if as_json:
             print_json([asdict(each) for each in found])
         else:
-            _print_ratios(found, "card", "here")
-            _print_caveats()
+            results_shown.print_ratios(found, "card", "here")
+            results_shown.print_caveats()
         return
-    second = results.load(new)
-    comparing.check(first, second)
-    limit = threshold or first.measured.threshold
-    found = comparing.changes(first, second, limit, card)
-    different = first.identity.differences(second.identity)
-    if as_json:
-        print_json({"differences": different, "changes": [asdict(each) for each in found]})
-    else:
-        for name, one, other in different:
-            click.echo(f"{name}: {one[:200]} -> {other[:200]}")
-        _print_ratios(found, "old", "new", with_card=card)
-        if card:
-            _print_caveats()
-    worse = [each for each in found if each.verdict == "worse"]
-    if worse and as_json:
-        sys.exit(RegressionError.exit_code)
-    if worse:
-        raise RegressionError(
-            "\n".join(
-                f"{w.table} {w.label}: {w.figure} {w.old:,.4g} -> {w.new:,.4g}" for w in worse
-            ),
-            rule=f"no figure is worse by more than {limit:.1%}, with 95 % confidence",
-            remedy="repeat both runs; build.py compare shows what differs between the images",
-        )
-
-
-def _print_caveats() -> None:
-    """What keeps the card's figures from being repeated."""
-    from fp4forge.bench import reference_card
-
-    card = reference_card.card()
-    click.echo(f"card: {card.machine}")
-    for caveat in card.caveats:
-        click.echo(f"  {caveat}")
-
-
-def _print_ratios(changes: Any, old: str, new: str, with_card: bool = False) -> None:
-    from fp4forge.bench.figures import FIGURES
-    from fp4forge.core.console import rich, table
-
-    rows = []
-    for each in changes:
-        figure = FIGURES[each.figure]
-        interval = "" if each.low is None else f"{each.low:.3f} to {each.high:.3f}"
-        cells = [f"{each.table} {each.label}", f"{figure.title}, {figure.unit}".removesuffix(", ")]
-        cells += [f"{value:,.{figure.digits}f}" for value in (each.old, each.new)]
-        cells += [f"{each.ratio:.3f}", interval, each.verdict]
-        if with_card:
-            cells.append("" if each.card is None else f"{each.card:,.{figure.digits}f}")
-        rows.append(cells)
-    numbers = (old, new, "ratio", "95 %")
-    more = ("card",) if with_card else ()
-    rich().print(table(("", "figure", *numbers, "verdict", *more), rows, right=(*numbers, *more)))
+    results_shown.compare(first, results.load(new), threshold, as_json, card=card)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,11 +19,29 @@ from fp4forge.core.errors import UsageError
 if TYPE_CHECKING:
     from fp4forge.launch.deployment import Deployment
     from fp4forge.launch.phases import StartTracker
+    from fp4forge.serve.settings import ServerSettings
 
 
 def reached_address(listen: str) -> str:
     """The address at which this machine reaches a server that listens there."""
     return "127.0.0.1" if listen == "0.0.0.0" else f"[{listen}]" if ":" in listen else listen  # noqa: S104
+
+
+def deployment_of(server: ServerSettings, release: str, **more: Any) -> Deployment:
+    """The record of a server that is to start; ``more`` adds fields, or replaces them."""
+    from fp4forge.launch.deployment import Deployment
+
+    fields = {
+        "name": server.name,
+        "model": server.model,
+        "served_name": server.served_name,
+        "image": server.image,
+        "release": release,
+        "url": f"http://{reached_address(server.listen)}:{server.port}",
+        "key_file": server.key_file,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return Deployment(**fields | more)
 
 
 def bring_up(
@@ -33,8 +52,19 @@ def bring_up(
     smoke: bool,
     as_json: bool,
     show: bool = True,
+    may_stay: bool = True,
 ) -> None:
-    """Starts it, waits, asks; prints how to use it (if ``show``), or the doctor's report."""
+    """Starts it, waits, asks; prints how to use it (if ``show``), or the doctor's report.
+
+    Args:
+        made: what starts; its files are written.
+        console: shows the steps.
+        seconds: how long a start may take.
+        smoke: whether each model is asked a question.
+        as_json: whether to print JSON.
+        show: whether to print how to use it.
+        may_stay: whether it may go on if its start is interrupted.
+    """
     from fp4forge.core.platform import host_platform
     from fp4forge.launch import starting
     from fp4forge.oci import engine
@@ -49,7 +79,8 @@ def bring_up(
             if smoke and not why and (why := _smoke(made, model, console)):
                 container = made.containers[index]
     except KeyboardInterrupt as error:
-        error.add_note(_interrupted(made))
+        if may_stay:
+            error.add_note(_interrupted(made))
         raise
     if why:
         with console.step("doctor"):

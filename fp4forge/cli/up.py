@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from fp4forge.cli import bringing_up, servers, together
+from fp4forge.cli import bringing_up, servers, together, wanted_server
 from fp4forge.cli.options import json_option, resolve_registry, server_options, with_option
 from fp4forge.core import reading
 from fp4forge.core.console import Console, print_json
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from fp4forge.checkpoint.tensors import Checkpoint
     from fp4forge.kernels.gpus import Product
     from fp4forge.serve.settings import ServerSettings
-
-_UTILIZATION = 0.85
 
 
 @click.command()
@@ -74,11 +71,7 @@ def up(
 
     if o["extras"]:
         monitoring.check_port(o["port"])
-    if o["api_key_file"] and not reading.is_file(o["api_key_file"]):
-        raise UsageError(
-            f"--api-key-file {o['api_key_file']} is not a file",
-            rule="a file on this machine with the key and nothing else",
-        )
+    wanted_server.check_key_file(o["api_key_file"])
     if len(given) > 1:
         together.check_options(len(given), o)
     console = Console()
@@ -94,13 +87,7 @@ def up(
         step.detail = o["image"]
     read = [tensors.read(folder) for folder in folders]
     weights = [sum(tensor.size for tensor in one.tensors.values()) for one in read]
-    o["utilization"], said = (
-        (o["utilization"], "")
-        if o["utilization"] is not None
-        else this_machine.share(product, _UTILIZATION, sum(weights))
-    )
-    if said:
-        console.say(f"  note  {said}")
+    o["utilization"] = wanted_server.utilization(o, product, sum(weights), console)
     found = _settings(folders, o, own, number, console)
     first, several = found[0], len(found) > 1
     watching = service_images.images() if o["extras"] else None
@@ -121,19 +108,14 @@ def up(
     this_machine.check_port(first.listen, first.port)
     rates = [_rate(one, o, product) for one in read]
     before = _last_start(name, first.image)
-    made = deployments.Deployment(
+    made = bringing_up.deployment_of(
+        first,
+        release,
         name=name,
-        model=first.model,
-        served_name=first.served_name,
-        image=first.image,
-        release=release,
-        url=f"http://{bringing_up.reached_address(first.listen)}:{first.port}",
-        key_file=first.key_file,
         override=bool(o["override"]),
         monitoring=bool(watching),
         weights=sum(weights),
         expected=0 if several else rates[0],
-        started=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=before.get("", {}),
         servers=[
             deployments.DeployedServer(
@@ -167,19 +149,10 @@ def _settings(
         FitError: they do not fit.
         UsageError: this machine has too few GPUs.
     """
-    from fp4forge.cli import wanted_server
-
     if len(folders) > 1:
         return wanted_server.several(folders, o, own_image=own)
-    found = wanted_server.server(o | {"model": folders[0]}, own_image=own)
-    for note in found.notes:
-        console.say(f"  note  {note}")
-    if number < found.gpus:
-        raise UsageError(
-            f"the split needs {found.gpus} GPUs, and this machine has {number}",
-            rule="a server runs on the GPUs of one machine",
-        )
-    return [found]
+    o = o | {"model": folders[0]}
+    return [wanted_server.on_this_machine(o, number, console, own_image=own)]
 
 
 def _rate(read: Checkpoint, o: dict[str, Any], product: Product) -> float:
@@ -221,7 +194,6 @@ def _image_to_serve(
     o: dict[str, Any], gpu: str, console: Console, dry_run: bool
 ) -> tuple[str, str, str]:
     """The image's --arch, the image by digest, and its release."""
-    from fp4forge.cli.wanted_server import published
     from fp4forge.core.platform import host_platform
     from fp4forge.launch import image as images
     from fp4forge.oci import engine, reference
@@ -229,7 +201,7 @@ def _image_to_serve(
 
     o["platform"] = o["platform"] or host_platform()
     archs = images.targets(gpu, o["arch"])
-    known = {arch: published(o | {"arch": arch}) for arch in archs}
+    known = {arch: wanted_server.published(o | {"arch": arch}) for arch in archs}
     release = known[archs[0]][1]
     if o["image"]:
         return archs[0], manifest.by_digest(o["image"]), release

@@ -16,6 +16,7 @@ from fp4forge.kernels import gpus as gpu
 
 if TYPE_CHECKING:
     from fp4forge.checkpoint.tensors import Checkpoint
+    from fp4forge.kernels.gpus import Product
     from fp4forge.plan.request import DecidedRequest
     from fp4forge.serve.settings import ServerSettings, ServerWishes
 
@@ -82,6 +83,67 @@ def server(o: dict[str, Any], *, own_image: bool) -> ServerSettings:
         chosen = _wishes_inspected(read, chosen, release, own_image)
     image = checked_image(named_image(o, found_tag), o)
     return with_recipe(settings.server(o["model"], image, chosen), o, chosen)
+
+
+def check_key_file(path: Path | None) -> None:
+    """Refuses an --api-key-file that is not there.
+
+    Raises:
+        UsageError: it is not a file.
+    """
+    if path and not reading.is_file(path):
+        raise UsageError(
+            f"--api-key-file {path} is not a file",
+            rule="a file on this machine with the key and nothing else",
+        )
+
+
+def on_this_machine(
+    o: dict[str, Any], number: int, console: Console, *, own_image: bool
+) -> ServerSettings:
+    """The same for a server that starts here; its notes are shown.
+
+    Args:
+        o: the options of ``up``.
+        number: GPUs of this machine.
+        console: shows the notes.
+        own_image: as in ``server``.
+
+    Raises:
+        UsageError: this machine has too few GPUs.
+        ForgeError: as ``server``.
+    """
+    found = server(o, own_image=own_image)
+    for note in found.notes:
+        console.say(f"  note  {note}")
+    if number < found.gpus:
+        raise UsageError(
+            f"the split needs {found.gpus} GPUs, and this machine has {number}",
+            rule="a server runs on the GPUs of one machine",
+        )
+    return found
+
+
+def utilization(o: dict[str, Any], product: Product, weights: int, console: Console) -> float:
+    """--gpu-memory-utilization: as given, or as much as this machine has free.
+
+    Args:
+        o: the options of ``up``.
+        product: this machine's GPU.
+        weights: bytes of the models' tensors.
+        console: shows what is free.
+
+    Raises:
+        FitError: what is free does not hold the weights.
+    """
+    from fp4forge.launch import this_machine
+
+    if o["utilization"] is not None:
+        return float(o["utilization"])
+    found, said = this_machine.share(product, this_machine.UTILIZATION, weights)
+    if said:
+        console.say(f"  note  {said}")
+    return found
 
 
 def several(models: list[Path], o: dict[str, Any], *, own_image: bool) -> list[ServerSettings]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -173,26 +172,15 @@ def _collect(
     o |= {"image": f"{cold.repository}@{cold.index}", "release": release, "arch": arch}
     o |= {"variant": variant, "strategy": cold.labels.get("io.fp4forge.strategy")}
     o |= {"platform": cold.platform, "base": None, "model": o["model"].absolute()}
-    found = wanted_server.server(o, own_image=True)
+    found = wanted_server.on_this_machine(o, number, console, own_image=True)
     found = replace(found, name=f"warm-{found.name}"[:63].rstrip("-"))
-    if number < found.gpus:
-        raise UsageError(f"the split needs {found.gpus} GPUs, and this machine has {number}")
     if found.name in deployments.names():
         before = deployments.load(found.name)
         if servers.state(before) == "running":
             raise UsageError(f"{found.name} is running", remedy=f"build.py serve stop {found.name}")
         before.run("down", "--volumes")
     this_machine.check_port(found.listen, found.port)
-    made = deployments.Deployment(
-        name=found.name,
-        model=str(o["model"]),
-        served_name=found.served_name,
-        image=found.image,
-        release=release,
-        url=f"http://{bringing_up.reached_address(found.listen)}:{found.port}",
-        key_file=found.key_file,
-        started=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
+    made = bringing_up.deployment_of(found, release)
     made.write(manifest.render(found, "compose"), "")
     bringing_up.bring_up(made, console, minutes * 60, smoke=True, as_json=as_json, show=False)
     try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from fp4forge.bench import identity
+from fp4forge.core.errors import PlatformError
 from fp4forge.kernels.gpus import TARGETS
 from fp4forge.oci import engine, reference, registry
 from fp4forge.publish import verified
@@ -61,3 +63,29 @@ def local(client: Any, archs: list[str], repo: str, labels: dict[str, str]) -> t
             if ours and verified.here(named.repository, named.digest):
                 found.setdefault(arch, str(named))
     return next(((arch, found[arch]) for arch in archs if arch in found), ("", ""))
+
+
+def labels(image: str, platform: str) -> dict[str, str]:
+    """The labels of an image, which is not pulled for that.
+
+    Args:
+        image: by digest.
+        platform: that it must be for.
+
+    Raises:
+        PlatformError: it is for another one.
+        RegistryError: neither the engine nor its registry has it.
+    """
+    if engine.present(image):
+        here = identity.image(image)
+        found = {here.platform: here.labels}
+    else:
+        named = reference.parse(image)
+        every = registry.image_labels(named.repository, named.digest)
+        found = {each["platform"]: each for each in every}
+    if platform not in found:
+        raise PlatformError(
+            f"{image} is for {', '.join(sorted(found))}, not for {platform}",
+            rule="an image serves on the platform that it is for",
+        )
+    return found[platform]

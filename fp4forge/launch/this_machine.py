@@ -16,6 +16,7 @@ from fp4forge.oci import process
 
 _QUERY = ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version,memory.total", "--format=csv"]
 _MEMINFO = Path("/proc/meminfo")
+UTILIZATION = 0.85  # of the GPU's memory, for vLLM, if nothing else runs
 # Of unified memory, what a host with a desktop and Docker's daemon goes on needing.
 _HOST_BYTES = 6 << 30
 # Below this share of the memory no server of a model that fits its GPU is worth starting.
