@@ -109,7 +109,7 @@ def test_verdicts_on_an_images_release(shelf: Shelf, tmp_path: Path) -> None:
     old = images.make(tmp_path, 98, **LABELS | {"io.fp4forge.release": "0.20.2"})
     images.seed(shelf.proxy.upstream, shelf.name, old, "old")
     (found,) = shelf.run("images")
-    assert found["verdicts"] == {"affected": 3, "not_affected": 2, "under_investigation": 3}
+    assert found["verdicts"] == {"affected": 3, "not_affected": 5, "under_investigation": 3}
 
 
 HOSTILE: list[bytes] = [b"", b"[]", b'{"tags": "x"}', b'{"tags": ["../x", "\\u001b[2J", 1]}']
