@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     type=click.IntRange(1, 50),
     default=1,
     show_default=True,
-    help="Measure each image so often, in turn: OLD NEW, NEW OLD, and so on.",
+    help="Measure each image this many times, alternating: OLD NEW, NEW OLD, and so on.",
 )
 @click.option(
     "--threshold",

@@ -115,7 +115,7 @@ def server(o: dict[str, Any], chosen: ClusterOption) -> tuple[ServerSettings, st
     image = wanted_server.named_image(o, tag)
     by_digest = wanted_server.checked_image(image, o)
     digest = reference.parse(by_digest).digest
-    wishes = replace(wanted_server.wishes(o, version), split=chosen.split)
+    wishes = replace(wanted_server.wishes(o, version), split=chosen.split, finishes=False)
     found = wanted_server.with_recipe(settings.server(o["model"], by_digest, wishes), o, wishes)
     name = f"fp4forge.local/{found.name}:{digest.removeprefix('sha256:')[:12]}"
     return found, image, name

@@ -16,7 +16,10 @@ _IN_FLIGHT = re.compile(rb"^vllm:num_requests_(?:running|waiting)\{[^}]*\} ([0-9
 
 
 def drain(deployment: Deployment, seconds: float, report: Progress) -> str:
-    """Waits until a server has no request in flight, or for so long; returns what is left."""
+    """Waits until a server has no request in flight, or for so long; returns what is left.
+
+    What is left is finished by the server itself while it stops (``settings.FINISH_SECONDS``).
+    """
     begin = time.monotonic()
     while True:
         try:
@@ -28,7 +31,7 @@ def drain(deployment: Deployment, seconds: float, report: Progress) -> str:
         if not left:
             return "no request is in flight"
         if time.monotonic() - begin > seconds:
-            return f"{left:.0f} requests are cut off after {seconds:.0f} s"
+            return f"{left:.0f} requests are still in flight after {seconds:.0f} s"
         report(f"{left:.0f} requests in flight")
         time.sleep(0.5)
 

@@ -40,6 +40,10 @@ SHM_GB = 8
 PIDS = 16384  # processes and threads: vLLM's, and those of compilers at the first start
 HOST_GB = 64  # beside a GPU of its own memory; on unified memory what the product has
 START_MINUTES = 10
+# A server that is stopped finishes its requests (vllm/v1/engine/core.py, "drain"); its processes
+# then need some seconds to end.
+FINISH_SECONDS = 60
+STOP_SECONDS = FINISH_SECONDS + 15
 _CACHES = {kv_cache_types.DEFAULT: "twice the tokens of BF16; the format by name"}
 LOOPBACK = "127.0.0.1"
 LOOPBACKS = (LOOPBACK, "::1")
@@ -89,6 +93,7 @@ class ServerSettings:
     environment: tuple[ServerSetting, ...]
     notes: tuple[str, ...]
     start_minutes: int
+    stop_seconds: int
     shm_gb: int
     memory_gb: int
     pids: int
@@ -135,6 +140,8 @@ class ServerWishes:
         quantisation: vLLM's option for the checkpoint's format, as an inspection found it; None:
             what config.json declares decides.
         remarks: what the inspection found that a reader of the manifest should know.
+        finishes: whether a server that is stopped finishes its requests first; a part of several
+            machines, which cannot without the others, does not.
     """
 
     workload: str = "interactive"
@@ -153,6 +160,7 @@ class ServerWishes:
     kv_cache: str = kv_cache_types.DEFAULT
     quantisation: str | None = None
     remarks: tuple[str, ...] = ()
+    finishes: bool = True
 
 
 def server(model: Path, image: str, wishes: ServerWishes) -> ServerSettings:
@@ -220,6 +228,9 @@ def server(model: Path, image: str, wishes: ServerWishes) -> ServerSettings:
         ServerSetting("--host", "0.0.0.0", "inside the container"),  # noqa: S104
         ServerSetting("--port", str(PORT), "inside the container; the health check asks there"),
     ]
+    if wishes.finishes:
+        why = "a server that is stopped finishes its requests first"
+        found.append(ServerSetting("--shutdown-timeout", str(FINISH_SECONDS), why))
     return ServerSettings(
         # A DNS label (RFC 1035), as Kubernetes wants for a Service; Docker takes it too.
         name=re.sub("[^a-z0-9]+", "-", f"vllm-{served.lower()}")[:63].rstrip("-"),
@@ -243,6 +254,7 @@ def server(model: Path, image: str, wishes: ServerWishes) -> ServerSettings:
         ),
         notes=(*_manifest_notes(known, name, wishes, read), *([cache] if cache else [])),
         start_minutes=START_MINUTES,
+        stop_seconds=STOP_SECONDS,
         shm_gb=SHM_GB,
         memory_gb=_host_memory(wishes.gpus),
         pids=PIDS,

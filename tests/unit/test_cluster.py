@@ -204,6 +204,7 @@ def test_a_leader_worker_set(folder: Path) -> None:
     line = ("serve", "cluster", "--format", "lws", "--machines", "2", "--model", str(folder))
     done = run(*line, "--image", IMAGE, "--workload", "balanced", "--rdma-resource", "rdma/hca")
     assert done.returncode == 0, done.stderr
+    assert "--shutdown-timeout" not in done.stdout  # without the others it finishes no request
     group, budget, service = yaml.safe_load_all(done.stdout)
     template = group["spec"]["leaderWorkerTemplate"]
     assert template["size"] == 2

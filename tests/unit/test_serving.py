@@ -160,6 +160,22 @@ def test_every_format_gives_the_server_the_same_words(tmp_path: Path) -> None:
     assert f'"{IMAGE}" serve "/models/m"' in unit
 
 
+def test_a_stopped_server_finishes_its_requests_before_it_is_killed(tmp_path: Path) -> None:
+    found = server(model(tmp_path), workload="balanced")
+    (finishes,) = (int(f.value) for f in found.flags if f.name == "--shutdown-timeout")
+    texts = {kind: manifest.render(found, kind) for kind in ("compose", "run", "systemd", "k8s")}
+    pod = list(yaml.safe_load_all(texts["k8s"]))[1]["spec"]["template"]["spec"]
+    (stop,) = re.findall(r"docker stop --time (\d+) ", texts["systemd"])
+    given = {
+        int(service(texts["compose"])["stop_grace_period"].removesuffix("s")),
+        int(re.findall(r"--stop-timeout (\d+) ", texts["run"])[0]),
+        int(pod["terminationGracePeriodSeconds"]),
+        int(stop),
+    }
+    assert min(given) > finishes
+    assert int(re.findall(r"TimeoutStopSec=(\d+)", texts["systemd"])[0]) > int(stop)
+
+
 def test_a_path_with_quotes_and_commas_is_mounted_as_it_is(tmp_path: Path) -> None:
     """Docker reads --mount as a CSV record (docker/cli, opts/mount.go)."""
     folder = model(tmp_path, 'it\'s "new", a:b')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,47 @@ def test_an_upgrade_serves_with_the_other_image(here: Here, up: dict[str, Any]) 
     assert "no request is in flight" in done.stderr
     assert listed(here) == ("running", "ready", image)
     assert "last time" not in done.stderr  # another image's times say nothing
+
+
+CLIENTS, TOKENS = 16, 1200
+
+
+def streamed(port: int, model: str) -> tuple[float, dict[str, Any]]:
+    """Streams one long answer; the seconds that it took, and its last event but [DONE]."""
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": "Count."}],
+        "max_tokens": TOKENS,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    begin = time.monotonic()
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+    headers = {"Content-Type": "application/json"}
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+    lines = connection.getresponse().read().split(b"\n\n")
+    *_, last, done, nothing = lines
+    assert (done, nothing) == (b"data: [DONE]", b""), lines[-3:]
+    return time.monotonic() - begin, json.loads(last.removeprefix(b"data: "))
+
+
+@pytest.mark.heavy
+def test_an_upgrade_cuts_no_answer_off(here: Here, up: dict[str, Any]) -> None:
+    """Answers that take longer than Docker gives a container to stop, by default 10 s."""
+    image = reconfigured(here.image, lambda config: config["Labels"].update(another="two"))
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        asked = [pool.submit(streamed, here.port, up["served_name"]) for _ in range(CLIENTS)]
+        time.sleep(5)
+        begin = time.monotonic()
+        done = here("upgrade", NAME, "--image", image, "--drain", "0")
+        assert done.returncode == 0, done.stderr
+        answers = [one.result(timeout=10) for one in asked]
+    assert f"{CLIENTS} requests are still in flight after 0 s" in done.stderr
+    assert {answer["usage"]["completion_tokens"] for _, answer in answers} == {TOKENS}
+    assert min(seconds for seconds, _ in answers) > 20, answers
+    assert time.monotonic() - begin > 15
+    assert listed(here) == ("running", "ready", image)
 
 
 @pytest.mark.heavy
