@@ -88,7 +88,7 @@ def _listed(image: str, trust: Trust | None) -> list[SbomComponent] | None:
     """What the SBOM beside an image lists, of all its platforms; None if it cannot be had.
 
     Raises:
-        RegistryError: a signature is demanded, and there is no SBOM.
+        RegistryError: a signature is required, but the image has no SBOM.
         SignatureError: the SBOM is not signed as demanded.
     """
     from fp4forge.publish import signing

@@ -230,7 +230,7 @@ def _start(o: dict[str, Any]) -> None:
         )
     if o["check"]:
         return
-    _start_cluster(o | {"override": override}, whole, hosts, found, (name, digest, chosen), console)
+    _start_cluster(o, override, whole, hosts, found, (name, digest, chosen), console)
 
 
 def hosts_of(items: list[PreflightItem]) -> list[str]:
@@ -298,6 +298,7 @@ def _show_preflight(items: list[PreflightItem], as_json: bool) -> None:
 
 def _start_cluster(
     o: dict[str, Any],
+    override: str,
     whole: ServerSettings,
     hosts: list[ClusterHost],
     found: list[ProbedHost],
@@ -327,7 +328,7 @@ def _start_cluster(
         files.replace(made.folder / f"{host.address}.yaml", text, 0o600)  # Ray's token is in it
     made.save()
     with console.step("files") as step:
-        lifecycle.write(made, texts, o["override"])
+        lifecycle.write(made, texts, override)
         step.detail = f"{len(texts)} machines"
     with console.step("start") as step:
         lifecycle.start(made, step.report)

@@ -44,7 +44,7 @@ def supported() -> tuple[str, ...]:
 
 
 def notice(release: str) -> str:
-    """A notice for a release that is no longer supported; empty for a supported one."""
+    """Says that a release is no longer supported; empty if it still is."""
     found = supported()
     if release in found:
         return ""

@@ -25,7 +25,7 @@ def rows(plans: Iterable[Plan]) -> list[dict[str, Any]]:
     every_gpu = defaults.table().image.arch
     for plan in plans:
         hosted = plan.arch == every_gpu or not plan.serves
-        if plan.inputs.base.suite or plan.cross or hosted != (plan.strategy != "source"):
+        if plan.inputs.base.suite or plan.cross or hosted == (plan.strategy == "source"):
             continue
         labels = ["self-hosted", "linux", PLATFORMS[plan.platform].runner, "blackwell", plan.arch]
         found.append(

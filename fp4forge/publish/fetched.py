@@ -15,6 +15,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from fp4forge.advisories.osv import COMMIT
 from fp4forge.core import reading
 from fp4forge.core.errors import SignatureError
 from fp4forge.core.text import shown
@@ -24,7 +25,6 @@ from fp4forge.plan.plan import Plan
 from fp4forge.sbom.components import GIT, PYPI, SbomComponent, canonical
 
 _SHOWN = 5  # names in a message
-_COMMIT = re.compile("[0-9a-f]{40}")
 
 
 class ResolvedDependency(Struct, frozen=True, omit_defaults=True):
@@ -92,7 +92,7 @@ def _of_source(name: str, where: str) -> ResolvedDependency:
     """An external source: a repository at a commit or tag, wheels of a lock, or a local tree."""
     address, _, pin = where.partition("#")
     digest = {}
-    if _COMMIT.fullmatch(pin):
+    if COMMIT.fullmatch(pin):
         digest = {"gitCommit": pin}
     elif where.startswith("sha256:"):  # of a local tree: no fetch, but part of the build
         address, digest = f"file:{name}", {"sha256": where.removeprefix("sha256:")}
